@@ -1,0 +1,148 @@
+"""How a config part checks its fields where it is made, and how it becomes JSON and comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import field
+from numbers import Integral, Real
+from typing import Any, ClassVar, Literal, Self, TypeAlias
+
+from jaxmlp.errors import ConfigError, did_you_mean
+
+Hyperparameters: TypeAlias = dict[str, Any]
+"""The traced values of a config part: floats by field name, nested as the config is."""
+
+
+def ranged(default: Any, interval: str, *, traced: bool = False) -> Any:
+    """A field of a number, or of numbers, in `interval`: the rule as people write it, such as `[0, 1)` or `(0, inf)`."""
+    return field(default=default, metadata={"interval": interval, "traced": traced})
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _dotted(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the one type itself."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
+    """`value` as its type says, or ConfigError with the rule it breaks."""
+    for choice in _choices(hint):
+        if typing.get_origin(choice) is Literal:
+            known = typing.get_args(choice)
+            if value in known:
+                return value
+            names = ", ".join(map(str, known))
+            raise ConfigError(path, f"must be one of {names}, got {value!r}.{did_you_mean(str(value), known)}")
+        if typing.get_origin(choice) is tuple and isinstance(value, list | tuple):
+            element = typing.get_args(choice)[0]
+            return tuple(_checked(path, element, item, metadata) for item in value)
+        if choice is bool and isinstance(value, bool):
+            return value
+        if choice is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return _in_interval(path, int(value), metadata)
+        if choice is float and isinstance(value, Real) and not isinstance(value, bool):
+            return _in_interval(path, float(value), metadata)
+        if isinstance(choice, type) and choice not in (bool, int, float) and isinstance(value, choice):
+            return value
+    raise ConfigError(path, f"must be {' or '.join(_described(choice) for choice in _choices(hint))}, got {value!r}")
+
+
+def _described(choice: Any) -> str:
+    if typing.get_origin(choice) is tuple:
+        return f"a list of {_described(typing.get_args(choice)[0]).split()[-1]}s"
+    plain = {int: "an integer", float: "a number", bool: "true or false", str: "a text", types.NoneType: "none"}
+    return plain.get(choice) or str(choice.__name__)
+
+
+def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
+    interval = metadata["interval"]
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value > low if interval[0] == "(" else value >= low
+    below = value < high if interval[-1] == ")" else value <= high
+    if above and below and math.isfinite(value):
+        return value
+    hint = f". Did you mean {value / 100:g}?" if high == 1 and 1 < value < 100 else ""
+    raise ConfigError(path, f"must be in {interval}, got {value:g}{hint}")
+
+
+class Part:
+    """A frozen dataclass whose fields are checked against their type and interval when it is made."""
+
+    path: ClassVar[str] = ""
+    kind: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        hints = _hints(typing.cast(Any, type(self)))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            checked = _checked(_dotted(self.path, item.name), hints[item.name], getattr(self, item.name), item.metadata)
+            object.__setattr__(self, item.name, checked)
+
+    def hyperparameters(self) -> Hyperparameters:
+        """The traced values, nested as the config is."""
+        found: Hyperparameters = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.metadata.get("traced"):
+                found[item.name] = value
+            elif isinstance(value, Part) and (inner := value.hyperparameters()):
+                found[item.name] = inner
+        return found
+
+    def program(self) -> Self:
+        """The same part with every traced value at its default: what a compiled program depends on."""
+        changes: dict[str, Any] = {}
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if item.metadata.get("traced"):
+                changes[item.name] = item.default
+            elif isinstance(value, Part):
+                changes[item.name] = value.program()
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+
+def to_plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        plain: dict[str, Any] = {"kind": value.kind} if value.kind else {}
+        items = dataclasses.fields(value)  # type: ignore[arg-type]
+        return plain | {item.name: to_plain(getattr(value, item.name)) for item in items}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_plain(path: str, hint: Any, plain: Any) -> Any:
+    """The part or value of type `hint` that `plain`, read from JSON, stands for."""
+    parts = [c for c in _choices(hint) if isinstance(c, type) and issubclass(c, Part)]
+    if not parts:
+        return plain
+    if not isinstance(plain, Mapping):
+        raise ConfigError(path or "config", f"must be a JSON object, got {plain!r}")
+    plain = dict(plain)
+    if len(parts) > 1:
+        kinds = {part.kind: part for part in parts}
+        kind = plain.pop("kind", None)
+        if kind not in kinds:
+            names = ", ".join(kinds)
+            raise ConfigError(f"{path}.kind", f"must be one of {names}, got {kind!r}.{did_you_mean(str(kind), kinds)}")
+        cls: Any = kinds[kind]
+    else:
+        cls = parts[0]
+    known = [item.name for item in dataclasses.fields(cls)]
+    for name in plain:
+        if name not in known:
+            raise ConfigError(_dotted(path, str(name)), f"is not a field.{did_you_mean(str(name), known)}")
+    for name in known:
+        if name not in plain:
+            raise ConfigError(_dotted(path, name), "is missing")
+    return cls(**{name: from_plain(_dotted(path, name), _hints(cls)[name], plain[name]) for name in known})
