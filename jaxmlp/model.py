@@ -1,0 +1,111 @@
+"""The multilayer perceptron, and what any other flax module must offer to be trained in its place."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Final
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from jaxmlp.config import ModelConfig
+from jaxmlp.errors import ConfigError
+
+ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
+    "relu": nn.relu,
+    "tanh": nn.tanh,
+    "sigmoid": nn.sigmoid,
+    "gelu": nn.gelu,
+    "elu": nn.elu,
+    "selu": nn.selu,
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+    "linear": lambda x: x,
+}
+
+
+class MLP(nn.Module):
+    """Dense, activation and dropout for each hidden layer, then Dense to the logits.
+
+    Parameters are float32 whatever `dtype`, the precision of activations and products; biases start at zero.
+    """
+
+    hidden_sizes: tuple[int, ...]
+    num_classes: int
+    activation: str = "relu"
+    dropout_rate: float = 0.0
+    kernel_init: str = "glorot_uniform"
+    dtype: str = "float32"
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width channels"], *, train: bool = False
+    ) -> Float[Array, "batch classes"]:
+        """The float32 logits of scaled images; with `train`, dropout draws from the `dropout` stream."""
+        kernel_init = getattr(nn.initializers, self.kernel_init)()
+        x = images.reshape(images.shape[0], -1)
+        for size in self.hidden_sizes:
+            x = nn.Dense(size, kernel_init=kernel_init, dtype=self.dtype)(x)
+            x = ACTIVATIONS[self.activation](x)
+            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype)(x).astype(jnp.float32)
+
+
+def make_mlp(config: ModelConfig, num_classes: int, precision: str = "float32") -> MLP:
+    """The MLP that `config` describes, computing in `precision`."""
+    return MLP(
+        hidden_sizes=config.hidden_sizes,
+        num_classes=num_classes,
+        activation=config.activation,
+        dropout_rate=config.dropout_rate,
+        kernel_init=config.kernel_init,
+        dtype=precision,
+    )
+
+
+def init_params(module: nn.Module, image_shape: tuple[int, ...], key: Key[Array, ""]) -> dict[str, Any]:
+    """The module's initial parameters.
+
+    Args:
+        module: Maps `images: float32 [batch, *image_shape]` to `logits [batch, classes]`.
+        image_shape: Of one image, such as `(28, 28, 1)`.
+        key: Of the INIT stream.
+
+    Raises:
+        ConfigError: The module keeps more than parameters (batch statistics, caches): a step would not be a
+            pure function of its parameters.
+    """
+    variables = module.init({"params": key}, jnp.zeros((1, *image_shape)), **train_flag(module, False))
+    if others := sorted(set(variables) - {"params"}):
+        raise ConfigError(
+            "module",
+            f"must hold parameters only, got the collections {', '.join(others)} too. "
+            "Replace layers such as BatchNorm by ones without running state, such as LayerNorm",
+        )
+    return dict(variables["params"])
+
+
+def train_flag(module: nn.Module, train: bool) -> dict[str, Any]:
+    """`{"train": train}` for a module whose `__call__` takes it, else nothing: not every module has dropout."""
+    return {"train": train} if "train" in inspect.signature(module.__call__).parameters else {}
+
+
+def apply_train(
+    module: nn.Module, params: Any, images: Float[Array, "batch ..."], dropout_key: Key[Array, ""]
+) -> Float[Array, "batch classes"]:
+    """Float32 logits in training mode."""
+    rngs = {"dropout": dropout_key}
+    return jnp.float32(module.apply({"params": params}, images, rngs=rngs, **train_flag(module, True)))
+
+
+def apply_eval(module: nn.Module, params: Any, images: Float[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+    """Float32 logits with dropout off."""
+    return jnp.float32(module.apply({"params": params}, images, **train_flag(module, False)))
+
+
+def num_params(params: Any) -> int:
+    """How many numbers the parameters are."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,63 @@
+"""The devices, and sums over a batch's shards whose bits no number of devices changes.
+
+A batch is cut into shards; the number of shards is part of the experiment, the number of devices is not. Every shard
+is computed by the same program, all shards are gathered on every device, and added there in one fixed order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Num
+
+AXIS = "shard"
+
+
+def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
+    """A mesh of one axis over the devices."""
+    return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The tree's arrays, whole on every device of the mesh."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
+    """The sum over the first axis: neighbours first, then neighbouring sums, an odd last one carried along."""
+    while (count := parts.shape[0]) > 1:
+        pairs = parts[0 : count - 1 : 2] + parts[1:count:2]
+        parts = jnp.concatenate([pairs, parts[-1:]]) if count % 2 else pairs
+    return parts[0]
+
+
+def sum_over_shards(
+    function: Callable[[Any, Any, Int[Array, ""]], Any], whole: Any, batch: Any, *, num_shards: int, mesh: Mesh
+) -> Any:
+    """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
+
+    Args:
+        function: What one shard adds: a tree of arrays.
+        whole: Arguments that every shard sees whole.
+        batch: Arrays `[batch, ...]`; shard `index` holds rows `index * batch / num_shards` and on.
+        num_shards: Divides the batch, and is divided by the number of devices.
+        mesh: From `make_mesh`.
+    """
+    if num_shards == 1:
+        return function(whole, batch, jnp.int32(0))
+
+    def sum_on_device(whole: Any, shards: Any, indices: Int[Array, " shards"]) -> Any:
+        parts = lax.map(lambda shard: function(whole, *shard), (shards, indices))
+        return jax.tree.map(pairwise_sum, lax.all_gather(parts, AXIS, tiled=True))
+
+    shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)
+    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.shard_map(
+        sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
+    )(whole, shards, jnp.arange(num_shards))
