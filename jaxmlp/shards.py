@@ -16,7 +16,36 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Num
 
+from jaxmlp.errors import ConfigError, DeviceError
+
 AXIS = "shard"
+
+
+def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:
+    """The devices that share a batch.
+
+    Args:
+        grad_shards: Of the config; the number of devices divides it.
+        wanted: How many; by default the largest number of those there are that divides `grad_shards`.
+
+    Raises:
+        ConfigError: `wanted` does not divide `grad_shards`.
+        DeviceError: There are fewer devices than `wanted`.
+    """
+    there = jax.devices()
+    works = [count for count in range(1, grad_shards + 1) if grad_shards % count == 0]
+    if wanted is None:
+        return there[: max(count for count in works if count <= len(there))]
+    if wanted not in works:
+        near = sorted(sorted(works, key=lambda count: abs(count - wanted))[:2])
+        nearest = " and ".join(map(str, near))
+        raise ConfigError("devices", f"must divide grad_shards {grad_shards}, got {wanted}. The nearest: {nearest}")
+    if wanted > len(there):
+        kind = there[0].platform
+        raise DeviceError(
+            f"device: {wanted} devices were asked for, but JAX finds {len(there)} of {kind}. Leave out --devices"
+        )
+    return there[:wanted]
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:

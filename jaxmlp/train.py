@@ -20,12 +20,11 @@ import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Float, Int, Key, Shaped
 
-from jaxmlp import model, objective, shards
+from jaxmlp import model, objective, optim, shards
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.fields import Hyperparameters
-from jaxmlp.optim import make_optimizer
 from jaxmlp.prng import Stream, stream_key
 
 EVAL_ROWS = 1024
@@ -83,8 +82,8 @@ class Health(NamedTuple):
 
     bad_loss_step: Int[Array, ""]
     """First step whose loss was not finite, or `NEVER`."""
-    finite_params: Bool[Array, " leaves"]
-    """For each leaf of the parameters, whether all of it is finite after the last step."""
+    finite_params: Any
+    """The parameters' tree, with whether all of a leaf is finite after the last step."""
 
 
 def make_hyper(config: ExperimentConfig, steps_per_epoch: int) -> Hyper:
@@ -102,7 +101,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first update, from the seed alone."""
     params = model.init_params(module, image_shape, stream_key(hyper.seed, Stream.INIT))
-    optimizer = make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
+    optimizer = optim.make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
@@ -152,7 +151,7 @@ def _train_step(
         cost, cost_grads = jax.value_and_grad(partial(objective.penalty, config.model))(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
         sums = sums._replace(loss=sums.loss + cost * rows)
-    optimizer = make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
+    optimizer = optim.make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     return TrainState(state.step + 1, params, opt_state), sums
@@ -202,7 +201,7 @@ def train_steps(
         return next_state, _add(sums, added), jnp.minimum(bad_loss_step, bad_now)
 
     state, sums, bad_loss_step = lax.fori_loop(start, stop, body, (state, sums, jnp.int32(NEVER)))
-    finite_params = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)])
+    finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
     return state, sums, Health(bad_loss_step, finite_params)
 
 
@@ -244,6 +243,12 @@ def evaluate(params: Any, split: Split, *, config: ExperimentConfig, module: nn.
 
     sums: Sums = lax.fori_loop(0, len(order) // batch_size, body, Sums.zero())
     return sums._replace(loss=sums.loss + objective.penalty(config.model, params) * examples)
+
+
+@partial(jax.jit, static_argnames="config")
+def learning_rate(step: Int[Array, ""], hyper: Hyper, *, config: ExperimentConfig) -> Float[Array, ""]:
+    """The rate of the update that starts at `step`."""
+    return optim.learning_rate(config.optimizer, hyper.optimizer, hyper.total_steps, step)
 
 
 def _scaled(images: Shaped[Array, "batch ..."], config: ExperimentConfig) -> Float[Array, "batch ..."]:

@@ -1,0 +1,313 @@
+"""The host's side of a run: chunks of steps, progress, history, digests, checkpoints, stop signals. No numerics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxmlp import data, model, runtime, shards, train
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, DivergedError
+from jaxmlp.history import EpochRecord, History
+from jaxmlp.run.digest import digest, leaves, restore
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.signals import Stop
+
+CHUNK_S = 0.25
+"""About how long the device runs between two looks of the host: signals, progress, divergence. Changes no bit."""
+CHECKPOINT_S = 60.0
+"""Seconds between two checkpoints."""
+
+
+class Progress:
+    """What `fit` tells while it runs; override what you want to hear."""
+
+    def note(self, text: str) -> None:
+        """A line that people should see once."""
+
+    def steps_done(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """`done` of the epoch's `total` updates are made; the means are the epoch's so far."""
+
+    def epoch_ended(self, record: EpochRecord) -> None:
+        """An epoch is over and recorded."""
+
+
+class Hook(Protocol):
+    """Called after each epoch with its record and the state, which it must not keep: the next step reuses it."""
+
+    def __call__(self, record: EpochRecord, state: train.TrainState) -> object: ...
+
+
+def fit(
+    config: ExperimentConfig,
+    dataset: data.Dataset | None = None,
+    *,
+    module: nn.Module | None = None,
+    run: RunDirectory | None = None,
+    progress: Progress | None = None,
+    hooks: Sequence[Hook] = (),
+    devices: int | None = None,
+    stop: Stop | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> History:
+    """Train as `config` says; from the newest good checkpoint of `run`, where it has one.
+
+    Args:
+        config: The experiment.
+        dataset: Its data; by default what `config.data` names.
+        module: Any flax module from `images: float32 [batch, height, width, channels]`, scaled, to
+            `logits [batch, classes]`, in place of the MLP; dropout draws from its `dropout` stream.
+        run: Where to keep metrics, digests and checkpoints; by default nothing is written.
+        progress: Told what happens.
+        hooks: Called after each epoch.
+        devices: How many share a batch; by default as many as divide `config.grad_shards`.
+        stop: Watched between chunks; once it holds a signal, the run is saved and ends as `interrupted`.
+        checkpoint_s: Seconds between two checkpoints.
+
+    Returns:
+        The history, with the last state.
+
+    Raises:
+        ConfigError: The config does not fit the data or the devices.
+        DataError: The data cannot be had.
+        DeviceError: The devices are not there.
+        DivergedError: Loss or parameters are no longer finite.
+        DiskError: The run directory cannot be written.
+        RunError: The run's checkpoints do not fit, or none is whole.
+    """
+    runtime.configure()
+    progress = progress or Progress()
+    dataset = dataset or data.load(config.data, report=progress.note)
+    examples = len(dataset.train.labels)
+    if config.batch_size > examples:
+        raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
+    mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
+    module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
+    loop = _Loop(config, dataset, module, mesh, run, progress, hooks, stop or Stop(), checkpoint_s)
+    try:
+        return loop.run_all()
+    except DivergedError:
+        if run:
+            run.finish("diverged", None)
+        raise
+
+
+@dataclass
+class _Position:
+    """Where a run stands: with the config and the data, all that its future depends on."""
+
+    state: train.TrainState
+    sums: train.Sums
+    epoch: int = 1
+    done: int = 0
+    """Updates made in this epoch."""
+    epoch_s: float = 0.0
+    best_val_loss: float = math.inf
+
+    def meta(self) -> dict[str, Any]:
+        best = None if math.isinf(self.best_val_loss) else self.best_val_loss
+        return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_val_loss": best}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return leaves({"state": self.state, "sums": self.sums})
+
+
+@dataclass
+class _Loop:
+    config: ExperimentConfig
+    dataset: data.Dataset
+    module: nn.Module
+    mesh: Mesh
+    run: RunDirectory | None
+    progress: Progress
+    hooks: Sequence[Hook]
+    stop: Stop
+    checkpoint_s: float
+    chunk: int = 1
+    """Updates a call, fitted to CHUNK_S."""
+    saved_at: float = 0.0
+    unsaved_best: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
+    records: list[EpochRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.examples = len(self.dataset.train.labels)
+        self.steps_per_epoch = -(-self.examples // self.config.batch_size)
+        self.static: dict[str, Any] = {"config": self.config.program(), "module": self.module}
+        self.hyper = self._put(train.make_hyper(self.config, self.steps_per_epoch))
+        self.train_split = self._put(train.Split(*self.dataset.train))
+        self.val_split = self.dataset.validation and self._put(train.Split(*self.dataset.validation))
+
+    def run_all(self) -> History:
+        began = time.perf_counter()
+        position = self._start()
+        self._compile(position)
+        self.saved_at = first_update = time.perf_counter()
+        while position.epoch <= self.config.epochs and not self.stop.signal:
+            self._epoch(position)
+        status = "finished" if position.epoch > self.config.epochs else "interrupted"
+        self._save(position)
+        ended = time.perf_counter()
+        test = self._test(position) if status == "finished" else (None, None)
+        state = jax.device_get(position.state)
+        history = History(
+            config=self.config,
+            records=tuple(self.records),
+            state=state,
+            status=status,
+            test_loss=test[0],
+            test_accuracy=test[1],
+            params_sha256=digest(state.params),
+            state_sha256=digest(state),
+            compile_s=first_update - began,
+            train_s=ended - first_update,
+            devices=self.mesh.size,
+            processes=jax.process_count(),
+        )
+        if self.run:
+            self.run.finish(status, dict(history.result()))
+        return history
+
+    def _start(self) -> _Position:
+        image_shape = self.dataset.train.images.shape[1:]
+        state = train.init_state(self.hyper, **self.static, image_shape=image_shape)
+        position = _Position(self._put(state), self._put(train.Sums.zero()))
+        checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
+        if checkpoint:
+            tree = restore({"state": position.state, "sums": position.sums}, checkpoint.arrays)
+            meta = checkpoint.meta
+            position = _Position(
+                state=self._put(tree["state"]),
+                sums=self._put(tree["sums"]),
+                epoch=meta["epoch"],
+                done=meta["done"],
+                epoch_s=meta["epoch_s"],
+                best_val_loss=math.inf if meta["best_val_loss"] is None else meta["best_val_loss"],
+            )
+        if self.run:
+            self.run.cut_back(position.epoch)
+            self.records = [EpochRecord(**line) for line in self.run.epochs()]
+        return position
+
+    def _compile(self, position: _Position) -> None:
+        """Run every program once: `train_steps` over no updates, so that nothing changes."""
+        order = self._order(position.epoch)
+        self._train_steps(position, order, position.done)
+        if self.val_split:
+            self._evaluate(position, self.val_split)
+
+    def _epoch(self, position: _Position) -> None:
+        """The epoch's updates that are left, unless stopped; then its evaluation and its record."""
+        order = self._order(position.epoch)
+        while position.done < self.steps_per_epoch:
+            if self.stop.signal:
+                return
+            self._chunk(position, order)
+            if time.perf_counter() - self.saved_at > self.checkpoint_s:
+                self._save(position)
+        began = time.perf_counter()
+        loss, accuracy = _means(position.sums)
+        val = self._evaluate(position, self.val_split) if self.val_split else (None, None)
+        rate = train.learning_rate(position.state.step - 1, self.hyper, config=self.static["config"])
+        steps, seconds = int(position.state.step), position.epoch_s + time.perf_counter() - began
+        record = EpochRecord(position.epoch, steps, loss, accuracy, *val, float(rate), seconds)
+        position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
+        position.sums = self._put(train.Sums.zero())
+        self.records.append(record)
+        if self.run:
+            self._write(record, position, order)
+        for hook in self.hooks:
+            hook(record, position.state)
+        self.progress.epoch_ended(record)
+
+    def _chunk(self, position: _Position, order: jax.Array) -> None:
+        began = time.perf_counter()
+        stop = min(position.done + self.chunk, self.steps_per_epoch)
+        health = self._train_steps(position, order, stop)
+        sums, health = jax.device_get((position.sums, health))
+        self._check(health, position)
+        seconds = time.perf_counter() - began
+        position.epoch_s += seconds
+        self.chunk = max(1, min(int(self.chunk * CHUNK_S / seconds), 8 * self.chunk))
+        self.progress.steps_done(position.epoch, position.done, self.steps_per_epoch, *_means(sums))
+
+    def _train_steps(self, position: _Position, order: jax.Array, stop: int) -> train.Health:
+        """Make the epoch's updates from where the position stands up to `stop`."""
+        position.state, position.sums, health = train.train_steps(
+            position.state, position.sums, self.train_split, order, position.done, stop, self.hyper,
+            **self.static, mesh=self.mesh,
+        )  # fmt: skip
+        position.done = stop
+        return health
+
+    def _check(self, health: train.Health, position: _Position) -> None:
+        bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
+        if health.bad_loss_step == train.NEVER and not bad:
+            return
+        step = min(int(health.bad_loss_step), int(position.state.step) - 1)
+        leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
+        newest = self.run.checkpoints() if self.run else []
+        kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
+        raise DivergedError(
+            f"diverged: the loss is not finite at step {step}, epoch {position.epoch}; {leaf}; {kept}.\n"
+            "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
+        )
+
+    def _write(self, record: EpochRecord, position: _Position, order: jax.Array) -> None:
+        """The epoch's lines; and the best state, kept until the next checkpoint writes it."""
+        assert self.run
+        state = jax.device_get(position.state)
+        digests = {
+            "epoch": record.epoch,
+            "steps": record.steps,
+            "params_sha256": digest(state.params),
+            "opt_state_sha256": digest(state.opt_state),
+            "order_sha256": digest({"order": np.asarray(order)[: self.examples]}),
+        }
+        self.run.append_epoch(record._asdict(), digests)
+        if record.val_loss is not None and record.val_loss < position.best_val_loss:
+            position.best_val_loss = record.val_loss
+            self.unsaved_best = (record.steps, position.arrays(), position.meta())
+
+    def _save(self, position: _Position) -> None:
+        """A checkpoint of this position; before it the best one's, so that no checkpoint knows a best that is lost."""
+        if not self.run:
+            return
+        step = int(position.state.step)
+        best, self.unsaved_best = self.unsaved_best, None
+        if best and best[0] != step:
+            self.run.save_checkpoint(*best, best=True)
+        self.run.save_checkpoint(step, position.arrays(), position.meta(), best=bool(best and best[0] == step))
+        self.saved_at = time.perf_counter()
+
+    def _order(self, epoch: int) -> jax.Array:
+        order = train.epoch_order(
+            self.hyper.seed, epoch - 1, examples=self.examples, batch_size=self.config.batch_size,
+            shuffle=self.config.shuffle,
+        )  # fmt: skip
+        return self._put(order)
+
+    def _test(self, position: _Position) -> tuple[float, float]:
+        if self.dataset.validation is self.dataset.test and self.records:
+            last = self.records[-1]
+            assert last.val_loss is not None and last.val_accuracy is not None
+            return last.val_loss, last.val_accuracy
+        return self._evaluate(position, self._put(train.Split(*self.dataset.test)))
+
+    def _evaluate(self, position: _Position, split: train.Split) -> tuple[float, float]:
+        return _means(jax.device_get(train.evaluate(position.state.params, split, **self.static, mesh=self.mesh)))
+
+    def _put(self, tree: Any) -> Any:
+        return shards.replicate(tree, self.mesh)
+
+
+def _means(sums: train.Sums) -> tuple[float, float]:
+    """Loss and accuracy, divided once, on the host."""
+    return float(sums.loss) / int(sums.examples), int(sums.correct) / int(sums.examples)

@@ -1,0 +1,78 @@
+"""What a run did, epoch by epoch, and what came out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxmlp.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from jaxmlp.train import TrainState
+
+
+class EpochRecord(NamedTuple):
+    """One epoch's figures, a line of `metrics.jsonl`; `loss` and `accuracy` are means in training mode."""
+
+    epoch: int
+    """From 1."""
+    steps: int
+    """Updates made by its end, since the run's start."""
+    loss: float
+    accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    learning_rate: float
+    """Of its last update."""
+    seconds: float
+    """Of its updates and evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """A run's figures and its last state; `history["val_loss"]` is a list of one figure an epoch."""
+
+    config: ExperimentConfig
+    records: tuple[EpochRecord, ...]
+    state: TrainState
+    """Arrays on the host."""
+    status: str
+    """`finished`, or `interrupted` by a stop signal."""
+    test_loss: float | None
+    """Of the last parameters; none where the run was interrupted, as `test_accuracy`."""
+    test_accuracy: float | None
+    params_sha256: str
+    state_sha256: str
+    compile_s: float
+    """Of tracing, compiling and loading the programs, before the first update."""
+    train_s: float
+    """From the first update to the end of the last epoch with its evaluation, digests and checkpoints."""
+    devices: int
+    processes: int
+
+    def __getitem__(self, name: str) -> list[Any]:
+        """One figure an epoch, by the name of a field of `EpochRecord`."""
+        return [getattr(record, name) for record in self.records]
+
+    def result(self) -> Mapping[str, Any]:
+        """The run in one flat JSON object, as `train --json` prints it."""
+        last = self.records[-1] if self.records else None
+        return {
+            "status": self.status,
+            "seed": self.config.seed,
+            "epochs": len(self.records),
+            "steps": int(self.state.step),
+            "train_loss": last and last.loss,
+            "train_accuracy": last and last.accuracy,
+            "val_loss": last and last.val_loss,
+            "val_accuracy": last and last.val_accuracy,
+            "test_loss": self.test_loss,
+            "test_accuracy": self.test_accuracy,
+            "params_sha256": self.params_sha256,
+            "state_sha256": self.state_sha256,
+            "compile_s": self.compile_s,
+            "train_s": self.train_s,
+            "devices": self.devices,
+            "processes": self.processes,
+        }

@@ -1,0 +1,82 @@
+"""What must be set before JAX starts: device, XLA flags, product precision, compile cache. The one place that does.
+
+Everything here that decides bits is in a run's manifest.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from jaxmlp.errors import DeviceError
+
+Device: TypeAlias = Literal["auto", "cpu", "gpu", "tpu"]
+
+XLA_FLAGS: Final = ("--xla_gpu_deterministic_ops=true",)
+"""Added to the user's own. Without it, some GPU kernels add in an order that changes from run to run."""
+
+MATMUL_PRECISION: Final = "highest"
+"""JAX's default rounds the factors of float32 products to bfloat16 on TPUs and to TensorFloat-32 on recent GPUs."""
+
+_EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
+
+
+def configure(device: Device = "auto") -> None:
+    """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
+
+    Args:
+        device: What to compute on; `auto` takes what JAX prefers: TPU, GPU, CPU.
+
+    Raises:
+        DeviceError: The device is not there, or JAX is already up on another one or without the flags.
+    """
+    import jax
+    from jax._src import xla_bridge  # JAX has no public way to ask whether it is up.
+
+    up = xla_bridge.backends_are_initialized()
+    missing = [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
+    if not up:
+        os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *missing])
+        if device == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
+    jax.config.update("jax_threefry_partitionable", True)
+    _keep_compiled_programs()
+    try:
+        here = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        raise DeviceError(f"device: JAX cannot start on {platforms or 'this machine'}: {error}") from None
+    if up and missing and here == "gpu":
+        raise DeviceError(
+            f"device: JAX is already up without {' '.join(missing)}, so bits could change from run to run. "
+            "Call jaxmlp.configure() before the first use of JAX, or add it to XLA_FLAGS"
+        )
+    if device not in ("auto", here):
+        found = ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()}))
+        if up and device == "cpu":
+            raise DeviceError(f"device: cpu was asked for, but JAX is already up on {found}. Start a new process")
+        raise DeviceError(
+            f"device: {device} was asked for, but JAX finds {found}. "
+            f"Install jaxmlp's extra {_EXTRAS.get(device)}, or leave --device at auto"
+        )
+
+
+def _keep_compiled_programs() -> None:
+    """Store compiled programs in the user's cache folder, so that the next start compiles next to nothing."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        folder = cache_dir() / "compiled"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return  # A home that cannot be written costs compile time, nothing else.
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def cache_dir() -> Path:
+    """`XDG_CACHE_HOME/jaxmlp`, or `~/.cache/jaxmlp`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmlp"

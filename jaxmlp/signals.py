@@ -1,0 +1,41 @@
+"""Stop signals: the first asks the training loop to save and end, a second Ctrl-C leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stop:
+    """Which signal asked for the end, if one has."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """128 + the signal's number, as shells count."""
+        return 128 + self.signal if self.signal else 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Collect stop signals while the block runs; the handlers before come back after it. For the main thread."""
+    stop = Stop()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.signal and number == signal.SIGINT:
+            os._exit(128 + number)
+        stop.signal = signal.Signals(number)
+
+    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
