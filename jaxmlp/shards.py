@@ -83,6 +83,9 @@ def sum_over_shards(
 
     def sum_on_device(whole: Any, shards: Any, indices: Int[Array, " shards"]) -> Any:
         parts = lax.map(lambda shard: function(whole, *shard), (shards, indices))
+        if len(indices).bit_count() == 1:
+            # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
+            parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)
         return jax.tree.map(pairwise_sum, lax.all_gather(parts, AXIS, tiled=True))
 
     shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)

@@ -1,0 +1,147 @@
+"""Exact in space: one digest on any number of devices and threads. Golden hashes of what the seed alone decides."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmlp import model, shards, train
+from jaxmlp.config import (
+    SGD,
+    AdamW,
+    Cosine,
+    CrossEntropy,
+    DataConfig,
+    ExperimentConfig,
+    InverseTime,
+    ModelConfig,
+)
+from jaxmlp.prng import Stream, stream_key
+from jaxmlp.run.digest import digest
+
+EXAMPLES, STEPS = 330, 4  # Both experiments' batch sizes leave a partial last batch, and wrap into a second epoch.
+
+RELU = ExperimentConfig(grad_shards=8)
+TANH = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5),
+    data=DataConfig(pixel_scale=1.0),
+    optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime()),
+    batch_size=200,
+    grad_shards=8,
+)
+CASES = {
+    "relu": RELU,
+    "tanh": TANH,
+    "relu_bfloat16": ExperimentConfig(precision="bfloat16", grad_shards=8),
+    "adamw_cosine_smoothed_l1_l2": ExperimentConfig(
+        optimizer=AdamW(schedule=Cosine()),
+        model=ModelConfig(l1=1e-5, l2=1e-4),
+        loss=CrossEntropy(label_smoothing=0.1),
+        grad_shards=8,
+    ),
+}
+
+
+def train_on(devices: int, config: ExperimentConfig) -> str:
+    """The digest of state, training sums and evaluation sums after a few epochs on random images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (EXAMPLES, 28, 28, 1), np.uint8)
+    mesh = shards.make_mesh(jax.devices()[:devices])
+    split = shards.replicate(train.Split(images, rng.integers(0, 10, EXAMPLES, np.int32)), mesh)
+    steps_per_epoch = -(-EXAMPLES // config.batch_size)
+    hyper = shards.replicate(train.make_hyper(config, steps_per_epoch), mesh)
+    static: dict[str, Any] = {"config": config.program()}
+    static["module"] = model.make_mlp(config.model, 10, config.precision)
+    state = shards.replicate(train.init_state(hyper, **static, image_shape=(28, 28, 1)), mesh)
+    found = []
+    for epoch in range(-(-STEPS // steps_per_epoch)):
+        order = train.epoch_order(hyper.seed, epoch, examples=EXAMPLES, batch_size=config.batch_size, shuffle=True)
+        sums = shards.replicate(train.Sums.zero(), mesh)
+        order = shards.replicate(order, mesh)
+        state, sums, _ = train.train_steps(state, sums, split, order, 0, steps_per_epoch, hyper, **static, mesh=mesh)
+        found += [sums, train.evaluate(state.params, split, **static, mesh=mesh)]
+    return digest({"state": state, "sums": found})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_digest_on_1_2_4_and_8_devices(case: str) -> None:
+    digests = {devices: train_on(devices, CASES[case]) for devices in (1, 2, 4, 8)}
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_grad_shards_that_are_no_power_of_two_give_one_digest_too() -> None:
+    config = ExperimentConfig(batch_size=60, grad_shards=6)
+    digests = {devices: train_on(devices, config) for devices in (1, 2, 3, 6)}
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_shards_draw_masks_of_their_own() -> None:
+    assert train_on(1, RELU) != train_on(1, ExperimentConfig(grad_shards=4))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["relu", "tanh"])
+def test_one_digest_on_1_2_and_8_threads(case: str) -> None:
+    """JAX sizes its thread pool by NPROC when it starts, so each count has a process of its own."""
+    code = f"from tests.test_exact import *; print(train_on(1, CASES[{case!r}]), train_on(4, CASES[{case!r}]))"
+    digests = {}
+    for threads in ("1", "2", "8"):
+        environment = os.environ | {"NPROC": threads}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        digests[threads] = done.stdout
+    assert len(set(digests.values())) == 1, digests
+
+
+def test_the_batch_order_of_both_experiments_is_the_golden_one() -> None:
+    """Integers from threefry: they may change only when JAX changes its streams, and then README must say so."""
+    digests = [
+        digest({"order": train.epoch_order(jnp.uint32(0), 0, examples=examples, batch_size=size, shuffle=True)})
+        for examples, size in [(60_000, 128), (42_000, 200)]
+    ]
+    assert digests == [
+        "ddd6d255c50e31494208d62d6ade069a40de4e860513f28455940b5067bf8dfb",
+        "dd338f0bd401564677a10951f47752e2be12f32d4304ca88dca509d9c192efa5",
+    ]
+
+
+def first_masks(config: ExperimentConfig) -> str:
+    """The dropout masks of the first step: a sigmoid is never zero, so what is zero was dropped."""
+    module = model.make_mlp(config.model, 10).clone(activation="sigmoid")
+    params = model.init_params(module, (28, 28, 1), stream_key(0, Stream.INIT))
+    key = jax.random.fold_in(stream_key(0, Stream.DROPOUT, 0), 0)
+    _, captured = module.apply(
+        {"params": params},
+        jnp.zeros((config.batch_size, 28, 28, 1)),
+        train=True,
+        rngs={"dropout": key},
+        capture_intermediates=lambda layer, _: isinstance(layer, nn.Dropout),
+    )
+    return digest(jax.tree.map(lambda kept: kept != 0, captured["intermediates"]))
+
+
+def test_the_first_dropout_masks_of_both_experiments_are_the_golden_ones() -> None:
+    assert [first_masks(config) for config in (RELU, TANH)] == [
+        "2fde0a3a3d07a1eaa69558d41edb99f0aa7f091f372c9b82420a65f42cb0c716",
+        "fe2b266e83baa6cd67a197e03cf34453e1b228f8602daaa44690860163cb1bac",
+    ]
+
+
+def test_the_initial_parameters_of_both_experiments_are_the_golden_ones() -> None:
+    digests = []
+    for config in (RELU, TANH):
+        module = model.make_mlp(config.model, 10)
+        hyper = train.make_hyper(config, 1)
+        state = train.init_state(hyper, config=config.program(), module=module, image_shape=(28, 28, 1))
+        digests.append(digest(state.params))
+    assert digests == [
+        "65ecf7337f043b420fa5fdab6ddc5aad2a119f575d63c70bbf7970c23a36b864",
+        "bce0e919c50af2f288945f22e99eb68eec7f52fdd4dc3b12f22a03c43b4e718a",
+    ]

@@ -1,0 +1,257 @@
+"""The host loop's promises: chunks, checkpoints, resume, divergence, hooks. On a small MLP and random images."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmlp import data, fit, train
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.errors import ConfigError, DivergedError, RunError
+from jaxmlp.history import EpochRecord, History
+from jaxmlp.run import checkpoint
+from jaxmlp.run.digest import digest
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.signals import Stop
+
+EPOCHS, STEPS = 3, 5
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    data=DataConfig(validation="test"),
+    optimizer=SGD(learning_rate=0.1, momentum=0.9),
+    batch_size=16,
+    epochs=EPOCHS,
+)
+TIMES = ("seconds",)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (110, 28, 28, 1), np.uint8)
+    labels = rng.integers(0, 10, 110, np.int32)
+    test = (images[70:], labels[70:])
+    return data.from_arrays((images[:70], labels[:70]), test, validation=test)
+
+
+class Interrupt(fit.Progress):
+    """Sends a stop signal after so many chunks, as a user would."""
+
+    def __init__(self, after: int | None) -> None:
+        self.stop = Stop()
+        self.left = after
+        self.records: list[EpochRecord] = []
+        self.notes: list[str] = []
+
+    def steps_done(self, *_: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                self.stop.signal = signal.SIGTERM
+
+    def epoch_ended(self, record: EpochRecord) -> None:
+        self.records.append(record)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture(autouse=True)
+def one_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no time for a chunk, each is one step, so that runs can be stopped at every step."""
+    monkeypatch.setattr(fit, "CHUNK_S", 0.0)
+
+
+def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def logs(path: Path) -> list[Any]:
+    with RunDirectory.open(path, write=False) as run:
+        return [without_times(run.epochs()), run.digests()]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[History, list[Any]]:
+    path = tmp_path_factory.mktemp("whole") / "run"
+    with RunDirectory.create(path, CONFIG, {}) as run:
+        history = fit.fit(CONFIG, dataset, run=run)
+    return history, logs(path)
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(stops=st.lists(st.integers(1, EPOCHS * STEPS), max_size=3), checkpoint_s=st.sampled_from([0.0, 1e9]))
+def test_any_interruptions_and_resumes_give_the_uninterrupted_bits_and_logs(
+    dataset: data.Dataset,
+    tmp_path_factory: pytest.TempPathFactory,
+    uninterrupted: tuple[History, list[Any]],
+    stops: list[int],
+    checkpoint_s: float,
+) -> None:
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    RunDirectory.create(path, CONFIG, {}).close()
+    for after in [*stops, None]:
+        with RunDirectory.open(path, write=True) as run:
+            progress = Interrupt(after)
+            history = fit.fit(
+                run.config, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=checkpoint_s
+            )
+        if history.status == "finished":
+            break
+    assert history.status == "finished"
+    assert history.state_sha256 == uninterrupted[0].state_sha256
+    assert logs(path) == uninterrupted[1]
+    assert without_times([r._asdict() for r in history.records]) == uninterrupted[1][0]
+
+
+def test_a_resume_from_each_kept_checkpoint_gives_the_uninterrupted_bits(
+    dataset: data.Dataset, tmp_path: Path, uninterrupted: tuple[History, list[Any]]
+) -> None:
+    """Checkpoints of every step, each alone in a run of its own."""
+    saved: list[tuple[int, Any, Any]] = []
+
+    class Keep(RunDirectory):
+        def save_checkpoint(self, step: int, arrays: Any, meta: Any, *, best: bool = False) -> Path:
+            saved.append((step, arrays, meta))
+            return super().save_checkpoint(step, arrays, meta, best=best)
+
+    with Keep.create(tmp_path / "source", CONFIG, {}) as run:
+        fit.fit(CONFIG, dataset, run=run, checkpoint_s=0)
+    middle = [item for item in saved if item[2]["done"] not in (0, STEPS)]
+    assert middle
+    for number, (step, arrays, meta) in enumerate(saved[:: len(saved) // 5]):
+        with RunDirectory.create(tmp_path / str(number), CONFIG, {}) as run:
+            run.save_checkpoint(step, arrays, meta)
+            assert fit.fit(CONFIG, dataset, run=run).state_sha256 == uninterrupted[0].state_sha256
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_bits(
+    dataset: data.Dataset, tmp_path: Path, uninterrupted: tuple[History, list[Any]]
+) -> None:
+    progress = Interrupt(after=8)
+    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
+        fit.fit(CONFIG, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=0)
+    with RunDirectory.open(tmp_path / "run", write=True) as run:
+        newest = run.checkpoints()[0]
+        damaged = bytearray(newest.read_bytes())
+        damaged[-1] ^= 1
+        newest.write_bytes(damaged)
+        progress = Interrupt(after=None)
+        assert fit.fit(CONFIG, dataset, run=run, progress=progress).state_sha256 == uninterrupted[0].state_sha256
+    assert any(newest.name in note for note in progress.notes)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused_by_name(dataset: data.Dataset, tmp_path: Path) -> None:
+    other = ExperimentConfig(model=ModelConfig(hidden_sizes=(13,)), optimizer=CONFIG.optimizer, batch_size=16, epochs=1)
+    with RunDirectory.create(tmp_path / "other", other, {}) as run:
+        fit.fit(other, dataset, run=run)
+        arrays, meta = checkpoint.load(run.checkpoints()[0])
+    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
+        run.save_checkpoint(5, arrays, meta)
+        with pytest.raises(RunError, match=r"Dense_0/bias is float32\[13\], wanted float32\[12\]"):
+            fit.fit(CONFIG, dataset, run=run)
+
+
+def test_the_best_checkpoint_is_of_the_lowest_validation_loss(dataset: data.Dataset, tmp_path: Path) -> None:
+    config = ExperimentConfig(model=CONFIG.model, optimizer=SGD(learning_rate=0.5), batch_size=16, epochs=6)
+    with RunDirectory.create(tmp_path / "run", config, {}) as run:
+        history = fit.fit(config, dataset, run=run)
+        best = run.best_checkpoint()
+        names = [path.name for path in run.checkpoints()]
+    lowest = int(np.argmin(history["val_loss"]))
+    assert best is not None
+    assert best.step == history.records[lowest].steps
+    assert best.meta["best_val_loss"] == history["val_loss"][lowest]
+    assert names[0] == f"step-{6 * STEPS:08d}.safetensors"
+
+
+def test_nothing_is_written_or_digested_without_a_run_directory(dataset: data.Dataset) -> None:
+    history = fit.fit(CONFIG, dataset)
+    assert history.params_sha256 == digest(history.state.params)
+    assert [record.epoch for record in history.records] == [1, 2, 3]
+    assert history["val_loss"][-1] == history.test_loss
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
+    dataset: data.Dataset, tmp_path: Path
+) -> None:
+    config = ExperimentConfig(
+        model=ModelConfig(hidden_sizes=(12,), activation="linear"),
+        optimizer=SGD(learning_rate=1e30),
+        batch_size=16,
+    )
+    with (
+        RunDirectory.create(tmp_path / "run", config, {}) as run,
+        pytest.raises(DivergedError, match=r"not finite at step \d+, epoch 1; first non-finite parameter: Dense_") as e,
+    ):
+        fit.fit(config, dataset, run=run, checkpoint_s=0)
+    assert "last good checkpoint is step-0000000" in str(e.value)
+    with RunDirectory.open(tmp_path / "run", write=False) as run:
+        assert run.status == "diverged"
+        good = run.newest_checkpoint(warn=pytest.fail)
+        assert good is not None
+        assert all(np.isfinite(array).all() for array in good.arrays.values())
+
+
+def test_a_batch_larger_than_the_data_is_refused(dataset: data.Dataset) -> None:
+    config = ExperimentConfig(batch_size=71)
+    with pytest.raises(ConfigError, match="batch_size must be at most the 70 training examples, got 71"):
+        fit.fit(config, dataset)
+
+
+def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def hook(record: EpochRecord, state: train.TrainState) -> None:
+        seen.append((record.epoch, int(state.step)))
+
+    fit.fit(CONFIG, dataset, hooks=[hook])
+    assert seen == [(1, 5), (2, 10), (3, 15)]
+
+
+def test_chunks_grow_to_fill_their_time_and_change_no_bit(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[History, list[Any]]
+) -> None:
+    monkeypatch.setattr(fit, "CHUNK_S", 3600.0)
+    lengths: list[int] = []
+    real = train.train_steps
+
+    def watch(*args: Any, **kwargs: Any) -> Any:
+        lengths.append(args[5] - args[4])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(train, "train_steps", watch)
+    assert fit.fit(CONFIG, dataset).state_sha256 == uninterrupted[0].state_sha256
+    assert lengths == [0, 1, 4, 5, 5]
+
+
+def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -> None:
+    train.train_steps.clear_cache()
+    train.evaluate.clear_cache()
+    fit.fit(CONFIG, dataset)
+    assert train.train_steps._cache_size() == 1
+    assert train.evaluate._cache_size() == 1
+
+
+def test_the_learning_rate_of_an_epoch_is_its_last_updates(dataset: data.Dataset) -> None:
+    from jaxmlp.config import InverseTime
+
+    config = ExperimentConfig(
+        model=CONFIG.model, optimizer=SGD(learning_rate=0.1, schedule=InverseTime(decay=0.5)), batch_size=16, epochs=2
+    )
+    expected = [0.1 / (1 + 0.5 * t) for t in (4, 9)]
+    np.testing.assert_allclose(fit.fit(config, dataset)["learning_rate"], expected, rtol=1e-6)  # float32
+
+
+def test_runs_of_different_seeds_differ(dataset: data.Dataset) -> None:
+    configs = [ExperimentConfig(model=CONFIG.model, batch_size=16, epochs=1, seed=seed) for seed in (0, 1, 0)]
+    digests = [fit.fit(config, dataset).params_sha256 for config in configs]
+    assert digests[0] == digests[2] != digests[1]
+    assert len(set(itertools.chain(digests))) == 2

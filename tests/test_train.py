@@ -1,0 +1,180 @@
+"""The algorithm's promises: batches, padding, order, evaluation, compilation. On a small MLP and random images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmlp import model, shards, train
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig
+from jaxmlp.prng import Stream, stream_key
+from jaxmlp.run.digest import digest
+
+EXAMPLES, BATCH = 70, 16
+STEPS = 5  # The last batch has 6 rows.
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(12, 9), dropout_rate=0.3),
+    optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-2)),
+    batch_size=BATCH,
+    epochs=3,
+)
+
+
+def random_split(examples: int = EXAMPLES, seed: int = 0) -> train.Split:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8)
+    return train.Split(images, rng.integers(0, 10, examples, np.int32))
+
+
+class Program:
+    """The functions of `train` bound to one config, on the first device."""
+
+    def __init__(self, config: ExperimentConfig = CONFIG) -> None:
+        self.mesh = shards.make_mesh(jax.devices()[:1])
+        module = model.make_mlp(config.model, 10, config.precision)
+        self.static: dict[str, Any] = {"config": config.program(), "module": module}
+        self.hyper = self.put(train.make_hyper(config, STEPS))
+
+    def put(self, tree: Any) -> Any:
+        return shards.replicate(tree, self.mesh)
+
+    def init(self) -> train.TrainState:
+        return self.put(train.init_state(self.hyper, **self.static, image_shape=(28, 28, 1)))
+
+    def order(self, epoch: int = 0) -> jax.Array:
+        kind = {"examples": EXAMPLES, "batch_size": BATCH, "shuffle": True}
+        return self.put(train.epoch_order(self.hyper.seed, epoch, **kind))
+
+    def steps(self, state: Any, sums: Any, split: Any, order: Any, start: int, stop: int) -> Any:
+        return train.train_steps(state, sums, split, order, start, stop, self.hyper, **self.static, mesh=self.mesh)
+
+
+@pytest.fixture(scope="module")
+def program() -> Program:
+    return Program()
+
+
+@pytest.fixture(scope="module")
+def whole_epoch(program: Program) -> str:
+    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    state, sums, _ = program.steps(program.init(), zero, split, program.order(), 0, STEPS)
+    return digest({"state": state, "sums": sums})
+
+
+def test_a_plain_python_loop_over_train_step_gives_the_same_bits(program: Program, whole_epoch: str) -> None:
+    split, order = program.put(random_split()), program.order()
+    state, total = program.init(), program.put(train.Sums.zero())
+    for index in range(STEPS):
+        batch = train.take_batch(split, order, jnp.int32(index), BATCH)
+        key = stream_key(program.hyper.seed, Stream.DROPOUT, state.step)
+        state, sums = train.train_step(state, batch, key, program.hyper, **program.static, mesh=program.mesh)
+        total = train.Sums(*map(jnp.add, total, sums))
+    assert digest({"state": state, "sums": total}) == whole_epoch
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(cuts=st.sets(st.integers(1, STEPS - 1)))
+def test_any_chunking_of_an_epoch_gives_the_same_bits(program: Program, whole_epoch: str, cuts: set[int]) -> None:
+    bounds = [0, *sorted(cuts), STEPS]
+    split, order = program.put(random_split()), program.order()
+    state, sums = program.init(), program.put(train.Sums.zero())
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        state, sums, _ = program.steps(state, sums, split, order, start, stop)
+    assert digest({"state": state, "sums": sums}) == whole_epoch
+
+
+def test_no_update_leaves_every_bit_as_it_was(program: Program) -> None:
+    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    state, sums, _ = program.steps(program.init(), zero, split, program.order(), 3, 3)
+    assert digest(state) == digest(program.init())
+    assert int(sums.examples) == 0
+
+
+def test_padding_rows_touch_neither_parameters_nor_sums(program: Program) -> None:
+    split, order = program.put(random_split()), program.order()
+    last = train.take_batch(split, order, jnp.int32(STEPS - 1), BATCH)
+    assert last.weights.tolist() == [1.0] * 6 + [0.0] * 10
+    other = last._replace(images=last.images.at[6:].set(255), labels=last.labels.at[6:].set(7))
+    key = stream_key(0, Stream.DROPOUT, 0)
+    results = [
+        train.train_step(program.init(), batch, key, program.hyper, **program.static, mesh=program.mesh)
+        for batch in (last, other)
+    ]
+    assert digest(results[0]) == digest(results[1])
+    assert int(results[0][1].examples) == 6
+
+
+def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(program: Program) -> None:
+    orders = [np.asarray(program.order(epoch)) for epoch in range(2)]
+    other_seed = train.epoch_order(jnp.uint32(1), 0, examples=EXAMPLES, batch_size=BATCH, shuffle=True)
+    for order in [*orders, np.asarray(other_seed)]:
+        assert sorted(order[:EXAMPLES]) == list(range(EXAMPLES))
+        assert len(order) == STEPS * BATCH
+    assert len({tuple(order) for order in [*orders, np.asarray(other_seed)]}) == 3
+    plain = train.epoch_order(jnp.uint32(0), 0, examples=EXAMPLES, batch_size=BATCH, shuffle=False)
+    assert plain[:EXAMPLES].tolist() == list(range(EXAMPLES))
+
+
+@pytest.mark.parametrize("examples", [1, 9, train.EVAL_ROWS, train.EVAL_ROWS + 1, 2 * train.EVAL_ROWS + 7])
+def test_evaluation_counts_all_examples(program: Program, examples: int) -> None:
+    split = random_split(examples)
+    params = program.init().params
+    sums = train.evaluate(params, program.put(split), **program.static, mesh=program.mesh)
+    logits = program.static["module"].apply({"params": params}, jnp.float32(split.images) / 255)
+    assert int(sums.examples) == examples
+    assert int(sums.correct) == int(np.sum(np.argmax(logits, -1) == split.labels))
+    expected = -jax.nn.log_softmax(logits)[np.arange(examples), split.labels].sum()
+    # Float32 sums of up to 2,055 terms in another order, and pixels divided instead of multiplied.
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+
+
+def test_one_program_serves_every_chunk_rate_and_seed() -> None:
+    train.train_steps.clear_cache()
+    for seed, rate in [(0, 0.01), (1, 0.01), (2, 0.3)]:
+        optimizer = SGD(learning_rate=rate, momentum=0.9, schedule=InverseTime(decay=rate))
+        config = ExperimentConfig(model=CONFIG.model, optimizer=optimizer, batch_size=BATCH, seed=seed)
+        program = Program(config)
+        split, order = program.put(random_split()), program.order()
+        state, sums = program.init(), program.put(train.Sums.zero())
+        for start, stop in [(0, 0), (0, 1), (1, STEPS)]:
+            state, sums, _ = program.steps(state, sums, split, order, start, stop)
+    assert train.train_steps._cache_size() == 1
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_health_names_the_step_and_the_leaf_that_is_not_finite(bad: float) -> None:
+    program = Program()
+    state = program.init()
+    bias = state.params["Dense_1"]["bias"].at[0].set(bad)
+    state.params["Dense_1"]["bias"] = bias
+    zero = program.put(train.Sums.zero())
+    _, _, health = program.steps(program.put(state), zero, program.put(random_split()), program.order(), 0, 2)
+    assert int(health.bad_loss_step) == 0
+    assert not health.finite_params["Dense_1"]["bias"]
+
+
+def test_healthy_steps_report_no_bad_step(program: Program) -> None:
+    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    _, _, health = program.steps(program.init(), zero, split, program.order(), 0, STEPS)
+    assert int(health.bad_loss_step) == train.NEVER
+    assert all(jax.tree.leaves(health.finite_params))
+
+
+def test_pixels_are_scaled_in_the_step() -> None:
+    """Raw pixels under scale 1 are the same images as pixels a quarter as large under scale 4: exact in binary."""
+    split = random_split()
+    small = train.Split(split.images // 4, split.labels)
+    large = train.Split(small.images * 4, split.labels)
+    digests = []
+    for data, scale in [(small, 4.0), (large, 1.0)]:
+        program = Program(ExperimentConfig(model=CONFIG.model, data=DataConfig(pixel_scale=scale), batch_size=BATCH))
+        zero = program.put(train.Sums.zero())
+        state, _, _ = program.steps(program.init(), zero, program.put(data), program.order(), 0, STEPS)
+        digests.append(digest(state.params))
+    assert digests[0] == digests[1]
