@@ -1,0 +1,149 @@
+"""The checkpoints of a run: which are kept, which is the best, and which good one a resume goes on from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from jaxmlp.errors import DiskError, RunError
+from jaxmlp.run import checkpoint
+
+_FILE = re.compile(r"step-(\d{8,15})\.safetensors")
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint whose every byte was checked."""
+
+    path: Path
+    step: int
+    arrays: dict[str, NDArray[Any]]
+    meta: dict[str, Any]
+
+
+class CheckpointFolder:
+    """Files `step-00009380.safetensors`: the last two, and the best.
+
+    Each one's meta says whether it was the best so far when it was written. So the best is the newest that says so,
+    and there is no second record that a crash could part from the files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @property
+    def path(self) -> Path:
+        """The folder.
+
+        Raises:
+            RunError: It is a symbolic link, which could lead out of the run.
+        """
+        if self._path.is_symlink():
+            raise RunError(f"{self._path} is a symbolic link: checkpoints must lie in the run directory.")
+        return self._path
+
+    def paths(self) -> list[Path]:
+        """The files, newest first; not opened yet."""
+        return sorted(filter(_is_checkpoint, self.path.glob("step-*")), key=_step, reverse=True)
+
+    def save(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool) -> Path:
+        """Write the checkpoint of `step`, then remove all but the last two and the best.
+
+        Args:
+            step: Updates made; names the file.
+            arrays: By name.
+            meta: JSON values; `step` and `best` are added to it.
+            best: Whether it is better than all before.
+
+        Raises:
+            DiskError: It could not be written; names one that is intact.
+        """
+        path = self.path / f"step-{step:08d}.safetensors"
+        before = self.paths()
+        try:
+            # Written once more, the best stays the best.
+            checkpoint.save(path, arrays, {**meta, "step": step, "best": best or _is_best(path)})
+        except DiskError as error:
+            ways_on = f" {before[0].name} is intact: free some space, and go on with --resume." if before else ""
+            raise DiskError(f"{error}{ways_on}") from error
+        found = self.paths()
+        best_paths = [each for each in found if _is_best(each)]
+        for each in found:
+            if each not in (*found[:2], *best_paths[:1]):
+                each.unlink(missing_ok=True)
+        return path
+
+    def newest(self, warn: Callable[[str], None], *, set_aside: bool) -> Checkpoint | None:
+        """The newest good checkpoint, or none where there is no file of one.
+
+        Args:
+            warn: Told of each damaged file that is newer, and which is used in its place.
+            set_aside: Add `.damaged` to the names of these files, so that they do not count as the last two.
+
+        Raises:
+            RunError: There are checkpoints, but none is good; names them.
+        """
+        damaged: list[tuple[Path, RunError]] = []
+        for path in self.paths():
+            try:
+                good = _load(path)
+            except RunError as error:
+                damaged.append((path, error))
+                continue
+            for bad, problem in damaged:
+                warn(f"{problem}. {path.name} is used, the next older good one.")
+                if set_aside:
+                    bad.rename(f"{bad}.damaged")
+            return good
+        if damaged:
+            problems = "; ".join(str(problem) for _, problem in damaged)
+            raise RunError(f"{self.path} has no good checkpoint: {problems}. Train again with another --out.")
+        return None
+
+    def best(self) -> Checkpoint | None:
+        """The best checkpoint, or none where none was called so.
+
+        Raises:
+            RunError: It is damaged, or a damaged newer one could be it.
+        """
+        for path in self.paths():
+            if checkpoint.load_meta(path).get("best"):
+                return _load(path)
+        return None
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`.
+
+        Raises:
+            RunError: It is damaged, or not there; names those that are.
+        """
+        found = {_step(path): path for path in self.paths()}
+        if step not in found:
+            steps = ", ".join(map(str, sorted(found))) or "none"
+            raise RunError(f"{self.path} has no checkpoint of step {step}. It has: {steps}.")
+        return _load(found[step])
+
+
+def _is_checkpoint(path: Path) -> bool:
+    return _FILE.fullmatch(path.name) is not None
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-").removesuffix(".safetensors"))
+
+
+def _is_best(path: Path) -> bool:
+    try:
+        return bool(checkpoint.load_meta(path).get("best"))
+    except RunError:
+        return False
+
+
+def _load(path: Path) -> Checkpoint:
+    arrays, meta = checkpoint.load(path)
+    if meta.get("step") != _step(path):
+        raise RunError(f"checkpoint {path.name}: it is that of step {meta.get('step')} under another name")
+    return Checkpoint(path, _step(path), arrays, meta)

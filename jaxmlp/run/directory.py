@@ -1,0 +1,322 @@
+"""A run directory: everything that a run leaves, and all that a resume needs.
+
+config.json       every value, written once           manifest.json   what the bits depend on, status and result
+metrics.jsonl     one line an epoch                   digests.jsonl   SHA-256 of state and batch order after each epoch
+history.csv       the metrics as a table              SHA256SUMS      of all these files, once the run has ended
+checkpoints/step-00009380.safetensors: the last two and the best      lock            who writes here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import json
+import math
+import os
+import shlex
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, DiskError, RunError
+from jaxmlp.run import files, jsonl
+from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
+from jaxmlp.run.lock import Lock, is_held
+
+ENDS = ("finished", "interrupted", "diverged", "failed")
+"""What the status of a run can be, besides `running`."""
+
+CONFIG, MANIFEST, METRICS, DIGESTS = "config.json", "manifest.json", "metrics.jsonl", "digests.jsonl"
+HISTORY, SUMS, CHECKPOINTS, LOCK = "history.csv", "SHA256SUMS", "checkpoints", "lock"
+
+
+class RunDirectory:
+    """One run on disk. Made by `create` or `open`; close it, or use it in a `with`, to let its lock go.
+
+    Attributes:
+        path: The folder.
+        config: The experiment.
+        manifest: `binding`, `not_binding`, `status` and `result`, as `manifest.json` holds them.
+    """
+
+    def __init__(self, path: Path, config: ExperimentConfig, manifest: dict[str, Any], lock: Lock | None) -> None:
+        self.path = path
+        self.config = config
+        self.manifest = manifest
+        self._lock = lock
+        self._checkpoints = CheckpointFolder(path / CHECKPOINTS)
+
+    @classmethod
+    def create(cls, path: str | Path, config: ExperimentConfig, manifest: Mapping[str, Any]) -> RunDirectory:
+        """Begin a run in a new folder, or in one without `config.json`; what a run would write over is set aside.
+
+        Args:
+            path: The folder.
+            config: The experiment.
+            manifest: From `jaxmlp.run.manifest.manifest`.
+
+        Raises:
+            RunError: A run is there already, or another process is at it; names it, and the ways on.
+            DiskError: The folder cannot be written.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file. Name another folder with --out.")
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"could not make the folder {path}: {error.strerror}.") from error
+        lock = Lock(path / LOCK)
+        try:
+            if os.path.lexists(path / CONFIG):
+                raise RunError(_taken(path))
+            run = cls(path, config, {**manifest, "status": "running", "result": None}, lock)
+            run._begin()
+            return run
+        except BaseException:
+            lock.release()
+            raise
+
+    def _begin(self) -> None:
+        files.remove_temporaries(self.path)
+        ours = (MANIFEST, METRICS, DIGESTS, HISTORY, SUMS, CHECKPOINTS)
+        stale = [name for name in ours if os.path.lexists(self.path / name)]
+        try:
+            if stale:
+                aside = tempfile.mkdtemp(prefix="set-aside-", dir=self.path)
+                for name in stale:
+                    os.rename(self.path / name, Path(aside, name))
+            (self.path / CHECKPOINTS).mkdir(mode=0o700)
+            files.sync(self.path.parent)
+        except OSError as error:
+            raise DiskError(f"could not begin a run in {self.path}: {error.strerror}.") from error
+        self._write_manifest()
+        files.write(self.path / METRICS)
+        files.write(self.path / DIGESTS)
+        # Last, because its presence makes the folder a run.
+        files.write(self.path / CONFIG, self.config.to_json().encode())
+
+    @classmethod
+    def open(cls, path: str | Path, *, write: bool) -> RunDirectory:
+        """Open a run that is there; for writing, one process at a time.
+
+        Opened for writing, a run that has not finished is `running` again, and what a killed process left half
+        written is gone.
+
+        Raises:
+            RunError: There is no run, it cannot be read, or another process is at it, which is named.
+            DiskError: The folder cannot be written.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise RunError(f"{path} is not there. `jaxmlp runs` lists the runs.")
+        if not os.path.lexists(path / CONFIG):
+            raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
+        lock = Lock(path / LOCK) if write else None
+        try:
+            run = cls(path, _read_config(path), _read_manifest(path), lock)
+            if write and run.status != "finished":
+                run._begin_again()
+            return run
+        except BaseException:
+            if lock:
+                lock.release()
+            raise
+
+    def _begin_again(self) -> None:
+        try:
+            files.remove_temporaries(self.path)
+            files.remove_temporaries(self._checkpoints.path)
+            # Before the files that it vouches for change.
+            (self.path / SUMS).unlink(missing_ok=True)
+        except OSError as error:
+            raise DiskError(f"could not write in {self.path}: {error.strerror}.") from error
+        self.cut_back()
+        self.manifest.update(status="running", result=None)
+        self._write_manifest()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the lock go. Idempotent."""
+        if self._lock:
+            self._lock.release()
+            self._lock = None
+
+    @property
+    def status(self) -> str:
+        """How the run stands; one that nobody is at any more, killed before it could say so, is `interrupted`."""
+        status: str = self.manifest["status"]
+        if status == "running" and not self._lock and not is_held(self.path / LOCK):
+            return "interrupted"
+        return status
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """The metrics of each epoch so far."""
+        return jsonl.read(self.path / METRICS)
+
+    def digests(self) -> list[dict[str, Any]]:
+        """The digests after each epoch so far."""
+        return jsonl.read(self.path / DIGESTS)
+
+    def append_epoch(self, metrics: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
+        """Add an epoch's line to both logs; each has the `epoch` in it. A figure that is not finite becomes null."""
+        jsonl.append(self.path / METRICS, metrics)
+        jsonl.append(self.path / DIGESTS, digests)
+
+    def cut_back(self, epoch: float = math.inf) -> None:
+        """Keep the logs' lines of the epochs before `epoch`; a resume writes the others anew."""
+        jsonl.cut_back(self.path / METRICS, epoch)
+        jsonl.cut_back(self.path / DIGESTS, epoch)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoint files, newest first; not opened yet."""
+        return self._checkpoints.paths()
+
+    def save_checkpoint(
+        self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool = False
+    ) -> Path:
+        """Write the checkpoint of `step`, and keep the last two and the best; as `CheckpointFolder.save`."""
+        # A power cut must not take epochs from the logs that a checkpoint knows.
+        self._sync_logs()
+        return self._checkpoints.save(step, arrays, meta, best=best)
+
+    def newest_checkpoint(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest good checkpoint, or none where there is no file of one; as `CheckpointFolder.newest`."""
+        return self._checkpoints.newest(warn, set_aside=self._lock is not None)
+
+    def best_checkpoint(self) -> Checkpoint | None:
+        """The best checkpoint, or none where none was called so; as `CheckpointFolder.best`."""
+        return self._checkpoints.best()
+
+    def checkpoint_at(self, step: int) -> Checkpoint:
+        """The checkpoint of `step`; as `CheckpointFolder.at`."""
+        return self._checkpoints.at(step)
+
+    def finish(self, status: str, result: Mapping[str, Any] | None) -> None:
+        """Record how the run ended, and the sums of its files, as `sha256sum -c SHA256SUMS` reads them.
+
+        Args:
+            status: One of `ENDS`.
+            result: JSON values for the manifest; a figure that is not finite becomes null.
+
+        Raises:
+            DiskError: It could not be written.
+        """
+        if status not in ENDS:
+            raise ValueError(f"status must be one of {', '.join(ENDS)}, got {status!r}")
+        epochs = self.epochs()
+        table = io.StringIO()
+        columns = list(dict.fromkeys(name for line in epochs for name in line))
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(epochs)
+        files.write(self.path / HISTORY, table.getvalue().encode())
+        self.manifest.update(status=status, result=jsonl.finite(result))
+        self._write_manifest()
+        self._sync_logs()
+        names = [self.path / name for name in (CONFIG, MANIFEST, METRICS, DIGESTS, HISTORY)]
+        sums = [f"{_sha256(path)}  {path.relative_to(self.path)}\n" for path in (*names, *self.checkpoints())]
+        files.write(self.path / SUMS, "".join(sums).encode())
+
+    def _sync_logs(self) -> None:
+        try:
+            files.sync(self.path / METRICS)
+            files.sync(self.path / DIGESTS)
+        except OSError as error:
+            raise DiskError(f"could not write the logs of {self.path}: {error.strerror}.") from error
+
+    def _write_manifest(self) -> None:
+        files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _sha256(path: Path) -> str:
+    with files.open_plain(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_config(path: Path) -> ExperimentConfig:
+    try:
+        return ExperimentConfig.from_json(files.read(path / CONFIG).decode())
+    except (ConfigError, UnicodeDecodeError) as error:
+        raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(files.read(path / MANIFEST))
+        if manifest["status"] in ("running", *ENDS) and isinstance(manifest["result"], dict | None):
+            return dict(manifest)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or name another folder with --out.")
+
+
+def _taken(path: Path) -> str:
+    manifest, config = _read_manifest(path), _read_config(path)
+    resume = f"`jaxmlp train --resume {shlex.quote(str(path))}`"
+    if manifest["status"] == "finished":
+        accuracy = (manifest["result"] or {}).get("test_accuracy")
+        told = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""
+        return f"{path} holds a finished run{told}. {resume} prints its result; or name another folder with --out."
+    status = "interrupted" if manifest["status"] == "running" else manifest["status"]
+    done = f"{status}, {len(jsonl.read(path / METRICS))} of {config.epochs} epochs done"
+    return f"{path} holds an unfinished run ({done}). Go on with {resume}, or name another folder with --out."
+
+
+def runs_dir() -> Path:
+    """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
+    return Path(os.environ.get("JAXMLP_RUNS_DIR") or "runs")
+
+
+def list_runs() -> list[Path]:
+    """The runs in `runs_dir()`, the one begun last first."""
+    begun = [(config.stat().st_mtime_ns, config.parent) for config in runs_dir().glob(f"*/{CONFIG}")]
+    return [path for _, path in sorted(begun, reverse=True)]
+
+
+def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
+    """Make an empty folder for a run in `runs_dir()`: `20261122T221530Z-relu_rmsprop-s0`, with `-2` if that is taken.
+
+    Raises:
+        DiskError: It cannot be made.
+    """
+    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{config.name}-s{config.seed}"
+    try:
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = runs_dir() / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+                break
+    except OSError as error:
+        raise DiskError(f"could not make a folder in {runs_dir()}: {error.strerror}.") from error
+    return path
+
+
+def find_run(name: str) -> Path:
+    """The run that people call `name`: a path, or `last` for the one begun last in `runs_dir()`.
+
+    Raises:
+        RunError: It is `last`, and there is none.
+    """
+    if name != "last":
+        return Path(name)
+    if not (found := list_runs()):
+        raise RunError(f"there is no last run: {runs_dir()} has none.")
+    return found[0]

@@ -1,0 +1,92 @@
+"""How the files of a run are read and written: plain files only, each replaced whole, or not at all.
+
+A file is written under a temporary name beside it, synced, renamed, and its folder synced. So a crash at any moment
+leaves the old file or the new one, and at most a temporary one that `remove_temporaries` takes away.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Buffer
+from io import BufferedReader
+from pathlib import Path
+
+from jaxmlp.errors import DiskError, RunError
+
+MAX_TEXT = 1 << 28
+"""Bytes of the longest text file that is read."""
+
+_PREFIX, _SUFFIX = ".jaxmlp-", ".tmp"
+
+
+def write(path: Path, *chunks: Buffer) -> None:
+    """Replace the file `path` by `chunks`, one after the other.
+
+    Raises:
+        DiskError: It could not be written; a former file of this name is as it was.
+    """
+    temporary: Path | None = None
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
+        temporary = Path(name)
+        with open(descriptor, "wb") as file:
+            file.writelines(chunks)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise DiskError(f"could not write {path}: {error.strerror or error}.") from error
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the file or folder `path` is on the disk itself; a folder holds the names of its files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a killed process was writing in `folder`; only for who holds its lock."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Open a file for reading that is no link, pipe or device, which could lead out of the run or never end.
+
+    Raises:
+        OSError: It is one of these, or cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise OSError(error.errno, "a symbolic link") if error.errno == errno.ELOOP else error from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a plain file")
+    return open(descriptor, "rb")
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a text file of a run.
+
+    Raises:
+        RunError: It cannot be read, is no plain file, or is longer than `MAX_TEXT`.
+    """
+    try:
+        with open_plain(path) as file:
+            text = file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(text) > MAX_TEXT:
+        raise RunError(f"{path} is longer than {MAX_TEXT} bytes: it is not a file of a run.")
+    return text

@@ -1,0 +1,71 @@
+"""The logs of a run: one JSON object a line, one line an epoch, added as the epoch ends."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmlp.errors import DiskError, RunError
+from jaxmlp.run import files
+
+
+def finite(value: Any) -> Any:
+    """`value` as JSON can say it: a number that is not finite becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add a line, and hand it to the system, where it outlives this process.
+
+    Raises:
+        DiskError: It could not be written; the lines before are intact.
+    """
+    text = json.dumps(finite(line), allow_nan=False)
+    try:
+        with open(path, "ab") as file:
+            file.write(text.encode() + b"\n")
+    except OSError as error:
+        raise DiskError(f"could not write {path}: {error.strerror}. Its lines before are intact.") from error
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines, in order; what follows the last newline was torn by a killed process, and is left out.
+
+    Raises:
+        RunError: A whole line is not a JSON object with an epoch.
+    """
+    return [line for _, line in _lines(path)]
+
+
+def cut_back(path: Path, epoch: float = math.inf) -> None:
+    """Keep the whole lines of the epochs before `epoch`.
+
+    Raises:
+        RunError: A whole line is not a JSON object with an epoch.
+        DiskError: It could not be written; the lines are as they were.
+    """
+    kept = b"".join(raw + b"\n" for raw, line in _lines(path) if line["epoch"] < epoch)
+    if kept != files.read(path):
+        files.write(path, kept)
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    whole = files.read(path).split(b"\n")[:-1]
+    return [(raw, _parsed(path, number, raw)) for number, raw in enumerate(whole, start=1)]
+
+
+def _parsed(path: Path, number: int, raw: bytes) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+        if isinstance(line["epoch"], int):
+            return dict(line)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    raise RunError(f"{path}: line {number} is damaged. Restore the file from a copy, or train again in another folder.")

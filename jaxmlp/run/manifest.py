@@ -1,0 +1,93 @@
+"""What a run's bits depend on: two runs of equal `binding` have the same bits; `not_binding` changes none."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from jaxmlp.config import ExperimentConfig
+
+_CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
+_WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
+_FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
+
+
+def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | None = None) -> dict[str, Any]:
+    """The facts of a run on this machine, as JSON values; without names of host or user, or their paths.
+
+    Args:
+        config: The experiment; its sum is that of `config.json`.
+        dataset_sha256: Of the examples' bytes.
+        devices: How many share a batch; by default all that JAX finds.
+    """
+    import jax
+
+    from jaxmlp.prng import IMPLEMENTATION
+
+    device = jax.devices()[0]
+    flags = " ".join(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
+    binding = {
+        "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
+        "data_sha256": dataset_sha256,
+        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+        "xla_flags": binding_flags(flags),
+        "prng": IMPLEMENTATION,
+        "threefry_partitionable": jax.config.jax_threefry_partitionable,
+        "random_seed_offset": jax.config.jax_random_seed_offset,
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+        "x64": jax.config.jax_enable_x64,
+        "device_kind": device.device_kind,
+        "platform_version": device.client.platform_version,
+        "isa": instruction_set() if device.platform == "cpu" else getattr(device, "compute_capability", None),
+    }
+    threads = os.environ.get("NPROC", "")
+    not_binding = {
+        "devices": devices or jax.device_count(),
+        "processes": jax.process_count(),
+        "threads": int(threads) if threads.isdecimal() else os.cpu_count(),
+        "python": platform.python_version(),
+        "os": platform.system(),
+    }
+    return {"binding": binding, "not_binding": not_binding}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The binding facts in which two manifests differ, each with both values: `jax: 0.12.0 there, 0.13.0 here`."""
+    there, here = there.get("binding", {}), here.get("binding", {})
+    names = [*there, *(name for name in here if name not in there)]
+    return [
+        f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)
+    ]
+
+
+def binding_flags(flags: str) -> str:
+    """Those of XLA's flags that can change bits, by name; a path's folders, which may name a user, are left out."""
+    found: dict[str, str] = {}
+    for flag in flags.split():
+        name, _, value = flag.partition("=")
+        if not name.startswith(_FREE_FLAGS):
+            found[name] = value.rpartition("/")[2]
+    return " ".join(f"{name}={value}" if value else name for name, value in sorted(found.items()))
+
+
+def instruction_set() -> str:
+    """The vector instructions that XLA may compile for here: the widest, and a sum of the whole set.
+
+    Such as `x86_64-avx2-1f3a0c2b`; elsewhere than on Linux the architecture alone.
+    """
+    machine = platform.machine().lower()
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return machine
+    found = re.search(r"^(flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    listed = set(found[2].split()) if found else set()
+    features = sorted(name for name in listed if machine == "aarch64" or name.startswith(_CPU_FEATURES))
+    widest = next((name for name in _WIDEST_FIRST if name in features), "scalar")
+    return f"{machine}-{widest}-{hashlib.sha256(' '.join(features).encode()).hexdigest()[:8]}"
