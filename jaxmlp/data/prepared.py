@@ -1,0 +1,238 @@
+"""How MNIST and Fashion-MNIST get from where they are into memory.
+
+Sources in order: the folder that the user names, verified before anything else; the decoded copy; what was prepared
+before; the network. Files and downloads are prepared through tensorflow-datasets (`builders`), which is imported for
+that alone; the copy decoded from it serves every later start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+from jaxmlp.data import cache, official
+from jaxmlp.data.dataset import Split
+from jaxmlp.data.official import SOURCES
+from jaxmlp.errors import DataError
+
+Report: TypeAlias = Callable[[str], None]
+"""Told, line by line, what takes long and what was damaged."""
+SHUFFLED = "stock tfds order: a validation fraction takes other images than Keras"
+
+
+class Loaded(NamedTuple):
+    """A data set as it was found."""
+
+    train: Split
+    test: Split
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+class Status(NamedTuple):
+    """Where a data set is."""
+
+    name: str
+    where: str
+    """A file, a folder, or what it comes from; empty where it is not on this machine."""
+    prepared: bool
+    """Whether it loads from there as it is; original files are prepared first."""
+    bytes: int
+    """Of the file or files at `where`."""
+    sha256: str | None
+    """`Dataset.sha256` of what is there; None where only loading it shows that."""
+    problem: str = ""
+    """What is damaged, or cannot be used."""
+
+
+def status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
+    """Where data set `name` would be loaded from, nothing made and nothing fetched.
+
+    Raises:
+        DataError: `manual_dir` has no such data.
+    """
+    damaged: list[str] = []
+    named = find_named(name, manual_dir) if manual_dir else None
+    path = copy_path(name, data_dir)
+    if not isinstance(named, Path) and (loaded := _from_copy(name, data_dir, damaged)):
+        return Status(name, str(path), True, path.stat().st_size, loaded.sha256)
+    folder = named or newest_version(data_dir / f"jaxmlp_{name}") or newest_version(data_dir / name)
+    if not folder:
+        return Status(name, "", False, 0, None, *damaged)
+    files = folder if isinstance(folder, tuple) else tuple(folder.iterdir())
+    found = Status(name, str(files[0].parent), isinstance(folder, Path), sum(f.stat().st_size for f in files), None)
+    try:
+        if isinstance(folder, Path):
+            _check_format(name, folder)
+        else:
+            official.verify(name, folder)
+    except DataError as error:
+        return found._replace(prepared=False, problem=str(error))
+    return found._replace(problem="".join(damaged))
+
+
+def copy_path(name: str, data_dir: Path) -> Path:
+    """The decoded copy in the files' order."""
+    return data_dir / f"{name}.idx"
+
+
+def load(name: str, manual_dir: Path | None, data_dir: Path, report: Report, *, stock: bool = True) -> Loaded:
+    """Data set `name` of `official.SOURCES`.
+
+    Args:
+        name: Which.
+        manual_dir: The folder that the user names, or None.
+        data_dir: Where prepared and decoded data lies, and is put.
+        report: Told what happens.
+        stock: Whether a folder that tfds itself prepared in `data_dir` will do.
+
+    Raises:
+        DataError: A source is damaged or another, or there is none and no network.
+        DiskError: Prepared data cannot be written.
+    """
+    files = None
+    if manual_dir:
+        named = find_named(name, manual_dir)
+        if isinstance(named, Path):
+            return _from_folder(name, named, data_dir, report)
+        official.verify(name, named)
+        files = named
+    damaged: list[str] = []
+    if loaded := _from_copy(name, data_dir, damaged):
+        return loaded
+    for line in damaged:
+        report(f"{line}; it is made again")
+    own = data_dir / f"jaxmlp_{name}"
+    if stock and not files and not newest_version(own) and (folder := newest_version(data_dir / name)):
+        return _from_folder(name, folder, data_dir, report)
+    if not importlib.util.find_spec("array_record"):
+        needs = "tensorflow-datasets installs array_record on Linux only"
+        remedy = f"Copy {name}.idx there from a Linux machine, or take --data.name mnist_5k"
+        raise DataError(f"data: {name} is not in {data_dir} and cannot be prepared here: {needs}. {remedy}")
+    try:
+        with cache.only_one(data_dir, report):
+            return _from_copy(name, data_dir, []) or _prepare(name, files, own, report)
+    except DataError as error:
+        raise DataError("\n".join([str(error), *damaged])) from error
+
+
+def find_named(name: str, manual_dir: Path) -> tuple[Path, ...] | Path:
+    """The four files, or the folder that tfds prepared, in `manual_dir/name` or `manual_dir`.
+
+    Raises:
+        DataError: Neither is there.
+    """
+    for folder in (manual_dir / name, manual_dir):
+        if found := official.find(name, folder) or newest_version(folder):
+            return found
+    wanted = ", ".join(f"{file.name}.gz" for file in SOURCES[name].files)
+    if not manual_dir.is_dir():
+        raise DataError(f"data: {manual_dir} is not a folder, wanted one with {name}'s files: {wanted}")
+    there = sorted(path.name for path in manual_dir.iterdir())
+    found_names = ", ".join(there[:5]) + (" and more" if len(there) > 5 else "") or "nothing"
+    raise DataError(f"data: {manual_dir} has none of {name}'s files: found {found_names}; wanted {wanted}")
+
+
+def newest_version(folder: Path) -> Path | None:
+    """`folder`, or the newest of the version folders in it, if tfds prepared it."""
+
+    def version(path: Path) -> list[int]:
+        return [int(number) for number in path.name.split(".") if number.isdigit()]
+
+    infos = [*folder.glob("dataset_info.json"), *folder.glob("*.*.*/dataset_info.json")]
+    return max((info.parent for info in infos), key=version, default=None)
+
+
+def _from_copy(name: str, data_dir: Path, damaged: list[str]) -> Loaded | None:
+    """The decoded copy in the files' order; one that is damaged counts as none and adds a line."""
+    path, source = copy_path(name, data_dir), SOURCES[name]
+    try:
+        copy = cache.read_copy(path, source)
+        if copy and copy[2] != source.sha256:
+            raise DataError(f"data: {path} has its examples in another order")
+    except DataError as error:
+        damaged.append(str(error))
+        return None
+    return Loaded(*copy) if copy else None
+
+
+def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loaded:
+    """What an array_record folder holds, decoded once: the copy's name has the sum of the folder's files."""
+    _check_format(name, folder)
+    try:
+        files = sorted(path for path in folder.iterdir() if path.is_file())
+        sums = [hashlib.sha256(path.read_bytes()).digest() for path in files]
+    except OSError as error:
+        raise DataError(f"data: {folder} cannot be read: {error}") from None
+    path = data_dir / f"{name}-{hashlib.sha256(b''.join(sums)).hexdigest()[:16]}.idx"
+    try:
+        copy = cache.read_copy(path, SOURCES[name])
+    except DataError as error:
+        report(f"{error}; it is made again")
+        copy = None
+    if not copy:
+        from jaxmlp.data import builders
+
+        report(f"data: decoding {folder}, once, for some seconds")
+        train, test = builders.read(folder)
+        copy = train, test, cache.checked_digest(folder, SOURCES[name], train, test)
+        try:
+            cache.write_copy(path, train, test)
+        except OSError as error:
+            report(f"data: {path} cannot be written ({error.strerror}), so the next start decodes again")
+    return Loaded(*copy, notes=() if copy[2] == SOURCES[name].sha256 else (f"{folder}: {SHUFFLED}",))
+
+
+def _check_format(name: str, folder: Path) -> None:
+    try:
+        file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"data: {folder / 'dataset_info.json'} cannot be read: {error}") from None
+    if file_format != "array_record":
+        found = f"{folder} holds {name} as {str(file_format).upper()}, which only TensorFlow reads"
+        raise DataError(f"data: {found}. Make a copy that needs none: jaxmlp data prepare {name}")
+
+
+def _prepare(name: str, files: tuple[Path, ...] | None, own: Path, report: Report) -> Loaded:
+    """Reads the folder `own` that was prepared before, or prepares it, and makes the decoded copy."""
+    data_dir = own.parent
+    if folder := newest_version(own):
+        try:
+            return _decode(name, folder, data_dir)
+        except DataError as error:
+            report(f"{error}; it is prepared again")
+    try:
+        with cache.making(data_dir) as temporary:
+            if not files:
+                from jaxmlp.data.download import download
+
+                files = download(name, temporary, report)
+            from jaxmlp.data import builders
+
+            report(f"data: preparing {name}, once, for some seconds")
+            prepared = builders.write(name, files, temporary)
+            loaded = _decode(name, prepared, data_dir)
+            shutil.rmtree(own, ignore_errors=True)
+            # Without locks another process may have put its own there since; the copy, already made, is the same.
+            with contextlib.suppress(OSError):
+                prepared.parent.rename(own)
+    except OSError as error:
+        raise cache.unwritable(data_dir, error) from None
+    return loaded
+
+
+def _decode(name: str, folder: Path, data_dir: Path) -> Loaded:
+    from jaxmlp.data import builders
+
+    train, test = builders.read(folder)
+    sha256 = cache.checked_digest(folder, SOURCES[name], train, test)
+    if sha256 != SOURCES[name].sha256:
+        raise DataError(f"data: {folder} has its examples in another order")
+    cache.write_copy(copy_path(name, data_dir), train, test)
+    return Loaded(train, test, sha256)
