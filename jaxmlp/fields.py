@@ -19,7 +19,7 @@ Hyperparameters: TypeAlias = dict[str, Any]
 
 
 def ranged(default: Any, interval: str, *, traced: bool = False) -> Any:
-    """A field of a number, or of numbers, in `interval`: the rule as people write it, such as `[0, 1)` or `(0, inf)`."""
+    """A field of one number or more in `interval`, the rule as people write it, such as `[0, 1)` or `(0, inf)`."""
     return field(default=default, metadata={"interval": interval, "traced": traced})
 
 
@@ -39,6 +39,7 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
     """`value` as its type says, or ConfigError with the rule it breaks."""
+    is_bool = isinstance(value, bool)
     for choice in _choices(hint):
         if typing.get_origin(choice) is Literal:
             known = typing.get_args(choice)
@@ -49,11 +50,11 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
         if typing.get_origin(choice) is tuple and isinstance(value, list | tuple):
             element = typing.get_args(choice)[0]
             return tuple(_checked(path, element, item, metadata) for item in value)
-        if choice is bool and isinstance(value, bool):
+        if choice is bool and is_bool:
             return value
-        if choice is int and isinstance(value, Integral) and not isinstance(value, bool):
+        if choice is int and isinstance(value, Integral) and not is_bool:
             return _in_interval(path, int(value), metadata)
-        if choice is float and isinstance(value, Real) and not isinstance(value, bool):
+        if choice is float and isinstance(value, Real) and not is_bool:
             return _in_interval(path, float(value), metadata)
         if isinstance(choice, type) and choice not in (bool, int, float) and isinstance(value, choice):
             return value
@@ -114,6 +115,7 @@ class Part:
 
 
 def to_plain(value: Any) -> Any:
+    """A part or value as JSON types; a part of several kinds says its own under `kind`."""
     if isinstance(value, Part):
         plain: dict[str, Any] = {"kind": value.kind} if value.kind else {}
         items = dataclasses.fields(value)  # type: ignore[arg-type]

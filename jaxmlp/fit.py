@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
+import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 from jax.sharding import Mesh
 
-from jaxmlp import data, model, runtime, shards, train
+from jaxmlp import data, distributed, model, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DivergedError
+from jaxmlp.errors import ConfigError, DivergedError, PeerLostError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
 
 CHUNK_S = 0.25
@@ -41,9 +46,10 @@ class Progress:
 
 
 class Hook(Protocol):
-    """Called after each epoch with its record and the state, which it must not keep: the next step reuses it."""
+    """A function called after each epoch."""
 
-    def __call__(self, record: EpochRecord, state: train.TrainState) -> object: ...
+    def __call__(self, record: EpochRecord, state: train.TrainState) -> object:
+        """See the epoch's record, and the state, which it must not keep: the next step takes its memory."""
 
 
 def fit(
@@ -81,7 +87,8 @@ def fit(
         DeviceError: The devices are not there.
         DivergedError: Loss or parameters are no longer finite.
         DiskError: The run directory cannot be written.
-        RunError: The run's checkpoints do not fit, or none is whole.
+        PeerLostError: Another process of the run is gone.
+        RunError: The run's checkpoints do not fit, or none is whole; or the run's processes differ in what binds bits.
     """
     runtime.configure()
     progress = progress or Progress()
@@ -91,12 +98,18 @@ def fit(
         raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
     mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
     module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
+    if jax.process_count() > 1:
+        distributed.agree(manifest(config, dataset.sha256)["binding"] | {"config": config.to_dict()})
     loop = _Loop(config, dataset, module, mesh, run, progress, hooks, stop or Stop(), checkpoint_s)
     try:
         return loop.run_all()
     except DivergedError:
         if run:
             run.finish("diverged", None)
+        raise
+    except Exception as error:
+        if jax.process_count() > 1 and distributed.is_lost_peer(error):
+            raise PeerLostError("distributed: another process of this run is gone.") from None
         raise
 
 
@@ -116,8 +129,15 @@ class _Position:
         best = None if math.isinf(self.best_val_loss) else self.best_val_loss
         return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_val_loss": best}
 
-    def arrays(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         return leaves({"state": self.state, "sums": self.sums})
+
+    def moved_to(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> _Position:
+        """Where these `arrays()` and this `meta()` of a run of the same shapes stand."""
+        tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
+        tree = restore(tree, arrays)
+        best = math.inf if meta["best_val_loss"] is None else meta["best_val_loss"]
+        return _Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"], best)
 
 
 @dataclass
@@ -133,8 +153,10 @@ class _Loop:
     checkpoint_s: float
     chunk: int = 1
     """Updates a call, fitted to CHUNK_S."""
+    stopping: bool = False
+    """Whether all processes know that one has a stop signal."""
     saved_at: float = 0.0
-    unsaved_best: tuple[int, dict[str, np.ndarray], dict[str, Any]] | None = None
+    unsaved_best: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
     records: list[EpochRecord] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -142,20 +164,22 @@ class _Loop:
         self.steps_per_epoch = -(-self.examples // self.config.batch_size)
         self.static: dict[str, Any] = {"config": self.config.program(), "module": self.module}
         self.hyper = self._put(train.make_hyper(self.config, self.steps_per_epoch))
-        self.train_split = self._put(train.Split(*self.dataset.train))
-        self.val_split = self.dataset.validation and self._put(train.Split(*self.dataset.validation))
+        self.train_split = self._put_split(self.dataset.train)
+        self.val_split = self.dataset.validation and self._put_split(self.dataset.validation)
 
     def run_all(self) -> History:
         began = time.perf_counter()
         position = self._start()
         self._compile(position)
         self.saved_at = first_update = time.perf_counter()
-        while position.epoch <= self.config.epochs and not self.stop.signal:
+        while position.epoch <= self.config.epochs and not self.stopping:
             self._epoch(position)
         status = "finished" if position.epoch > self.config.epochs else "interrupted"
         self._save(position)
         ended = time.perf_counter()
-        test = self._test(position) if status == "finished" else (None, None)
+        test: tuple[float | None, float | None] = (None, None)
+        if status == "finished":
+            test = self._evaluate(position, self._put_split(self.dataset.test))
         state = jax.device_get(position.state)
         history = History(
             config=self.config,
@@ -178,22 +202,18 @@ class _Loop:
     def _start(self) -> _Position:
         image_shape = self.dataset.train.images.shape[1:]
         state = train.init_state(self.hyper, **self.static, image_shape=image_shape)
-        position = _Position(self._put(state), self._put(train.Sums.zero()))
+        position = _Position(state, train.Sums.zero())
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
-            tree = restore({"state": position.state, "sums": position.sums}, checkpoint.arrays)
-            meta = checkpoint.meta
-            position = _Position(
-                state=self._put(tree["state"]),
-                sums=self._put(tree["sums"]),
-                epoch=meta["epoch"],
-                done=meta["done"],
-                epoch_s=meta["epoch_s"],
-                best_val_loss=math.inf if meta["best_val_loss"] is None else meta["best_val_loss"],
-            )
+            position = position.moved_to(checkpoint.arrays, checkpoint.meta)
+        if jax.process_count() > 1:
+            arrays = distributed.share(safetensors.numpy.save(position.arrays()))
+            meta = distributed.share(json.dumps(position.meta()).encode())
+            position = position.moved_to(safetensors.numpy.load(arrays), json.loads(meta))
         if self.run:
             self.run.cut_back(position.epoch)
             self.records = [EpochRecord(**line) for line in self.run.epochs()]
+        position.state, position.sums = self._put((position.state, position.sums))
         return position
 
     def _compile(self, position: _Position) -> None:
@@ -207,17 +227,19 @@ class _Loop:
         """The epoch's updates that are left, unless stopped; then its evaluation and its record."""
         order = self._order(position.epoch)
         while position.done < self.steps_per_epoch:
-            if self.stop.signal:
+            self._agree()
+            if self.stopping:
                 return
             self._chunk(position, order)
             if time.perf_counter() - self.saved_at > self.checkpoint_s:
                 self._save(position)
         began = time.perf_counter()
         loss, accuracy = _means(position.sums)
-        val = self._evaluate(position, self.val_split) if self.val_split else (None, None)
+        val_loss, val_accuracy = self._evaluate(position, self.val_split) if self.val_split else (None, None)
         rate = train.learning_rate(position.state.step - 1, self.hyper, config=self.static["config"])
         steps, seconds = int(position.state.step), position.epoch_s + time.perf_counter() - began
-        record = EpochRecord(position.epoch, steps, loss, accuracy, *val, float(rate), seconds)
+        figures = (loss, accuracy, val_loss, val_accuracy, float(rate), seconds)
+        record = EpochRecord(position.epoch, steps, *figures)
         position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
         position.sums = self._put(train.Sums.zero())
         self.records.append(record)
@@ -226,6 +248,15 @@ class _Loop:
         for hook in self.hooks:
             hook(record, position.state)
         self.progress.epoch_ended(record)
+
+    def _agree(self) -> None:
+        """Take the shortest chunk of all processes, and stop where one of them is to."""
+        plans = [(self.chunk, self.stop.signal or 0)]
+        if jax.process_count() > 1:
+            plans = distributed.gather(plans[0]).tolist()
+        self.chunk = min(chunk for chunk, _ in plans)
+        if signals := [number for _, number in plans if number]:
+            self.stop.signal, self.stopping = signal.Signals(signals[0]), True
 
     def _chunk(self, position: _Position, order: jax.Array) -> None:
         began = time.perf_counter()
@@ -240,6 +271,7 @@ class _Loop:
 
     def _train_steps(self, position: _Position, order: jax.Array, stop: int) -> train.Health:
         """Make the epoch's updates from where the position stands up to `stop`."""
+        health: train.Health
         position.state, position.sums, health = train.train_steps(
             position.state, position.sums, self.train_split, order, position.done, stop, self.hyper,
             **self.static, mesh=self.mesh,
@@ -288,23 +320,20 @@ class _Loop:
         self.saved_at = time.perf_counter()
 
     def _order(self, epoch: int) -> jax.Array:
-        order = train.epoch_order(
+        order: jax.Array = train.epoch_order(
             self.hyper.seed, epoch - 1, examples=self.examples, batch_size=self.config.batch_size,
             shuffle=self.config.shuffle,
         )  # fmt: skip
         return self._put(order)
 
-    def _test(self, position: _Position) -> tuple[float, float]:
-        if self.dataset.validation is self.dataset.test and self.records:
-            last = self.records[-1]
-            assert last.val_loss is not None and last.val_accuracy is not None
-            return last.val_loss, last.val_accuracy
-        return self._evaluate(position, self._put(train.Split(*self.dataset.test)))
-
     def _evaluate(self, position: _Position, split: train.Split) -> tuple[float, float]:
         return _means(jax.device_get(train.evaluate(position.state.params, split, **self.static, mesh=self.mesh)))
 
-    def _put(self, tree: Any) -> Any:
+    def _put_split(self, split: data.Split) -> train.Split:
+        images, labels = self._put(split)
+        return train.Split(jnp.asarray(images), jnp.asarray(labels))
+
+    def _put[T](self, tree: T) -> T:
         return shards.replicate(tree, self.mesh)
 
 

@@ -53,9 +53,10 @@ def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
+def replicate[T](tree: T, mesh: Mesh) -> T:
     """The tree's arrays, whole on every device of the mesh."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    placed: T = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    return placed
 
 
 def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:

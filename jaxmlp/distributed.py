@@ -1,0 +1,212 @@
+"""Many processes, one run: joining them, agreeing before the first step and at every chunk, ending together.
+
+JAX's own runtime does the work; it ends the survivors of a lost peer from C++, with no Python handler. So each
+process that people start is a small parent (`supervise`) that turns its child's end into a message and an exit code.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import ctypes
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
+
+HEARTBEAT_S = 30
+"""A process that is silent for so long counts as lost."""
+JOIN_S = 300
+"""How long the processes of a run may take to start."""
+CHILD = "JAXMLP_SUPERVISED"
+"""Set in the environment of a supervised process: the descriptor on which it tells its run directory."""
+
+_LOST = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]+)")
+_CPP_LOG = re.compile(
+    r"([IWEF]\d{4} |\s*@\s+0x|\*\*\* |\[Gloo\]|=== Source|external/|RPC: /|The tasks have crashed|[\d,\s]+$)"
+)
+
+
+class Cluster(NamedTuple):
+    """Where the processes of a run meet; all none where JAX detects it (Slurm, Open MPI, Kubernetes, TPU pods)."""
+
+    address: str | None = None
+    processes: int | None = None
+    process: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Cluster:
+        """From `auto` or `HOST:PORT,PROCESSES,INDEX`.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        if text == "auto":
+            return cls()
+        match = re.fullmatch(r"(\S+:\d+),(\d+),(\d+)", text)
+        if not match or not 0 <= int(match[3]) < int(match[2]):
+            wanted = "must be auto or HOST:PORT,PROCESSES,INDEX with INDEX from 0 to PROCESSES - 1"
+            raise ConfigError("distributed", f"{wanted}, got {text!r}")
+        return cls(match[1], int(match[2]), int(match[3]))
+
+
+def join(cluster: Cluster) -> None:
+    """Meet the other processes; before JAX's first use.
+
+    Raises:
+        DeviceError: They cannot be reached, or no cluster is detected.
+    """
+    import jax
+
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(*cluster, initialization_timeout=JOIN_S, heartbeat_timeout_seconds=HEARTBEAT_S)
+    except (RuntimeError, ValueError) as error:
+        where = cluster.address or "the detected cluster"
+        first = str(error).partition("\n")[0]
+        raise DeviceError(
+            f"distributed: this process cannot join {where}: {first}\n"
+            "Check that HOST:PORT is process 0's, reachable and free, and that every INDEX is used once."
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def gather(values: Sequence[int]) -> np.ndarray[Any, Any]:
+    """Every process's values, [processes, values]; each gives as many.
+
+    Raises:
+        PeerLostError: Another process is gone.
+    """
+    from jax.experimental import multihost_utils
+
+    with _peers():
+        return np.asarray(multihost_utils.process_allgather(np.asarray(values, np.int32))).reshape(-1, len(values))
+
+
+def share(data: bytes) -> bytes:
+    """The first process's bytes, on all.
+
+    Bytes and no arrays, because JAX broadcasts by adding zeros, which takes the sign from a negative zero.
+
+    Raises:
+        PeerLostError: Another process is gone.
+    """
+    from jax.experimental import multihost_utils
+
+    size = int(gather([len(data)])[0, 0])
+    with _peers():
+        padded = np.frombuffer(data[:size].ljust(size, b"\0"), np.uint8)
+        return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Make sure that all processes know the same facts.
+
+    Raises:
+        RunError: They do not; names each fact that differs, its values, and whose they are.
+        PeerLostError: Another process is gone.
+    """
+    mine = json.dumps(facts, sort_keys=True).encode()
+    size = int(gather([len(mine)]).max())
+    rows = gather(list(mine.ljust(size)))
+    everyone = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
+    different = []
+    for name in sorted(set().union(*everyone)):
+        values = collections.defaultdict(list)
+        for index, theirs in enumerate(everyone):
+            values[str(theirs.get(name))].append(index)
+        if len(values) > 1:
+            told = "; ".join(f"{value} on process {', '.join(map(str, who))}" for value, who in values.items())
+            different.append(f"{name}: {told}")
+    if different:
+        raise RunError("the processes of this run differ, so their bits would:\n" + "\n".join(different))
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    """Turn JAX's error about a connection that broke into ours."""
+    try:
+        yield
+    except Exception as error:
+        if is_lost_peer(error):
+            raise PeerLostError("distributed: another process of this run is gone.") from None
+        raise
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error of JAX's says that a connection to another process broke."""
+    return any(word in str(error) for word in ("Gloo", "coordination service", "Connection closed by peer", "NCCL"))
+
+
+def supervise(command: Sequence[str]) -> int:
+    """Run a process of a distributed run as a child, and say in its place what it cannot say itself.
+
+    Args:
+        command: The child's, with its arguments.
+
+    Returns:
+        Its exit code; `PeerLostError.exit_code` where JAX aborted it for a lost peer.
+    """
+    reading, writing = os.pipe()
+    child = subprocess.Popen(
+        command,
+        env=os.environ | {CHILD: str(writing)},
+        stderr=subprocess.PIPE,
+        pass_fds=(writing,),
+        start_new_session=True,
+        text=True,
+        errors="replace",
+    )
+    os.close(writing)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: child.send_signal(number))
+    withheld: collections.deque[str] = collections.deque(maxlen=100)
+    assert child.stderr
+    for line in child.stderr:
+        if _CPP_LOG.match(line):
+            withheld.append(line)
+        else:
+            print(line, end="", file=sys.stderr, flush=True)
+    code = child.wait()
+    with open(reading) as told:
+        run_dir = told.read().strip()
+    if code not in (-signal.SIGABRT, PeerLostError.exit_code):
+        if code < 0:
+            print("".join(withheld), end="", file=sys.stderr)
+        return code if code >= 0 else 128 - code
+    lost = _LOST.search("".join(withheld))
+    who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process, or the coordinator, process 0,"
+    go_on = f" Go on from the last checkpoint: jaxmlp train --resume {run_dir}" if run_dir else ""
+    print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
+    return PeerLostError.exit_code
+
+
+def is_supervised() -> bool:
+    """Whether this process is the child of `supervise`; if so, make it end with its parent."""
+    if CHILD not in os.environ:
+        return False
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    return True
+
+
+def tell_run_dir(path: str) -> None:
+    """Tell the supervising parent where the run is kept."""
+    if CHILD in os.environ:
+        with open(int(os.environ[CHILD]), "w") as parent:
+            parent.write(path)
