@@ -18,7 +18,7 @@ from mnist_stand_in import (
 )
 
 from jaxmlp import data
-from jaxmlp.data import cache, embedded, official
+from jaxmlp.data import cache, embedded
 from jaxmlp.data.dataset import digest
 from jaxmlp.errors import ConfigError, DataError
 
@@ -209,23 +209,6 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("JAXMLP_MANUAL_DIR", "")
     assert cache.chosen_folder(None, "JAXMLP_MANUAL_DIR") is None
     assert cache.data_folder(tmp_path / "given") == tmp_path / "given"
-
-
-def test_status_tells_where_each_data_set_is(files: Path, tmp_path: Path) -> None:
-    def mnist(**folders: Any) -> data.Status:
-        return next(status for status in data.status(**folders) if status.name == "mnist")
-
-    assert mnist()[1:] == ("", False, 0, None, "")
-    assert (mnist(manual_dir=files).where, mnist(manual_dir=files).prepared) == (str(files), False)
-    copy = tmp_path / "data/mnist.idx"
-    done = data.prepare("mnist", manual_dir=files)
-    assert done == mnist() == ("mnist", str(copy), True, copy.stat().st_size, official.SOURCES["mnist"].sha256, "")
-    DAMAGES["flipped"](copy)
-    damaged = mnist()
-    assert (damaged.where, damaged.prepared) == (str(tmp_path / "data/jaxmlp_mnist/1.0.0"), True)
-    assert str(copy) in damaged.problem
-    altered(files / LABELS, lambda content: content.pop())
-    assert LABELS in mnist(manual_dir=files).problem
 
 
 def test_the_embedded_digits_hold_out_the_last_hundred_of_each_class() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
@@ -58,23 +58,32 @@ def status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
         DataError: `manual_dir` has no such data.
     """
     damaged: list[str] = []
-    named = find_named(name, manual_dir) if manual_dir else None
     path = copy_path(name, data_dir)
-    if not isinstance(named, Path) and (loaded := _from_copy(name, data_dir, damaged)):
-        return Status(name, str(path), True, path.stat().st_size, loaded.sha256)
-    folder = named or newest_version(data_dir / f"jaxmlp_{name}") or newest_version(data_dir / name)
+    source = find_named(name, manual_dir) if manual_dir else None
+    if isinstance(source, tuple):
+        found = Status(name, str(source[0].parent), False, _size(source), None)
+        try:
+            official.verify(name, source)
+        except DataError as error:
+            return found._replace(problem=str(error))
+    if not isinstance(source, Path) and (loaded := _from_copy(name, data_dir, damaged)):
+        return Status(name, str(path), True, _size([path]), loaded.sha256)
+    problem = "".join(damaged)
+    if isinstance(source, tuple):
+        return found._replace(problem=problem)
+    folder = source or newest_version(data_dir / f"jaxmlp_{name}") or newest_version(data_dir / name)
     if not folder:
-        return Status(name, "", False, 0, None, *damaged)
-    files = folder if isinstance(folder, tuple) else tuple(folder.iterdir())
-    found = Status(name, str(files[0].parent), isinstance(folder, Path), sum(f.stat().st_size for f in files), None)
+        return Status(name, "", False, 0, None, problem)
+    found = Status(name, str(folder), True, _size(folder.iterdir()), None, problem)
     try:
-        if isinstance(folder, Path):
-            _check_format(name, folder)
-        else:
-            official.verify(name, folder)
+        _check_format(name, folder)
     except DataError as error:
         return found._replace(prepared=False, problem=str(error))
-    return found._replace(problem="".join(damaged))
+    return found
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
 def copy_path(name: str, data_dir: Path) -> Path:
@@ -119,7 +128,7 @@ def load(name: str, manual_dir: Path | None, data_dir: Path, report: Report, *, 
         with cache.only_one(data_dir, report):
             return _from_copy(name, data_dir, []) or _prepare(name, files, own, report)
     except DataError as error:
-        raise DataError("\n".join([str(error), *damaged])) from error
+        raise DataError("\n".join([str(error), *damaged])) from None
 
 
 def find_named(name: str, manual_dir: Path) -> tuple[Path, ...] | Path:

@@ -1,0 +1,134 @@
+"""The network brings the wanted bytes, or within seconds a message with its reason and the ways on."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mnist_stand_in
+import pytest
+from mnist_stand_in import (
+    NAMES,
+    load,
+    read_stand_in,
+    same,
+    write_stock,
+)
+
+from jaxmlp import data
+from jaxmlp.data import download, official
+from jaxmlp.errors import DataError
+
+nothing_named = mnist_stand_in.nothing_named
+files = mnist_stand_in.files
+lines = mnist_stand_in.lines
+
+
+def test_without_a_network_the_answer_comes_in_five_seconds_with_the_ways_on(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that never answers is the slowest case."""
+    monkeypatch.setattr(download, "CONNECT_LIMIT_S", 3.0)
+    given_up = threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        given_up.wait()
+        raise OSError
+
+    monkeypatch.setattr("socket.create_connection", hang)
+    started = time.monotonic()
+    with pytest.raises(DataError) as error:
+        load()
+    assert time.monotonic() - started < 5
+    given_up.set()
+    first, *ways = str(error.value).splitlines()
+    reason = "no route to its server; gave up after 3 s"
+    assert first == f"data: mnist is not on this machine and cannot be downloaded ({reason})."
+    for way in ("JAXMLP_MANUAL_DIR", "--data.name mnist_5k", "JAXMLP_DATA_DIR", *NAMES):
+        assert any(way in line for line in ways)
+
+
+@pytest.fixture
+def serve(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Any], None]], None]]:
+    """Makes a handler of GET requests mnist's server."""
+    servers = []
+
+    def start(respond: Callable[[Any], None]) -> None:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                respond(self)
+
+            def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
+                """Nothing on stderr."""
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        servers.append(server)
+        url = f"http://127.0.0.1:{server.server_port}/mnist/"
+        monkeypatch.setitem(official.SOURCES, "mnist", official.SOURCES["mnist"]._replace(url=url))
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def answer(content: bytes, *, length: int | None = None) -> Callable[[Any], None]:
+    def respond(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(content) if length is None else length))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return respond
+
+
+def test_a_download_is_prepared_and_kept(
+    serve: Callable[[Callable[[Any], None]], None], files: Path, tmp_path: Path, lines: list[str]
+) -> None:
+    serve(lambda handler: answer((files / Path(handler.path).name).read_bytes())(handler))
+    dataset = load(report=lines.append)
+    assert same(dataset.train, read_stand_in(files)[0])
+    assert "downloading mnist" in lines[0]
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == [".lock", "jaxmlp_mnist", "mnist.idx"]
+
+
+def test_prepare_downloads_the_official_order_beside_a_stock_folder(
+    serve: Callable[[Callable[[Any], None]], None], files: Path, tmp_path: Path
+) -> None:
+    write_stock(files, tmp_path / "data")
+    serve(lambda handler: answer((files / Path(handler.path).name).read_bytes())(handler))
+    assert load(report=lambda line: None).notes
+    data.prepare("mnist", report=lambda line: None)
+    assert not load().notes
+
+
+@pytest.mark.parametrize(
+    ("respond", "reason"),
+    [
+        (lambda handler: handler.send_error(404), "its server answers 404 Not Found for train-images-idx3-ubyte.gz"),
+        (answer(b"<html>Welcome to our hotel</html>"), "is something else: SHA-256"),
+        (answer(b"half", length=8), "is something else: SHA-256"),
+        (answer(bytes(200_000)), "is something else: SHA-256"),
+        (lambda handler: time.sleep(1), "its server fell silent; gave up after 0.3 s"),
+        (lambda handler: handler.wfile.write(b"no HTTP at all\n"), "broke off"),
+    ],
+)
+def test_a_download_that_fails_is_a_data_error_with_its_reason_and_leaves_nothing(
+    respond: Callable[[Any], None],
+    reason: str,
+    serve: Callable[[Callable[[Any], None]], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(download, "STALL_LIMIT_S", 0.3)
+    serve(respond)
+    with pytest.raises(DataError) as error:
+        load(report=lambda line: None)
+    assert str(error.value).startswith("data: mnist is not on this machine and cannot be downloaded (")
+    assert reason in str(error.value).splitlines()[0]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
