@@ -215,10 +215,17 @@ def test_the_embedded_digits_hold_out_the_last_hundred_of_each_class() -> None:
     dataset = load("mnist_5k", validation="test")
     table = np.loadtxt(embedded.path(), np.uint8, delimiter=",")
     rows = table.reshape(10, 500, 785)
-    for split, wanted in ((dataset.train, rows[:, :400]), (dataset.test, rows[:, 400:])):
+    for split, of_class in ((dataset.train, rows[:, :400]), (dataset.test, rows[:, 400:])):
+        wanted = of_class.swapaxes(0, 1)
         np.testing.assert_array_equal(split.images.reshape(-1, 784), wanted[..., :784].reshape(-1, 784))
         np.testing.assert_array_equal(split.labels, wanted[..., 784].reshape(-1))
     assert dataset.sha256 == digest(dataset.train, dataset.test)
+
+
+def test_a_validation_fraction_of_the_embedded_digits_holds_as_many_of_each_class() -> None:
+    held_out = load("mnist_5k", validation=0.3).validation
+    assert held_out is not None
+    assert np.bincount(held_out.labels).tolist() == [120] * 10
 
 
 def test_embedded_digits_that_are_altered_or_absent_are_refused(
