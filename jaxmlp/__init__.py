@@ -1,0 +1,93 @@
+"""Multilayer perceptrons in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
+
+Importing this starts no JAX: a name that needs it loads its module when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from jaxmlp.config import (
+    SGD,
+    Adam,
+    AdamW,
+    ClippedCrossEntropy,
+    Constant,
+    Cosine,
+    CrossEntropy,
+    DataConfig,
+    ExperimentConfig,
+    Exponential,
+    InverseTime,
+    MeanSquaredError,
+    ModelConfig,
+    Piecewise,
+    RMSprop,
+)
+from jaxmlp.errors import (
+    CheckFailed,
+    ConfigError,
+    DataError,
+    DeviceError,
+    DiskError,
+    DivergedError,
+    JaxmlpError,
+    PeerLostError,
+    RunError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from jaxmlp.runtime import configure as configure
+    from jaxmlp.train import TrainState as TrainState
+    from jaxmlp.train import train_step as train_step
+else:  # Hidden from type checkers, which would take every misspelt name to be known.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "TrainState": "jaxmlp.train",
+    "configure": "jaxmlp.runtime",
+    "train_step": "jaxmlp.train",
+}
+"""The modules of the names that load when they are used; type checkers read the imports above instead."""
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "CheckFailed",
+    "ClippedCrossEntropy",
+    "ConfigError",
+    "Constant",
+    "Cosine",
+    "CrossEntropy",
+    "DataConfig",
+    "DataError",
+    "DeviceError",
+    "DiskError",
+    "DivergedError",
+    "ExperimentConfig",
+    "Exponential",
+    "InverseTime",
+    "JaxmlpError",
+    "MeanSquaredError",
+    "ModelConfig",
+    "PeerLostError",
+    "Piecewise",
+    "RMSprop",
+    "RunError",
+    "UsageError",
+    *_HOMES,
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

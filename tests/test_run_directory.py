@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta, timezone
@@ -230,18 +232,14 @@ def test_the_lock_of_a_killed_process_is_taken_over(run: RunDirectory, path: Pat
             assert taken.status == "running"
 
 
-def test_looking_at_the_status_disturbs_no_writer(run: RunDirectory, path: Path) -> None:
+def test_looking_at_the_status_disturbs_no_writer(
+    run: RunDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run.close()
-    code = (
-        "import sys; from jaxmlp.run.directory import RunDirectory\n"
-        "run = RunDirectory.open(sys.argv[1], write=False); print('looking', flush=True)\n"
-        "while True: run.status"
-    )
-    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True) as looker:
-        assert looker.stdout and looker.stdout.readline() == "looking\n"
-        for _ in range(100):
-            RunDirectory.open(path, write=True).close()
-        looker.kill()
+    with open(path / "lock") as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda seconds: fcntl.flock(looker, fcntl.LOCK_UN))
+        RunDirectory.open(path, write=True).close()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"pid": "\\u001b[2J", "since": 3}', "\x00\xff"])
@@ -249,6 +247,16 @@ def test_a_lock_that_names_nobody_still_locks(run: RunDirectory, path: Path, tex
     (path / "lock").write_text(text)
     with pytest.raises(RunError, match="in use by another process"):
         RunDirectory.open(path, write=True)
+
+
+def test_a_process_that_could_not_open_a_run_holds_no_lock(run: RunDirectory, path: Path) -> None:
+    run.close()
+    good = (path / "manifest.json").read_bytes()
+    (path / "manifest.json").write_bytes(b"")
+    with pytest.raises(RunError):
+        RunDirectory.open(path, write=True)
+    (path / "manifest.json").write_bytes(good)
+    RunDirectory.open(path, write=True).close()
 
 
 def test_a_process_that_failed_to_begin_holds_no_lock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,9 +154,9 @@ def _read_header(file: BufferedReader) -> tuple[list[_Tensor], dict[str, Any]]:
     tensors, meta = _parse(text)
     end = 0
     for tensor in tensors:
-        if tensor.start != end or tensor.end - end != math.prod(tensor.shape) * tensor.dtype.itemsize:
-            raise _Damaged(f"tensor {tensor.name} has not the place or size that its header tells")
-        end = tensor.end
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        if (tensor.start, tensor.end) != (start, end):
+            raise _Damaged(f"tensor {tensor.name} is not where the tensors before it end, or not of its shape's size")
     if length + end != rest:
         raise _Damaged(f"it has {rest + 8} bytes, but its header tells {length + end + 8}: cut off or added to")
     return tensors, meta

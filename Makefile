@@ -1,0 +1,69 @@
+# `make train` and `make test` do everything from a fresh clone: their own environment first, once, then their job.
+
+BIN := .venv/bin
+READY := .venv/ready
+
+# Where Python is looked for: the first one that jaxlib's pinned version has wheels for, and that can make environments.
+PYTHON = python3.13 python3.12 python3.14 python3 \
+	"$$(pyenv root 2>/dev/null)"/versions/3.1[234].*/bin/python "$$(uv python find 3.13 2>/dev/null)"
+PROBE := import sys, importlib.util as util; \
+	whole = util.find_spec("ensurepip"); \
+	print(sys.version.split()[0] + ("" if whole else ", without venv")); \
+	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint lock clean
+
+help:
+	@echo 'make train   train a first network'
+	@echo 'make test    ruff, mypy and every test'
+	@echo 'make lint    ruff and mypy'
+	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
+	@echo 'make clean   remove the environment and caches; runs and data stay'
+	@echo 'PYTHON=/path/to/python chooses the interpreter.'
+
+train: $(READY)
+	$(BIN)/jaxmlp train experiments/quickstart.py
+	@echo
+	@echo 'The two experiments of the Keras tutorial, on MNIST (downloads 12 MB):'
+	@echo '  $(BIN)/jaxmlp train experiments/relu_rmsprop.py'
+	@echo '  $(BIN)/jaxmlp train experiments/tanh_sgd_nesterov.py'
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/python -m mypy
+	$(BIN)/python -m mypy tests --disable-error-code=arg-type  # Tests hand NumPy arrays to functions of JAX arrays.
+
+# uv writes hashes for every platform, and pip-tools only for this one.
+lock: $(READY)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m uv --no-config pip compile pyproject.toml --extra report --extra dev --output-file requirements.lock \
+		--universal --python-version 3.12 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' \
+		--quiet $(if $(UPGRADE),--upgrade)
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml requirements.lock
+	@found= version=; \
+	for python in $(PYTHON); do \
+		command -v "$$python" >/dev/null || continue; \
+		version=$$("$$python" -c '$(PROBE)' 2>/dev/null) && break; \
+		found="$$found$${found:+,} $$python ($${version:-does not start})"; \
+		version=; \
+	done; \
+	if [ -z "$$version" ]; then \
+		echo "jaxmlp needs Python 3.12, 3.13 or 3.14 with its venv module; found:$${found:- none}." >&2; \
+		echo 'Install one: uv python install 3.13, pyenv install 3.13, brew install python@3.13 or' \
+			'apt install python3.13-venv. Or name yours: make PYTHON=/path/to/python3.13' >&2; \
+		exit 2; \
+	fi; \
+	echo "Setting up .venv with Python $$version: a minute or two, once."; \
+	"$$python" -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

@@ -1,0 +1,119 @@
+"""The program `jaxmlp`: finds the command, and turns its answer or its mistake into text, JSON and an exit code.
+
+Every command is a module of this package with `run(argv) -> Answer`. It prints what people read to `sys.stdout`;
+under `--json` that is the standard error stream, and the answer's document alone goes to the real stdout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jaxmlp
+from jaxmlp.errors import ConfigError, DivergedError, JaxmlpError, UsageError, did_you_mean
+
+STARTED = time.perf_counter()
+"""When the program began, for `total_s`."""
+
+COMMANDS = {
+    "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR goes on)",
+    "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
+    "predict": "RUN FILE...     the classes of images: PNG, JPEG, .npy, IDX, folders",
+    "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
+    "data": "status|prepare  where the data is; make it ready before a run",
+}
+"""What each command does; its module has its name."""
+
+HELP = """\
+usage: jaxmlp COMMAND ... [flags]
+
+Multilayer perceptrons in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
+
+commands:
+{commands}
+
+flags of every command:
+  --help        what the command does, and all its flags
+  --json        one JSON document on stdout; what people read goes to stderr
+  --no-color    no colours; so does the environment variable NO_COLOR
+  --version     (without a command) the version
+
+A RUN is the folder of a run, or `last`. Start with: jaxmlp train experiments/quickstart.py
+"""
+
+CLOSED_PIPE = 128 + 13
+"""As shells count a program that SIGPIPE ended."""
+INTERRUPTED = 128 + 2
+
+
+class Answer(NamedTuple):
+    """What a command came to."""
+
+    document: Mapping[str, Any]
+    """For `--json`."""
+    exit_code: int = 0
+    message: str = ""
+    """For stderr."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit code.
+
+    Args:
+        argv: The command and its arguments; by default the process's own.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if "--no-color" in argv or os.environ.get("NO_COLOR"):
+        os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
+    stdout = sys.stdout
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(HELP.format(commands="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())), end="")
+            return 0
+        if argv[0] == "--version":
+            print(f"jaxmlp {jaxmlp.__version__}")
+            return 0
+        with contextlib.redirect_stdout(sys.stderr) if "--json" in argv else contextlib.nullcontext():
+            answer = _answer(argv[0], argv[1:])
+            if answer.message:
+                print(answer.message, file=sys.stderr)
+        if "--json" in argv:
+            from jaxmlp.run.jsonl import finite
+
+            print(json.dumps(finite(answer.document), allow_nan=False))
+        stdout.flush()
+        return answer.exit_code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
+        return CLOSED_PIPE
+    except SystemExit as end:  # tyro's, after it has printed the help
+        return int(end.code or 0)
+
+
+def _answer(command: str, argv: list[str]) -> Answer:
+    try:
+        if command not in COMMANDS:
+            known = f"The commands: {', '.join(COMMANDS)}"
+            raise UsageError(f"{command} is not a command of jaxmlp.{did_you_mean(command, COMMANDS)} {known}")
+        answer: Answer = importlib.import_module(f"jaxmlp.cli.{command}").run(argv)
+        return answer
+    except JaxmlpError as error:
+        message = error.as_flag() if isinstance(error, ConfigError) else str(error)
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        return Answer({"status": status, "error": message}, error.exit_code, message)
+    except KeyboardInterrupt:
+        return Answer({"status": "interrupted", "error": "interrupted"}, INTERRUPTED, "interrupted")
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        message = f"This is a bug in jaxmlp {jaxmlp.__version__}: please report it with the lines above."
+        return Answer({"status": "failed", "error": f"{type(error).__name__}: {error}"}, 1, message)

@@ -1,0 +1,51 @@
+"""`jaxmlp data`: where the data is, and making it ready before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxmlp.cli import Answer, flags
+from jaxmlp.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from jaxmlp.data import Status
+
+ACTIONS = ("status", "prepare")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommandFlags(flags.DataFlags):
+    """status: where each data set is, and its sum. prepare: make those named, or mnist, ready before a run."""
+
+    data_dir: Path | None = None
+    """Folder of prepared and decoded data; else JAXMLP_DATA_DIR; else in the user's cache."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Tell where the data is, or prepare some."""
+    chosen, (action, *names) = flags.parse(DataCommandFlags(), argv, "data", "status|prepare", "[NAME]...")
+    if action not in ACTIONS:
+        raise UsageError(f"data does {' or '.join(ACTIONS)}, not {action}.{did_you_mean(action, ACTIONS)}")
+    from jaxmlp import data
+
+    folders = {"manual_dir": chosen.manual_dir, "data_dir": chosen.data_dir}
+    if action == "prepare":
+        found = [data.prepare(name, **folders, report=print) for name in names or ["mnist"]]
+    else:
+        found = [each for each in data.status(**folders) if not names or each.name in names]
+    for each in found:
+        print("\n".join(_lines(each)))
+    return Answer({"data": [each._asdict() for each in found]})
+
+
+def _lines(status: Status) -> list[str]:
+    """What people read of one data set."""
+    if not status.where:
+        return [f"{status.name}: {status.problem or 'not on this machine'}"]
+    ready = "ready" if status.prepared else "prepared at its first use"
+    lines = [f"{status.name}: {ready}, {status.bytes / 1e6:.1f} MB, {status.where}"]
+    lines += [f"  SHA-256 {status.sha256}"] if status.sha256 else []
+    return [*lines, f"  {status.problem}"] if status.problem else lines

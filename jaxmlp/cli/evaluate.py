@@ -1,0 +1,75 @@
+"""`jaxmlp evaluate`: how good a run's model is, on all examples of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from jaxmlp import runtime
+from jaxmlp.cli import Answer, flags
+from jaxmlp.errors import CheckFailed, ConfigError
+from jaxmlp.fields import ranged
+
+if TYPE_CHECKING:
+    from jaxmlp.inference import Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFlags(flags.DataFlags, flags.DeviceFlags):
+    """Loss, accuracy with Wilson's 95 % interval, classes and confusion matrix of a run's model, on all examples."""
+
+    split: Literal["test", "validation", "train"] = "test"
+    """Which examples."""
+    checkpoint: str = "last"
+    """last, best (the lowest validation loss), or the step of one."""
+    min_accuracy: float | None = ranged(None, "[0, 1]")
+    """Exit with 3 where the accuracy is lower."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Score a RUN."""
+    chosen, (name,) = flags.parse(EvaluateFlags(), argv, "evaluate", "RUN")
+    runtime.configure(chosen.device)
+    from jaxmlp import data
+    from jaxmlp.inference import evaluate, load_model
+    from jaxmlp.run.directory import find_run
+
+    model = load_model(find_run(name), chosen.checkpoint)
+    dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=print)
+    split: data.Split | None = getattr(dataset, chosen.split)
+    if split is None:
+        raise ConfigError("split", "must be train or test: the run has no validation split")
+    found = evaluate(model, split, chosen.split)
+    print("\n".join(_table(found)))
+    document = {
+        "split": found.split,
+        "examples": found.examples,
+        "loss": found.loss,
+        "accuracy": found.accuracy,
+        "ci95": list(found.ci95),
+        "confusion": found.confusion.tolist(),
+        "per_class": [score._asdict() for score in found.per_class],
+        "step": model.step,
+    }
+    if chosen.min_accuracy is None or found.accuracy >= chosen.min_accuracy:
+        return Answer(document)
+    below = f"the accuracy {found.accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"
+    return Answer(document, CheckFailed.exit_code, below)
+
+
+def _table(found: Evaluation) -> Iterator[str]:
+    low, high = found.ci95
+    yield f"{found.split}: {found.examples:,} examples"
+    yield f"loss: {found.loss:.4f} - accuracy: {found.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
+    yield ""
+    yield "class  examples  recall  precision"
+    for score in found.per_class:
+        recall, precision = ("-" if part is None else f"{part:.4f}" for part in (score.recall, score.precision))
+        yield f"{score.label:5}  {score.examples:8}  {recall:>6}  {precision:>9}"
+    yield ""
+    yield "confusion: a row for each true class, a column for each answer"
+    width = max(4, len(str(found.confusion.max())) + 1)
+    yield " " * 5 + "".join(f"{score.label:{width}}" for score in found.per_class)
+    for score, row in zip(found.per_class, found.confusion, strict=True):
+        yield f"{score.label:5}" + "".join(f"{count:{width}}" for count in row)

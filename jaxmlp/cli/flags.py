@@ -1,0 +1,209 @@
+"""Flags by tyro over the same dataclasses as the API, with every mistake said in one line, ours.
+
+tyro splits the words and prints the help. Values reach the dataclasses as they were typed, so that a wrong one is
+refused by the same rule, and in the same words, as in Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from jaxmlp.config import ExperimentConfig, Loss, Optimizer, Schedule
+from jaxmlp.errors import ConfigError, UsageError, did_you_mean
+from jaxmlp.fields import Part
+from jaxmlp.runtime import Device
+
+Switch: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
+"""A flag that turns something on, without a second one that turns it off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(Part):
+    """Of every command."""
+
+    json: Switch = False
+    """One JSON document on stdout; what people read goes to stderr."""
+    no_color: Switch = False
+    """No colours; so does the environment variable NO_COLOR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags(Flags):
+    """Of every command that computes."""
+
+    device: Device = "auto"
+    """auto, cpu, gpu or tpu; auto takes what JAX prefers: TPU, GPU, CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(Flags):
+    """Of every command that reads a data set."""
+
+    manual_dir: Path | None = None
+    """Folder of the data's original files, DIR/<data name>/ or DIR itself; else JAXMLP_MANUAL_DIR."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentFlags(Flags):
+    """Of every command that takes an EXPERIMENT.py: its whole config."""
+
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = field(default_factory=ExperimentConfig)
+    """Every value, by default as the experiment's file has it."""
+
+
+registry = ConstructorRegistry()
+
+
+@registry.primitive_rule
+def _as_typed(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """How a value is made of words: a number where its type takes one and the word is one, else the word."""
+    kinds = _alternatives(info.type)
+    if info.type is bool or not all(_is_plain(kind) for kind in kinds):
+        return None
+    is_tuple = typing.get_origin(info.type) is tuple
+    item_kinds = _alternatives(typing.get_args(info.type)[0]) if is_tuple else kinds
+
+    def from_words(words: list[str]) -> Any:
+        values = tuple(_value(word, item_kinds) for word in words)
+        return values if is_tuple else values[0]
+
+    return PrimitiveConstructorSpec(
+        nargs="*" if is_tuple else 1,
+        metavar=f"[{_metavar(item_kinds)} ...]" if is_tuple else _metavar(kinds),
+        instance_from_str=from_words,
+        is_instance=lambda _: True,
+        str_from_instance=lambda value: [_shown(item) for item in (value if is_tuple else [value])],
+    )
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether values of this type are words: tyro asks about parts, and about the arguments of types, too."""
+    if typing.get_origin(kind) is None:
+        return isinstance(kind, type) and not issubclass(kind, Part)
+    return typing.get_origin(kind) in (tuple, typing.Literal)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _value(word: str, kinds: Sequence[Any]) -> Any:
+    if types.NoneType in kinds and word.lower() == "none":
+        return None
+    for kind in (int, float):
+        if kind in kinds:
+            with contextlib.suppress(ValueError):
+                return kind(word)
+    return Path(word) if Path in kinds else word
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else str(value)
+
+
+def _metavar(kinds: Sequence[Any]) -> str:
+    """What the help shows for a value: `FLOAT|STR|none`, `{relu,tanh}`."""
+    shown = []
+    for kind in kinds:
+        if typing.get_origin(kind) is typing.Literal:
+            shown.append("{" + ",".join(typing.get_args(kind)) + "}")
+        else:
+            shown.append("none" if kind is types.NoneType else kind.__name__.upper())
+    return "|".join(shown)
+
+
+def parse[Chosen: Flags](
+    default: Chosen, argv: Sequence[str], command: str, *names: str, hint: str = ""
+) -> tuple[Chosen, list[str]]:
+    """The flags, and the words that are none.
+
+    Args:
+        default: What the flags change; its type has their names and help.
+        argv: After the command.
+        command: For the help and for messages.
+        names: Of the words wanted, as people read them: one in brackets may be left out, and there may be more of one
+            that ends in `...`.
+        hint: Why a flag or word that is none of these will not do.
+
+    Raises:
+        ConfigError: A value that breaks its rule.
+        UsageError: An unknown flag, with the nearest; a value, or a word, that is missing or too many.
+        SystemExit: The help was asked for, and is printed.
+    """
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            chosen, words = tyro.cli(
+                type(default),
+                prog=" ".join(["jaxmlp", command, *names]),
+                args=argv,
+                default=default,
+                return_unknown_args=True,
+                config=(tyro.conf.AvoidSubcommands,),
+                registry=registry,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise _mistake(end) or UsageError(_unboxed(box.getvalue())) from None
+    for word in words:
+        if re.match(r"--|-[^\d.]", word):
+            raise UsageError(_unknown(word.partition("=")[0], default, command) + hint)
+    usage = " ".join([command, *names])
+    if len(words) < len([name for name in names if name[0] != "["]):
+        raise UsageError(f"{command} needs {names[len(words)]}: jaxmlp {usage}")
+    if len(words) > len(names) and not usage.endswith("..."):
+        raise UsageError(f"{command} takes no {words[len(names)]!r}: jaxmlp {usage}.{hint}")
+    return chosen, words
+
+
+def _mistake(error: BaseException) -> ConfigError | None:
+    """The mistake that made tyro end the program: one that it caught on the way."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, ConfigError):
+            return cause
+        cause = cause.__context__
+    return None
+
+
+def _unboxed(text: str) -> str:
+    """The message inside tyro's box, in one line."""
+    inside = [line.strip("│| ") for line in text.splitlines()[1:]]
+    return " ".join(itertools.takewhile(lambda line: not re.match("[─-]", line), inside))
+
+
+def _unknown(flag: str, default: Flags, command: str) -> str:
+    config = getattr(default, "config", None)
+    for path, union in (("optimizer.schedule", Schedule), ("optimizer", Optimizer), ("loss", Loss)):
+        part, _, name = flag.removeprefix("--").rpartition(".")
+        of = [kind.kind for kind in _alternatives(union) if name.replace("-", "_") in kind.__dataclass_fields__]
+        if config and part == path and of:
+            here = config.optimizer.schedule if path == "optimizer.schedule" else getattr(config, path)
+            belongs = f"belongs to {' and '.join(of)}, and this experiment's {path} is {here.kind}"
+            return f"{flag} {belongs}. Another kind is one line in the experiment's file"
+    return f"{flag} is not a flag of {command}.{did_you_mean(flag, _names(default))}"
+
+
+def _names(part: Part, prefix: str = "--") -> Iterator[str]:
+    for item in dataclasses.fields(part):  # type: ignore[arg-type]
+        value, name = getattr(part, item.name), item.name.replace("_", "-")
+        if isinstance(value, Part):
+            yield from _names(value, prefix if isinstance(value, ExperimentConfig) else f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+            if value is True:
+                yield f"{prefix}no-{name}"

@@ -1,0 +1,81 @@
+"""`jaxmlp predict`: what a run's model takes images for."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxmlp import runtime
+from jaxmlp.cli import Answer, flags
+from jaxmlp.errors import DiskError
+from jaxmlp.fields import ranged
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SHADES = " .:-=+*#%@"
+"""From the darkest to the brightest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictFlags(flags.DeviceFlags):
+    """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these."""
+
+    checkpoint: str = "last"
+    """last, best (the lowest validation loss), or the step of one."""
+    top: int = ranged(3, "[1, 1000]")
+    """How many classes to tell of each image."""
+    show: flags.Switch = False
+    """Draw each image in characters."""
+    csv: Path | None = None
+    """Write the answers to this file too."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Ask the model of a RUN about the images in FILEs."""
+    chosen, (name, *names) = flags.parse(PredictFlags(), argv, "predict", "RUN", "FILE...")
+    runtime.configure(chosen.device)
+    import numpy as np
+
+    from jaxmlp.images import read_images
+    from jaxmlp.inference import load_model, predict
+    from jaxmlp.run.directory import find_run
+
+    model = load_model(find_run(name), chosen.checkpoint)
+    found = [each for name in names for each in read_images(Path(name), model.image_shape)]
+    places = [(str(each.file), index) for each in found for index in range(len(each.images))]
+    images = np.concatenate([each.images for each in found])
+    predictions: list[dict[str, Any]] = []
+    for (file, index), image, answer in zip(places, images, predict(model, images, chosen.top), strict=True):
+        top = [{"label": label, "probability": probability} for label, probability in answer.top]
+        likeliest = {"label": answer.label, "probability": answer.probability}
+        predictions.append({"file": file, "index": index, **likeliest, "top": top})
+        ranked = ", ".join(f"{label}: {probability:.4f}" for label, probability in answer.top)
+        print(f"{file}[{index}]: {answer.label} ({ranked})")
+        if chosen.show:
+            print(_drawn(image))
+    if chosen.csv:
+        _write(chosen.csv, predictions)
+    return Answer({"predictions": predictions})
+
+
+def _drawn(image: np.ndarray[Any, Any]) -> str:
+    """A line of characters a row, each twice, because characters are about twice as high as wide."""
+    brightness = image.mean(axis=-1)
+    shades = brightness / max(float(brightness.max()), 1.0) * (len(SHADES) - 1)
+    return "\n".join("".join(2 * SHADES[shade] for shade in row).rstrip() for row in shades.round().astype(int))
+
+
+def _write(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
+    try:
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "index", "label", "probability", "top"])
+            for each in predictions:
+                top = " ".join(f"{one['label']}:{one['probability']}" for one in each["top"])
+                writer.writerow([each["file"], each["index"], each["label"], each["probability"], top])
+    except OSError as error:
+        raise DiskError(f"could not write {path}: {error.strerror}.") from error

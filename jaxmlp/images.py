@@ -1,0 +1,92 @@
+"""Images out of files, as a model takes them: PNG and JPEG, NumPy's `.npy`, MNIST's IDX, and folders of these."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from jaxmlp.data import as_images, read_idx
+from jaxmlp.errors import DataError
+
+PICTURES = (".png", ".jpg", ".jpeg")
+OTHERS = (".npy", ".idx", "-ubyte", ".gz")
+"""Ends of the names that a folder is searched for, besides pictures; a file that is named is read whatever its name."""
+
+MODES = {"L": "grey", "RGB": "colour", "LA": "grey with transparency", "RGBA": "colour with transparency"}
+"""What people call Pillow's modes."""
+
+
+class FileImages(NamedTuple):
+    """What one file holds."""
+
+    file: Path
+    images: np.ndarray[Any, Any]
+    """uint8 or float32 [n, height, width, channels]."""
+
+
+def read_images(path: Path, image_shape: tuple[int, int, int]) -> list[FileImages]:
+    """The images of a file, or of a folder's files in the order of their names.
+
+    Args:
+        path: PNG, JPEG, `.npy` of one image or many, IDX, gzipped or not, or a folder of these.
+        image_shape: Height, width and channels that the model takes.
+
+    Raises:
+        DataError: Nothing is there, a file is damaged, or holds images of another shape: found and wanted.
+    """
+    if not path.is_dir():
+        return [FileImages(path, _read(path, image_shape))]
+    try:
+        files = sorted(file for file in path.iterdir() if file.name.lower().endswith((*PICTURES, *OTHERS)))
+    except OSError as error:
+        raise DataError(f"data: {path} cannot be read: {error.strerror}") from None
+    if not files:
+        raise DataError(f"data: {path} has no images: wanted {', '.join((*PICTURES, '.npy'))} or IDX files")
+    return [FileImages(file, _read(file, image_shape)) for file in files]
+
+
+def _read(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    if not path.exists():
+        raise DataError(f"data: {path} is not there")
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return _read_picture(path, image_shape)
+    array = _read_npy(path) if suffix == ".npy" else read_idx(path)
+    if array.shape in (image_shape, image_shape[:2]):
+        array = array[np.newaxis]
+    try:
+        return as_images(array, shape=image_shape)
+    except DataError as error:
+        raise DataError(f"data: {path}: {str(error).removeprefix('data: ')}") from None
+
+
+def _read_npy(path: Path) -> np.ndarray[Any, Any]:
+    try:
+        # Mapped, so that a header that promises too much is found out before memory is taken for it.
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (EOFError, OSError, ValueError) as error:
+        raise DataError(f"data: {path} is not an array that NumPy saved: {error}") from None
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"data: {path} is an archive of arrays, wanted one array: save it with numpy.save")
+    return array
+
+
+def _read_picture(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+    height, width, channels = image_shape
+    mode, modes = ("L", ("L", "1", "P", "RGB")) if channels == 1 else ("RGB", ("RGB", "P"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                if picture.size != (width, height) or picture.mode not in modes:
+                    found = f"{picture.height} x {picture.width} {MODES.get(picture.mode, picture.mode)}"
+                    raise DataError(f"data: {path} is {found}, wanted {height} x {width} {MODES[mode]}")
+                return np.asarray(picture.convert(mode)).reshape(1, *image_shape)
+    except UnidentifiedImageError:
+        raise DataError(f"data: {path} is not an image") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"data: {path} cannot be read as an image: {error}") from None

@@ -1,0 +1,186 @@
+"""What an experiment's network is made of, and what a step of it costs: traced, never run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmlp import data, model, shards, train
+from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.data.official import SOURCES
+
+
+class Layer(NamedTuple):
+    """A part of the network, as its table shows it."""
+
+    name: str
+    type: str
+    output_shape: tuple[int, ...]
+    """Of one example."""
+    params: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """An experiment's network and its costs; `str()` is the table that Keras prints, and the costs."""
+
+    name: str
+    layers: tuple[Layer, ...]
+    params: int
+    """All of them trainable: a module with other state is refused."""
+    batch_size: int
+    flops_per_step: int
+    """Of the matrix products and convolutions of one update, forward and backward, for a full batch."""
+    params_bytes: int
+    opt_state_bytes: int
+    activations_bytes: int
+    """Outputs of the innermost layers for a full batch; of one inside a loop, of one pass."""
+
+    def __str__(self) -> str:
+        rows = [("Layer (type)", "Output Shape", "Param #")]
+        for layer in self.layers:
+            shape = f"({', '.join(map(str, (None, *layer.output_shape)))})"
+            rows.append((f"{layer.name} ({layer.type})", shape, str(layer.params)))
+        first, second = (2 + max(len(row[column]) for row in rows) for column in (0, 1))
+        first, second = max(first, 29), max(second, 26)
+        width = first + second + 10
+        head, *body = (f"{name:{first}}{shape:{second}}{params}" for name, shape, params in rows)
+        return "\n".join(
+            [
+                f'Model: "{self.name}"',
+                "_" * width,
+                head,
+                "=" * width,
+                f"\n{'_' * width}\n".join(body),
+                "=" * width,
+                f"Total params: {self.params:,}",
+                f"Trainable params: {self.params:,}",
+                "Non-trainable params: 0",
+                "_" * width,
+                f"FLOPs a step of {self.batch_size}: {self.flops_per_step:,}",
+                f"Bytes: parameters {self.params_bytes:,}, optimizer state {self.opt_state_bytes:,}, "
+                f"activations {self.activations_bytes:,}",
+            ]
+        )
+
+
+def summary(
+    config: ExperimentConfig,
+    image_shape: tuple[int, ...] = (28, 28, 1),
+    num_classes: int = 10,
+    *,
+    module: nn.Module | None = None,
+) -> Summary:
+    """What `fit(config, module=module)` would train.
+
+    Args:
+        config: The experiment.
+        image_shape: Height, width and channels of an image.
+        num_classes: Of the MLP.
+        module: Any flax module that `fit` takes in place of the MLP.
+
+    Raises:
+        ConfigError: The module keeps more than parameters.
+    """
+    module = module or model.make_mlp(config.model, num_classes, config.precision)
+    program = config.program()
+    hyper = jax.eval_shape(partial(train.make_hyper, config, 1))
+    make_state = partial(train.init_state, config=program, module=module, image_shape=image_shape)
+    state: train.TrainState = jax.eval_shape(make_state, hyper)
+    batch, key = jax.eval_shape(lambda: (_batch(config.batch_size, image_shape), jax.random.key(0)))
+    step = partial(train.train_step, config=program, module=module, mesh=shards.make_mesh(jax.devices()[:1]))
+    outputs = _outputs(module, state.params, batch.images)
+    innermost = [path for path in outputs if not any(other[: len(path)] == path != other for other in outputs)]
+    return Summary(
+        name=config.name,
+        layers=_layers(outputs, state.params),
+        params=model.num_params(state.params),
+        batch_size=config.batch_size,
+        flops_per_step=_flops(jax.make_jaxpr(step)(state, batch, key, hyper)),
+        params_bytes=_bytes(state.params),
+        opt_state_bytes=_bytes(state.opt_state),
+        activations_bytes=sum(_bytes(outputs[path][1]) for path in innermost),
+    )
+
+
+def example_shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
+    """The shape of an image, and the number of classes; of MNIST and its kin without their data.
+
+    Raises:
+        ConfigError: An unknown data set.
+        DataError: It cannot be read.
+    """
+    if config.name in SOURCES:
+        source = SOURCES[config.name]
+        return (*source.files[0].shape[1:], 1), source.num_classes
+    dataset = data.load(config)
+    return dataset.train.images.shape[1:], dataset.num_classes
+
+
+_Path = tuple[str, ...]
+
+
+def _batch(size: int, image_shape: tuple[int, ...]) -> train.Batch:
+    return train.Batch(jnp.zeros((size, *image_shape)), jnp.zeros(size, jnp.int32), jnp.ones(size))
+
+
+def _outputs(module: nn.Module, params: Any, images: jax.Array) -> dict[_Path, tuple[str, Any]]:
+    """Type and output of every module inside, by path, in the order of their first calls."""
+    found: dict[_Path, tuple[str, Any]] = {}
+
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        path, kind = context.module.path, type(context.module).__name__
+        if context.method_name == "__call__" and path:
+            found.setdefault(path, (kind, None))
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__" and path:
+            found[path] = (kind, jax.tree.map(jax.typeof, output))
+        return output
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(partial(model.apply_eval, module), params, images)
+    return found
+
+
+def _layers(outputs: dict[_Path, tuple[str, Any]], params: Any) -> tuple[Layer, ...]:
+    """The modules directly inside, with all parameters below them; and what the outer one holds itself."""
+    layers = []
+    for path, (kind, output) in outputs.items():
+        if len(path) == 1:
+            shape = jax.tree.leaves(output)[-1].shape[1:]
+            layers.append(Layer(path[0], kind, shape, model.num_params(params.get(path[0], {}))))
+    others = model.num_params(params) - sum(layer.params for layer in layers)
+    return (*layers, Layer("(its own)", "Module", (), others)) if others else tuple(layers)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _flops(jaxpr: Any) -> int:
+    """Multiplications and additions of all products; a loop's body as often as it runs."""
+    flops = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            flops += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
+        elif name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+            flops += 2 * equation.outvars[0].aval.size * per_output
+        else:
+            inner = [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
+            flops += params.get("length", 1) * sum(map(_flops, inner))
+    return flops
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns")

@@ -1,0 +1,86 @@
+"""What all tests share: simulated devices, strict promotion, folders that are gone afterwards, and no network."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from jaxmlp.data import Dataset
+
+DEVICES = 8
+KEPT = ("JAXMLP_MANUAL_DIR", "JAXMLP_TEST_DEVICE")
+"""What a user may set: a folder with MNIST's four files; the JAX platform to test on, such as cuda or tpu."""
+
+# Deterministic, and no test is timed.
+hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("jaxmlp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    assert "jax" not in sys.modules, "JAX was imported before its devices were set"
+    folder = tempfile.TemporaryDirectory(prefix="jaxmlp-tests-")
+    config.add_cleanup(folder.cleanup)
+    _set_environment(Path(folder.name))
+    _promote_strictly()
+
+
+def _set_environment(folder: Path) -> None:
+    """For this process and its children."""
+    for name in [name for name in os.environ if name.startswith(("JAX_", "JAXMLP_")) and name not in KEPT]:
+        del os.environ[name]
+    for name in ("JAXMLP_DATA_DIR", "JAXMLP_RUNS_DIR", "XDG_CACHE_HOME"):
+        os.environ[name] = str(folder / name.lower())
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        os.environ.pop(name.upper(), None)
+        os.environ[name] = "http://localhost:9"  # The port that discards; nobody listens.
+    os.environ["no_proxy"] = "localhost,127.0.0.1"
+    os.environ["JAX_PLATFORMS"] = os.environ.get("JAXMLP_TEST_DEVICE") or "cpu"
+    devices = f"--xla_force_host_platform_device_count={DEVICES}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices}".strip()
+
+
+def _promote_strictly() -> None:
+    """In this process; children run as users do."""
+    import jax
+    import optax
+
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    bias_correction = optax.tree.bias_correction
+
+    def standard_bias_correction(*arguments: Any) -> Any:
+        """Adam's, which raises a float to the power of an integer."""
+        with jax.numpy_dtype_promotion("standard"):
+            return bias_correction(*arguments)
+
+    optax.tree.bias_correction = standard_bias_correction
+
+
+@pytest.fixture(scope="session")
+def manual_dir() -> Path:
+    """The folder with MNIST's four official files."""
+    folder = os.environ.get("JAXMLP_MANUAL_DIR")
+    if not folder:
+        pytest.skip("needs MNIST: set JAXMLP_MANUAL_DIR to a folder with its four official files")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_dataset() -> Dataset:
+    """320 training and 80 test images, validated on the latter: ten random pictures in noise, soon learned."""
+    from jaxmlp import data
+
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 128, (10, 28, 28, 1), np.uint8)
+    labels = rng.integers(0, 10, 400, np.int32)
+    images = pictures[labels] + rng.integers(0, 128, (400, 28, 28, 1), np.uint8)
+    test = (images[320:], labels[320:])
+    return data.from_arrays((images[:320], labels[:320]), test, validation=test)

@@ -1,0 +1,74 @@
+"""SIGKILL at random moments of real runs: no directory is left unreadable, and every resume ends in the same bits.
+
+Ten kills by default. A hundred, as README reports: `JAXMLP_KILLS=100 python -m pytest tests/test_kills.py`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmlp.run.directory import RunDirectory
+
+KILLS = int(os.environ.get("JAXMLP_KILLS") or 10)
+MAX_EPOCHS = 4
+EXPERIMENT = "experiments/relu_rmsprop.py"
+
+
+def train(*arguments: object) -> subprocess.Popen[str]:
+    """A process of its own, with checkpoints so often that kills meet their writes."""
+    words = [sys.executable, "-m", "jaxmlp", "train", *map(str, arguments), "--checkpoint-s", "0.2", "--json"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    result: dict[str, Any] = json.loads(out)
+    return result
+
+
+def logs(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    with RunDirectory.open(path, write=False) as run:
+        metrics = [{name: value for name, value in line.items() if name != "seconds"} for line in run.epochs()]
+        return metrics, run.digests()
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_moments_resume_to_the_uninterrupted_bits(manual_dir: Path, tmp_path: Path) -> None:
+    began = time.monotonic()
+    finished(train(EXPERIMENT, "--epochs", MAX_EPOCHS, "--out", tmp_path / "whole"))
+    whole_s = time.monotonic() - began
+    metrics, digests = logs(tmp_path / "whole")
+    kills = 0
+    while kills < KILLS:
+        draw = random.Random(kills)
+        epochs = draw.randint(2, MAX_EPOCHS)
+        path = tmp_path / f"killed-{kills}"
+        while kills < KILLS:
+            process = start(path, epochs)
+            time.sleep(draw.uniform(0, whole_s * epochs / MAX_EPOCHS))
+            process.kill()
+            process.communicate()
+            kills += 1
+            if (path / "config.json").exists():
+                logs(path)
+            if draw.random() < 0.5:
+                break
+        finished(start(path, epochs))
+        assert logs(path) == (metrics[:epochs], digests[:epochs]), f"differs after kill {kills}"
+
+
+def start(path: Path, epochs: int) -> subprocess.Popen[str]:
+    """A run, or what is left of one: as a user would after a kill."""
+    if (path / "config.json").exists():
+        return train("--resume", path)
+    return train(EXPERIMENT, "--epochs", epochs, "--out", path)
