@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from jaxmlp.errors import DeviceError
+from jaxmlp.run.manifest import instruction_set
 
 Device: TypeAlias = Literal["auto", "cpu", "gpu", "tpu"]
 
@@ -64,11 +65,14 @@ def configure(device: Device = "auto") -> None:
 
 
 def _keep_compiled_programs() -> None:
-    """Store compiled programs in the user's cache folder, so that the next start compiles next to nothing."""
+    """Store compiled programs in the user's cache folder, so that the next start compiles next to nothing.
+
+    One folder for each set of processor features, because JAX's keys know nothing of them.
+    """
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
-        folder = cache_dir() / "compiled"
+        folder = cache_dir() / "compiled" / instruction_set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:

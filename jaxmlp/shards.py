@@ -91,6 +91,9 @@ def sum_over_shards(
 
     shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
-    return jax.shard_map(
+    total = jax.shard_map(
         sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
     )(whole, shards, jnp.arange(num_shards))
+    # What follows must compile apart from the sum, whose last additions depend on the number of devices: fused with
+    # them, XLA contracts other pairs of the optimizer's products and sums into multiply-adds, and last bits change.
+    return lax.optimization_barrier(total)
