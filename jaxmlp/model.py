@@ -35,10 +35,10 @@ class MLP(nn.Module):
 
     hidden_sizes: tuple[int, ...]
     num_classes: int
-    activation: str = "relu"
-    dropout_rate: float = 0.0
-    kernel_init: str = "glorot_uniform"
-    dtype: str = "float32"
+    activation: str
+    dropout_rate: float
+    kernel_init: str
+    dtype: str
 
     @nn.compact
     def __call__(

@@ -52,10 +52,10 @@ def _piecewise(hyper: Hyperparameters, step: Step) -> Float[Array, ""]:
 
 
 def _cosine(hyper: Hyperparameters, total_steps: Step, step: Step) -> Float[Array, ""]:
-    now, total = jnp.float32(step), jnp.float32(total_steps)
-    warmup = hyper["warmup_fraction"] * total
+    now, last = jnp.float32(step), jnp.float32(total_steps - 1)
+    warmup = hyper["warmup_fraction"] * jnp.float32(total_steps)
     rising = now / jnp.maximum(warmup, 1)
-    progress = jnp.clip((now - warmup) / jnp.maximum(total - warmup, 1), 0, 1)
+    progress = jnp.clip((now - warmup) / jnp.maximum(last - warmup, 1), 0, 1)
     falling = hyper["end_factor"] + (1 - hyper["end_factor"]) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
     return jnp.where(now < warmup, rising, falling)
 

@@ -89,10 +89,14 @@ class Health(NamedTuple):
 def make_hyper(config: ExperimentConfig, steps_per_epoch: int) -> Hyper:
     """The config's traced values, as arrays of fixed types."""
     return Hyper(
-        optimizer=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), config.optimizer.hyperparameters()),
+        optimizer=jax.tree.map(_as_array, config.optimizer.hyperparameters()),
         seed=jnp.uint32(config.seed),
         total_steps=jnp.int32(config.epochs * steps_per_epoch),
     )
+
+
+def _as_array(value: float) -> Shaped[Array, ""]:
+    return jnp.asarray(value, jnp.int32 if isinstance(value, int) else jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("config", "module", "image_shape"))

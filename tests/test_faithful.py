@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import runpy
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -44,6 +46,7 @@ def without_dropout(config: ExperimentConfig) -> ExperimentConfig:
 CONFIGS = {
     "relu": RELU,
     "relu_without_dropout": without_dropout(RELU),
+    "relu_four_shards": replace(without_dropout(RELU), grad_shards=4),
     "relu_unshuffled": replace(RELU, shuffle=False),
     "relu_decay": replace(RELU, optimizer=RMSprop(schedule=InverseTime(decay=1e-1))),
     # Raw pixels: of 210 losses, 137 are clipped from above and 42 from below.
@@ -153,6 +156,64 @@ def test_fit_gives_the_parameters_and_figures_of_kerass_loop(name: str, dataset:
     for found, expected in zip(layers(history.state.params), params, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     np.testing.assert_allclose([history[name] for name in FIGURES], np.transpose(figures), rtol=1e-6)
+
+
+TUTORIAL: dict[str, dict[str, Any]] = {
+    "relu_rmsprop": {
+        "model": {
+            "hidden_sizes": [512, 512],
+            "activation": "relu",
+            "dropout_rate": 0.2,
+            "kernel_init": "glorot_uniform",
+            "l1": 0.0,
+            "l2": 0.0,
+        },
+        "data": {"name": "mnist", "validation": "test", "pixel_scale": 1 / 255},
+        "optimizer": {
+            "kind": "rmsprop",
+            "learning_rate": 0.001,
+            "rho": 0.9,
+            "epsilon": 1e-7,
+            "epsilon_in_sqrt": False,
+            "schedule": {"kind": "constant"},
+        },
+        "batch_size": 128,
+        "epochs": 20,
+    },
+    "tanh_sgd_nesterov": {
+        "model": {
+            "hidden_sizes": [500, 500],
+            "activation": "tanh",
+            "dropout_rate": 0.5,
+            "kernel_init": "glorot_uniform",
+            "l1": 0.0,
+            "l2": 0.0,
+        },
+        "data": {"name": "mnist", "validation": 0.3, "pixel_scale": 1.0},
+        "optimizer": {
+            "kind": "sgd",
+            "learning_rate": 0.01,
+            "momentum": 0.9,
+            "nesterov": True,
+            "schedule": {"kind": "inverse_time", "decay": 1e-6},
+        },
+        "batch_size": 200,
+        "epochs": 50,
+    },
+}
+EITHER = {
+    "loss": {"kind": "clipped_cross_entropy", "epsilon": 1e-7},
+    "shuffle": True,
+    "precision": "float32",
+    "grad_shards": 1,
+}
+
+
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_both_experiments_are_the_tutorials_value_for_value(name: str) -> None:
+    path = Path(__file__).parent.parent / "experiments" / f"{name}.py"
+    plain = runpy.run_path(str(path))["CONFIG"].to_dict()
+    assert {key: plain[key] for key in plain if key not in ("name", "seed")} == TUTORIAL[name] | EITHER
 
 
 @pytest.mark.parametrize(("examples", "batch_size", "updates"), [(60_000, 128, 469), (42_000, 200, 210)])

@@ -145,7 +145,8 @@ def test_bfloat16_keeps_float32_parameters_and_gives_float32_logits() -> None:
     jax.tree.map(np.testing.assert_array_equal, half_params, params)
     images = random_images()
     logits, half_logits = model.apply_eval(whole, params, images), model.apply_eval(half, params, images)
-    assert logits.dtype == half_logits.dtype == half.apply({"params": params}, images).dtype == jnp.float32
+    direct: Any = half.apply({"params": params}, images)
+    assert logits.dtype == half_logits.dtype == direct.dtype == jnp.float32
     assert np.any(logits != half_logits)
     # Bfloat16 keeps 8 bits: 0.4 % a rounding of activations, kernels and products; the logits are of size 1.
     np.testing.assert_allclose(half_logits, logits, atol=0.03)

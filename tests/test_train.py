@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import model, shards, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig, Piecewise
 from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.digest import digest
 
@@ -178,3 +178,12 @@ def test_pixels_are_scaled_in_the_step() -> None:
         state, _, _ = program.steps(program.init(), zero, program.put(data), program.order(), 0, STEPS)
         digests.append(digest(state.params))
     assert digests[0] == digests[1]
+
+
+def test_a_boundary_that_float32_cannot_hold_is_met_to_the_step() -> None:
+    boundary = 2**24 + 1
+    optimizer = SGD(learning_rate=1.0, schedule=Piecewise(boundaries=(boundary,), factors=(1.0, 0.5)))
+    config = ExperimentConfig(optimizer=optimizer)
+    hyper = train.make_hyper(config, STEPS)
+    rates = [train.learning_rate(jnp.int32(step), hyper, config=config) for step in (boundary - 1, boundary)]
+    assert rates == [1.0, 0.5]

@@ -1,0 +1,194 @@
+"""Many processes on this machine stand in for many machines: the same bits, and an end for all when one is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxmlp.distributed import Cluster
+from jaxmlp.errors import ConfigError
+from jaxmlp.run.directory import RunDirectory
+
+EXPERIMENT = """
+from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
+
+CONFIG = ExperimentConfig(
+    name="small",
+    model=ModelConfig(hidden_sizes=(64, 64)),
+    data=DataConfig(name="mnist_5k"),
+    epochs=2,
+    grad_shards=4,
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "small.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+class Processes:
+    """The processes of one distributed run, started together."""
+
+    def __init__(self, words: Sequence[Sequence[object]], devices: int) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        self.all = [
+            subprocess.Popen(
+                [sys.executable, "-m", "jaxmlp", "train", *map(str, own), "--json"]
+                + ["--distributed", f"{address},{len(words)},{index}"],
+                env=os.environ | {"XLA_FLAGS": flags},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for index, own in enumerate(words)
+        ]
+
+    def ends(self, timeout_s: float) -> list[tuple[int, str, str]]:
+        """Exit code, stdout and stderr of each."""
+        deadline = time.monotonic() + timeout_s
+        ended = []
+        for process in self.all:
+            out, err = process.communicate(timeout=max(1, deadline - time.monotonic()))
+            ended.append((process.returncode, out, err))
+        return ended
+
+    def stop(self) -> None:
+        for process in self.all:
+            process.kill()
+            process.communicate()
+
+
+@contextlib.contextmanager
+def processes(count: int, devices: int, *words: object) -> Iterator[Processes]:
+    started = Processes([words] * count, devices)
+    try:
+        yield started
+    finally:
+        started.stop()
+
+
+def alone(devices: int, *words: object) -> dict[str, Any]:
+    """The result of one process."""
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "jaxmlp", "train", *map(str, words), "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return alone(1, experiment, "--out", tmp_path_factory.mktemp("alone") / "run")
+
+
+@pytest.mark.parametrize(
+    "text", ["auto!", "host,2,0", "host:1,2", "host:1,2,2", "host:1,0,0", "host:1,2,-1", "host:1,two,0"]
+)
+def test_a_cluster_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="distributed must be auto or HOST:PORT,PROCESSES,INDEX"):
+        Cluster.parse(text)
+
+
+def test_a_cluster_is_detected_or_told() -> None:
+    assert Cluster.parse("auto") == Cluster()
+    assert Cluster.parse("node1:1234,8,7") == Cluster("node1:1234", 8, 7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1)])
+def test_processes_and_devices_change_no_bit(
+    count: int, devices: int, experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    with processes(count, devices, experiment, "--out", tmp_path / "run") as started:
+        ended = started.ends(120)
+    assert [code for code, _, _ in ended] == [0] * count, ended
+    results = [json.loads(out) for _, out, _ in ended]
+    assert {result["state_sha256"] for result in results} == {uninterrupted["state_sha256"]}
+    assert {result["test_loss"] for result in results} == {uninterrupted["test_loss"]}
+    assert results[0]["processes"] == count
+    assert results[0]["devices"] == count * devices
+
+
+@pytest.mark.slow
+def test_a_run_killed_on_two_processes_goes_on_alone_to_the_same_bits(
+    experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    with processes(2, 2, experiment, "--out", out, "--checkpoint-s", "0") as started:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+    assert list(out.glob("checkpoints/step-*"))
+    with RunDirectory.open(out, write=False) as run:
+        assert run.status == "interrupted"
+    assert started.all[0].returncode == -signal.SIGKILL
+    assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_when_one_process_is_killed_the_others_end_with_a_message_within_a_minute(
+    lost: int, experiment: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
+    with processes(2, 1, *words) as started:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started.all[lost].kill()
+        ended = started.ends(60)
+    code, _, err = ended[1 - lost]
+    assert code == 9, err
+    assert "is gone" in err
+    assert f"jaxmlp train --resume {out}" in err
+    assert "Traceback" not in err
+    with RunDirectory.open(out, write=False) as run:
+        assert run.newest_checkpoint(warn=pytest.fail) is not None
+
+
+@pytest.mark.slow
+def test_processes_that_differ_end_and_say_in_what(experiment: Path, tmp_path: Path) -> None:
+    words = [[experiment, "--out", tmp_path / "run", "--seed", seed] for seed in (0, 1)]
+    started = Processes(words, 1)
+    try:
+        ended = started.ends(60)
+    finally:
+        started.stop()
+    assert [code for code, _, _ in ended] == [5, 5]
+    for _, _, err in ended:
+        assert "the processes of this run differ" in err
+        assert "seed: 0 on process 0; 1 on process 1" in err
+
+
+@pytest.mark.slow
+def test_a_stop_signal_to_any_process_saves_and_ends_all(
+    experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    with processes(2, 1, experiment, "--out", out, "--checkpoint-s", "0") as started:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        started.all[1].send_signal(signal.SIGTERM)
+        ended = started.ends(60)
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
