@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,13 +22,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
+from jaxmlp.signals import STOP_SIGNALS
 
 HEARTBEAT_S = 30
 """A process that is silent for so long counts as lost."""
 JOIN_S = 300
 """How long the processes of a run may take to start."""
+SHUTDOWN_S = 10
+"""How long a process that ends waits for the others."""
 CHILD = "JAXMLP_SUPERVISED"
-"""Set in the environment of a supervised process: the descriptor on which it tells its run directory."""
+"""Set in a supervised process: the descriptors for telling where its run is kept, and for its answer."""
 
 _LOST = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]+)")
 _CPP_LOG = re.compile(
@@ -105,8 +109,11 @@ def share(data: bytes) -> bytes:
     Raises:
         PeerLostError: Another process is gone.
     """
+    import jax
     from jax.experimental import multihost_utils
 
+    if jax.process_count() == 1:
+        return data
     size = int(gather([len(data)])[0, 0])
     with _peers():
         padded = np.frombuffer(data[:size].ljust(size, b"\0"), np.uint8)
@@ -120,7 +127,7 @@ def agree(facts: Mapping[str, Any]) -> None:
         RunError: They do not; names each fact that differs, its values, and whose they are.
         PeerLostError: Another process is gone.
     """
-    mine = json.dumps(facts, sort_keys=True).encode()
+    mine = json.dumps(_flat(facts)).encode()
     size = int(gather([len(mine)]).max())
     rows = gather(list(mine.ljust(size)))
     everyone = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
@@ -134,6 +141,14 @@ def agree(facts: Mapping[str, Any]) -> None:
             different.append(f"{name}: {told}")
     if different:
         raise RunError("the processes of this run differ, so their bits would:\n" + "\n".join(different))
+
+
+def _flat(facts: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The facts by dotted path."""
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
+    return flat
 
 
 @contextlib.contextmanager
@@ -152,31 +167,34 @@ def is_lost_peer(error: BaseException) -> bool:
     return any(word in str(error) for word in ("Gloo", "coordination service", "Connection closed by peer", "NCCL"))
 
 
-def supervise(command: Sequence[str]) -> int:
-    """Run a process of a distributed run as a child, and say in its place what it cannot say itself.
+def supervise(argv: Sequence[str]) -> int:
+    """Run this process's part of a distributed run in a child, and say in its place what it cannot say itself.
 
     Args:
-        command: The child's, with its arguments.
+        argv: The command and its flags.
 
     Returns:
-        Its exit code; `PeerLostError.exit_code` where JAX aborted it for a lost peer.
+        The child's exit code; `PeerLostError.exit_code` where JAX aborted it for a lost peer.
     """
-    reading, writing = os.pipe()
+    reading, telling = os.pipe()
+    # The program's own answer goes past the pipe, to which Gloo prints from C++ what would tear it.
+    answering = os.dup(1)
     child = subprocess.Popen(
-        command,
-        env=os.environ | {CHILD: str(writing)},
-        stderr=subprocess.PIPE,
-        pass_fds=(writing,),
+        [sys.executable, "-m", "jaxmlp.cli.supervised", *argv],
+        env=os.environ | {CHILD: f"{telling},{answering}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=(telling, answering),
         start_new_session=True,
         text=True,
         errors="replace",
     )
-    os.close(writing)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    os.close(telling)
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: child.send_signal(number))
-    withheld: collections.deque[str] = collections.deque(maxlen=100)
-    assert child.stderr
-    for line in child.stderr:
+    withheld: collections.deque[str] = collections.deque(maxlen=200)
+    assert child.stdout
+    for line in child.stdout:
         if _CPP_LOG.match(line):
             withheld.append(line)
         else:
@@ -189,24 +207,27 @@ def supervise(command: Sequence[str]) -> int:
             print("".join(withheld), end="", file=sys.stderr)
         return code if code >= 0 else 128 - code
     lost = _LOST.search("".join(withheld))
-    who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process, or the coordinator, process 0,"
-    go_on = f" Go on from the last checkpoint: jaxmlp train --resume {run_dir}" if run_dir else ""
+    who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
+    go_on = f" Go on from the last checkpoint: jaxmlp train --resume {shlex.quote(run_dir)}" if run_dir else ""
     print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
 
 
 def is_supervised() -> bool:
-    """Whether this process is the child of `supervise`; if so, make it end with its parent."""
-    if CHILD not in os.environ:
-        return False
+    """Whether this process is the child of `supervise`."""
+    return CHILD in os.environ
+
+
+def become_supervised() -> None:
+    """In the child, first of all: end with the parent, and answer to the parent's stdout."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    return True
+    sys.stdout = os.fdopen(int(os.environ[CHILD].split(",")[1]), "w", encoding="utf-8")
 
 
 def tell_run_dir(path: str) -> None:
-    """Tell the supervising parent where the run is kept."""
-    if CHILD in os.environ:
-        with open(int(os.environ[CHILD]), "w") as parent:
+    """Tell the parent, if there is one, where the run is kept."""
+    if is_supervised():
+        with open(int(os.environ[CHILD].split(",")[0]), "w") as parent:
             parent.write(path)

@@ -99,7 +99,7 @@ def fit(
     mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
     module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
     if jax.process_count() > 1:
-        distributed.agree(manifest(config, dataset.sha256)["binding"] | {"config": config.to_dict()})
+        distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
     loop = _Loop(config, dataset, module, mesh, run, progress, hooks, stop or Stop(), checkpoint_s)
     try:
         return loop.run_all()

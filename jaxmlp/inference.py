@@ -52,7 +52,7 @@ class Model:
             DataError: Images of another shape; or pixels of 0 to 1 for a model that divides by 255.
         """
         if images.shape[1:] != self.image_shape:
-            raise DataError(f"data: images must be [n, {_times(self.image_shape)}], got {_times(images.shape)}")
+            raise DataError(f"data: images must be [n, {_times(self.image_shape)}], got [{_times(images.shape)}]")
         scale = self.config.data.pixel_scale
         if images.dtype.kind == "f" and scale < 0.01 and 0 < images.max(initial=0) <= 1:
             raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
@@ -109,8 +109,9 @@ def load_model(
         module = model.make_mlp(run.config.model, arrays[last].shape[1], run.config.precision)
     if not image_shape:
         raise ConfigError("image_shape", "must be given with a module: (height, width, channels)")
-    wanted = jax.eval_shape(partial(model.init_params, module, image_shape), jax.random.key(0))
-    params = restore({"state": {"params": wanted}}, arrays)["state"]["params"]
+    make_state = partial(train.init_state, config=run.config.program(), module=module, image_shape=image_shape)
+    wanted = jax.eval_shape(make_state, jax.eval_shape(partial(train.make_hyper, run.config, 1)))
+    params = restore({"state": {"params": wanted.params}}, arrays)["state"]["params"]
     logits = jax.eval_shape(partial(model.apply_eval, module), params, jnp.zeros((1, *image_shape)))
     return Model(
         config=run.config,
@@ -218,7 +219,9 @@ def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float,
     """Both p with |correct / examples - p| = z sqrt(p (1 - p) / examples). Source: Wilson 1927."""
     p, spread = correct / examples, z * z / examples
     half = z * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
-    return tuple(max(0.0, min(1.0, (p + spread / 2 + sign * half) / (1 + spread))) for sign in (-1, 1))  # type: ignore[return-value]
+    low, high = ((p + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
+    # Exact where all or none are correct, in spite of rounding.
+    return low if correct else 0.0, high if correct < examples else 1.0
 
 
 class Prediction(NamedTuple):

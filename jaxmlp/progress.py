@@ -50,7 +50,7 @@ def make_progress(verbose: Verbose, epochs: int) -> Iterator[fit.Progress]:
             else `2`. Where stdout is no terminal, there is no live line.
         epochs: Of the whole run.
     """
-    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
     if verbose == "0":
         yield Notes()
     elif verbose == "2" or not terminal:

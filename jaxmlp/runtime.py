@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from jaxmlp.distributed import Cluster, join
 from jaxmlp.errors import DeviceError
 from jaxmlp.run.manifest import instruction_set
 
@@ -23,11 +24,12 @@ MATMUL_PRECISION: Final = "highest"
 _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
 
-def configure(device: Device = "auto") -> None:
+def configure(device: Device = "auto", cluster: Cluster | None = None) -> None:
     """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
 
     Args:
         device: What to compute on; `auto` takes what JAX prefers: TPU, GPU, CPU.
+        cluster: The other processes of the run, to be met before JAX starts.
 
     Raises:
         DeviceError: The device is not there, or JAX is already up on another one or without the flags.
@@ -44,6 +46,8 @@ def configure(device: Device = "auto") -> None:
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     jax.config.update("jax_threefry_partitionable", True)
     _keep_compiled_programs()
+    if cluster and not up:
+        join(cluster)
     try:
         here = jax.default_backend()
     except (RuntimeError, AssertionError) as error:

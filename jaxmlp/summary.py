@@ -93,16 +93,19 @@ def summary(
     hyper = jax.eval_shape(partial(train.make_hyper, config, 1))
     make_state = partial(train.init_state, config=program, module=module, image_shape=image_shape)
     state: train.TrainState = jax.eval_shape(make_state, hyper)
-    batch, key = jax.eval_shape(lambda: (_batch(config.batch_size, image_shape), jax.random.key(0)))
-    step = partial(train.train_step, config=program, module=module, mesh=shards.make_mesh(jax.devices()[:1]))
-    outputs = _outputs(module, state.params, batch.images)
+    images, labels = ((config.batch_size, *image_shape), jnp.float32), (config.batch_size, jnp.int32)
+    split = jax.eval_shape(lambda: train.Split(jnp.zeros(*images), jnp.zeros(*labels)))
+    # The loop over an epoch's updates, whose body is counted once.
+    steps = partial(train.train_steps, config=program, module=module, mesh=shards.make_mesh(jax.devices()[:1]))
+    jaxpr = jax.make_jaxpr(steps)(state, train.Sums.zero(), split, split.labels, 0, 1, hyper)
+    outputs = _outputs(module, state.params, split.images)
     innermost = [path for path in outputs if not any(other[: len(path)] == path != other for other in outputs)]
     return Summary(
         name=config.name,
         layers=_layers(outputs, state.params),
         params=model.num_params(state.params),
         batch_size=config.batch_size,
-        flops_per_step=_flops(jax.make_jaxpr(step)(state, batch, key, hyper)),
+        flops_per_step=_flops(jaxpr),
         params_bytes=_bytes(state.params),
         opt_state_bytes=_bytes(state.opt_state),
         activations_bytes=sum(_bytes(outputs[path][1]) for path in innermost),
@@ -124,10 +127,6 @@ def example_shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
 
 
 _Path = tuple[str, ...]
-
-
-def _batch(size: int, image_shape: tuple[int, ...]) -> train.Batch:
-    return train.Batch(jnp.zeros((size, *image_shape)), jnp.zeros(size, jnp.int32), jnp.ones(size))
 
 
 def _outputs(module: nn.Module, params: Any, images: jax.Array) -> dict[_Path, tuple[str, Any]]:
@@ -164,7 +163,7 @@ def _bytes(tree: Any) -> int:
 
 
 def _flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all products; a loop's body as often as it runs."""
+    """Multiplications and additions of all products; a loop's body as often as it runs, once where that is open."""
     flops = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params

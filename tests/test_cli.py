@@ -18,12 +18,11 @@ import pytest
 
 import jaxmlp
 from jaxmlp import config as cfg
-from jaxmlp import progress
+from jaxmlp import model, progress
 from jaxmlp.cli import COMMANDS, flags, main
 from jaxmlp.cli.experiment import load_config
 from jaxmlp.cli.train import TrainFlags
 from jaxmlp.fields import Part
-from jaxmlp.history import EpochRecord
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
@@ -121,12 +120,13 @@ def test_the_version_is_the_packages(program: Program) -> None:
 @pytest.mark.parametrize("word", ["", "1"])
 def test_colours_are_off_by_flag_or_environment(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", word)
-    monkeypatch.delenv("PYTHON_TYRO_ANSI_CODES", raising=False)
+    monkeypatch.setenv("PYTHON_TYRO_ANSI_CODES", "True")
     assert main(["--version", *([] if word else ["--no-color"])]) == 0
     assert os.environ["NO_COLOR"] == "1"
     assert os.environ["PYTHON_TYRO_ANSI_CODES"] == "False"
 
 
+ACTIVATIONS = ", ".join(model.ACTIVATIONS)
 EXPERIMENTS = {
     "good.py": "from jaxmlp import ExperimentConfig\nCONFIG = ExperimentConfig()",
     "named.py": "from jaxmlp import ExperimentConfig\nCONFIG = ExperimentConfig(name='mine')",
@@ -163,6 +163,8 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ("leaves.py", "leaves.py, line 2 raised SystemExit: no"),
         ("wrong.py", "wrong.py: model.dropout_rate must be in [0, 1), got 50. Did you mean 0.5?"),
         ("", "train needs EXPERIMENT.py: jaxmlp train EXPERIMENT.py"),
+        ("--seed 3", "train needs EXPERIMENT.py: jaxmlp train EXPERIMENT.py"),
+        ("--seed 3 good", "good must come before the flags, or end in .py: jaxmlp train good ..."),
         ("good.py 7", "train takes no '7': jaxmlp train EXPERIMENT.py."),
         ("good.py --epoch 5", "--epoch is not a flag of train. Did you mean --epochs?"),
         ("good.py --epoch=5", "--epoch is not a flag of train. Did you mean --epochs?"),
@@ -178,11 +180,12 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             "good.py --precision bfloat",
             "--precision must be one of float32, bfloat16, got 'bfloat'. Did you mean bfloat16?",
         ),
-        ("good.py --device cuda", "--device must be one of auto, cpu, gpu, tpu, got 'cuda'"),
+        ("good.py --device cuda", "--device must be one of auto, cpu, gpu, tpu, got 'cuda'."),
         ("good.py --min-accuracy 97", "--min-accuracy must be in [0, 1], got 97. Did you mean 0.97?"),
-        ("good.py --verbose 3", "--verbose must be one of auto, 0, 1, 2, got '3'"),
+        ("good.py --verbose 3", "--verbose must be one of auto, 0, 1, 2, got '3'."),
         ("good.py --grad-shards 3", "--grad-shards must divide batch_size 128, got 3. The nearest that do: 2 and 4"),
-        ("good.py --epochs", "Missing value for argument '--epochs'. Expected 1 values."),
+        ("good.py --epochs", "--epochs needs a value"),
+        ("good.py --batch_size --seed 3", "--batch_size needs a value"),
         (
             "good.py --optimizer.momentum 0.9",
             "--optimizer.momentum belongs to sgd, and this experiment's optimizer is rmsprop. "
@@ -208,7 +211,7 @@ def test_a_mistake_in_a_command_line_is_said_first_on_stderr_and_exits_2(
     words: str, message: str, program: Program, experiments: Path
 ) -> None:
     ended = program("train", *words.split())
-    assert (ended.code, ended.first_line.split(", cuda")[0], ended.stdout) == (2, message, "")
+    assert (ended.code, ended.first_line, ended.stdout) == (2, message, "")
 
 
 def test_a_name_that_is_no_folders_name_is_refused(program: Program, experiments: Path) -> None:
@@ -228,7 +231,7 @@ CONFIGS = [
     cfg.ExperimentConfig(optimizer=cfg.Adam(schedule=cfg.Piecewise()), loss=cfg.MeanSquaredError()),
     cfg.ExperimentConfig(optimizer=cfg.AdamW(schedule=cfg.Cosine())),
 ]
-OTHER = {bool: lambda b: not b, int: lambda n: n + 1, float: lambda x: x * 0.5 + 0.25}
+OTHER: dict[type, Callable[[Any], Any]] = {bool: lambda b: not b, int: lambda n: n + 1, float: lambda x: x * 0.5 + 0.25}
 """Another value of the same type, valid for every field that has no entry of its own below."""
 OTHER_OF_FIELD: dict[str, Any] = {
     "model.hidden_sizes": (),
@@ -246,7 +249,7 @@ OTHER_OF_FIELD: dict[str, Any] = {
 
 
 def leaf_paths(part: Part, prefix: str = "") -> Iterator[str]:
-    for item in dataclasses.fields(part):  # type: ignore[arg-type]
+    for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         yield from leaf_paths(value, f"{prefix}{item.name}.") if isinstance(value, Part) else [prefix + item.name]
 
@@ -294,10 +297,11 @@ def test_an_unknown_command_is_guessed(program: Program) -> None:
     )
 
 
-TRAIN_KEYS = (
-    "run_dir status seed epochs steps train_loss train_accuracy val_loss val_accuracy test_loss test_accuracy "
-    "params_sha256 state_sha256 compile_s train_s total_s devices processes"
-).split()
+TRAIN_KEYS = {
+    *("run_dir", "status", "seed", "epochs", "steps", "devices", "processes", "params_sha256", "state_sha256"),
+    *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
+    *("compile_s", "train_s", "total_s"),
+}
 EPOCH_LINE = (
     r"Epoch {}/{} - \d+\.\ds - loss: \d+\.\d{{4}} - accuracy: [01]\.\d{{4}}"
     r" - val_loss: \d+\.\d{{4}} - val_accuracy: [01]\.\d{{4}}"
@@ -308,7 +312,7 @@ def test_train_prints_one_json_document_and_people_read_the_epochs_on_stderr(pro
     ended = program("train", QUICKSTART, *SMALL, "--seed", "7", "--json")
     document = ended.document
     assert ended.code == 0
-    assert sorted(document) == sorted(TRAIN_KEYS)
+    assert set(document) == TRAIN_KEYS
     assert (document["status"], document["seed"], document["epochs"], document["steps"]) == ("finished", 7, 1, 32)
     assert Path(document["run_dir"]).parent == runs_dir
     assert Path(document["run_dir"]).name.endswith("-quickstart-s7")
@@ -330,7 +334,7 @@ def test_off_a_terminal_an_epoch_is_one_line_without_control_characters(program:
 def test_a_finished_run_shows_its_stored_result_again(program: Program, trained: str) -> None:
     stored = program("train", "--resume", trained, "--json")
     again = program("train", "--resume", trained, "--json")
-    assert (stored.code, sorted(stored.document)) == (0, sorted(TRAIN_KEYS))
+    assert (stored.code, set(stored.document)) == (0, TRAIN_KEYS)
     assert {**again.document, "total_s": 0} == {**stored.document, "total_s": 0}
 
 
@@ -369,8 +373,8 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(
     program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
-        "import numpy as np\nfrom jaxmlp import DataConfig, ExperimentConfig, data\nrows = np.random.default_rng(SEED)\n"
-        "images, labels = rows.integers(0, 256, (64, 28, 28), np.uint8), np.arange(64) % 10\n"
+        "import numpy as np\nfrom jaxmlp import DataConfig, ExperimentConfig, data\n"
+        "images, labels = np.random.default_rng(SEED).integers(0, 256, (64, 28, 28), np.uint8), np.arange(64) % 10\n"
         "data.register('noise', lambda: ((images, labels), (images, labels)))\n"
         "CONFIG = ExperimentConfig(data=DataConfig(name='noise'), batch_size=16)\n"
     )
@@ -378,7 +382,7 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(
     (tmp_path / "other_noise.py").write_text(text.replace("SEED", "1"))
     monkeypatch.setattr(progress.EpochLines, "epoch_ended", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     out = str(tmp_path / "run")
-    assert program("train", str(tmp_path / "noise.py"), "--out", out, "--epochs", "2").code == 143
+    assert program("train", str(tmp_path / "noise.py"), *SMALL, "--epochs", "2", "--out", out).code == 143
     load_config(tmp_path / "other_noise.py")
     ended = program("train", "--resume", out)
     assert ended.code == 5
@@ -397,8 +401,8 @@ def test_a_dry_run_shows_the_network_of_an_experiment_without_its_data_and_write
 
 
 def test_summary_of_a_run_is_of_its_own_network(program: Program, trained: str) -> None:
-    document = program("summary", trained, "--json").document
-    assert document["params"] == 784 * 16 + 16 + 16 * 10 + 10
+    for words in ([trained, "--json"], ["--json", trained]):
+        assert program("summary", *words).document["params"] == 784 * 16 + 16 + 16 * 10 + 10
 
 
 def test_evaluate_agrees_with_what_training_told(program: Program, trained: str) -> None:
@@ -439,7 +443,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         (
             "train {quick} --grad-shards 128 --devices 64",
             6,
-            "device: 64 devices were asked for, but JAX finds 8 of cpu.",
+            "device: 64 devices were asked for, but JAX finds 8",
         ),
         ("train {quick} --device tpu", 6, "device: tpu was asked for, but JAX finds cpu (cpu)."),
         (
@@ -523,15 +527,17 @@ def test_ctrl_c_outside_of_training_ends_in_130(program: Program, monkeypatch: p
     assert (ended.code, ended.document["status"], ended.stderr) == (130, "interrupted", "interrupted\n")
 
 
-def test_a_closed_pipe_ends_the_program_without_a_word() -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--help"], ["data", "status"], ["data", "status", "--json"]])
+def test_a_closed_pipe_ends_the_program_without_a_word(words: list[str], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    env = os.environ | {"PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(
-        [sys.executable, "-m", "jaxmlp", "--help"], stdout=writing, stderr=subprocess.PIPE, env=env, check=False
-    )
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "jaxmlp", *words]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=env, check=False, text=True)
     os.close(writing)
-    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+    assert ended.returncode == 128 + signal.SIGPIPE
+    assert "Error" not in ended.stderr and ("--json" in words or ended.stderr == "")
 
 
 def test_an_experiment_runs_as_a_script(tmp_path: Path) -> None:
@@ -539,11 +545,3 @@ def test_an_experiment_runs_as_a_script(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout)["run_dir"] == str(tmp_path / "run")
     assert json.loads((tmp_path / "run" / "config.json").read_text())["name"] == "quickstart"
-
-
-def test_an_epochs_line_is_kerass() -> None:
-    record = EpochRecord(1, 469, 0.24512, 0.92571, 0.10611, 0.96721, 0.001, 1.31)
-    line = "Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672"
-    assert progress.epoch_line(record, 20) == line
-    without = record._replace(val_loss=None, val_accuracy=None)
-    assert progress.epoch_line(without, 20) == line.partition(" - val_loss")[0]

@@ -137,8 +137,6 @@ def test_a_run_killed_on_two_processes_goes_on_alone_to_the_same_bits(
         while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
             time.sleep(0.05)
     assert list(out.glob("checkpoints/step-*"))
-    with RunDirectory.open(out, write=False) as run:
-        assert run.status == "interrupted"
     assert started.all[0].returncode == -signal.SIGKILL
     assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
 

@@ -26,16 +26,16 @@ VALUES = ("errors", "fields", "config")
 """What every room may import; each of them the ones before it."""
 ARROWS = {
     "data": "",
-    "distributed": "",
     "model": "",
     "objective": "",
     "optim": "",
     "prng": "",
     "shards": "",
     "signals": "",
+    "distributed": "signals",
     "images": "data",
     "run": "prng",
-    "runtime": "run",
+    "runtime": "distributed run",
     "train": "model objective optim prng shards",
     "history": "train",
     "inference": "data model run shards train",

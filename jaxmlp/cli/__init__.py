@@ -74,28 +74,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
     stdout = sys.stdout
     try:
-        if not argv or argv[0] in ("-h", "--help"):
-            print(HELP.format(commands="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())), end="")
-            return 0
-        if argv[0] == "--version":
-            print(f"jaxmlp {jaxmlp.__version__}")
-            return 0
-        with contextlib.redirect_stdout(sys.stderr) if "--json" in argv else contextlib.nullcontext():
-            answer = _answer(argv[0], argv[1:])
-            if answer.message:
-                print(answer.message, file=sys.stderr)
-        if "--json" in argv:
-            from jaxmlp.run.jsonl import finite
-
-            print(json.dumps(finite(answer.document), allow_nan=False))
+        code = _run(argv)
+        # Here, where a closed pipe is caught.
         stdout.flush()
-        return answer.exit_code
+        return code
     except BrokenPipeError:
         # Python flushes stdout once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return CLOSED_PIPE
     except SystemExit as end:  # tyro's, after it has printed the help
         return int(end.code or 0)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP.format(commands="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())), end="")
+        return 0
+    if argv[0] == "--version":
+        print(f"jaxmlp {jaxmlp.__version__}")
+        return 0
+    as_json = "--json" in argv
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        answer = _answer(argv[0], argv[1:])
+        if answer.message:
+            print(answer.message, file=sys.stderr)
+    if as_json:
+        from jaxmlp.run.jsonl import finite
+
+        print(json.dumps(finite(answer.document), allow_nan=False))
+    return answer.exit_code
 
 
 def _answer(command: str, argv: list[str]) -> Answer:

@@ -28,7 +28,10 @@ def parse_experiment[Chosen: ExperimentFlags](kind: type[Chosen], argv: Sequence
     words = [*argv[at : at + 1], *argv[:at], *argv[at + 1 :]]
     is_given = bool(words) and not words[0].startswith("-")
     default = kind(config=load_config(Path(words[0]))) if is_given else kind()
-    return parse(default, words, command, "EXPERIMENT.py")[0]
+    chosen, (name,) = parse(default, words, command, "EXPERIMENT.py")
+    if not is_given:
+        raise UsageError(f"{name} must come before the flags, or end in .py: jaxmlp {command} {name} ...")
+    return chosen
 
 
 def load_config(path: Path) -> ExperimentConfig:
@@ -54,8 +57,8 @@ def load_config(path: Path) -> ExperimentConfig:
     except ConfigError as error:
         raise UsageError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:
-        line = next((f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)), None)
-        at = f", line {line}" if line else ""
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        at = f", line {lines[-1]}" if lines else ""
         raise UsageError(f"{path}{at} raised {type(error).__name__}: {error}") from error
     if not isinstance(config, ExperimentConfig):
         found = "has no CONFIG" if config is None else f"has a CONFIG of type {type(config).__name__}"

@@ -64,6 +64,9 @@ class ExperimentFlags(Flags):
     """Every value, by default as the experiment's file has it."""
 
 
+FLAG = re.compile(r"--|-[^\d.]")
+"""Starts a flag, and no negative number."""
+
 registry = ConstructorRegistry()
 
 
@@ -143,9 +146,13 @@ def parse[Chosen: Flags](
         UsageError: An unknown flag, with the nearest; a value, or a word, that is missing or too many.
         SystemExit: The help was asked for, and is printed.
     """
-    box = io.StringIO()
+    known = dict(_names(default))
+    for word, following in itertools.pairwise([*argv, "--"]):
+        if known.get(word.replace("_", "-")) and FLAG.match(following):
+            raise UsageError(f"{word} needs a value")
+    said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        with contextlib.redirect_stderr(said):
             chosen, words = tyro.cli(
                 type(default),
                 prog=" ".join(["jaxmlp", command, *names]),
@@ -158,10 +165,11 @@ def parse[Chosen: Flags](
     except SystemExit as end:
         if not end.code:
             raise
-        raise _mistake(end) or UsageError(_unboxed(box.getvalue())) from None
-    for word in words:
-        if re.match(r"--|-[^\d.]", word):
-            raise UsageError(_unknown(word.partition("=")[0], default, command) + hint)
+        raise _mistake(end) or UsageError(said.getvalue().strip()) from None
+    for word in filter(FLAG.match, words):
+        flag = word.partition("=")[0]
+        belongs = isinstance(default, ExperimentFlags) and _other_kind(flag, default.config)
+        raise UsageError(belongs or f"{flag} is not a flag of {command}.{did_you_mean(flag, known)}{hint}")
     usage = " ".join([command, *names])
     if len(words) < len([name for name in names if name[0] != "["]):
         raise UsageError(f"{command} needs {names[len(words)]}: jaxmlp {usage}")
@@ -180,30 +188,28 @@ def _mistake(error: BaseException) -> ConfigError | None:
     return None
 
 
-def _unboxed(text: str) -> str:
-    """The message inside tyro's box, in one line."""
-    inside = [line.strip("│| ") for line in text.splitlines()[1:]]
-    return " ".join(itertools.takewhile(lambda line: not re.match("[─-]", line), inside))
+def _other_kind(flag: str, config: ExperimentConfig) -> str:
+    """What to say of a flag that another kind of optimizer, schedule or loss would have; nothing for others."""
+    parts: dict[str, tuple[Part, Any]] = {
+        "optimizer": (config.optimizer, Optimizer),
+        "optimizer.schedule": (config.optimizer.schedule, Schedule),
+        "loss": (config.loss, Loss),
+    }
+    for path, (here, union) in parts.items():
+        name = flag.removeprefix(f"--{path}.").replace("-", "_")
+        if kinds := [kind.kind for kind in typing.get_args(union) if name in kind.__dataclass_fields__]:
+            belongs = f"{flag} belongs to {' and '.join(kinds)}, and this experiment's {path} is {here.kind}"
+            return f"{belongs}. Another kind is one line in the experiment's file"
+    return ""
 
 
-def _unknown(flag: str, default: Flags, command: str) -> str:
-    config = getattr(default, "config", None)
-    for path, union in (("optimizer.schedule", Schedule), ("optimizer", Optimizer), ("loss", Loss)):
-        part, _, name = flag.removeprefix("--").rpartition(".")
-        of = [kind.kind for kind in _alternatives(union) if name.replace("-", "_") in kind.__dataclass_fields__]
-        if config and part == path and of:
-            here = config.optimizer.schedule if path == "optimizer.schedule" else getattr(config, path)
-            belongs = f"belongs to {' and '.join(of)}, and this experiment's {path} is {here.kind}"
-            return f"{flag} {belongs}. Another kind is one line in the experiment's file"
-    return f"{flag} is not a flag of {command}.{did_you_mean(flag, _names(default))}"
-
-
-def _names(part: Part, prefix: str = "--") -> Iterator[str]:
+def _names(part: Part, prefix: str = "--") -> Iterator[tuple[str, bool]]:
+    """Every flag, and whether a value must follow."""
     for item in dataclasses.fields(part):  # type: ignore[arg-type]
         value, name = getattr(part, item.name), item.name.replace("_", "-")
         if isinstance(value, Part):
             yield from _names(value, prefix if isinstance(value, ExperimentConfig) else f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}"
+            yield f"{prefix}{name}", not isinstance(value, bool | tuple)
             if value is True:
-                yield f"{prefix}no-{name}"
+                yield f"{prefix}no-{name}", False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags
@@ -24,12 +23,12 @@ class RunSummaryFlags(flags.DeviceFlags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Show the network of an EXPERIMENT.py, with flags for its values, or of a RUN."""
-    is_run = bool(argv) and (argv[0] == "last" or Path(argv[0]).is_dir())
-    if is_run:
+    words = [word for word in argv if not word.startswith("-")]
+    if words and not any(word.endswith(".py") for word in words):
         from jaxmlp.run.directory import RunDirectory, find_run
 
-        chosen, words = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
-        config = RunDirectory.open(find_run(words[0]), write=False).config
+        chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
+        config = RunDirectory.open(find_run(name), write=False).config
         device = chosen.device
     else:
         experiment = parse_experiment(SummaryFlags, argv, "summary")

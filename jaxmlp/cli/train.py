@@ -30,6 +30,11 @@ class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
     """Go on with this run, a folder or `last`, in place of EXPERIMENT.py."""
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+    distributed: str | None = None
+    """Join other processes: auto (Slurm, Open MPI, Kubernetes, TPU pods) or HOST:PORT,PROCESSES,INDEX. The port of
+    process 0 asks for no password: keep it inside a network that you trust."""
+    checkpoint_s: float = ranged(60.0, "[0, inf)")
+    """Seconds between two checkpoints."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 where the test accuracy is lower."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
@@ -50,38 +55,71 @@ def run(argv: Sequence[str]) -> Answer:
     """Train, and answer with the run's result."""
     if any(word.partition("=")[0] == "--resume" for word in argv):
         hint = " The run's stored config holds; another one is another run."
-        return _resume(flags.parse(ResumeFlags(), argv, "train --resume DIR", hint=hint)[0])
+        resumed = flags.parse(ResumeFlags(), argv, "train --resume DIR", hint=hint)[0]
+        _join(resumed, argv)
+        return _resume(resumed)
     chosen = parse_experiment(TrainFlags, argv, "train")
+    if chosen.dry_run:
+        runtime.configure(chosen.device)
+        return summary.show(chosen.config)
+    _join(chosen, argv)
     runtime.configure(chosen.device)
-    return summary.show(chosen.config) if chosen.dry_run else _begin(chosen)
+    return _begin(chosen)
+
+
+def _join(chosen: ResumeFlags, argv: Sequence[str]) -> None:
+    """In a distributed run: supervise a child in this process's place; in the child, meet the others."""
+    if not chosen.distributed:
+        return
+    from jaxmlp import distributed
+
+    cluster = distributed.Cluster.parse(chosen.distributed)
+    if not distributed.is_supervised():
+        raise SystemExit(distributed.supervise(["train", *argv]))
+    runtime.configure(chosen.device, cluster)
 
 
 def _begin(chosen: TrainFlags) -> Answer:
-    from jaxmlp import data
+    from jaxmlp import data, distributed
     from jaxmlp.run.directory import RunDirectory, default_run_dir
 
     dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
     facts = _facts(chosen.config, dataset, chosen)
+    if not distributed.is_first():
+        return _train(chosen.config, dataset, chosen, None)
     path = chosen.out or default_run_dir(chosen.config, datetime.now(UTC))
     with RunDirectory.create(path, chosen.config, facts) as stored:
-        return _train(stored, dataset, chosen)
+        return _train(chosen.config, dataset, chosen, stored)
 
 
 def _resume(chosen: ResumeFlags) -> Answer:
-    from jaxmlp import data
     from jaxmlp.run.directory import RunDirectory, find_run
-    from jaxmlp.run.manifest import differences
 
+    if chosen.distributed:
+        from jaxmlp import distributed
+
+        if not distributed.is_first():
+            return _continue(ExperimentConfig.from_json(distributed.share(b"").decode()), chosen, None)
     with RunDirectory.open(find_run(str(chosen.resume)), write=True) as stored:
         if stored.status == "finished":
-            return _answer(stored, chosen, stored.manifest["result"])
-        runtime.configure(chosen.device)
-        dataset = data.load(stored.config.data, manual_dir=chosen.manual_dir, report=print)
-        for difference in differences(stored.manifest, _facts(stored.config, dataset, chosen)):
-            if difference.startswith("data_sha256"):
-                raise RunError(f"{stored.path} was trained on other data: {difference}.")
-            print(f"The bits may differ from an uninterrupted run's: {difference}.")
-        return _train(stored, dataset, chosen)
+            return _answer(stored.path, chosen, stored.manifest["result"])
+        if chosen.distributed:
+            distributed.share(stored.config.to_json().encode())
+        return _continue(stored.config, chosen, stored)
+
+
+def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
+    from jaxmlp import data
+    from jaxmlp.run.manifest import differences
+
+    runtime.configure(chosen.device)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
+    facts = _facts(config, dataset, chosen)
+    for difference in differences(stored.manifest, facts) if stored else []:
+        if difference.startswith("data_sha256"):
+            raise RunError(f"{chosen.resume} was trained on other data: {difference}.")
+        print(f"The bits may differ from an uninterrupted run's: {difference}.")
+    return _train(config, dataset, chosen, stored)
 
 
 def _facts(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags) -> dict[str, Any]:
@@ -91,34 +129,47 @@ def _facts(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags) -> d
     return manifest(config, dataset.sha256, devices=len(shards.pick_devices(config.grad_shards, chosen.devices)))
 
 
-def _train(stored: RunDirectory, dataset: Dataset, chosen: ResumeFlags) -> Answer:
+def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
+    """Train, and write to `stored` in the first process; the others have none."""
     import jax
 
+    from jaxmlp import distributed, shards
     from jaxmlp.fit import fit
     from jaxmlp.progress import make_progress
     from jaxmlp.signals import stop_signals
 
-    config, kind = stored.config, jax.devices()[0].device_kind
-    devices = f"{stored.manifest['not_binding']['devices']} of {jax.device_count()} devices ({kind})"
+    path = Path(distributed.share(str(stored.path.resolve() if stored else "").encode()).decode())
+    distributed.tell_run_dir(str(path))
+    used = len(shards.pick_devices(config.grad_shards, chosen.devices))
+    verbose = chosen.verbose if stored else "0"
     for note in dataset.notes:
         print(note)
-    if chosen.verbose != "0":
-        print(f"{stored.path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
-    with make_progress(chosen.verbose, config.epochs) as progress, stop_signals() as stop:
-        history = fit(config, dataset, run=stored, progress=progress, devices=chosen.devices, stop=stop)
-    answer = _answer(stored, chosen, history.result())
+    if verbose != "0":
+        devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
+        print(f"{path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
+    with make_progress(verbose, config.epochs) as progress, stop_signals() as stop:
+        history = fit(
+            config,
+            dataset,
+            run=stored,
+            progress=progress,
+            devices=chosen.devices,
+            stop=stop,
+            checkpoint_s=chosen.checkpoint_s,
+        )
+    answer = _answer(path, chosen, history.result())
     if history.status == "finished" or not stop.signal:
         return answer
     saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {config.epochs} epochs done"
-    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(stored.path))}"
+    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}"
     return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
 
 
-def _answer(stored: RunDirectory, chosen: ResumeFlags, result: Any) -> Answer:
+def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
     accuracy = result["test_accuracy"]
     if accuracy is not None:
-        print(f"test_loss: {result['test_loss']:.4f} - test_accuracy: {accuracy:.4f} - {stored.path}")
-    document = {"run_dir": str(stored.path), **result, "total_s": time.perf_counter() - STARTED}
+        print(f"test_loss: {result['test_loss']:.4f} - test_accuracy: {accuracy:.4f} - {path}")
+    document = {"run_dir": str(path), **result, "total_s": time.perf_counter() - STARTED}
     if chosen.min_accuracy is None or accuracy is None or accuracy >= chosen.min_accuracy:
         return Answer(document)
     below = f"the test accuracy {accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"

@@ -1,0 +1,18 @@
+"""`python -m jaxmlp.cli.supervised`: the program as the child of `distributed.supervise`."""
+
+import os
+import sys
+
+from jaxmlp import distributed
+from jaxmlp.cli import main
+from jaxmlp.errors import PeerLostError
+
+if __name__ == "__main__":
+    distributed.become_supervised()
+    code = main()
+    if code == PeerLostError.exit_code:
+        # JAX's own farewell would wait for the lost peer, and then abort.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

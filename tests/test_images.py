@@ -1,0 +1,133 @@
+"""Images come out of every kind of file as they went in, and anything else is refused with what was found."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmlp.data.idx import idx_parts
+from jaxmlp.errors import DataError
+from jaxmlp.images import read_images
+
+SHAPE = (28, 28, 1)
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)
+
+
+def saved(path: Path, images: np.ndarray) -> Path:
+    """A file of `images` of the kind that its name says."""
+    name = path.name
+    if name.endswith((".png", ".jpg")):
+        Image.fromarray(images[0, ..., 0]).save(path, quality=100)
+    elif name.endswith(".npy"):
+        np.save(path, images)
+    else:
+        raw = b"".join(idx_parts(images[..., 0]))
+        path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    return path
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x-idx3-ubyte", "x-idx3-ubyte.gz", "x.idx"])
+def test_files_of_many_images_hold_them_all(name: str, tmp_path: Path) -> None:
+    ((file, images),) = read_images(saved(tmp_path / name, IMAGES), SHAPE)
+    assert file == tmp_path / name
+    np.testing.assert_array_equal(images, IMAGES)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (28, 28, 1), (1, 28, 28), (1, 784)])
+def test_an_array_of_one_image_may_have_any_of_its_shapes(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", IMAGES[0].reshape(shape))
+    np.testing.assert_array_equal(read_images(tmp_path / "one.npy", SHAPE)[0].images, IMAGES[:1])
+
+
+def test_a_png_is_read_exactly_and_a_jpeg_nearly(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_images(saved(tmp_path / "x.png", IMAGES), SHAPE)[0].images, IMAGES[:1])
+    smooth = np.broadcast_to(np.arange(28, dtype=np.uint8)[:, None, None] * 9, (1, *SHAPE))
+    found = read_images(saved(tmp_path / "x.jpg", smooth), SHAPE)[0].images
+    assert np.abs(found.astype(int) - smooth).max() <= 2  # JPEG rounds, even at quality 100
+
+
+def test_a_grey_picture_saved_in_colour_is_grey_again(tmp_path: Path) -> None:
+    Image.fromarray(np.repeat(IMAGES[0], 3, axis=-1)).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_images(tmp_path / "x.png", SHAPE)[0].images, IMAGES[:1])
+
+
+def test_a_model_of_colours_takes_colours(tmp_path: Path) -> None:
+    colours = np.random.default_rng(1).integers(0, 256, (1, 8, 6, 3), np.uint8)
+    Image.fromarray(colours[0]).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_images(tmp_path / "x.png", (8, 6, 3))[0].images, colours)
+
+
+def test_a_folder_is_read_in_the_order_of_its_names_and_other_files_are_left_alone(tmp_path: Path) -> None:
+    saved(tmp_path / "b.png", IMAGES[1:])
+    saved(tmp_path / "a.PNG".lower(), IMAGES)
+    saved(tmp_path / "c.npy", IMAGES)
+    (tmp_path / "notes.txt").write_text("not an image")
+    found = read_images(tmp_path, SHAPE)
+    assert [each.file.name for each in found] == ["a.png", "b.png", "c.npy"]
+    np.testing.assert_array_equal(np.concatenate([each.images for each in found]), IMAGES[[0, 1, 0, 1, 2]])
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=True)
+    return file.getvalue()
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.png", png(np.zeros((30, 20), np.uint8)), "x.png is 30 x 20 grey, wanted 28 x 28 grey"),
+        (
+            "x.png",
+            png(np.zeros((28, 28, 4), np.uint8)),
+            "x.png is 28 x 28 colour with transparency, wanted 28 x 28 grey",
+        ),
+        ("x.png", png(IMAGES[0, ..., 0])[:400], "x.png cannot be read as an image: "),
+        ("x.jpg", b"hello", "x.jpg is not an image"),
+        (
+            "x.npy",
+            npy(np.zeros((2, 28, 27))),
+            r"x.npy: images must be \[n, 28, 28, 1\] or flat \[n, 784\], got \(2, 28, 27\)",
+        ),
+        ("x.npy", npy(np.array([None])), "x.npy is not an array that NumPy saved: .*[Oo]bject"),
+        ("x.npy", b"hello", "x.npy is not an array that NumPy saved"),
+        ("x.npy", npy(np.zeros((9, 28, 28)))[:500], "x.npy is not an array that NumPy saved"),
+        ("x.npy", npy_header((1 << 40, 28, 28)), "x.npy is not an array that NumPy saved"),
+        ("x.npy", npy(np.full((1, 28, 28), np.nan)), "x.npy: images must be finite"),
+        ("x.npy", npy(np.full((1, 28, 28), 256)), r"x.npy: whole-number pixels must be in \[0, 255\], got 256 to 256"),
+        ("labels", b"".join(idx_parts(np.zeros(5, np.uint8))), r"labels: images must be .*, got \(5,\)"),
+        ("README", b"# Read me", "README is not an IDX file"),
+    ],
+)
+def test_what_is_no_image_of_the_models_shape_is_refused(
+    name: str, content: bytes, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_images(tmp_path / name, SHAPE)
+
+
+def test_an_archive_an_empty_folder_and_nothing_at_all_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", IMAGES)
+    (tmp_path / "x.npz").rename(tmp_path / "x.npy")
+    (tmp_path / "empty").mkdir()
+    for name, message in {"x.npy": "archive", "empty": "has no images", "nothing.png": "is not there"}.items():
+        with pytest.raises(DataError, match=message):
+            read_images(tmp_path / name, SHAPE)

@@ -1,0 +1,71 @@
+"""A terminal has one live line below the epochs' lines; anything else has these lines alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import pytest
+
+from jaxmlp.fit import Progress
+from jaxmlp.history import EpochRecord
+from jaxmlp.progress import epoch_line, make_progress
+
+RECORD = EpochRecord(1, 469, 0.24512, 0.92571, 0.10611, 0.96721, 0.001, 1.31)
+LINE = "Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    return Terminal()
+
+
+def tell(progress: Progress) -> None:
+    progress.note("a note")
+    progress.steps_done(1, 234, 469, 0.5, 0.8125)
+    progress.epoch_ended(RECORD)
+
+
+def test_an_epochs_line_is_kerass() -> None:
+    assert epoch_line(RECORD, 20) == LINE
+    assert epoch_line(RECORD._replace(val_loss=None, val_accuracy=None), 20) == LINE.partition(" - val_loss")[0]
+
+
+@pytest.mark.parametrize(
+    ("verbose", "text"), [("0", "a note\n"), *((v, f"a note\n{LINE}\n") for v in ("auto", "1", "2"))]
+)
+def test_off_a_terminal_there_are_lines_alone(verbose: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with make_progress(verbose, 20) as progress:
+        tell(progress)
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("verbose", ["auto", "1"])
+def test_on_a_terminal_the_live_line_shows_the_step_and_leaves_the_lines_and_the_cursor(
+    verbose: str, terminal: Terminal
+) -> None:
+    with contextlib.redirect_stdout(terminal), make_progress(verbose, 20) as progress:
+        # A second Ctrl-C may end the process at any moment.
+        assert terminal.getvalue().rindex("\x1b[?25h") > terminal.getvalue().rindex("\x1b[?25l")
+        tell(progress)
+    text = terminal.getvalue()
+    assert "234/469" in text and "loss: 0.5000 - accuracy: 0.8125" in text
+    assert text.index("a note\n") < text.index(f"{LINE}\n")
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize(("verbose", "term"), [("2", "xterm"), ("auto", "dumb"), ("auto", "")])
+def test_a_terminal_that_cannot_draw_or_should_not_has_lines_alone(
+    verbose: str, term: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    with contextlib.redirect_stdout(terminal), make_progress(verbose, 20) as progress:
+        tell(progress)
+    assert terminal.getvalue() == f"a note\n{LINE}\n"
