@@ -17,12 +17,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
 from jaxmlp.signals import STOP_SIGNALS
+
+if TYPE_CHECKING:
+    import numpy as np
 
 HEARTBEAT_S = 30
 """A process that is silent for so long counts as lost."""
@@ -95,6 +96,7 @@ def gather(values: Sequence[int]) -> np.ndarray[Any, Any]:
     Raises:
         PeerLostError: Another process is gone.
     """
+    import numpy as np
     from jax.experimental import multihost_utils
 
     with _peers():
@@ -110,6 +112,7 @@ def share(data: bytes) -> bytes:
         PeerLostError: Another process is gone.
     """
     import jax
+    import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
@@ -130,7 +133,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     mine = json.dumps(_flat(facts)).encode()
     size = int(gather([len(mine)]).max())
     rows = gather(list(mine.ljust(size)))
-    everyone = [json.loads(bytes(row.astype(np.uint8))) for row in rows]
+    everyone = [json.loads(bytes(row.tolist())) for row in rows]
     different = []
     for name in sorted(set().union(*everyone)):
         values = collections.defaultdict(list)

@@ -93,9 +93,7 @@ def fit(
     runtime.configure()
     progress = progress or Progress()
     dataset = dataset or data.load(config.data, report=progress.note)
-    examples = len(dataset.train.labels)
-    if config.batch_size > examples:
-        raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
+    check_batch_size(config, dataset)
     mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
     module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
     if jax.process_count() > 1:
@@ -111,6 +109,17 @@ def fit(
         if jax.process_count() > 1 and distributed.is_lost_peer(error):
             raise PeerLostError("distributed: another process of this run is gone.") from None
         raise
+
+
+def check_batch_size(config: ExperimentConfig, dataset: data.Dataset) -> None:
+    """Make sure that an epoch has one full batch.
+
+    Raises:
+        ConfigError: It has not.
+    """
+    examples = len(dataset.train.labels)
+    if config.batch_size > examples:
+        raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
 
 
 @dataclass

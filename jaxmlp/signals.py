@@ -25,7 +25,10 @@ class Stop:
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Collect stop signals while the block runs; the handlers before come back after it. For the main thread."""
+    """Collect stop signals while the block runs; the handlers before come back after it. For the main thread.
+
+    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    """
     stop = Stop()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -33,7 +36,8 @@ def stop_signals() -> Iterator[Stop]:
             os._exit(128 + number)
         stop.signal = signal.Signals(number)
 
-    before = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+    watched = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in watched}
     try:
         yield stop
     finally:

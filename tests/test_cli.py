@@ -528,7 +528,7 @@ def test_ctrl_c_outside_of_training_ends_in_130(program: Program, monkeypatch: p
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--help"], ["data", "status"], ["data", "status", "--json"]])
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["data", "status"], ["data", "status", "--json"]])
 def test_a_closed_pipe_ends_the_program_without_a_word(words: list[str], unbuffered: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)

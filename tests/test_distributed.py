@@ -32,6 +32,8 @@ CONFIG = ExperimentConfig(
 )
 """
 
+PROGRAM = [sys.executable, "-m", "jaxmlp", "train", "--json"]
+
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -50,8 +52,7 @@ class Processes:
         flags = f"--xla_force_host_platform_device_count={devices}"
         self.all = [
             subprocess.Popen(
-                [sys.executable, "-m", "jaxmlp", "train", *map(str, own), "--json"]
-                + ["--distributed", f"{address},{len(words)},{index}"],
+                [*PROGRAM, *map(str, own), "--distributed", f"{address},{len(words)},{index}"],
                 env=os.environ | {"XLA_FLAGS": flags},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -87,8 +88,7 @@ def processes(count: int, devices: int, *words: object) -> Iterator[Processes]:
 def alone(devices: int, *words: object) -> dict[str, Any]:
     """The result of one process."""
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    command = [sys.executable, "-m", "jaxmlp", "train", *map(str, words), "--json"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run([*PROGRAM, *map(str, words)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
     return result

@@ -233,11 +233,11 @@ def test_chunks_grow_to_fill_their_time_and_change_no_bit(
 
 
 def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -> None:
-    train.train_steps.clear_cache()
-    train.evaluate.clear_cache()
+    compiled: list[Any] = [train.train_steps, train.evaluate]
+    for function in compiled:
+        function.clear_cache()
     fit.fit(CONFIG, dataset)
-    assert train.train_steps._cache_size() == 1
-    assert train.evaluate._cache_size() == 1
+    assert [function._cache_size() for function in compiled] == [1, 1]
 
 
 def test_the_learning_rate_of_an_epoch_is_its_last_updates(dataset: data.Dataset) -> None:

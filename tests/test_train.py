@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ class Program:
         self.static: dict[str, Any] = {"config": config.program(), "module": module}
         self.hyper = self.put(train.make_hyper(config, STEPS))
 
-    def put(self, tree: Any) -> Any:
+    def put[T](self, tree: T) -> T:
         return shards.replicate(tree, self.mesh)
 
     def init(self) -> train.TrainState:
@@ -84,7 +85,7 @@ def test_any_chunking_of_an_epoch_gives_the_same_bits(program: Program, whole_ep
     bounds = [0, *sorted(cuts), STEPS]
     split, order = program.put(random_split()), program.order()
     state, sums = program.init(), program.put(train.Sums.zero())
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         state, sums, _ = program.steps(state, sums, split, order, start, stop)
     assert digest({"state": state, "sums": sums}) == whole_epoch
 
@@ -135,7 +136,8 @@ def test_evaluation_counts_all_examples(program: Program, examples: int) -> None
 
 
 def test_one_program_serves_every_chunk_rate_and_seed() -> None:
-    train.train_steps.clear_cache()
+    compiled: Any = train.train_steps
+    compiled.clear_cache()
     for seed, rate in [(0, 0.01), (1, 0.01), (2, 0.3)]:
         optimizer = SGD(learning_rate=rate, momentum=0.9, schedule=InverseTime(decay=rate))
         config = ExperimentConfig(model=CONFIG.model, optimizer=optimizer, batch_size=BATCH, seed=seed)
@@ -144,7 +146,7 @@ def test_one_program_serves_every_chunk_rate_and_seed() -> None:
         state, sums = program.init(), program.put(train.Sums.zero())
         for start, stop in [(0, 0), (0, 1), (1, STEPS)]:
             state, sums, _ = program.steps(state, sums, split, order, start, stop)
-    assert train.train_steps._cache_size() == 1
+    assert compiled._cache_size() == 1
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])

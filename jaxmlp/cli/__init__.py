@@ -74,7 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
     stdout = sys.stdout
     try:
-        code = _run(argv)
+        try:
+            code = _run(argv)
+        except SystemExit as end:  # tyro's, after it has printed the help
+            code = int(end.code or 0)
         # Here, where a closed pipe is caught.
         stdout.flush()
         return code
@@ -82,8 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Python flushes stdout once more at exit, and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
         return CLOSED_PIPE
-    except SystemExit as end:  # tyro's, after it has printed the help
-        return int(end.code or 0)
 
 
 def _run(argv: list[str]) -> int:

@@ -81,9 +81,11 @@ def _join(chosen: ResumeFlags, argv: Sequence[str]) -> None:
 
 def _begin(chosen: TrainFlags) -> Answer:
     from jaxmlp import data, distributed
+    from jaxmlp.fit import check_batch_size
     from jaxmlp.run.directory import RunDirectory, default_run_dir
 
     dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    check_batch_size(chosen.config, dataset)
     facts = _facts(chosen.config, dataset, chosen)
     if not distributed.is_first():
         return _train(chosen.config, dataset, chosen, None)
