@@ -46,11 +46,13 @@ class Program:
         return shards.replicate(tree, self.mesh)
 
     def init(self) -> train.TrainState:
-        return self.put(train.init_state(self.hyper, **self.static, image_shape=(28, 28, 1)))
+        state: train.TrainState = train.init_state(self.hyper, **self.static, image_shape=(28, 28, 1))
+        return self.put(state)
 
     def order(self, epoch: int = 0) -> jax.Array:
         kind = {"examples": EXAMPLES, "batch_size": BATCH, "shuffle": True}
-        return self.put(train.epoch_order(self.hyper.seed, epoch, **kind))
+        order: jax.Array = train.epoch_order(self.hyper.seed, epoch, **kind)
+        return self.put(order)
 
     def steps(self, state: Any, sums: Any, split: Any, order: Any, start: int, stop: int) -> Any:
         return train.train_steps(state, sums, split, order, start, stop, self.hyper, **self.static, mesh=self.mesh)
