@@ -389,6 +389,12 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(
     assert ended.first_line.startswith(f"{out} was trained on other data: data_sha256: ")
 
 
+def test_a_batch_larger_than_the_data_is_refused_before_a_run_is_begun(program: Program, runs_dir: Path) -> None:
+    ended = program("train", QUICKSTART, "--batch-size", "5000")
+    assert (ended.code, ended.first_line) == (2, "--batch-size must be at most the 4000 training examples, got 5000")
+    assert not list(runs_dir.glob("*"))
+
+
 def test_a_dry_run_shows_the_network_of_an_experiment_without_its_data_and_writes_nothing(
     program: Program, runs_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
