@@ -164,6 +164,24 @@ def test_when_one_process_is_killed_the_others_end_with_a_message_within_a_minut
 
 
 @pytest.mark.slow
+def test_when_one_process_is_stopped_the_others_end_with_a_message_within_a_minute(
+    experiment: Path, tmp_path: Path
+) -> None:
+    """It keeps its connections, so that only the heartbeat can tell."""
+    out = tmp_path / "run"
+    words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
+    with processes(2, 1, *words) as started:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        child = int(Path(f"/proc/{started.all[1].pid}/task/{started.all[1].pid}/children").read_text())
+        os.kill(child, signal.SIGSTOP)
+        _, err = started.all[0].communicate(timeout=60)
+    assert started.all[0].returncode == 9, err
+    assert "distributed: process 1 is gone" in err
+
+
+@pytest.mark.slow
 def test_processes_that_differ_end_and_say_in_what(experiment: Path, tmp_path: Path) -> None:
     words = [[experiment, "--out", tmp_path / "run", "--seed", seed] for seed in (0, 1)]
     started = Processes(words, 1)

@@ -1,0 +1,110 @@
+"""What `configure` sets before JAX starts, and what it refuses; each in a process of its own, as it works once."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxmlp.run.manifest import instruction_set
+
+
+def python(code: str, **environment: str) -> str:
+    """What a fresh interpreter prints; a mistake is its class and text."""
+    wrapped = f"""
+from jaxmlp.errors import JaxmlpError
+try:
+    {code.strip().replace(chr(10), chr(10) + "    ")}
+except JaxmlpError as error:
+    print(type(error).__name__, error.exit_code, error)
+"""
+    kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    done = subprocess.run(
+        [sys.executable, "-c", wrapped], env=kept | environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_flags_are_added_to_the_users_and_the_users_value_stays() -> None:
+    code = "import os\nfrom jaxmlp import configure\nconfigure()\nprint(os.environ['XLA_FLAGS'])"
+    users = "--xla_cpu_enable_fast_math=false"
+    assert python(code, XLA_FLAGS=users).split() == [users, "--xla_gpu_deterministic_ops=true"]
+    chosen = "--xla_gpu_deterministic_ops=false"
+    assert python(code, XLA_FLAGS=chosen).split() == [chosen]
+
+
+def test_products_keep_every_bit_of_float32() -> None:
+    code = """
+from jaxmlp import configure
+configure()
+configure()
+import jax
+print(jax.config.jax_default_matmul_precision, jax.config.jax_threefry_partitionable)"""
+    assert python(code) == "highest True\n"
+
+
+@pytest.mark.parametrize(("device", "extra"), [("gpu", "cuda13 (or cuda12)"), ("tpu", "tpu")])
+def test_a_device_that_is_not_there_is_named_with_those_that_are_and_the_extra(device: str, extra: str) -> None:
+    said = python(f"from jaxmlp import configure\nconfigure('{device}')", JAX_PLATFORMS="cpu")
+    assert said == (
+        f"DeviceError 6 device: {device} was asked for, but JAX finds cpu (cpu). "
+        f"Install jaxmlp's extra {extra}, or leave --device at auto\n"
+    )
+
+
+def test_a_platform_that_jax_cannot_start_is_named() -> None:
+    said = python("from jaxmlp import configure\nconfigure()", JAX_PLATFORMS="cuda")
+    assert said.startswith("DeviceError 6 device: JAX cannot start on cuda")
+
+
+ALREADY_UP = """
+import jax
+jax.devices()
+jax.default_backend = lambda: "gpu"  # Stands in for a GPU, which this machine may not have.
+from jaxmlp import configure
+configure()
+print("accepted")"""
+
+
+def test_a_jax_that_is_up_on_a_gpu_without_the_flags_is_refused() -> None:
+    assert "DeviceError 6 device: JAX is already up without --xla_gpu_deterministic_ops=true" in python(ALREADY_UP)
+    assert python(ALREADY_UP, XLA_FLAGS="--xla_gpu_deterministic_ops=true") == "accepted\n"
+
+
+def test_a_jax_that_is_up_on_a_cpu_is_taken_as_it_is() -> None:
+    assert python("import jax\njax.devices()\nfrom jaxmlp import configure\nconfigure('cpu')\nprint('ok')") == "ok\n"
+
+
+COMPILED = """
+from jaxmlp import configure
+configure()
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+print(jax.config.jax_compilation_cache_dir)"""
+
+
+def test_compiled_programs_are_kept_privately_for_this_kind_of_processor(tmp_path: Path) -> None:
+    folder = Path(python(COMPILED, XDG_CACHE_HOME=str(tmp_path)).strip())
+    assert folder == tmp_path / "jaxmlp" / "compiled" / instruction_set()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    first = sorted(path.name for path in folder.iterdir() if path.name.endswith("-cache"))
+    assert first
+    python(COMPILED, XDG_CACHE_HOME=str(tmp_path))
+    assert sorted(path.name for path in folder.iterdir() if path.name.endswith("-cache")) == first
+
+
+def test_the_users_own_compile_cache_is_used(tmp_path: Path) -> None:
+    said = python(COMPILED, XDG_CACHE_HOME=str(tmp_path / "ours"), JAX_COMPILATION_CACHE_DIR=str(tmp_path / "users"))
+    assert said.strip() == str(tmp_path / "users")
+    assert list((tmp_path / "users").iterdir())
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_cache_folder_that_cannot_be_made_costs_nothing_but_time(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert python(COMPILED, XDG_CACHE_HOME=str(tmp_path / "file")).strip() == "None"
