@@ -94,6 +94,13 @@ def alone(devices: int, *words: object) -> dict[str, Any]:
     return result
 
 
+def wait_for_a_checkpoint(run: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list(run.glob("checkpoints/step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return alone(1, experiment, "--out", tmp_path_factory.mktemp("alone") / "run")
@@ -133,10 +140,7 @@ def test_a_run_killed_on_two_processes_goes_on_alone_to_the_same_bits(
 ) -> None:
     out = tmp_path / "run"
     with processes(2, 2, experiment, "--out", out, "--checkpoint-s", "0") as started:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    assert list(out.glob("checkpoints/step-*"))
+        wait_for_a_checkpoint(out)
     assert started.all[0].returncode == -signal.SIGKILL
     assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
 
@@ -149,9 +153,7 @@ def test_when_one_process_is_killed_the_others_end_with_a_message_within_a_minut
     out = tmp_path / "run"
     words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
     with processes(2, 1, *words) as started:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_a_checkpoint(out)
         started.all[lost].kill()
         ended = started.ends(60)
     code, _, err = ended[1 - lost]
@@ -171,9 +173,7 @@ def test_when_one_process_is_stopped_the_others_end_with_a_message_within_a_minu
     out = tmp_path / "run"
     words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
     with processes(2, 1, *words) as started:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_a_checkpoint(out)
         child = int(Path(f"/proc/{started.all[1].pid}/task/{started.all[1].pid}/children").read_text())
         os.kill(child, signal.SIGSTOP)
         _, err = started.all[0].communicate(timeout=60)
@@ -201,9 +201,7 @@ def test_a_stop_signal_to_any_process_saves_and_ends_all(
 ) -> None:
     out = tmp_path / "run"
     with processes(2, 1, experiment, "--out", out, "--checkpoint-s", "0") as started:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("checkpoints/step-*")) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_for_a_checkpoint(out)
         started.all[1].send_signal(signal.SIGTERM)
         ended = started.ends(60)
     assert [code for code, _, _ in ended] == [143, 143], ended
