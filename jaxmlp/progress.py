@@ -8,14 +8,26 @@ import sys
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
-from jaxmlp import fit
 from jaxmlp.history import EpochRecord
 
 Verbose: TypeAlias = Literal["auto", "0", "1", "2"]
 REDRAWS_PER_S = 10
 
 
-class Notes(fit.Progress):
+class Progress:
+    """What `fit` tells while it runs; override what you want to hear."""
+
+    def note(self, text: str) -> None:
+        """A line that people should see once."""
+
+    def steps_done(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
+        """`done` of the epoch's `total` updates are made; the means are the epoch's so far."""
+
+    def epoch_ended(self, record: EpochRecord) -> None:
+        """An epoch is over and recorded."""
+
+
+class Notes(Progress):
     """The notes alone."""
 
     def note(self, text: str) -> None:
@@ -42,7 +54,7 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
 
 
 @contextlib.contextmanager
-def make_progress(verbose: Verbose, epochs: int) -> Iterator[fit.Progress]:
+def make_progress(verbose: Verbose, epochs: int) -> Iterator[Progress]:
     """What tells `sys.stdout` of a run of so many epochs, while the block lasts.
 
     Args:
@@ -61,7 +73,7 @@ def make_progress(verbose: Verbose, epochs: int) -> Iterator[fit.Progress]:
 
 
 @contextlib.contextmanager
-def _live_line(epochs: int) -> Iterator[fit.Progress]:
+def _live_line(epochs: int) -> Iterator[Progress]:
     from rich import progress
     from rich.console import Console
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import data, fit, train
+from jaxmlp import data, fit, loop, train
 from jaxmlp.config import SGD, DataConfig, ExperimentConfig, ModelConfig
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
@@ -66,7 +66,7 @@ class Interrupt(fit.Progress):
 @pytest.fixture(autouse=True)
 def one_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no time for a chunk, each is one step, so that runs can be stopped at every step."""
-    monkeypatch.setattr(fit, "CHUNK_S", 0.0)
+    monkeypatch.setattr(loop, "CHUNK_S", 0.0)
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -219,7 +219,7 @@ def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
 def test_chunks_grow_to_fill_their_time_and_change_no_bit(
     dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[History, list[Any]]
 ) -> None:
-    monkeypatch.setattr(fit, "CHUNK_S", 3600.0)
+    monkeypatch.setattr(loop, "CHUNK_S", 3600.0)
     lengths: list[int] = []
     real = train.train_steps
 

@@ -40,8 +40,10 @@ ARROWS = {
     "history": "train",
     "inference": "data model run shards train",
     "summary": "data model shards train",
-    "fit": "data distributed history model run runtime shards signals train",
-    "progress": "fit history",
+    "progress": "history",
+    "position": "run train",
+    "loop": "data distributed history position progress run shards signals train",
+    "fit": "data distributed history loop model progress run runtime shards signals",
     "cli": "*",
     "__main__": "cli",
 }

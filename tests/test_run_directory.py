@@ -22,7 +22,8 @@ import pytest
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError, RunError
-from jaxmlp.run.directory import RunDirectory, default_run_dir, find_run
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.find import default_run_dir, find_run
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
 
 CONFIG = ExperimentConfig(name="relu_rmsprop", epochs=5)

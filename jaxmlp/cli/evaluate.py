@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.inference import evaluate, load_model
-    from jaxmlp.run.directory import find_run
+    from jaxmlp.run.find import find_run
 
     model = load_model(find_run(name), chosen.checkpoint)
     dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=print)

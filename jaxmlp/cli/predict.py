@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> Answer:
 
     from jaxmlp.images import read_images
     from jaxmlp.inference import load_model, predict
-    from jaxmlp.run.directory import find_run
+    from jaxmlp.run.find import find_run
 
     model = load_model(find_run(name), chosen.checkpoint)
     found = [each for name in names for each in read_images(Path(name), model.image_shape)]

@@ -25,7 +25,8 @@ def run(argv: Sequence[str]) -> Answer:
     """Show the network of an EXPERIMENT.py, with flags for its values, or of a RUN."""
     words = [word for word in argv if not word.startswith("-")]
     if words and not any(word.endswith(".py") for word in words):
-        from jaxmlp.run.directory import RunDirectory, find_run
+        from jaxmlp.run.directory import RunDirectory
+        from jaxmlp.run.find import find_run
 
         chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
         config = RunDirectory.open(find_run(name), write=False).config

@@ -82,7 +82,8 @@ def _join(chosen: ResumeFlags, argv: Sequence[str]) -> None:
 def _begin(chosen: TrainFlags) -> Answer:
     from jaxmlp import data, distributed
     from jaxmlp.fit import check_batch_size
-    from jaxmlp.run.directory import RunDirectory, default_run_dir
+    from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.run.find import default_run_dir
 
     dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
     check_batch_size(chosen.config, dataset)
@@ -95,7 +96,8 @@ def _begin(chosen: TrainFlags) -> Answer:
 
 
 def _resume(chosen: ResumeFlags) -> Answer:
-    from jaxmlp.run.directory import RunDirectory, find_run
+    from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.run.find import find_run
 
     if chosen.distributed:
         from jaxmlp import distributed

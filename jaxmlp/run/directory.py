@@ -8,18 +8,14 @@ checkpoints/step-00009380.safetensors: the last two and the best      lock      
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import hashlib
 import io
-import itertools
 import json
 import math
 import os
-import shlex
 import tempfile
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,16 +23,13 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DiskError, RunError
+from jaxmlp.errors import DiskError, RunError
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
+from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest, taken
 
-ENDS = ("finished", "interrupted", "diverged", "failed")
-"""What the status of a run can be, besides `running`."""
-
-CONFIG, MANIFEST, METRICS, DIGESTS = "config.json", "manifest.json", "metrics.jsonl", "digests.jsonl"
-HISTORY, SUMS, CHECKPOINTS, LOCK = "history.csv", "SHA256SUMS", "checkpoints", "lock"
+DIGESTS, HISTORY, SUMS, CHECKPOINTS, LOCK = "digests.jsonl", "history.csv", "SHA256SUMS", "checkpoints", "lock"
 
 
 class RunDirectory:
@@ -78,7 +71,7 @@ class RunDirectory:
         lock = Lock(path / LOCK)
         try:
             if os.path.lexists(path / CONFIG):
-                raise RunError(_taken(path))
+                raise RunError(taken(path))
             run = cls(path, config, {**manifest, "status": "running", "result": None}, lock)
             run._begin()
             return run
@@ -123,7 +116,7 @@ class RunDirectory:
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
         lock = Lock(path / LOCK) if write else None
         try:
-            run = cls(path, _read_config(path), _read_manifest(path), lock)
+            run = cls(path, read_config(path), read_manifest(path), lock)
             if write and run.status != "finished":
                 run._begin_again()
             return run
@@ -248,75 +241,3 @@ class RunDirectory:
 def _sha256(path: Path) -> str:
     with files.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_config(path: Path) -> ExperimentConfig:
-    try:
-        return ExperimentConfig.from_json(files.read(path / CONFIG).decode())
-    except (ConfigError, UnicodeDecodeError) as error:
-        raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(files.read(path / MANIFEST))
-        if manifest["status"] in ("running", *ENDS) and isinstance(manifest["result"], dict | None):
-            return dict(manifest)
-    except (KeyError, TypeError, ValueError, RecursionError):
-        pass
-    raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or name another folder with --out.")
-
-
-def _taken(path: Path) -> str:
-    manifest, config = _read_manifest(path), _read_config(path)
-    resume = f"`jaxmlp train --resume {shlex.quote(str(path))}`"
-    if manifest["status"] == "finished":
-        accuracy = (manifest["result"] or {}).get("test_accuracy")
-        told = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""
-        return f"{path} holds a finished run{told}. {resume} prints its result; or name another folder with --out."
-    status = "interrupted" if manifest["status"] == "running" else manifest["status"]
-    done = f"{status}, {len(jsonl.read(path / METRICS))} of {config.epochs} epochs done"
-    return f"{path} holds an unfinished run ({done}). Go on with {resume}, or name another folder with --out."
-
-
-def runs_dir() -> Path:
-    """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
-    return Path(os.environ.get("JAXMLP_RUNS_DIR") or "runs")
-
-
-def list_runs() -> list[Path]:
-    """The runs in `runs_dir()`, the one begun last first."""
-    begun = [(config.stat().st_mtime_ns, config.parent) for config in runs_dir().glob(f"*/{CONFIG}")]
-    return [path for _, path in sorted(begun, reverse=True)]
-
-
-def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
-    """Make an empty folder for a run in `runs_dir()`: `20261122T221530Z-relu_rmsprop-s0`, with `-2` if that is taken.
-
-    Raises:
-        DiskError: It cannot be made.
-    """
-    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{config.name}-s{config.seed}"
-    try:
-        runs_dir().mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            path = runs_dir() / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-                break
-    except OSError as error:
-        raise DiskError(f"could not make a folder in {runs_dir()}: {error.strerror}.") from error
-    return path
-
-
-def find_run(name: str) -> Path:
-    """The run that people call `name`: a path, or `last` for the one begun last in `runs_dir()`.
-
-    Raises:
-        RunError: It is `last`, and there is none.
-    """
-    if name != "last":
-        return Path(name)
-    if not (found := list_runs()):
-        raise RunError(f"there is no last run: {runs_dir()} has none.")
-    return found[0]

@@ -1,0 +1,42 @@
+"""Where a run stands: with the config and the data, all that its future depends on; what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxmlp import train
+from jaxmlp.run.digest import leaves, restore
+
+
+@dataclass
+class Position:
+    """Between two updates."""
+
+    state: train.TrainState
+    sums: train.Sums
+    epoch: int = 1
+    done: int = 0
+    """Updates made in this epoch."""
+    epoch_s: float = 0.0
+    best_val_loss: float = math.inf
+
+    def meta(self) -> dict[str, Any]:
+        """All of it that is no array, as JSON values."""
+        best = None if math.isinf(self.best_val_loss) else self.best_val_loss
+        return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_val_loss": best}
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        """All the arrays, on the host, by path."""
+        return leaves({"state": self.state, "sums": self.sums})
+
+    def moved_to(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> Position:
+        """Where these `arrays()` and this `meta()` of a run of the same shapes stand."""
+        tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
+        tree = restore(tree, arrays)
+        best = math.inf if meta["best_val_loss"] is None else meta["best_val_loss"]
+        return Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"], best)

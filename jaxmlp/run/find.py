@@ -1,0 +1,56 @@
+"""Where runs lie: the folder of all, a new one's name, and which one people mean."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import DiskError, RunError
+from jaxmlp.run.record import CONFIG
+
+
+def runs_dir() -> Path:
+    """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
+    return Path(os.environ.get("JAXMLP_RUNS_DIR") or "runs")
+
+
+def list_runs() -> list[Path]:
+    """The runs in `runs_dir()`, the one begun last first."""
+    begun = [(config.stat().st_mtime_ns, config.parent) for config in runs_dir().glob(f"*/{CONFIG}")]
+    return [path for _, path in sorted(begun, reverse=True)]
+
+
+def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
+    """Make an empty folder for a run in `runs_dir()`: `20261122T221530Z-relu_rmsprop-s0`, with `-2` if that is taken.
+
+    Raises:
+        DiskError: It cannot be made.
+    """
+    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{config.name}-s{config.seed}"
+    try:
+        runs_dir().mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            path = runs_dir() / (name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700)
+                break
+    except OSError as error:
+        raise DiskError(f"could not make a folder in {runs_dir()}: {error.strerror}.") from error
+    return path
+
+
+def find_run(name: str) -> Path:
+    """The run that people call `name`: a path, or `last` for the one begun last in `runs_dir()`.
+
+    Raises:
+        RunError: It is `last`, and there is none.
+    """
+    if name != "last":
+        return Path(name)
+    if not (found := list_runs()):
+        raise RunError(f"there is no last run: {runs_dir()} has none.")
+    return found[0]
