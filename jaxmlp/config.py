@@ -278,12 +278,13 @@ class ExperimentConfig(Part):
         super().__post_init__()
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name.startswith("."):
             raise ConfigError("name", f"must be letters, digits, '.', '_' and '-', got {self.name!r}")
-        if self.batch_size % self.grad_shards:
-            works = [v for v in range(1, self.batch_size + 1) if self.batch_size % v == 0]
+        # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
+        if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
+            works = [v for v in range(1, self.batch_size // 2 + 1) if self.batch_size % v == 0] or [1]
             near = sorted(sorted(works, key=lambda v: abs(v - self.grad_shards))[:2])
             raise ConfigError(
                 "grad_shards",
-                f"must divide batch_size {self.batch_size}, got {self.grad_shards}. "
+                f"must divide batch_size {self.batch_size} into shards of 2 rows or more, got {self.grad_shards}. "
                 f"The nearest that do: {' and '.join(map(str, near))}",
             )
 

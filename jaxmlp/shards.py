@@ -82,8 +82,12 @@ def sum_over_shards(
     if num_shards == 1:
         return function(whole, batch, jnp.int32(0))
 
+    def part(arguments: Any) -> Any:
+        # XLA opens a loop of one turn. A device's only shard must not be compiled with what is around it then.
+        return lax.optimization_barrier(function(*lax.optimization_barrier(arguments)))
+
     def sum_on_device(whole: Any, shards: Any, indices: Int[Array, " shards"]) -> Any:
-        parts = lax.map(lambda shard: function(whole, *shard), (shards, indices))
+        parts = lax.map(lambda shard: part((whole, *shard)), (shards, indices))
         if len(indices).bit_count() == 1:
             # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
             parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)

@@ -183,7 +183,10 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ("good.py --device cuda", "--device must be one of auto, cpu, gpu, tpu, got 'cuda'."),
         ("good.py --min-accuracy 97", "--min-accuracy must be in [0, 1], got 97. Did you mean 0.97?"),
         ("good.py --verbose 3", "--verbose must be one of auto, 0, 1, 2, got '3'."),
-        ("good.py --grad-shards 3", "--grad-shards must divide batch_size 128, got 3. The nearest that do: 2 and 4"),
+        (
+            "good.py --grad-shards 3",
+            "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. The nearest that do: 2 and 4",
+        ),
         ("good.py --epochs", "--epochs needs a value"),
         ("good.py --batch_size --seed 3", "--batch_size needs a value"),
         (
@@ -447,7 +450,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
             "--devices must divide grad_shards 8, got 3. The nearest: 2 and 4",
         ),
         (
-            "train {quick} --grad-shards 128 --devices 64",
+            "train {quick} --grad-shards 64 --devices 64",
             6,
             "device: 64 devices were asked for, but JAX finds 8",
         ),

@@ -132,7 +132,7 @@ def parts(draw: st.DrawFn, cls: PartType) -> Any:
         drawn["boundaries"] = sorted(set(drawn["boundaries"]))
         drawn["factors"] = [draw(numbers(cls, "factors")) for _ in range(len(drawn["boundaries"]) + 1)]
     if cls is ExperimentConfig:
-        drawn["batch_size"] = drawn["grad_shards"] * draw(st.integers(1, 1000))
+        drawn["batch_size"] = drawn["grad_shards"] * draw(st.integers(2, 1000))
     return cls(**drawn)
 
 
@@ -185,7 +185,7 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
     def made_with(number: float) -> Any:
         default = getattr(cls(), name)
         value = (number,) * len(default) if isinstance(default, tuple) else number
-        return getattr(cls(**({"batch_size": 65536} if name == "grad_shards" else {}) | {name: value}), name), value
+        return getattr(cls(**({"batch_size": 131072} if name == "grad_shards" else {}) | {name: value}), name), value
 
     for number in taken:
         made, given_value = made_with(number)
@@ -241,7 +241,16 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
         ("loss", None, "must be a JSON object, got None"),
         ("name", "../up", "must be letters, digits, '.', '_' and '-', got '../up'"),
         ("name", "", "must be letters, digits, '.', '_' and '-', got ''"),
-        ("grad_shards", 7, "must divide batch_size 128, got 7. The nearest that do: 4 and 8"),
+        (
+            "grad_shards",
+            7,
+            "must divide batch_size 128 into shards of 2 rows or more, got 7. The nearest that do: 4 and 8",
+        ),
+        (
+            "grad_shards",
+            128,
+            "must divide batch_size 128 into shards of 2 rows or more, got 128. The nearest that do: 32 and 64",
+        ),
     ],
 )
 def test_a_wrong_value_is_answered_with_the_rule_and_the_remedy(field: str, wrong: Any, message: str) -> None:
@@ -296,7 +305,7 @@ def test_numpy_numbers_and_lists_become_plain_values() -> None:
 def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
     cls: PartType, name: str, data: st.DataObject
 ) -> None:
-    whole = {"batch_size": 65536, "grad_shards": 1} if cls is ExperimentConfig else {}
+    whole = {"batch_size": 131072, "grad_shards": 1} if cls is ExperimentConfig else {}
     one = cls(**whole)
     value = data.draw(st.sampled_from([2, 4, 65536]) if name in whole else values(cls, name))
     assume(value != getattr(one, name))
