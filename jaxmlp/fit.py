@@ -12,6 +12,7 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DivergedError, PeerLostError
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, Loop
+from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress as Progress
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -32,6 +33,7 @@ def fit(
     devices: int | None = None,
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    digest_every: int | None = None,
 ) -> History:
     """Train as `config` says; from the newest good checkpoint of `run`, where it has one.
 
@@ -46,6 +48,7 @@ def fit(
         devices: How many share a batch; by default as many as divide `config.grad_shards`.
         stop: Watched between chunks; once it holds a signal, the run is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints.
+        digest_every: Updates between two digests of the state in the run's `trace.jsonl`; by default none is taken.
 
     Returns:
         The history, with the last state.
@@ -67,7 +70,8 @@ def fit(
     module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
     if jax.process_count() > 1:
         distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
-    loop = Loop(config, dataset, module, mesh, run, progress, hooks, stop or Stop(), checkpoint_s)
+    programs = Programs(config, dataset, module, mesh)
+    loop = Loop(config, programs, mesh.size, run, progress, hooks, stop or Stop(), checkpoint_s, digest_every)
     try:
         return loop.run_all()
     except DivergedError:

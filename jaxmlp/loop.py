@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
-from jax.sharding import Mesh
 
-from jaxmlp import data, distributed, shards, train
+from jaxmlp import distributed, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DivergedError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.position import Position
+from jaxmlp.programs import Programs, means
 from jaxmlp.progress import Progress
-from jaxmlp.run.digest import digest, leaves
+from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 
 CHUNK_S = 0.25
 """About how long the device runs between two looks of the host: signals, progress, divergence. Changes no bit."""
+GROWTH = 8
+"""How much longer a chunk may be than the one before: where the first were too fast to tell, no signal waits 2 s."""
 
 
 class Hook(Protocol):
@@ -42,14 +40,14 @@ class Loop:
     """One call of `fit`, whose arguments it has."""
 
     config: ExperimentConfig
-    dataset: data.Dataset
-    module: nn.Module
-    mesh: Mesh
+    programs: Programs
+    devices: int
     run: RunDirectory | None
     progress: Progress
     hooks: Sequence[Hook]
     stop: Stop
     checkpoint_s: float
+    digest_every: int | None
     chunk: int = 1
     """Updates a call, fitted to CHUNK_S."""
     stopping: bool = False
@@ -57,14 +55,6 @@ class Loop:
     saved_at: float = 0.0
     unsaved_best: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
     records: list[EpochRecord] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.examples = len(self.dataset.train.labels)
-        self.steps_per_epoch = -(-self.examples // self.config.batch_size)
-        self.static: dict[str, Any] = {"config": self.config.program(), "module": self.module}
-        self.hyper = self._put(train.make_hyper(self.config, self.steps_per_epoch))
-        self.train_split = self._put_split(self.dataset.train)
-        self.val_split = self.dataset.validation and self._put_split(self.dataset.validation)
 
     def run_all(self) -> History:
         """Train from where the run stands to its end, or to a stop signal.
@@ -80,9 +70,7 @@ class Loop:
         status = "finished" if position.epoch > self.config.epochs else "interrupted"
         self._save(position)
         ended = time.perf_counter()
-        test: tuple[float | None, float | None] = (None, None)
-        if status == "finished":
-            test = self._evaluate(position, self._put_split(self.dataset.test))
+        test = self.programs.test(position) if status == "finished" else (None, None)
         state = jax.device_get(position.state)
         history = History(
             config=self.config,
@@ -95,7 +83,7 @@ class Loop:
             state_sha256=digest(state),
             compile_s=first_update - began,
             train_s=ended - first_update,
-            devices=self.mesh.size,
+            devices=self.devices,
             processes=jax.process_count(),
         )
         if self.run:
@@ -103,48 +91,41 @@ class Loop:
         return history
 
     def _start(self) -> Position:
-        image_shape = self.dataset.train.images.shape[1:]
-        state = train.init_state(self.hyper, **self.static, image_shape=image_shape)
-        position = Position(state, train.Sums.zero())
+        position = self.programs.first()
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
             position = position.moved_to(checkpoint.arrays, checkpoint.meta)
         if jax.process_count() > 1:
-            arrays = distributed.share(safetensors.numpy.save(position.arrays()))
-            meta = distributed.share(json.dumps(position.meta()).encode())
-            position = position.moved_to(safetensors.numpy.load(arrays), json.loads(meta))
+            position = position.shared()
         if self.run:
-            self.run.cut_back(position.epoch)
+            self.run.cut_back(position.epoch, position.step)
             self.records = [EpochRecord(**line) for line in self.run.epochs()]
-        position.state, position.sums = self._put((position.state, position.sums))
-        return position
+        return self.programs.placed(position)
 
     def _compile(self, position: Position) -> None:
-        """Run every program once: `train_steps` over no updates, so that nothing changes."""
-        order = self._order(position.epoch)
-        self._train_steps(position, order, position.done)
-        if self.val_split:
-            self._evaluate(position, self.val_split)
+        """Run every program once: the updates are none, so that nothing changes."""
+        self.programs.advance(self.programs.copied(position), self.programs.order(position.epoch), position.done)
+        if self.programs.validation:
+            self.programs.evaluate(position, self.programs.validation)
 
     def _epoch(self, position: Position) -> None:
         """The epoch's updates that are left, unless stopped; then its evaluation and its record."""
-        order = self._order(position.epoch)
-        while position.done < self.steps_per_epoch:
-            self._agree()
+        order = self.programs.order(position.epoch)
+        while position.done < self.programs.steps_per_epoch:
+            length = self._agree(position)
             if self.stopping:
                 return
-            self._chunk(position, order)
+            self._chunk(position, order, length)
             if time.perf_counter() - self.saved_at > self.checkpoint_s:
                 self._save(position)
         began = time.perf_counter()
-        loss, accuracy = _means(position.sums)
-        val_loss, val_accuracy = self._evaluate(position, self.val_split) if self.val_split else (None, None)
-        rate = train.learning_rate(position.state.step - 1, self.hyper, config=self.static["config"])
-        steps, seconds = int(position.state.step), position.epoch_s + time.perf_counter() - began
-        figures = (loss, accuracy, val_loss, val_accuracy, float(rate), seconds)
-        record = EpochRecord(position.epoch, steps, *figures)
+        validation = self.programs.validation
+        loss, accuracy = means(position.sums)
+        val_loss, val_accuracy = self.programs.evaluate(position, validation) if validation else (None, None)
+        rate, seconds = self.programs.learning_rate(position), position.epoch_s + time.perf_counter() - began
+        record = EpochRecord(position.epoch, position.step, loss, accuracy, val_loss, val_accuracy, rate, seconds)
         position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
-        position.sums = self._put(train.Sums.zero())
+        position.sums = self.programs.zero_sums()
         self.records.append(record)
         if self.run:
             self._write(record, position, order)
@@ -152,60 +133,50 @@ class Loop:
             hook(record, position.state)
         self.progress.epoch_ended(record)
 
-    def _agree(self) -> None:
-        """Take the shortest chunk of all processes, and stop where one of them is to."""
-        plans = [(self.chunk, self.stop.signal or 0)]
+    def _agree(self, position: Position) -> int:
+        """The length of the next chunk, the shortest of all processes'; stop where one of them is to."""
+        length = min(self.chunk, self.programs.steps_per_epoch - position.done)
+        if self.digest_every:
+            length = min(length, self.digest_every - position.step % self.digest_every)
+        plans = [(length, self.stop.signal or 0)]
         if jax.process_count() > 1:
             plans = distributed.gather(plans[0]).tolist()
-        self.chunk = min(chunk for chunk, _ in plans)
         if signals := [number for _, number in plans if number]:
             self.stop.signal, self.stopping = signal.Signals(signals[0]), True
+        return min(length for length, _ in plans)
 
-    def _chunk(self, position: Position, order: jax.Array) -> None:
-        began = time.perf_counter()
-        stop = min(position.done + self.chunk, self.steps_per_epoch)
-        health = self._train_steps(position, order, stop)
+    def _chunk(self, position: Position, order: jax.Array, length: int) -> None:
+        began, before = time.perf_counter(), self.programs.copied(position)
+        health = self.programs.advance(position, order, position.done + length)
         sums, health = jax.device_get((position.sums, health))
-        self._check(health, position)
+        if not _is_finite(health):
+            self._diverge(before, order, position.done)
         seconds = time.perf_counter() - began
         position.epoch_s += seconds
-        self.chunk = max(1, min(int(self.chunk * CHUNK_S / seconds), 8 * self.chunk))
-        self.progress.steps_done(position.epoch, position.done, self.steps_per_epoch, *_means(sums))
+        self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch)
+        if self.run and self.digest_every and position.step % self.digest_every == 0:
+            self.run.append_trace(_digests(position.epoch, jax.device_get(position.state)))
+        self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, *means(sums))
 
-    def _train_steps(self, position: Position, order: jax.Array, stop: int) -> train.Health:
-        """Make the epoch's updates from where the position stands up to `stop`."""
-        health: train.Health
-        position.state, position.sums, health = train.train_steps(
-            position.state, position.sums, self.train_split, order, position.done, stop, self.hyper,
-            **self.static, mesh=self.mesh,
-        )  # fmt: skip
-        position.done = stop
-        return health
-
-    def _check(self, health: train.Health, position: Position) -> None:
+    def _diverge(self, position: Position, order: jax.Array, stop: int) -> None:
+        """Go through a chunk once more, step by step, so that no length of chunks changes what is named."""
+        while position.done < stop and _is_finite(health := self.programs.advance(position, order, position.done + 1)):
+            pass
+        what = "parameters are" if health.bad_loss_step == train.NEVER else "loss is"
         bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
-        if health.bad_loss_step == train.NEVER and not bad:
-            return
-        step = min(int(health.bad_loss_step), int(position.state.step) - 1)
         leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
         newest = self.run.checkpoints() if self.run else []
         kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
         raise DivergedError(
-            f"diverged: the loss is not finite at step {step}, epoch {position.epoch}; {leaf}; {kept}.\n"
+            f"diverged: the {what} not finite at step {position.step - 1}, epoch {position.epoch}; {leaf}; {kept}.\n"
             "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
         )
 
     def _write(self, record: EpochRecord, position: Position, order: jax.Array) -> None:
         """The epoch's lines; and the best state, kept until the next checkpoint writes it."""
         assert self.run
-        state = jax.device_get(position.state)
-        digests = {
-            "epoch": record.epoch,
-            "steps": record.steps,
-            "params_sha256": digest(state.params),
-            "opt_state_sha256": digest(state.opt_state),
-            "order_sha256": digest({"order": np.asarray(order)[: self.examples]}),
-        }
+        order_sha256 = digest({"order": np.asarray(order)[: self.programs.examples]})
+        digests = _digests(record.epoch, jax.device_get(position.state)) | {"order_sha256": order_sha256}
         self.run.append_epoch(record._asdict(), digests)
         if record.val_loss is not None and record.val_loss < position.best_val_loss:
             position.best_val_loss = record.val_loss
@@ -215,31 +186,28 @@ class Loop:
         """A checkpoint of this position; before it the best one's, so that no checkpoint knows a best that is lost."""
         if not self.run:
             return
-        step = int(position.state.step)
         best, self.unsaved_best = self.unsaved_best, None
-        if best and best[0] != step:
+        if best and best[0] != position.step:
             self.run.save_checkpoint(*best, best=True)
-        self.run.save_checkpoint(step, position.arrays(), position.meta(), best=bool(best and best[0] == step))
+        is_best = bool(best and best[0] == position.step)
+        self.run.save_checkpoint(position.step, position.arrays(), position.meta(), best=is_best)
         self.saved_at = time.perf_counter()
 
-    def _order(self, epoch: int) -> jax.Array:
-        order: jax.Array = train.epoch_order(
-            self.hyper.seed, epoch - 1, examples=self.examples, batch_size=self.config.batch_size,
-            shuffle=self.config.shuffle,
-        )  # fmt: skip
-        return self._put(order)
 
-    def _evaluate(self, position: Position, split: train.Split) -> tuple[float, float]:
-        return _means(jax.device_get(train.evaluate(position.state.params, split, **self.static, mesh=self.mesh)))
-
-    def _put_split(self, split: data.Split) -> train.Split:
-        images, labels = self._put(split)
-        return train.Split(jnp.asarray(images), jnp.asarray(labels))
-
-    def _put[T](self, tree: T) -> T:
-        return shards.replicate(tree, self.mesh)
+def next_chunk(chunk: int, made: int, seconds: float, most: int) -> int:
+    """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`."""
+    return max(1, min(int(made * CHUNK_S / seconds), GROWTH * chunk, most))
 
 
-def _means(sums: train.Sums) -> tuple[float, float]:
-    """Loss and accuracy, divided once, on the host."""
-    return float(sums.loss) / int(sums.examples), int(sums.correct) / int(sums.examples)
+def _is_finite(health: train.Health) -> bool:
+    return bool(health.bad_loss_step == train.NEVER) and all(map(bool, jax.tree.leaves(health.finite_params)))
+
+
+def _digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
+    parts = {"params": state.params, "opt_state": state.opt_state}
+    return {
+        "epoch": epoch,
+        "steps": int(state.step),
+        **{f"{name}_sha256": digest(part) for name, part in parts.items()},
+        "leaves_sha256": leaf_digests(parts),
+    }

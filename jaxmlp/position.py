@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 
-from jaxmlp import train
+from jaxmlp import distributed, train
 from jaxmlp.run.digest import leaves, restore
 
 
@@ -19,11 +22,17 @@ class Position:
 
     state: train.TrainState
     sums: train.Sums
+    """Of the epoch so far."""
     epoch: int = 1
     done: int = 0
     """Updates made in this epoch."""
     epoch_s: float = 0.0
     best_val_loss: float = math.inf
+
+    @property
+    def step(self) -> int:
+        """Updates made since the run's start."""
+        return int(self.state.step)
 
     def meta(self) -> dict[str, Any]:
         """All of it that is no array, as JSON values."""
@@ -34,9 +43,19 @@ class Position:
         """All the arrays, on the host, by path."""
         return leaves({"state": self.state, "sums": self.sums})
 
+    def holding(self, state: train.TrainState, sums: train.Sums) -> Position:
+        """The same place with other arrays."""
+        return dataclasses.replace(self, state=state, sums=sums)
+
     def moved_to(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> Position:
         """Where these `arrays()` and this `meta()` of a run of the same shapes stand."""
         tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
         tree = restore(tree, arrays)
         best = math.inf if meta["best_val_loss"] is None else meta["best_val_loss"]
         return Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"], best)
+
+    def shared(self) -> Position:
+        """Where the first process of the run stands."""
+        arrays = distributed.share(safetensors.numpy.save(self.arrays()))
+        meta = distributed.share(json.dumps(self.meta()).encode())
+        return self.moved_to(safetensors.numpy.load(arrays), json.loads(meta))

@@ -185,7 +185,8 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ("good.py --verbose 3", "--verbose must be one of auto, 0, 1, 2, got '3'."),
         (
             "good.py --grad-shards 3",
-            "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. The nearest that do: 2 and 4",
+            "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. "
+            "The nearest that do: 2 and 4",
         ),
         ("good.py --epochs", "--epochs needs a value"),
         ("good.py --batch_size --seed 3", "--batch_size needs a value"),

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import data, fit, loop, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run import checkpoint
-from jaxmlp.run.digest import digest
+from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 
 EPOCHS, STEPS = 3, 5
+DIGEST_EVERY = 2
 CONFIG = ExperimentConfig(
     model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
     data=DataConfig(validation="test"),
@@ -75,14 +76,14 @@ def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def logs(path: Path) -> list[Any]:
     with RunDirectory.open(path, write=False) as run:
-        return [without_times(run.epochs()), run.digests()]
+        return [without_times(run.epochs()), run.digests(), run.trace()]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[History, list[Any]]:
     path = tmp_path_factory.mktemp("whole") / "run"
     with RunDirectory.create(path, CONFIG, {}) as run:
-        history = fit.fit(CONFIG, dataset, run=run)
+        history = fit.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
     return history, logs(path)
 
 
@@ -101,7 +102,13 @@ def test_any_interruptions_and_resumes_give_the_uninterrupted_bits_and_logs(
         with RunDirectory.open(path, write=True) as run:
             progress = Interrupt(after)
             history = fit.fit(
-                run.config, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=checkpoint_s
+                run.config,
+                dataset,
+                run=run,
+                progress=progress,
+                stop=progress.stop,
+                checkpoint_s=checkpoint_s,
+                digest_every=DIGEST_EVERY,
             )
         if history.status == "finished":
             break
@@ -130,6 +137,29 @@ def test_a_resume_from_each_kept_checkpoint_gives_the_uninterrupted_bits(
         with RunDirectory.create(tmp_path / str(number), CONFIG, {}) as run:
             run.save_checkpoint(step, arrays, meta)
             assert fit.fit(CONFIG, dataset, run=run).state_sha256 == uninterrupted[0].state_sha256
+
+
+def test_the_trace_holds_the_states_digests_after_every_so_many_updates_whatever_the_chunks(
+    dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[History, list[Any]]
+) -> None:
+    monkeypatch.setattr(loop, "CHUNK_S", 3600.0)
+    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
+        fit.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
+        trace, digests = run.trace(), run.digests()
+        assert "trace.jsonl" in (run.path / "SHA256SUMS").read_text()
+    assert trace == uninterrupted[1][2]
+    assert [(line["epoch"], line["steps"]) for line in trace] == [
+        (1, 2), (1, 4), (2, 6), (2, 8), (2, 10), (3, 12), (3, 14)
+    ]  # fmt: skip
+    assert trace[4] == {name: value for name, value in digests[1].items() if name != "order_sha256"}
+
+
+def test_an_epochs_digests_name_every_leaf(dataset: data.Dataset, uninterrupted: tuple[History, list[Any]]) -> None:
+    history, (_, digests, _) = uninterrupted
+    kernel = history.state.params["Dense_0"]["kernel"]
+    assert digests[-1]["leaves_sha256"]["params/Dense_0/kernel"] == digest({"params/Dense_0/kernel": kernel})
+    assert set(digests[-1]["leaves_sha256"]) == {path for path in leaves(history.state._asdict()) if path != "step"}
+    assert digests[-1]["params_sha256"] == history.params_sha256
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_bits(
@@ -200,6 +230,35 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
         assert all(np.isfinite(array).all() for array in good.arrays.values())
 
 
+DIVERGING = {
+    "loss": (
+        SGD(learning_rate=1e30),
+        "diverged: the loss is not finite at step 1, epoch 1; first non-finite parameter: Dense_0/bias; no checkpoint",
+    ),
+    "parameters": (  # Seven updates by nothing, then one by an infinite rate.
+        SGD(learning_rate=1e38, schedule=Piecewise(boundaries=(7,), factors=(0.0, 1e38))),
+        "diverged: the parameters are not finite at step 7, epoch 2; first non-finite parameter: Dense_0/bias; no chec",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIVERGING)
+def test_what_is_not_finite_is_named_alike_whatever_the_chunks(
+    case: str, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step a chunk is the oracle: no step after the first bad one is made."""
+    model = ModelConfig(hidden_sizes=(12,), activation="linear", dropout_rate=0.0)
+    config = ExperimentConfig(model=model, optimizer=DIVERGING[case][0], loss=CrossEntropy(), batch_size=16)
+    told = []
+    for length in (1, 2, 3, STEPS):
+        monkeypatch.setattr(loop, "next_chunk", lambda *_, length=length: length)
+        with pytest.raises(DivergedError) as caught:
+            fit.fit(config, dataset)
+        told.append(str(caught.value).partition("\n")[0])
+    assert len(set(told)) == 1, told
+    assert told[0].startswith(DIVERGING[case][1])
+
+
 def test_a_batch_larger_than_the_data_is_refused(dataset: data.Dataset) -> None:
     config = ExperimentConfig(batch_size=71)
     with pytest.raises(ConfigError, match="batch_size must be at most the 70 training examples, got 71"):
@@ -230,6 +289,24 @@ def test_chunks_grow_to_fill_their_time_and_change_no_bit(
     monkeypatch.setattr(train, "train_steps", watch)
     assert fit.fit(CONFIG, dataset).state_sha256 == uninterrupted[0].state_sha256
     assert lengths == [0, 1, 4, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "made", "seconds", "following"),
+    [
+        (100, 100, 0.5, 50),  # half as many in a quarter of a second
+        (1, 1, 1e-6, 8),  # too fast to tell
+        (1, 1, 3.0, 1),  # a step that takes long
+        (400, 400, 0.001, 469),  # no more than an epoch, over any number of short epochs
+        (400, 69, 0.0345, 469),  # the end of an epoch cut it
+    ],
+)
+def test_a_chunk_aims_at_a_quarter_of_a_second_and_is_no_longer_than_an_epoch(
+    chunk: int, made: int, seconds: float, following: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    assert loop.CHUNK_S == 0.25
+    assert loop.next_chunk(chunk, made, seconds, most=469) == following
 
 
 def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -> None:

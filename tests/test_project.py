@@ -41,9 +41,10 @@ ARROWS = {
     "inference": "data model run shards train",
     "summary": "data model shards train",
     "progress": "history",
-    "position": "run train",
-    "loop": "data distributed history position progress run shards signals train",
-    "fit": "data distributed history loop model progress run runtime shards signals",
+    "position": "distributed run train",
+    "programs": "data position shards train",
+    "loop": "distributed history position programs progress run signals train",
+    "fit": "data distributed history loop model programs progress run runtime shards signals",
     "cli": "*",
     "__main__": "cli",
 }

@@ -35,6 +35,8 @@ class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
     process 0 asks for no password: keep it inside a network that you trust."""
     checkpoint_s: float = ranged(60.0, "[0, inf)")
     """Seconds between two checkpoints."""
+    digest_every: int | None = ranged(None, "[1, 2147483647]")
+    """Updates between two digests of the state in trace.jsonl; by default only epochs have theirs, in digests.jsonl."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 where the test accuracy is lower."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
@@ -160,6 +162,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
             devices=chosen.devices,
             stop=stop,
             checkpoint_s=chosen.checkpoint_s,
+            digest_every=chosen.digest_every,
         )
     answer = _answer(path, chosen, history.result())
     if history.status == "finished" or not stop.signal:

@@ -76,6 +76,11 @@ def little_endian_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
+def leaf_digests(tree: Any) -> dict[str, str]:
+    """The digest of each leaf by its path: that of a tree of this leaf alone, under its whole path."""
+    return {path: digest({path: array}) for path, array in leaves(tree).items()}
+
+
 def digest(tree: Any) -> str:
     r"""SHA-256 of a tree's leaves, as 64 hexadecimal digits: equal where all paths, dtypes, shapes and bits are.
 

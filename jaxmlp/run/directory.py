@@ -2,8 +2,9 @@
 
 config.json       every value, written once           manifest.json   what the bits depend on, status and result
 metrics.jsonl     one line an epoch                   digests.jsonl   SHA-256 of state and batch order after each epoch
-history.csv       the metrics as a table              SHA256SUMS      of all these files, once the run has ended
-checkpoints/step-00009380.safetensors: the last two and the best      lock            who writes here
+history.csv       the metrics as a table              trace.jsonl     SHA-256 of state every N updates, where asked
+SHA256SUMS        of all these files, at the end      lock            who writes here
+checkpoints/step-00009380.safetensors: the last two and the best
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
 from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest, taken
 
-DIGESTS, HISTORY, SUMS, CHECKPOINTS, LOCK = "digests.jsonl", "history.csv", "SHA256SUMS", "checkpoints", "lock"
+DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
+CHECKPOINTS, LOCK = "checkpoints", "lock"
 
 
 class RunDirectory:
@@ -81,7 +83,7 @@ class RunDirectory:
 
     def _begin(self) -> None:
         files.remove_temporaries(self.path)
-        ours = (MANIFEST, METRICS, DIGESTS, HISTORY, SUMS, CHECKPOINTS)
+        ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS)
         stale = [name for name in ours if os.path.lexists(self.path / name)]
         try:
             if stale:
@@ -172,10 +174,24 @@ class RunDirectory:
         jsonl.append(self.path / METRICS, metrics)
         jsonl.append(self.path / DIGESTS, digests)
 
-    def cut_back(self, epoch: float = math.inf) -> None:
-        """Keep the logs' lines of the epochs before `epoch`; a resume writes the others anew."""
-        jsonl.cut_back(self.path / METRICS, epoch)
-        jsonl.cut_back(self.path / DIGESTS, epoch)
+    def trace(self) -> list[dict[str, Any]]:
+        """The digests taken within epochs; none where they were not asked for."""
+        return jsonl.read(self.path / TRACE) if TRACE in self._logs() else []
+
+    def append_trace(self, digests: Mapping[str, Any]) -> None:
+        """Add a line to the trace, with the `epoch` and the `steps` made in it."""
+        jsonl.append(self.path / TRACE, digests)
+
+    def cut_back(self, epoch: float = math.inf, steps: float = math.inf) -> None:
+        """Keep the logs' lines before `epoch`, and the trace's up to `steps`; a resume writes the others anew."""
+        for name in self._logs():
+            if name == TRACE:
+                jsonl.cut_back(self.path / name, lambda line: line["steps"] <= steps)
+            else:
+                jsonl.cut_back(self.path / name, lambda line: line["epoch"] < epoch)
+
+    def _logs(self) -> list[str]:
+        return [METRICS, DIGESTS, *([TRACE] if os.path.lexists(self.path / TRACE) else [])]
 
     def checkpoints(self) -> list[Path]:
         """The checkpoint files, newest first; not opened yet."""
@@ -223,14 +239,14 @@ class RunDirectory:
         self.manifest.update(status=status, result=jsonl.finite(result))
         self._write_manifest()
         self._sync_logs()
-        names = [self.path / name for name in (CONFIG, MANIFEST, METRICS, DIGESTS, HISTORY)]
+        names = [self.path / name for name in (CONFIG, MANIFEST, *self._logs(), HISTORY)]
         sums = [f"{_sha256(path)}  {path.relative_to(self.path)}\n" for path in (*names, *self.checkpoints())]
         files.write(self.path / SUMS, "".join(sums).encode())
 
     def _sync_logs(self) -> None:
         try:
-            files.sync(self.path / METRICS)
-            files.sync(self.path / DIGESTS)
+            for name in self._logs():
+                files.sync(self.path / name)
         except OSError as error:
             raise DiskError(f"could not write the logs of {self.path}: {error.strerror}.") from error
 

@@ -1,10 +1,10 @@
-"""The logs of a run: one JSON object a line, one line an epoch, added as the epoch ends."""
+"""The logs of a run: one JSON object a line, added as the epoch goes on or ends."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,14 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [line for _, line in _lines(path)]
 
 
-def cut_back(path: Path, epoch: float = math.inf) -> None:
-    """Keep the whole lines of the epochs before `epoch`.
+def cut_back(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
+    """Keep those of the whole lines that are to be kept.
 
     Raises:
         RunError: A whole line is not a JSON object with an epoch.
         DiskError: It could not be written; the lines are as they were.
     """
-    kept = b"".join(raw + b"\n" for raw, line in _lines(path) if line["epoch"] < epoch)
+    kept = b"".join(raw + b"\n" for raw, line in _lines(path) if is_kept(line))
     if kept != files.read(path):
         files.write(path, kept)
 
