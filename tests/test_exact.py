@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from typing import Any
@@ -16,13 +17,17 @@ import pytest
 from jaxmlp import model, shards, train
 from jaxmlp.config import (
     SGD,
+    Adam,
     AdamW,
+    ClippedCrossEntropy,
     Cosine,
     CrossEntropy,
     DataConfig,
     ExperimentConfig,
     InverseTime,
+    MeanSquaredError,
     ModelConfig,
+    RMSprop,
 )
 from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.digest import digest
@@ -50,20 +55,20 @@ CASES = {
 }
 
 
-def train_on(devices: int, config: ExperimentConfig) -> str:
+def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -> str:
     """The digest of state, training sums and evaluation sums after a few epochs on random images."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (EXAMPLES, 28, 28, 1), np.uint8)
+    images = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8)
     mesh = shards.make_mesh(jax.devices()[:devices])
-    split = shards.replicate(train.Split(images, rng.integers(0, 10, EXAMPLES, np.int32)), mesh)
-    steps_per_epoch = -(-EXAMPLES // config.batch_size)
+    split = shards.replicate(train.Split(images, rng.integers(0, 10, examples, np.int32)), mesh)
+    steps_per_epoch = -(-examples // config.batch_size)
     hyper = shards.replicate(train.make_hyper(config, steps_per_epoch), mesh)
     static: dict[str, Any] = {"config": config.program()}
     static["module"] = model.make_mlp(config.model, 10, config.precision)
     state = shards.replicate(train.init_state(hyper, **static, image_shape=(28, 28, 1)), mesh)
     found = []
     for epoch in range(-(-STEPS // steps_per_epoch)):
-        order = train.epoch_order(hyper.seed, epoch, examples=EXAMPLES, batch_size=config.batch_size, shuffle=True)
+        order = train.epoch_order(hyper.seed, epoch, examples=examples, batch_size=config.batch_size, shuffle=True)
         sums = shards.replicate(train.Sums.zero(), mesh)
         order = shards.replicate(order, mesh)
         state, sums, _ = train.train_steps(state, sums, split, order, 0, steps_per_epoch, hyper, **static, mesh=mesh)
@@ -81,6 +86,37 @@ def test_grad_shards_that_are_no_power_of_two_give_one_digest_too() -> None:
     config = ExperimentConfig(batch_size=60, grad_shards=6)
     digests = {devices: train_on(devices, config) for devices in (1, 2, 3, 6)}
     assert len(set(digests.values())) == 1, digests
+
+
+def drawn(seed: int) -> ExperimentConfig:
+    """A small network of random sizes: what XLA fuses, opens and contracts depends on them."""
+    draw = random.Random(seed)
+    shards = draw.choice([2, 3, 4])
+    return ExperimentConfig(
+        model=ModelConfig(
+            hidden_sizes=tuple(draw.choice([3, 12, 17, 32]) for _ in range(draw.randint(1, 2))),
+            activation=draw.choice(["relu", "tanh", "gelu"]),
+            dropout_rate=draw.choice([0.0, 0.3]),
+            l2=draw.choice([0.0, 1e-4]),
+        ),
+        optimizer=draw.choice([SGD(momentum=0.9, nesterov=True), RMSprop(), Adam(), AdamW(schedule=Cosine())]),
+        loss=draw.choice([ClippedCrossEntropy(), CrossEntropy(label_smoothing=0.1), MeanSquaredError()]),
+        batch_size=shards * draw.choice([2, 3, 7, 16]),
+        precision=draw.choice(["float32", "float32", "bfloat16"]),
+        grad_shards=shards,
+        seed=seed,
+    )
+
+
+SWEEP = int(os.environ.get("JAXMLP_SWEEP") or 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(SWEEP))
+def test_random_small_networks_have_one_digest_on_one_device_and_on_one_a_shard(seed: int) -> None:
+    """More of them: `JAXMLP_SWEEP=100 python -m pytest tests/test_exact.py -k random`."""
+    config = drawn(seed)
+    assert train_on(1, config, examples=130) == train_on(config.grad_shards, config, examples=130), config
 
 
 def test_shards_draw_masks_of_their_own() -> None:
