@@ -70,7 +70,9 @@ class Model:
 def _probabilities(
     params: Any, images: Shaped[Array, "batch ..."], scale: Float[Array, ""], *, module: nn.Module
 ) -> Float[Array, "batch classes"]:
-    return jax.nn.softmax(model.apply_eval(module, params, images.astype(jnp.float32) * jnp.float32(scale)))
+    logits = model.apply_eval(module, params, images.astype(jnp.float32) * jnp.float32(scale))
+    # jaxlib 0.12 fuses a softmax into a bfloat16 product on CPUs, and gives NaN from 512 rows on.
+    return jax.nn.softmax(jax.lax.optimization_barrier(logits))
 
 
 def _warn(text: str) -> None:

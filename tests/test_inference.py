@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, inference, train
+from jaxmlp import data, fit, inference, model, train
 from jaxmlp.config import SGD, CrossEntropy, ExperimentConfig, ModelConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
+from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.directory import RunDirectory
 
 CONFIG = ExperimentConfig(
@@ -111,6 +113,19 @@ def test_probabilities_are_those_of_each_image_alone_and_sum_to_one(
     scaled = images.astype(np.float32) * np.float32(CONFIG.data.pixel_scale)
     logits = loaded.module.apply({"params": loaded.params}, jnp.asarray(scaled))
     np.testing.assert_allclose(found, jax.nn.softmax(logits), rtol=1e-5)  # as above, through three layers
+
+
+def test_bfloat16_probabilities_are_the_softmax_of_the_models_logits() -> None:
+    """At the size at which jaxlib 0.12 computed NaN for both in one program."""
+    config = ExperimentConfig(precision="bfloat16")
+    module = model.make_mlp(config.model, 10, config.precision)
+    params = model.init_params(module, (28, 28, 1), stream_key(0, Stream.INIT))
+    loaded = Model(config=config, module=module, params=params, image_shape=(28, 28, 1), num_classes=10, step=0)
+    images = np.random.default_rng(0).integers(0, 256, (train.EVAL_ROWS, 28, 28, 1), np.uint8)
+    scaled = images.astype(np.float32) * np.float32(config.data.pixel_scale)
+    logits = jax.jit(partial(model.apply_eval, module))(params, scaled)
+    # The same logits; a softmax in float32 is good to a few units of its last place.
+    np.testing.assert_allclose(loaded.probabilities(images), jax.nn.softmax(logits), rtol=1e-5)
 
 
 def test_no_images_have_no_probabilities(loaded: Model) -> None:
