@@ -270,7 +270,7 @@ class ExperimentConfig(Part):
     seed: int = ranged(0, "[0, 4294967295]")
     """Decides initial parameters, dropout masks and batch order."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of activations and products; parameters, optimizer and loss are float32."""
+    """Of the factors of products; sums, activations, parameters, optimizer and loss are float32."""
     grad_shards: int = ranged(1, "[1, 65536]")
     """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
 

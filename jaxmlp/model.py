@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from jaxmlp import layers
 from jaxmlp.config import ModelConfig
 from jaxmlp.errors import ConfigError
 
@@ -30,7 +31,7 @@ ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
 class MLP(nn.Module):
     """Dense, activation and dropout for each hidden layer, then Dense to the logits.
 
-    Parameters are float32 whatever `dtype`, the precision of activations and products; biases start at zero.
+    Parameters and activations are float32 whatever `dtype`, the precision of the factors of products.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -48,10 +49,10 @@ class MLP(nn.Module):
         kernel_init = getattr(nn.initializers, self.kernel_init)()
         x = images.reshape(images.shape[0], -1)
         for size in self.hidden_sizes:
-            x = nn.Dense(size, kernel_init=kernel_init, dtype=self.dtype)(x)
+            x = layers.Dense(size, kernel_init, self.dtype)(x)
             x = ACTIVATIONS[self.activation](x)
-            x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, kernel_init=kernel_init, dtype=self.dtype)(x).astype(jnp.float32)
+            x = layers.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return layers.Dense(self.num_classes, kernel_init, self.dtype)(x)
 
 
 def make_mlp(config: ModelConfig, num_classes: int, precision: str = "float32") -> MLP:

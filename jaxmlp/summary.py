@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxmlp import data, model, shards, train
 from jaxmlp.config import DataConfig, ExperimentConfig
@@ -163,22 +164,28 @@ def _bytes(tree: Any) -> int:
 
 
 def _flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all products; a loop's body as often as it runs, once where that is open."""
-    flops = 0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            flops += 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval
-            per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-            flops += 2 * equation.outvars[0].aval.size * per_output
-        else:
-            inner = [leaf for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
-            flops += params.get("length", 1) * sum(map(_flops, inner))
-    return flops
+    """Multiplications and additions of all products that are used.
+
+    A loop's body counts as often as it runs, once where that is open; of branches the longest counts.
+    """
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return sum(map(_equation_flops, used.eqns))
+
+
+def _equation_flops(equation: Any) -> int:
+    name, params = equation.primitive.name, equation.params
+    outputs: int = sum(output.aval.size for output in equation.outvars)
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        left: tuple[int, ...] = equation.invars[0].aval.shape
+        return 2 * outputs * math.prod(left[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel = equation.invars[1].aval
+        per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+        return 2 * outputs * int(per_output)
+    inner = [_flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
+    return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from jaxmlp import data, fit, model, train
 from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig, RMSprop
 from jaxmlp.errors import ConfigError
+from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, stream_key
 
 EXAMPLES, VALIDATION, CLASSES = 70, 20, 5
@@ -91,7 +92,7 @@ def kept_units(seed: int, step: int, *, config: ExperimentConfig) -> list[jax.Ar
         jnp.zeros((config.batch_size, *IMAGE)),
         train=True,
         rngs={"dropout": key},
-        capture_intermediates=lambda layer, _: isinstance(layer, nn.Dropout),
+        capture_intermediates=lambda layer, _: isinstance(layer, Dropout),
     )
     dropouts = captured["intermediates"]
     return [dropouts[name]["__call__"][0] != 0 for name in sorted(dropouts)]

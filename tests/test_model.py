@@ -15,6 +15,7 @@ import pytest
 from jaxmlp import model
 from jaxmlp.config import ModelConfig
 from jaxmlp.errors import ConfigError
+from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, stream_key
 
 RELU = ModelConfig()
@@ -89,7 +90,7 @@ def dropouts(module: nn.Module, params: Any, images: jax.Array, *, train: bool, 
         images,
         train=train,
         rngs={"dropout": stream_key(seed, Stream.DROPOUT)},
-        capture_intermediates=lambda layer, _: isinstance(layer, nn.Dropout),
+        capture_intermediates=lambda layer, _: isinstance(layer, Dropout),
     )
     layers = captured["intermediates"]
     return [np.asarray(layers[name]["__call__"][0]) for name in sorted(layers)]

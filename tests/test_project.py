@@ -26,10 +26,11 @@ VALUES = ("errors", "fields", "config")
 """What every room may import; each of them the ones before it."""
 ARROWS = {
     "data": "",
-    "model": "",
+    "prng": "",
+    "layers": "prng",
+    "model": "layers",
     "objective": "",
     "optim": "",
-    "prng": "",
     "shards": "",
     "signals": "",
     "distributed": "signals",
