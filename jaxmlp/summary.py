@@ -170,7 +170,7 @@ def _flops(jaxpr: Any) -> int:
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return sum(map(_equation_flops, used.eqns))
+    return sum(_equation_flops(equation) for equation in used.eqns)
 
 
 def _equation_flops(equation: Any) -> int:
@@ -178,12 +178,11 @@ def _equation_flops(equation: Any) -> int:
     outputs: int = sum(output.aval.size for output in equation.outvars)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left: tuple[int, ...] = equation.invars[0].aval.shape
-        return 2 * outputs * math.prod(left[axis] for axis in contracted)
+        left = equation.invars[0].aval.shape
+        return 2 * outputs * math.prod(int(left[axis]) for axis in contracted)
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval
-        per_output = kernel.size // kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-        return 2 * outputs * int(per_output)
+        kernel: tuple[int, ...] = equation.invars[1].aval.shape
+        return 2 * outputs * math.prod(kernel) // int(kernel[params["dimension_numbers"].rhs_spec[0]])
     inner = [_flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
     return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
 
