@@ -10,6 +10,7 @@ import jax
 from jaxmlp import data, distributed, model, runtime, shards
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DivergedError, PeerLostError
+from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, Loop
 from jaxmlp.programs import Programs
@@ -34,6 +35,7 @@ def fit(
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
     digest_every: int | None = None,
+    resident_bytes: int = RESIDENT_BYTES,
 ) -> History:
     """Train as `config` says; from the newest good checkpoint of `run`, where it has one.
 
@@ -49,6 +51,7 @@ def fit(
         stop: Watched between chunks; once it holds a signal, the run is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints.
         digest_every: Updates between two digests of the state in the run's `trace.jsonl`; by default none is taken.
+        resident_bytes: Of a split's images up to which it stays on the device; a larger one streams. Changes no bit.
 
     Returns:
         The history, with the last state.
@@ -70,7 +73,7 @@ def fit(
     module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
     if jax.process_count() > 1:
         distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
-    programs = Programs(config, dataset, module, mesh)
+    programs = Programs(config, dataset, module, mesh, resident_bytes)
     loop = Loop(config, programs, mesh.size, run, progress, hooks, stop or Stop(), checkpoint_s, digest_every)
     try:
         return loop.run_all()

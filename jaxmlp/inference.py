@@ -19,6 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxmlp import data, model, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
+from jaxmlp.feed import Feed
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
@@ -190,13 +191,8 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
     predicted = loaded.probabilities(split.images).argmax(axis=1)
     confusion = np.zeros((loaded.num_classes, loaded.num_classes), np.int64)
     np.add.at(confusion, (split.labels, predicted), 1)
-    sums = train.evaluate(
-        loaded.params,
-        train.Split(jnp.asarray(split.images), jnp.asarray(split.labels)),
-        config=loaded.config.program(),
-        module=loaded.module,
-        mesh=shards.make_mesh(jax.devices()[:1]),
-    )
+    feed = Feed(split, loaded.config, shards.make_mesh(jax.devices()[:1]))
+    sums = feed.evaluate(loaded.params, config=loaded.config.program(), module=loaded.module)
     correct = int(confusion.trace())
     return Evaluation(
         split=name,

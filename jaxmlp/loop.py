@@ -135,7 +135,7 @@ class Loop:
 
     def _agree(self, position: Position) -> int:
         """The length of the next chunk, the shortest of all processes'; stop where one of them is to."""
-        length = min(self.chunk, self.programs.steps_per_epoch - position.done)
+        length = min(self.chunk, self.programs.limit(position) - position.done)
         if self.digest_every:
             length = min(length, self.digest_every - position.step % self.digest_every)
         plans = [(length, self.stop.signal or 0)]

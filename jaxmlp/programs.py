@@ -11,22 +11,26 @@ from jax.sharding import Mesh
 
 from jaxmlp import data, shards, train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.feed import Feed
 from jaxmlp.position import Position
 
 
 class Programs:
     """The compiled programs of one run, with the arrays that they share on the devices."""
 
-    def __init__(self, config: ExperimentConfig, dataset: data.Dataset, module: nn.Module, mesh: Mesh) -> None:
+    def __init__(
+        self, config: ExperimentConfig, dataset: data.Dataset, module: nn.Module, mesh: Mesh, resident_bytes: int
+    ) -> None:
         self._config = config
         self._dataset = dataset
         self._mesh = mesh
+        self._resident_bytes = resident_bytes
         self.examples = len(dataset.train.labels)
         self.steps_per_epoch = -(-self.examples // config.batch_size)
         self._static: dict[str, Any] = {"config": config.program(), "module": module}
         self._hyper = self._put(train.make_hyper(config, self.steps_per_epoch))
-        self._train_split = self._put_split(dataset.train)
-        self.validation = dataset.validation and self._put_split(dataset.validation)
+        self._train_feed = self._feed(dataset.train)
+        self.validation = dataset.validation and self._feed(dataset.validation)
 
     def first(self) -> Position:
         """Where the run starts."""
@@ -49,13 +53,17 @@ class Programs:
         )  # fmt: skip
         return self._put(order)
 
+    def limit(self, position: Position) -> int:
+        """The last of the epoch's updates that one `advance` can reach."""
+        return self._train_feed.limit(position.done, self.steps_per_epoch)
+
     def advance(self, position: Position, order: jax.Array, stop: int) -> train.Health:
         """Make the epoch's updates from where the position stands up to `stop`, and move it there."""
         health: train.Health
+        examples = self._train_feed.updates(order, position.done, stop)
         position.state, position.sums, health = train.train_steps(
-            position.state, position.sums, self._train_split, order, position.done, stop, self._hyper,
-            **self._static, mesh=self._mesh,
-        )  # fmt: skip
+            position.state, position.sums, *examples, self._hyper, **self._static, mesh=self._mesh
+        )
         position.done = stop
         return health
 
@@ -67,18 +75,16 @@ class Programs:
         """The rate of the update that led to the position."""
         return float(train.learning_rate(position.state.step - 1, self._hyper, config=self._static["config"]))
 
-    def evaluate(self, position: Position, split: train.Split) -> tuple[float, float]:
+    def evaluate(self, position: Position, feed: Feed) -> tuple[float, float]:
         """Loss and accuracy on all of a split."""
-        sums = train.evaluate(position.state.params, split, **self._static, mesh=self._mesh)
-        return means(jax.device_get(sums))
+        return means(feed.evaluate(position.state.params, **self._static))
 
     def test(self, position: Position) -> tuple[float, float]:
         """Loss and accuracy on the test split, which is put on the devices for this alone."""
-        return self.evaluate(position, self._put_split(self._dataset.test))
+        return self.evaluate(position, self._feed(self._dataset.test))
 
-    def _put_split(self, split: data.Split) -> train.Split:
-        images, labels = self._put(split)
-        return train.Split(jnp.asarray(images), jnp.asarray(labels))
+    def _feed(self, split: data.Split) -> Feed:
+        return Feed(split, self._config, self._mesh, self._resident_bytes)
 
     def _put[T](self, tree: T) -> T:
         return shards.replicate(tree, self._mesh)

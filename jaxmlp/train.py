@@ -28,7 +28,9 @@ from jaxmlp.fields import Hyperparameters
 from jaxmlp.prng import Stream, stream_key
 
 EVAL_ROWS = 1024
-"""Rows evaluated at a time, about: the next multiple of the gradient shards."""
+"""Rows evaluated at a time, about."""
+PADDING = -1
+"""The label, and the place in an epoch's order, of a row that is no example."""
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
@@ -54,6 +56,7 @@ class Split(NamedTuple):
 
     images: Shaped[Array, "examples height width channels"]
     labels: Int[Array, " examples"]
+    """Or `PADDING`."""
 
 
 class Batch(NamedTuple):
@@ -213,28 +216,33 @@ def train_steps(
 def epoch_order(
     seed: Int[Array, ""], epoch: Int[Array, ""], *, examples: int, batch_size: int, shuffle: bool
 ) -> Int[Array, " padded"]:
-    """The epoch's order of examples, every one once, then zeros up to a whole number of batches."""
+    """The epoch's order of examples, every one once, then `PADDING` up to a whole number of batches."""
     order = jnp.arange(examples, dtype=jnp.int32)
     if shuffle:
         order = jax.random.permutation(stream_key(seed, Stream.SHUFFLE, epoch), order)
-    return jnp.pad(order, (0, -examples % batch_size))
+    return jnp.pad(order, (0, -examples % batch_size), constant_values=PADDING)
 
 
 def take_batch(split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Batch:
-    """Batch `index` of an epoch in this order; the last one is padded with rows of weight 0."""
-    first = index * batch_size
-    rows = lax.dynamic_slice_in_dim(order, first, batch_size)
-    weights = first + jnp.arange(batch_size) < split.labels.shape[0]
-    return Batch(split.images[rows], split.labels[rows], weights.astype(jnp.float32))
+    """Batch `index` of an epoch in this order; padding has weight 0."""
+    rows = lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
+    labels = jnp.where(rows == PADDING, PADDING, split.labels[rows])
+    return Batch(split.images[rows], labels, (labels != PADDING).astype(jnp.float32))
+
+
+def eval_batch_size(examples: int, grad_shards: int) -> int:
+    """Rows evaluated at a time: all of a small split, else about `EVAL_ROWS`; whole shards."""
+    return -(-min(EVAL_ROWS, examples) // grad_shards) * grad_shards
 
 
 @partial(jax.jit, static_argnames=("config", "module", "mesh"))
-def evaluate(params: Any, split: Split, *, config: ExperimentConfig, module: nn.Module, mesh: Mesh) -> Sums:
-    """The sums over all examples of `split`, dropout off."""
+def evaluate(params: Any, split: Split, sums: Sums, *, config: ExperimentConfig, module: nn.Module, mesh: Mesh) -> Sums:
+    """`sums`, and those over all examples of `split`, dropout off."""
     loss_fn = objective.make_loss(config.loss)
+    cost = objective.penalty(config.model, params)
     examples = split.labels.shape[0]
-    batch_size = -(-min(EVAL_ROWS, examples) // config.grad_shards) * config.grad_shards
-    order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size))
+    batch_size = eval_batch_size(examples, config.grad_shards)
+    order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size), constant_values=PADDING)
 
     def shard_sums(params: Any, shard: Batch, index: Int[Array, ""]) -> Sums:
         logits = model.apply_eval(module, params, _scaled(shard.images, config))
@@ -243,10 +251,10 @@ def evaluate(params: Any, split: Split, *, config: ExperimentConfig, module: nn.
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
         batch = take_batch(split, order, index, batch_size)
         added = shards.sum_over_shards(shard_sums, params, batch, num_shards=config.grad_shards, mesh=mesh)
-        return _add(sums, added)
+        return _add(sums, added._replace(loss=added.loss + cost * jnp.float32(added.examples)))
 
-    sums: Sums = lax.fori_loop(0, len(order) // batch_size, body, Sums.zero())
-    return sums._replace(loss=sums.loss + objective.penalty(config.model, params) * examples)
+    total: Sums = lax.fori_loop(0, len(order) // batch_size, body, sums)
+    return total
 
 
 @partial(jax.jit, static_argnames="config")

@@ -72,7 +72,7 @@ def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -
         sums = shards.replicate(train.Sums.zero(), mesh)
         order = shards.replicate(order, mesh)
         state, sums, _ = train.train_steps(state, sums, split, order, 0, steps_per_epoch, hyper, **static, mesh=mesh)
-        found += [sums, train.evaluate(state.params, split, **static, mesh=mesh)]
+        found += [sums, train.evaluate(state.params, split, train.Sums.zero(), **static, mesh=mesh)]
     return digest({"state": state, "sums": found})
 
 

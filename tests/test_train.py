@@ -128,7 +128,7 @@ def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(pr
 def test_evaluation_counts_all_examples(program: Program, examples: int) -> None:
     split = random_split(examples)
     params = program.init().params
-    sums = train.evaluate(params, program.put(split), **program.static, mesh=program.mesh)
+    sums = train.evaluate(params, program.put(split), train.Sums.zero(), **program.static, mesh=program.mesh)
     logits = program.static["module"].apply({"params": params}, jnp.float32(split.images) / 255)
     assert int(sums.examples) == examples
     assert int(sums.correct) == int(np.sum(np.argmax(logits, -1) == split.labels))

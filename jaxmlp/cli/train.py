@@ -37,6 +37,8 @@ class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
     """Seconds between two checkpoints."""
     digest_every: int | None = ranged(None, "[1, 2147483647]")
     """Updates between two digests of the state in trace.jsonl; by default only epochs have theirs, in digests.jsonl."""
+    resident_mb: float = ranged(4096.0, "(0, inf)")
+    """Megabytes of a split's images up to which it stays on the device; a larger one streams. Changes no bit."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 where the test accuracy is lower."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
@@ -163,6 +165,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
             stop=stop,
             checkpoint_s=chosen.checkpoint_s,
             digest_every=chosen.digest_every,
+            resident_bytes=int(chosen.resident_mb * 2**20),
         )
     answer = _answer(path, chosen, history.result())
     if history.status == "finished" or not stop.signal:

@@ -1,0 +1,65 @@
+"""Data larger than the device may hold streams through the same programs, to the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxmlp import data, fit, train
+from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
+from jaxmlp.history import History
+
+IMAGE_BYTES = 28 * 28
+BATCH = 16
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3, l2=1e-4),
+    optimizer=SGD(learning_rate=0.1, momentum=0.9),
+    batch_size=BATCH,
+    epochs=2,
+    grad_shards=2,
+)
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    """The last batches of both splits are partial, of updates and of evaluation."""
+    rng = np.random.default_rng(0)
+    examples = 70 + 2 * train.EVAL_ROWS + 9
+    images, labels = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8), rng.integers(0, 10, examples, np.int32)
+    test = (images[70:], labels[70:])
+    return data.from_arrays((images[:70], labels[:70]), test, validation=test)
+
+
+def figures(history: History) -> list[Any]:
+    epochs = [record._replace(seconds=0) for record in history.records]
+    return [epochs, history.test_loss, history.test_accuracy, history.state_sha256]
+
+
+@pytest.mark.parametrize("rows", [1, BATCH, 3 * BATCH + 1, 70, train.EVAL_ROWS, 2 * train.EVAL_ROWS + 8])
+def test_streamed_data_gives_the_bits_of_resident_data(rows: int, dataset: data.Dataset) -> None:
+    resident = fit.fit(CONFIG, dataset)
+    streamed = fit.fit(CONFIG, dataset, resident_bytes=rows * IMAGE_BYTES)
+    assert figures(streamed) == figures(resident)
+
+
+def test_streaming_compiles_one_program_more_and_never_sends_more_than_fits(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, evaluate, sent = train.train_steps, train.evaluate, set()
+
+    def watch(function: Any, place: int) -> Any:
+        def watched(*arguments: Any, **static: Any) -> Any:
+            sent.add(len(arguments[place].labels))
+            return function(*arguments, **static)
+
+        return watched
+
+    for function in (steps, evaluate):
+        function.clear_cache()  # type: ignore[attr-defined]
+    monkeypatch.setattr(train, "train_steps", watch(steps, 2))
+    monkeypatch.setattr(train, "evaluate", watch(evaluate, 1))
+    fit.fit(CONFIG, dataset, resident_bytes=2 * BATCH * IMAGE_BYTES)
+    assert sent == {2 * BATCH, train.EVAL_ROWS}
+    assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]
