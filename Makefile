@@ -29,8 +29,9 @@ train: $(READY)
 	@echo '  $(BIN)/jaxmlp train experiments/relu_rmsprop.py'
 	@echo '  $(BIN)/jaxmlp train experiments/tanh_sgd_nesterov.py'
 
+# A worker takes whole files, whose tests share what is costly to make.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 # Tests hand NumPy arrays to functions of JAX arrays.
 lint: $(READY)
