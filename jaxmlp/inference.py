@@ -63,14 +63,15 @@ class Model:
             batch = images[start : start + rows]
             # Padded to one shape, so that one program serves every number of images.
             padded = np.pad(batch, [(0, rows - len(batch)), (0, 0), (0, 0), (0, 0)])
-            found.append(np.asarray(_probabilities(self.params, padded, scale, module=self.module))[: len(batch)])
+            found.append(np.asarray(apply(self.params, padded, scale, module=self.module))[: len(batch)])
         return np.concatenate(found)
 
 
 @partial(jax.jit, static_argnames="module")
-def _probabilities(
+def apply(
     params: Any, images: Shaped[Array, "batch ..."], scale: Float[Array, ""], *, module: nn.Module
 ) -> Float[Array, "batch classes"]:
+    """The classes' probabilities of images whose pixels are yet to be multiplied by `scale`."""
     logits = model.apply_eval(module, params, images.astype(jnp.float32) * jnp.float32(scale))
     # jaxlib 0.12 fuses a softmax into a bfloat16 product on CPUs, and gives NaN from 512 rows on.
     return jax.nn.softmax(jax.lax.optimization_barrier(logits))

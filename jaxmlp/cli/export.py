@@ -1,0 +1,44 @@
+"""`jaxmlp export`: a run's model in the format of another program, read back and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxmlp import runtime
+from jaxmlp.cli import Answer, flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFlags(flags.DeviceFlags):
+    """Write a run's model for other programs; each file is read back and compared on 256 images before it counts."""
+
+    format: Literal["safetensors", "stablehlo", "web", "onnx", "orbax"] = "safetensors"
+    """safetensors and orbax: the parameters. stablehlo and onnx: the network, from pixels to probabilities. web: a
+    page that reads digits as they are drawn."""
+    out: Path | None = None
+    """What to write; by default model.FORMAT in the RUN."""
+    checkpoint: str = "last"
+    """last, best (the lowest validation loss), or the step of one."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Export the model of a RUN."""
+    chosen, (name,) = flags.parse(ExportFlags(), argv, "export", "RUN")
+    runtime.configure(chosen.device)
+    from jaxmlp.export import FORMATS, export
+    from jaxmlp.inference import load_model
+    from jaxmlp.run.directory import find_run
+
+    run_dir = find_run(name)
+    path = chosen.out or run_dir / f"model{FORMATS[chosen.format].suffix}"
+    found = export(load_model(run_dir, chosen.checkpoint), chosen.format, path)
+    if found.difference:
+        same = f"no probability more than {found.difference:.1e} from predict's"
+        same += f", whose own rounding is up to {found.rounding:.1e}"
+    else:
+        same = "the same bits as predict's"
+    print(f"{path}: {found.bytes:,} bytes; read back, and on 256 images {same}")
+    return Answer({"format": chosen.format, **found._asdict(), "path": str(path)})

@@ -1,0 +1,70 @@
+"""The MLP as a list of matrices for formats that know no JAX, and the same in NumPy, to check them by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from jaxmlp.inference import Model
+
+Rows = Float[np.ndarray, "rows units"]
+
+
+class DenseLayer(NamedTuple):
+    """activation(x @ kernel + bias); the first one's kernel takes pixels of 0 to 255, scaled by `scale` before."""
+
+    kernel: Float[np.ndarray, "inputs units"]
+    bias: Float[np.ndarray, " units"]
+    activation: str
+    """One of `ModelConfig.activation`; `linear` for the logits."""
+    scale: float = 1.0
+    """What its inputs are multiplied by."""
+
+
+def _elu(x: Rows) -> Rows:
+    return np.where(x > 0, x, np.expm1(np.minimum(x, 0)))
+
+
+def _sigmoid(x: Rows) -> Rows:
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, small) / (1 + small)
+
+
+ACTIVATIONS: Final[dict[str, Callable[[Rows], Rows]]] = {
+    "relu": lambda x: np.maximum(x, 0),
+    "tanh": np.tanh,
+    "sigmoid": _sigmoid,
+    "gelu": lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "elu": _elu,
+    "selu": lambda x: 1.0507009873554805 * np.where(x > 0, x, 1.6732632423543772 * _elu(x)),
+    "silu": lambda x: x * _sigmoid(x),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "linear": lambda x: x,
+}
+
+
+def dense_layers(model: Model) -> list[DenseLayer]:
+    """The layers of an MLP, first to last."""
+    config = model.config.model
+    activations = [*(config.activation for _ in config.hidden_sizes), "linear"]
+    scales = [float(np.float32(model.config.data.pixel_scale)), *(1.0 for _ in config.hidden_sizes)]
+    found = []
+    for i, (activation, scale) in enumerate(zip(activations, scales, strict=True)):
+        arrays: dict[str, Any] = model.params[f"Dense_{i}"]
+        found.append(DenseLayer(np.asarray(arrays["kernel"]), np.asarray(arrays["bias"]), activation, scale))
+    return found
+
+
+def softmax_of_layers(
+    layers: Sequence[DenseLayer], images: Shaped[np.ndarray, "n height width channels"], dtype: Any
+) -> Float[np.ndarray, "n classes"]:
+    """The probabilities of unscaled images, every product and sum in `dtype`."""
+    x = images.reshape(len(images), -1).astype(dtype)
+    for layer in layers:
+        x = ACTIVATIONS[layer.activation](x * dtype(layer.scale) @ layer.kernel.astype(dtype) + layer.bias.astype(dtype))
+    e = np.exp(x - x.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)

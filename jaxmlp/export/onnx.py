@@ -1,0 +1,90 @@
+"""ONNX: the network as a graph of standard operators, computed in float32, for any number of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+
+import jaxmlp
+from jaxmlp.errors import RunError, UsageError
+from jaxmlp.export.layers import dense_layers
+from jaxmlp.inference import Model
+from jaxmlp.run import files
+
+OPSET = 20
+"""The first with Gelu."""
+IR_VERSION = 10
+"""Of the file; newer ones are refused by readers that are not new."""
+
+OPERATORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
+    "relu": ("Relu", {}),
+    "tanh": ("Tanh", {}),
+    "sigmoid": ("Sigmoid", {}),
+    "gelu": ("Gelu", {"approximate": "tanh"}),
+    "elu": ("Elu", {}),
+    "selu": ("Selu", {}),
+    "softplus": ("Softplus", {}),
+}
+"""Of each activation; silu is made of two, and linear of none."""
+
+
+def _packages() -> tuple[ModuleType, ModuleType]:
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError as error:
+        raise UsageError("--format onnx needs onnx and onnxruntime: pip install 'jaxmlp[onnx]'") from error
+    return onnx, onnxruntime
+
+
+def write(path: Path, model: Model) -> None:
+    """`images` float32 [batch, height, width, channels], pixels unscaled, to `probabilities` [batch, classes]."""
+    onnx, _ = _packages()
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    nodes, weights = [helper.make_node("Flatten", ["images"], ["flat"], axis=1)], []
+    x = "flat"
+    for i, layer in enumerate(dense_layers(model)):
+        name = f"Dense_{i}"
+        if layer.scale != 1:
+            weights.append(onnx.numpy_helper.from_array(np.float32(layer.scale), f"{name}/scale"))
+            nodes.append(helper.make_node("Mul", [x, f"{name}/scale"], [f"{name}/scaled"]))
+            x = f"{name}/scaled"
+        for part in ("kernel", "bias"):
+            weights.append(onnx.numpy_helper.from_array(getattr(layer, part), f"{name}/{part}"))
+        nodes.append(helper.make_node("Gemm", [x, f"{name}/kernel", f"{name}/bias"], [name]))
+        x = name
+        if layer.activation == "silu":
+            nodes.append(helper.make_node("Sigmoid", [x], [f"{name}/sigmoid"]))
+            nodes.append(helper.make_node("Mul", [x, f"{name}/sigmoid"], [f"{name}/silu"]))
+            x = f"{name}/silu"
+        elif layer.activation != "linear":
+            operator, attributes = OPERATORS[layer.activation]
+            nodes.append(helper.make_node(operator, [x], [f"{name}/{layer.activation}"], **attributes))
+            x = f"{name}/{layer.activation}"
+    nodes.append(helper.make_node("Softmax", [x], ["probabilities"], axis=1))
+    images = helper.make_tensor_value_info("images", float32, ["batch", *model.image_shape])
+    answers = helper.make_tensor_value_info("probabilities", float32, ["batch", model.num_classes])
+    graph = helper.make_graph(nodes, model.config.name, [images], [answers], weights)
+    made = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="jaxmlp",
+        producer_version=jaxmlp.__version__,
+    )
+    onnx.checker.check_model(made, full_check=True)
+    files.write(path, made.SerializeToString())
+
+
+def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What ONNX Runtime answers from the file, on the CPU."""
+    _, onnxruntime = _packages()
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of onnxruntime's own kinds, which have no common parent
+        raise RunError(f"{path} is not an ONNX model: {error}") from error
+    (answers,) = session.run(None, {"images": images.astype(np.float32)})
+    return np.asarray(answers)

@@ -1,0 +1,62 @@
+"""Orbax: the parameters as a checkpoint folder of the JAX ecosystem."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmlp.errors import DiskError, RunError, UsageError
+from jaxmlp.inference import Model
+from jaxmlp.run import files
+from jaxmlp.run.digest import leaves, restore
+
+
+def _checkpointer() -> Any:
+    try:
+        import orbax.checkpoint
+    except ImportError as error:
+        raise UsageError("--format orbax needs orbax-checkpoint: pip install 'jaxmlp[orbax]'") from error
+    return orbax.checkpoint.StandardCheckpointer()
+
+
+def write(path: Path, model: Model) -> None:
+    """The tree `{"Dense_0": {"bias", "kernel"}, ...}` in a folder that is not there yet.
+
+    Raises:
+        DiskError: It could not be written.
+        RunError: Something of that name is there.
+        UsageError: orbax is not installed.
+    """
+    if os.path.lexists(path):
+        raise RunError(f"{path} is there already: remove it, or name another with --out.")
+    temporary: Path | None = None
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=".jaxmlp-", suffix=".tmp", dir=path.parent))
+        with _checkpointer() as checkpointer:
+            checkpointer.save(temporary.resolve() / "params", model.params)
+        for each in temporary.rglob("*"):
+            files.sync(each)
+        os.rename(temporary / "params", path)
+        files.sync(path.parent)
+    except OSError as error:
+        raise DiskError(f"could not write {path}: {error.strerror or error}.") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What the folder's parameters answer in the model's own program."""
+    with _checkpointer() as checkpointer:
+        try:
+            restored = checkpointer.restore(path.resolve(), jax.tree.map(np.asarray, model.params))
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path} is not an Orbax checkpoint of this network: {error}") from error
+    return dataclasses.replace(model, params=restore(model.params, leaves(restored))).probabilities(images)
