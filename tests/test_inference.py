@@ -133,7 +133,7 @@ def test_no_images_have_no_probabilities(loaded: Model) -> None:
 
 
 def test_one_program_serves_every_number_of_images(loaded: Model, dataset: data.Dataset) -> None:
-    program: Any = inference._probabilities
+    program: Any = inference.apply
     program.clear_cache()
     for n in (1, 5, train.EVAL_ROWS, EXAMPLES):
         loaded.probabilities(dataset.test.images[:n])

@@ -47,6 +47,8 @@ ARROWS = {
     "programs": "data feed position shards train",
     "loop": "distributed history position programs progress run signals train",
     "fit": "data distributed feed history loop model programs progress run runtime shards signals",
+    "export": "data inference model run",
+    "keras": "data history inference model position run train",
     "cli": "*",
     "__main__": "cli",
 }

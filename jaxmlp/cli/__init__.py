@@ -27,10 +27,11 @@ COMMANDS = {
     "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
     "predict": "RUN FILE...     the classes of images: PNG, JPEG, .npy, IDX, folders",
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
+    "import-keras": "FILE      a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
     "data": "status|prepare  where the data is; make it ready before a run",
 }
-"""What each command does; its module has its name."""
+"""What each command does; its module has its name, `_` for `-`."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(HELP.format(commands="\n".join(f"  {name:8} {text}" for name, text in COMMANDS.items())), end="")
+        print(HELP.format(commands="\n".join(f"  {name:12} {text}" for name, text in COMMANDS.items())), end="")
         return 0
     if argv[0] == "--version":
         print(f"jaxmlp {jaxmlp.__version__}")
@@ -112,7 +113,7 @@ def _answer(command: str, argv: list[str]) -> Answer:
         if command not in COMMANDS:
             known = f"The commands: {', '.join(COMMANDS)}"
             raise UsageError(f"{command} is not a command of jaxmlp.{did_you_mean(command, COMMANDS)} {known}")
-        answer: Answer = importlib.import_module(f"jaxmlp.cli.{command}").run(argv)
+        answer: Answer = importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(argv)
         return answer
     except JaxmlpError as error:
         message = error.as_flag() if isinstance(error, ConfigError) else str(error)

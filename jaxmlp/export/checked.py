@@ -92,7 +92,9 @@ def export(model: Model, name: str, path: Path) -> Exported:
     limit = 0.0 if chosen.exact else max(TOLERANCE, 4 * rounding)
     if not difference <= limit:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise CheckFailed(f"{path} is removed: its probabilities differ by {difference:.2g}, wanted {limit:.2g} at most")
+        raise CheckFailed(
+            f"{path} is removed: its probabilities differ by {difference:.2g}, wanted at most {limit:.2g}"
+        )
     parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     return Exported(path, sum(part.stat().st_size for part in parts), difference, rounding)
 

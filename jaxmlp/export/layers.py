@@ -15,14 +15,14 @@ Rows = Float[np.ndarray, "rows units"]
 
 
 class DenseLayer(NamedTuple):
-    """activation(x @ kernel + bias); the first one's kernel takes pixels of 0 to 255, scaled by `scale` before."""
+    """activation(scale * x @ kernel + bias)."""
 
     kernel: Float[np.ndarray, "inputs units"]
     bias: Float[np.ndarray, " units"]
     activation: str
     """One of `ModelConfig.activation`; `linear` for the logits."""
     scale: float = 1.0
-    """What its inputs are multiplied by."""
+    """The first layer's inputs are pixels as the data has them."""
 
 
 def _elu(x: Rows) -> Rows:
@@ -31,7 +31,7 @@ def _elu(x: Rows) -> Rows:
 
 def _sigmoid(x: Rows) -> Rows:
     small = np.exp(-np.abs(x))
-    return np.where(x >= 0, 1, small) / (1 + small)
+    return np.asarray(np.where(x >= 0, 1, small) / (1 + small))
 
 
 ACTIVATIONS: Final[dict[str, Callable[[Rows], Rows]]] = {
@@ -65,6 +65,7 @@ def softmax_of_layers(
     """The probabilities of unscaled images, every product and sum in `dtype`."""
     x = images.reshape(len(images), -1).astype(dtype)
     for layer in layers:
-        x = ACTIVATIONS[layer.activation](x * dtype(layer.scale) @ layer.kernel.astype(dtype) + layer.bias.astype(dtype))
+        kernel, bias = layer.kernel.astype(dtype), layer.bias.astype(dtype)
+        x = ACTIVATIONS[layer.activation](x * dtype(layer.scale) @ kernel + bias)
     e = np.exp(x - x.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
+    return np.asarray(e / e.sum(axis=1, keepdims=True))

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import numpy as np
 
-import jaxmlp
 from jaxmlp.errors import RunError, UsageError
 from jaxmlp.export.layers import dense_layers
 from jaxmlp.inference import Model
@@ -52,8 +51,8 @@ def write(path: Path, model: Model) -> None:
             weights.append(onnx.numpy_helper.from_array(np.float32(layer.scale), f"{name}/scale"))
             nodes.append(helper.make_node("Mul", [x, f"{name}/scale"], [f"{name}/scaled"]))
             x = f"{name}/scaled"
-        for part in ("kernel", "bias"):
-            weights.append(onnx.numpy_helper.from_array(getattr(layer, part), f"{name}/{part}"))
+        weights.append(onnx.numpy_helper.from_array(layer.kernel, f"{name}/kernel"))
+        weights.append(onnx.numpy_helper.from_array(layer.bias, f"{name}/bias"))
         nodes.append(helper.make_node("Gemm", [x, f"{name}/kernel", f"{name}/bias"], [name]))
         x = name
         if layer.activation == "silu":
@@ -73,7 +72,6 @@ def write(path: Path, model: Model) -> None:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="jaxmlp",
-        producer_version=jaxmlp.__version__,
     )
     onnx.checker.check_model(made, full_check=True)
     files.write(path, made.SerializeToString())

@@ -5,7 +5,6 @@ The file holds what `jax.export.deserialize` reads: portable StableHLO, paramete
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,9 @@ def write(path: Path, model: Model) -> None:
 
     @jax.jit
     def probabilities(images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        return apply(model.params, images, jnp.float32(model.config.data.pixel_scale), module=model.module)
+        scale = jnp.float32(model.config.data.pixel_scale)
+        answers: Array = apply(model.params, images, scale, module=model.module)
+        return answers
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)

@@ -1,0 +1,60 @@
+"""`jaxmlp import-keras`: a network that Keras trained becomes a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jaxmlp import runtime
+from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.config import ExperimentConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
+    """Make a run of a Keras file (.h5, .weights.h5, .keras) of Dense layers and a softmax.
+
+    The experiment's values are what `train --resume` trains it further with.
+    """
+
+    out: Path | None = None
+    """Folder of the run; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Import FILE, and score it on the test split."""
+    file = Path(flags.parse(ImportFlags(), argv, "import-keras", "FILE")[1][0])
+    from jaxmlp.keras import import_network, read_keras
+
+    network = read_keras(file)
+    default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
+    told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
+    if network.activation:
+        told["activation"] = network.activation
+    model = dataclasses.replace(default.model, **told)
+    data_config = dataclasses.replace(default.data, pixel_scale=network.pixel_scale or default.data.pixel_scale)
+    default = dataclasses.replace(default, model=model, data=data_config)
+    chosen = flags.parse(ImportFlags(config=default), argv, "import-keras", "FILE")[0]
+    for note in network.notes:
+        print(f"{file}: {note}")
+    runtime.configure(chosen.device)
+    from jaxmlp import data
+    from jaxmlp.fit import check_batch_size
+    from jaxmlp.run.directory import default_run_dir
+
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    check_batch_size(chosen.config, dataset)
+    path = chosen.out or default_run_dir(chosen.config, datetime.now(UTC))
+    history = import_network(network, chosen.config, dataset, path)
+    layers = "-".join(map(str, (len(network.layers[0].kernel), *(len(layer.bias) for layer in network.layers))))
+    print(
+        f"{path}: {layers} {chosen.config.model.activation}, pixels times {chosen.config.data.pixel_scale:.6g}; "
+        f"test_loss: {history.test_loss:.4f} - test_accuracy: {history.test_accuracy:.4f}"
+    )
+    return Answer({"run_dir": str(path), **history.result(), "total_s": time.perf_counter() - STARTED})

@@ -1,0 +1,122 @@
+"""Keras's three kinds of files, read without Keras, and without running or unpickling anything in them.
+
+- `.h5`, of Keras 2, and written by Keras 3 too: config and weights; or weights alone, by `save_weights`
+- `.weights.h5`, of Keras 3: weights alone
+- `.keras`, of Keras 3: an archive of config.json and model.weights.h5
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jaxmlp.errors import RunError
+from jaxmlp.keras.hdf5 import MAX_TEXT, Group, Refused
+from jaxmlp.keras.network import KerasNetwork, assemble, checked_layers, parse_architecture
+
+HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+"""What the files begin with; names may lie."""
+
+_DENSE = re.compile(r"dense(?:_(\d+))?")
+
+
+def read_keras(path: Path) -> KerasNetwork:
+    """The network in a file that Keras wrote.
+
+    Raises:
+        RunError: It is not there, no such file, damaged, or of a network that is no stack of Dense layers.
+        UsageError: h5py is not installed.
+    """
+    if not path.is_file():
+        raise RunError(f"{path} is not there, or is no file.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(0)
+            if start == HDF5:
+                return _read_hdf5(Group.of_file(file, size))
+            if start.startswith(ZIP):
+                return _read_archive(file)
+            raise Refused("it is neither HDF5 nor a .keras archive")
+    except Refused as error:
+        raise RunError(f"{path} cannot be imported: {error}.") from error
+    except (KeyError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        # Whichever h5py and zipfile run into in a damaged file.
+        raise RunError(f"{path} cannot be imported: it is damaged ({error}).") from error
+
+
+def _read_archive(file: BinaryIO) -> KerasNetwork:
+    with zipfile.ZipFile(file) as archive:
+        config = _member(archive, "config.json", MAX_TEXT)
+        weights = _member(archive, "model.weights.h5", None)
+    root = Group.of_file(io.BytesIO(weights), len(weights))
+    return assemble(checked_layers(_keras3_arrays(root)), parse_architecture(_json(config)))
+
+
+def _member(archive: zipfile.ZipFile, name: str, limit: int | None) -> bytes:
+    """A part of the archive; zipfile checks its sum."""
+    if name not in archive.namelist():
+        raise Refused(f"it has no {name}")
+    info = archive.getinfo(name)
+    # Stored parts are no larger than the archive, so none of them unpacks into more than was given.
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise Refused(f"its {name} is compressed: Keras stores it plain")
+    if limit and info.file_size > limit:
+        raise Refused(f"its {name} has {info.file_size} bytes, wanted {limit} at most")
+    return archive.read(info)
+
+
+def _read_hdf5(root: Group) -> KerasNetwork:
+    if "layers" in root or "_layer_checkpoint_dependencies" in root:
+        return assemble(checked_layers(_keras3_arrays(root)), None)
+    config = root.text("model_config")
+    weights = root.group("model_weights") if "model_weights" in root else root
+    layers = checked_layers(_keras2_arrays(weights))
+    return assemble(layers, None if config is None else parse_architecture(_json(config)))
+
+
+def _json(text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Refused(f"its config is not JSON ({error})") from error
+
+
+def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
+    """Kernel and bias of each layer that has weights, in the order of the layers."""
+    found = []
+    names = weights.texts("layer_names")
+    if names is None:
+        raise Refused("it has no layer_names: it is not a file of Keras")
+    for name in names:
+        layer = weights.group(name)
+        if paths := layer.texts("weight_names"):
+            parts = [path.rpartition("/")[2].removesuffix(":0") for path in paths]
+            if parts not in (["kernel"], ["kernel", "bias"]):
+                raise Refused(f"its layer {name!r} has the weights {', '.join(parts)}, wanted a Dense layer's")
+            found.append([layer.array(path) for path in paths])
+    return found
+
+
+def _keras3_arrays(root: Group) -> list[list[np.ndarray[Any, Any]]]:
+    """Kernel and bias of each Dense layer, in the order of the layers, which Keras counts by kind."""
+    layers = root.group("layers" if "layers" in root else "_layer_checkpoint_dependencies")
+    found: dict[int, list[np.ndarray[Any, Any]]] = {}
+    for name in layers.names():
+        layer = layers.group(name)
+        variables = layer.group("vars") if "vars" in layer else None
+        if not variables or not (keys := variables.names()):
+            continue
+        dense = _DENSE.fullmatch(name)
+        if not dense or keys not in (["0"], ["0", "1"]):
+            raise Refused(f"its layer {name!r} has {len(keys)} weights, wanted a Dense layer's")
+        found[int(dense[1] or 0)] = [variables.array(key) for key in keys]
+    return [found[number] for number in sorted(found)]

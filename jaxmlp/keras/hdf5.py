@@ -1,0 +1,127 @@
+"""HDF5 from strangers: what is read is plain, lies in the file itself, and together is no larger than it."""
+
+from __future__ import annotations
+
+from typing import Any, BinaryIO, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxmlp.errors import UsageError
+
+MAX_TEXT = 1 << 22
+"""Bytes of the longest attribute that is read."""
+
+
+class Refused(Exception):
+    """What is wrong with a file, for people."""
+
+
+class Group:
+    """A group of an open file.
+
+    Args:
+        group: h5py's.
+        budget: Bytes that may still be read of the file, in a list of one that all its groups share.
+    """
+
+    def __init__(self, group: Any, budget: list[int]) -> None:
+        self._group = group
+        self._budget = budget
+
+    @classmethod
+    def of_file(cls, file: BinaryIO, size: int) -> Self:
+        """The root of the HDF5 file with these bytes, `size` of them.
+
+        Raises:
+            Refused: It is no HDF5 file, or cut short.
+            UsageError: h5py is not installed.
+        """
+        try:
+            import h5py
+        except ImportError as error:
+            raise UsageError("import-keras needs h5py: pip install 'jaxmlp[keras]'") from error
+        try:
+            return cls(h5py.File(file, "r"), [size])
+        except OSError as error:
+            raise Refused(f"it is not an HDF5 file, or is cut short ({error})") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._group
+
+    def names(self) -> list[str]:
+        """Of all that is in it."""
+        return list(self._group)
+
+    def text(self, name: str) -> str | None:
+        """An attribute that is one text; none where it is not there.
+
+        Raises:
+            Refused: It is no text, or too long.
+        """
+        return texts[0] if (texts := self._texts(name, ())) is not None else None
+
+    def texts(self, name: str) -> list[str] | None:
+        """An attribute that is a list of texts; none where it is not there.
+
+        Raises:
+            Refused: It is no such list, names something twice, or is too long.
+        """
+        found = self._texts(name, None)
+        if found and len(set(found)) < len(found):
+            raise Refused(f"its attribute {name} names something twice")
+        return found
+
+    def _texts(self, name: str, shape: tuple[int, ...] | None) -> list[str] | None:
+        if name not in self._group.attrs:
+            return None
+        attribute = self._group.attrs.get_id(name)
+        wanted = attribute.shape == shape or (shape is None and len(attribute.shape) == 1)
+        if wanted and 0 in attribute.shape:
+            return []
+        if not wanted or attribute.get_storage_size() > MAX_TEXT:
+            raise Refused(f"its attribute {name} is too large, or of another shape")
+        found = np.atleast_1d(self._group.attrs[name]).tolist()
+        texts = [text.decode() if isinstance(text, bytes) else text for text in found]
+        if not all(isinstance(text, str) for text in texts):
+            raise Refused(f"its attribute {name} is not text")
+        return texts
+
+    def group(self, name: str) -> Group:
+        """The group of this name in it.
+
+        Raises:
+            Refused: There is none, or it is a link that leads elsewhere.
+        """
+        return Group(self._child(name, "Group"), self._budget)
+
+    def array(self, path: str) -> Float[np.ndarray, "..."]:
+        """The float32 array of this path in it.
+
+        Raises:
+            Refused: There is none; or it is of another type, compressed, elsewhere, or larger than the file allows.
+        """
+        *groups, name = path.split("/")
+        parent = self
+        for each in groups:
+            parent = parent.group(each)
+        dataset = parent._child(name, "Dataset")
+        if dataset.dtype != np.float32:
+            raise Refused(f"{dataset.name} is {dataset.dtype}, wanted float32")
+        # An array that was never written, or only compressed, takes no room in the file, however large it claims to be.
+        plain = dataset.chunks is None and dataset.external is None and not dataset.is_virtual
+        if not plain or dataset.id.get_storage_size() != dataset.nbytes or dataset.nbytes > self._budget[0]:
+            raise Refused(f"{dataset.name} {list(dataset.shape)} is compressed, or not whole in the file")
+        self._budget[0] -= dataset.nbytes
+        return np.asarray(dataset[()])
+
+    def _child(self, name: str, kind: str) -> Any:
+        import h5py
+
+        link = self._group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise Refused(f"it has no {name} in {self._group.name}" if link is None else f"{name} is a link elsewhere")
+        found = self._group[name]
+        if not isinstance(found, getattr(h5py, kind)):
+            raise Refused(f"{found.name} is no {kind.lower()}")
+        return found

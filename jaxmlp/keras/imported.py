@@ -1,0 +1,74 @@
+"""A network of Keras becomes a run: step 0 of an experiment that begins with its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmlp import data, train
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.history import History
+from jaxmlp.inference import evaluate, load_model
+from jaxmlp.keras.network import KerasNetwork
+from jaxmlp.model import make_mlp
+from jaxmlp.run.digest import digest, leaves, restore
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
+
+
+def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset, path: Path) -> History:
+    """Begin a run at `path` whose step 0 has the network's weights, and score it on the test split.
+
+    A resume trains it further, as `config` says: optimizer, epochs, batch size, all of it.
+
+    Raises:
+        ConfigError: `config.model` is of another network.
+        RunError: The network does not fit the data, or there is a run already.
+        DiskError: The run cannot be written.
+    """
+    if config.model.hidden_sizes != network.hidden_sizes:
+        problem = f"must be the file's {network.hidden_sizes}, got {config.model.hidden_sizes}"
+        raise ConfigError("model.hidden_sizes", problem)
+    if network.activation and config.model.activation != network.activation:
+        problem = f"must be the file's {network.activation}, got {config.model.activation}"
+        raise ConfigError("model.activation", problem)
+    image_shape = dataset.train.images.shape[1:]
+    found = len(network.layers[0].kernel), len(network.layers[-1].bias)
+    if found != (wanted := (int(np.prod(image_shape)), dataset.num_classes)):
+        raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
+    state = _state(network, config, dataset)
+    position = {"epoch": 1, "done": 0, "epoch_s": 0.0, "best_val_loss": None}
+    with RunDirectory.create(path, config, manifest(config, dataset.sha256)) as run:
+        run.save_checkpoint(0, leaves({"state": state, "sums": train.Sums.zero()}), position)
+        scored = evaluate(load_model(run, image_shape=image_shape), dataset.test)
+        history = History(
+            config=config,
+            records=(),
+            state=state,
+            status="interrupted",
+            test_loss=scored.loss,
+            test_accuracy=scored.accuracy,
+            params_sha256=digest(state.params),
+            state_sha256=digest(state),
+            compile_s=0.0,
+            train_s=0.0,
+            devices=1,
+            processes=1,
+        )
+        run.finish(history.status, history.result())
+    return history
+
+
+def _state(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset) -> train.TrainState:
+    """The state before the first update, but for the parameters, which are the network's."""
+    module = make_mlp(config.model, dataset.num_classes, config.precision)
+    hyper = train.make_hyper(config, -(-len(dataset.train.labels) // config.batch_size))
+    image_shape = dataset.train.images.shape[1:]
+    state = train.init_state(hyper, config=config.program(), module=module, image_shape=image_shape)
+    params: dict[str, Any] = {f"Dense_{i}": layer._asdict() for i, layer in enumerate(network.layers)}
+    imported: train.TrainState = jax.device_get(state._replace(params=restore(state.params, leaves(params))))
+    return imported

@@ -1,0 +1,187 @@
+"""What a Keras model must be to become a run: Dense layers in a row, one activation, a softmax at the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxmlp.config import ModelConfig
+from jaxmlp.keras.hdf5 import Refused
+
+ACTIVATIONS: Final = {
+    **{name: name for name in ("relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "linear")},
+    "swish": "silu",
+}
+"""Keras's names, and ours. Its gelu is another function than ours, which is the approximation by tanh."""
+
+
+class Dense(NamedTuple):
+    """The arrays of one layer."""
+
+    kernel: Float[np.ndarray, "inputs units"]
+    bias: Float[np.ndarray, " units"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class KerasNetwork:
+    """A stack of Dense layers out of a file."""
+
+    layers: tuple[Dense, ...]
+    activation: str | None
+    """After each hidden layer; none where the file holds weights alone, or there is no hidden layer."""
+    dropout_rate: float
+    """After each hidden layer; 0 where the file says none."""
+    pixel_scale: float | None
+    """Of its Rescaling layer, where it has one."""
+    notes: tuple[str, ...]
+    """What people should know."""
+
+    @property
+    def hidden_sizes(self) -> tuple[int, ...]:
+        """Units of each hidden layer."""
+        return tuple(len(layer.bias) for layer in self.layers[:-1])
+
+
+class Architecture(NamedTuple):
+    """What a file's config says of the layers."""
+
+    units: tuple[int, ...]
+    activations: tuple[str, ...]
+    dropout_rates: tuple[float, ...]
+    """After each hidden layer; the first is before them all."""
+    pixel_scale: float | None
+
+
+def checked_layers(arrays: Sequence[Sequence[np.ndarray[Any, Any]]]) -> tuple[Dense, ...]:
+    """The layers, kernel and bias, or kernel alone, each; every one taking what the one before gives.
+
+    Raises:
+        Refused: They are not: which, found and wanted.
+    """
+    layers: list[Dense] = []
+    for i, (kernel, *rest) in enumerate(arrays):
+        inputs = len(layers[-1].bias) if layers else "any"
+        if kernel.ndim != 2 or not kernel.size or (layers and kernel.shape[0] != inputs):
+            raise Refused(f"the kernel of Dense layer {i} is {list(kernel.shape)}, wanted [{inputs}, any]")
+        bias = rest[0] if rest else np.zeros(kernel.shape[1], np.float32)
+        if bias.shape != kernel.shape[1:]:
+            raise Refused(f"the bias of Dense layer {i} is {list(bias.shape)}, wanted [{kernel.shape[1]}]")
+        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+            raise Refused(f"Dense layer {i} has a weight that is not finite")
+        layers.append(Dense(kernel, bias))
+    if not layers:
+        raise Refused("it has no Dense layer")
+    return tuple(layers)
+
+
+def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> KerasNetwork:
+    """The network of a file's arrays and of what its config says.
+
+    Raises:
+        Refused: They differ; or the config is of a network that no `ModelConfig` can say.
+    """
+    if architecture is None:
+        note = f"it holds weights alone: the activation is taken to be --model.activation ({ModelConfig.activation})"
+        return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))
+    units = tuple(len(layer.bias) for layer in layers)
+    if units != architecture.units:
+        raise Refused(f"its Dense layers have {units} units, but its config says {architecture.units}")
+    *hidden, last = architecture.activations
+    if last not in ("softmax", "linear"):
+        raise Refused(f"its last layer ends in {last}, wanted softmax, or linear for logits")
+    for activation in hidden:
+        if activation not in ACTIVATIONS:
+            why = ": Keras's is exact, and ours approximated by tanh" if activation == "gelu" else ""
+            raise Refused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}{why}")
+    if len(set(hidden)) > 1:
+        raise Refused(f"its hidden layers have several activations ({', '.join(hidden)}), wanted one for all")
+    before, *rates = architecture.dropout_rates
+    notes = []
+    if before or len(set(rates)) > 1:
+        notes.append(f"its dropout differs from layer to layer, {architecture.dropout_rates}: further training has one")
+    return KerasNetwork(
+        layers=layers,
+        activation=ACTIVATIONS[hidden[0]] if hidden else None,
+        dropout_rate=max(rates, default=0.0),
+        pixel_scale=architecture.pixel_scale,
+        notes=tuple(notes),
+    )
+
+
+def parse_architecture(plain: Any) -> Architecture:
+    """What the config of a Sequential or a linear Functional model says.
+
+    Raises:
+        Refused: A layer of another kind, by name, or one that is not in a row.
+    """
+    try:
+        return _architecture(plain["class_name"], plain["config"])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise Refused(f"its config is not that of a Keras model ({type(error).__name__}: {error})") from error
+
+
+def _architecture(kind: str, config: Any) -> Architecture:
+    if kind not in ("Sequential", "Functional", "Model"):
+        raise Refused(f"its model is {kind!r}, wanted Sequential or Functional; none of its Python is run")
+    # Keras before 2.2.3 wrote the layers of a Sequential alone.
+    layers: list[Mapping[str, Any]] = config if isinstance(config, list) else config["layers"]
+    if kind != "Sequential":
+        _check_in_a_row(layers)
+    units: list[int] = []
+    activations: list[str] = []
+    rates = [0.0]
+    scale: float | None = None
+    for layer in layers:
+        name, values = layer["class_name"], layer["config"]
+        match name:
+            case "InputLayer" | "Flatten":
+                if name == "Flatten" and (units or values.get("data_format") == "channels_first"):
+                    raise Refused("its Flatten layer is not at the start, or channels_first")
+            case "Dense":
+                units.append(int(values["units"]))
+                activations.append(_activation(values["activation"]))
+                rates.append(0.0)
+            case "Dropout":
+                rates[-1] = float(values["rate"])
+                if not 0 <= rates[-1] < 1:
+                    raise ValueError(f"rate {rates[-1]}")
+            case "Activation" | "ReLU" | "Softmax" if units and activations[-1] == "linear":
+                activations[-1] = _activation_of_layer(name, values)
+            case "Rescaling" if not units and scale is None and values["offset"] == 0:
+                scale = float(values["scale"])
+                if not 0 < scale < math.inf:
+                    raise ValueError(f"scale {scale}")
+            case _:
+                raise Refused(f"its layer {name!r} is not one of a multilayer perceptron, or not there; it is not run")
+    return Architecture(tuple(units), tuple(activations), tuple(rates[: max(len(units), 1)]), scale)
+
+
+def _activation(value: Any) -> str:
+    """Keras 3 writes a dictionary where the function is one of its own by another name."""
+    return str(value["config"] if isinstance(value, dict) else value)
+
+
+def _activation_of_layer(name: str, values: Mapping[str, Any]) -> str:
+    if name == "Activation":
+        return _activation(values["activation"])
+    if name == "Softmax":
+        if values.get("axis", -1) != -1:
+            raise Refused(f"its Softmax layer is over axis {values['axis']}, wanted -1")
+        return "softmax"
+    if values.get("max_value") is not None or values.get("negative_slope") or values.get("threshold"):
+        raise Refused("its ReLU layer is not max(x, 0)")
+    return "relu"
+
+
+def _check_in_a_row(layers: Sequence[Mapping[str, Any]]) -> None:
+    """Every layer of a Functional model but the first takes the one before, and nothing else."""
+    for before, layer in zip([None, *layers], layers, strict=False):
+        text = str(layer["inbound_nodes"])
+        named = [each["config"]["name"] for each in layers if f"'{each['config']['name']}'" in text]
+        if named != ([before["config"]["name"]] if before else []) or len(layer["inbound_nodes"]) > 1:
+            raise Refused(f"its layer {layer['config']['name']!r} does not simply follow the one before")

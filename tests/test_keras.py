@@ -1,0 +1,346 @@
+"""Files that real Keras wrote become runs that answer as Keras did; anything else is named and refused, unharmed."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from jaxmlp import data
+from jaxmlp.cli import main
+from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.data import catalog
+from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.inference import evaluate, load_model
+from jaxmlp.keras import import_network, read_keras
+from jaxmlp.run.directory import RunDirectory
+
+FILES = Path(__file__).parent / "keras_files"
+"""Written by real Keras 2.2.4 and 3.15.1: see `make.py` there."""
+IMAGES = np.uint8(np.arange(7 * 16).reshape(7, 4, 4, 1) * 37 % 256)
+"""As there."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    """A data set of pictures of the files' shape and classes, called tiny."""
+    rng = np.random.default_rng(0)
+    splits = [(rng.integers(0, 256, (n, 4, 4), np.uint8), np.arange(n) % 3) for n in (30, 12)]
+    data.register("tiny", lambda: (splits[0], splits[1]))
+    yield
+    catalog._registered.pop("tiny")
+
+
+def imported(name: str, path: Path, *flags: str) -> int:
+    words = ["--data.name", "tiny", "--batch-size", "10", "--epochs", "2", "--out", str(path)]
+    return main(["import-keras", str(FILES / name), *words, *flags])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected", "flags"),
+    [
+        ("keras2.h5", "keras2", ()),
+        ("keras2_weights.h5", "keras2", ("--model.activation", "tanh")),
+        ("keras3.h5", "keras3", ()),
+        ("keras3.keras", "keras3", ()),
+        ("keras3.weights.h5", "keras3", ("--model.activation", "tanh")),
+        ("functional.h5", "functional", ()),
+        ("functional.keras", "functional", ()),
+    ],
+)
+def test_a_run_made_of_a_file_of_keras_answers_as_keras_did(
+    name: str, expected: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert imported(name, tmp_path / "run", *flags) == 0
+    found = load_model(tmp_path / "run").probabilities(IMAGES)
+    assert np.ptp(found, axis=0).min() > 0.01, "all images are alike to it: this test shows little"
+    np.testing.assert_allclose(found, np.load(FILES / f"{expected}.npy"), atol=5e-7)  # some roundings of float32
+
+
+def test_what_the_file_says_is_in_the_config_and_what_it_cannot_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imported("keras3.keras", tmp_path / "whole")
+    config = RunDirectory.open(tmp_path / "whole", write=False).config
+    assert (config.name, config.model.hidden_sizes) == ("keras3", (6, 5))
+    assert (config.model.activation, config.model.dropout_rate, config.data.pixel_scale) == ("tanh", 0.5, 1 / 255)
+    imported("functional.keras", tmp_path / "functional")
+    config = RunDirectory.open(tmp_path / "functional", write=False).config
+    assert (config.model.activation, config.data.pixel_scale) == ("silu", 1 / 128)
+    capsys.readouterr()
+    imported("keras3.weights.h5", tmp_path / "weights")
+    assert "it holds weights alone: the activation is taken to be --model.activation (relu)" in capsys.readouterr().out
+
+
+def test_the_run_is_scored_evaluated_asked_and_trained_further(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(tmp_path / "run")
+    assert imported("keras3.keras", tmp_path / "run", "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    scored = evaluate(load_model(run), data.load(DataConfig(name="tiny", validation="test")).test)
+    assert (document["test_loss"], document["test_accuracy"]) == (scored.loss, scored.accuracy)
+    assert (document["status"], document["epochs"], document["run_dir"]) == ("interrupted", 0, run)
+    before = load_model(run)
+    assert main(["evaluate", run]) == 0
+    np.save(tmp_path / "images.npy", IMAGES)
+    assert main(["predict", run, str(tmp_path / "images.npy")]) == 0
+    assert main(["train", "--resume", run, "--verbose", "0"]) == 0
+    after = load_model(run)
+    assert (before.step, after.step) == (0, 6)
+    moved = np.abs(after.params["Dense_0"]["kernel"] - before.params["Dense_0"]["kernel"])
+    # Six updates of RMSprop move a weight by rate / sqrt(1 - rho) each at most: it went on from the imported ones.
+    assert 0 < moved.max() <= 6 * 0.001 / math.sqrt(0.1)
+
+
+def test_flags_that_make_another_network_of_it_are_refused(tmp_path: Path) -> None:
+    dataset = data.load(DataConfig(name="tiny", validation="test"))
+    network = read_keras(FILES / "keras3.keras")
+    for path, value in {"hidden_sizes": (7, 5), "activation": "relu"}.items():
+        model = {"hidden_sizes": (6, 5), "activation": "tanh", path: value}
+        config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | {"batch_size": 10})
+        config = ExperimentConfig.from_dict(config.to_dict() | {"model": config.to_dict()["model"] | model})
+        with pytest.raises(ConfigError, match=f"model.{path} must be the file's"):
+            import_network(network, config, dataset, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_of_other_images_or_classes_than_the_datas_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data.name", "mnist_5k", "--data.validation", "none", "--out", str(tmp_path / "run")]
+    assert main(["import-keras", str(FILES / "keras3.keras"), *words]) == 5
+    wanted = "the file maps 16 numbers to 3 classes, mnist_5k (784, 10)."
+    assert capsys.readouterr().err.splitlines()[0] == wanted
+
+
+def archive(config: bytes | None = None, compression: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
+    """The .keras file again, with another config, or compressed."""
+    made = io.BytesIO()
+    with zipfile.ZipFile(FILES / "keras3.keras") as real, zipfile.ZipFile(made, "w", compression) as new:
+        for name in real.namelist():
+            new.writestr(name, config if config and name == "config.json" else real.read(name))
+        for name, content in more.items():
+            new.writestr(name, content)
+    return made.getvalue()
+
+
+def config_with(change: Callable[[dict[str, Any]], Any]) -> bytes:
+    with zipfile.ZipFile(FILES / "keras3.keras") as real:
+        config = json.loads(real.read("config.json"))
+    change(config)
+    return archive(json.dumps(config).encode())
+
+
+def layer(config: dict[str, Any], index: int) -> dict[str, Any]:
+    values: dict[str, Any] = config["config"]["layers"][index]
+    return values
+
+
+LAMBDA = {"class_name": "Lambda", "config": {"name": "lambda", "function": {"class_name": "__lambda__", "config": {}}}}
+
+WRONG_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "cut short": (lambda: (FILES / "keras3.keras").read_bytes()[:-900], "it is damaged"),
+    "bomb": (lambda: archive(b" " * 10**7, zipfile.ZIP_DEFLATED), "its config.json is compressed"),
+    "long config": (lambda: archive(b" " * (1 << 22) + b" "), "its config.json has 4194305 bytes, wanted 4194304"),
+    "deep config": (lambda: archive(b"[" * 10**5), "its config is not JSON"),
+    "no config of a model": (lambda: archive(b"[]"), "its config is not that of a Keras model"),
+    "Python code": (
+        lambda: config_with(lambda c: c["config"]["layers"].append(LAMBDA)),
+        "its layer 'Lambda' is not one",
+    ),
+    "convolution": (
+        lambda: config_with(lambda c: layer(c, 2).update(class_name="Conv2D")),
+        "its layer 'Conv2D' is not",
+    ),
+    "other class": (
+        lambda: config_with(lambda c: c.update(class_name="Mine")),
+        "its model is 'Mine', wanted Sequential",
+    ),
+    "other units": (
+        lambda: config_with(lambda c: layer(c, 2)["config"].update(units=7)),
+        r"its Dense layers have \(6, 5, 3\) units, but its config says \(7, 5, 3\)",
+    ),
+    "other activations": (
+        lambda: config_with(lambda c: layer(c, 2)["config"].update(activation="relu")),
+        r"its hidden layers have several activations \(relu, tanh\)",
+    ),
+    "gelu": (
+        lambda: config_with(lambda c: [layer(c, i)["config"].update(activation="gelu") for i in (2, 4)]),
+        "its activation gelu is not one of .*: Keras's is exact, and ours approximated by tanh",
+    ),
+    "sigmoid at the end": (
+        lambda: config_with(lambda c: layer(c, 6)["config"].update(activation="sigmoid")),
+        "its last layer ends in sigmoid, wanted softmax",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_ARCHIVES)
+def test_an_archive_that_is_no_stack_of_dense_layers_is_refused(case: str, tmp_path: Path) -> None:
+    make, message = WRONG_ARCHIVES[case]
+    (tmp_path / "x.keras").write_bytes(make())
+    with pytest.raises(RunError, match=rf"x\.keras cannot be imported: {message}"):
+        read_keras(tmp_path / "x.keras")
+
+
+def branched(config: dict[str, Any]) -> None:
+    """The second Dense layer takes the input's layer."""
+    layers = config["config"]["layers"]
+    text = json.dumps(layers[-2]["inbound_nodes"]).replace(layers[-3]["config"]["name"], layers[2]["config"]["name"])
+    layers[-2]["inbound_nodes"] = json.loads(text)
+
+
+def test_layers_that_do_not_follow_one_another_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(FILES / "functional.keras") as real:
+        config = json.loads(real.read("config.json"))
+        weights = real.read("model.weights.h5")
+    branched(config)
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as new:
+        new.writestr("config.json", json.dumps(config))
+        new.writestr("model.weights.h5", weights)
+    with pytest.raises(RunError, match="does not simply follow the one before"):
+        read_keras(tmp_path / "x.keras")
+
+
+def replaced(file: h5py.File, **how: Any) -> None:
+    """Another dataset in the place of the first kernel."""
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars"].create_dataset("0", **how)
+
+
+def never_written(file: h5py.File) -> None:
+    """A terabyte that takes no byte of the file, and is all zeros when it is read."""
+    replaced(file, shape=(1 << 20, 1 << 18), dtype="f4")
+
+
+def stored_outside(file: h5py.File) -> None:
+    replaced(file, shape=(16, 6), dtype="f4", external=[("/dev/zero", 0, 16 * 6 * 4)])
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((16, 6), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", (16, 6))
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars"].create_virtual_dataset("0", layout)
+
+
+def linked(file: h5py.File) -> None:
+    del file["layers/dense/vars/0"]
+    file["layers/dense/vars/0"] = h5py.ExternalLink("other.h5", "x")
+
+
+def many_times(file: h5py.File) -> None:
+    """A large array under the names of two layers."""
+    replaced(file, data=np.zeros((16, 6000), "f4"))
+    file["layers/dense_3/vars/0"] = file["layers/dense/vars/0"]
+
+
+def pickled(file: h5py.File) -> None:
+    replaced(file, data=np.void(pickle.dumps({"a": 1})))
+
+
+WRONG_HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "compressed": (
+        lambda f: replaced(f, shape=(1 << 20, 1 << 10), dtype="f4", chunks=(1 << 10, 1 << 10), compression="gzip"),
+        r"/layers/dense/vars/0 \[1048576, 1024\] is compressed, or not whole in the file",
+    ),
+    "never written": (
+        never_written,
+        r"/layers/dense/vars/0 \[1048576, 262144\] is compressed, or not whole in the file",
+    ),
+    "stored outside": (stored_outside, "/layers/dense/vars/0 .* is compressed, or not whole in the file"),
+    "virtual": (virtual, "/layers/dense/vars/0 .* is compressed, or not whole in the file"),
+    "a link to another file": (linked, "0 is a link elsewhere"),
+    "one array many times": (many_times, "is compressed, or not whole in the file"),
+    "a pickle": (pickled, "/layers/dense/vars/0 is |V.*, wanted float32"),
+    "half precision": (lambda f: replaced(f, data=np.zeros((16, 6), "f2")), "is float16, wanted float32"),
+    "another kernel": (
+        lambda f: replaced(f, data=np.zeros((16, 7), "f4")),
+        r"the bias of Dense layer 0 is \[6\], wanted \[7\]",
+    ),
+    "a kernel of an image": (
+        lambda f: replaced(f, data=np.zeros((4, 4, 6), "f4")),
+        r"the kernel of Dense layer 0 is \[4, 4, 6\], wanted \[any, any\]",
+    ),
+    "not a number": (lambda f: replaced(f, data=np.full((16, 6), np.nan, "f4")), "has a weight that is not finite"),
+    "another layer": (lambda f: f.move("layers/dense", "layers/conv2d"), "its layer 'conv2d' has 2 weights"),
+    "no layers": (lambda f: f.__delitem__("layers"), "it has no layer_names: it is not a file of Keras"),
+    "a layer that is an array": (
+        lambda f: (f.move("layers/dense", "d"), f.create_dataset("layers/dense", data=np.zeros(3, "f4")))[0],
+        "/layers/dense is no group",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_HDF5)
+def test_weights_that_are_not_plain_arrays_of_the_file_itself_are_refused(case: str, tmp_path: Path) -> None:
+    change, message = WRONG_HDF5[case]
+    path = tmp_path / "x.weights.h5"
+    path.write_bytes((FILES / "keras3.weights.h5").read_bytes())
+    with h5py.File(path, "a") as file:
+        change(file)
+    with pytest.raises(RunError, match=rf"x\.weights\.h5 cannot be imported: .*{message}"):
+        read_keras(path)
+
+
+def test_a_layer_list_that_names_a_layer_twice_or_is_no_text_is_refused(tmp_path: Path) -> None:
+    for names, message in {
+        (b"dense_1", b"dense_1"): "its attribute layer_names names something twice",
+        (1, 2): "its attribute layer_names is not text",
+    }.items():
+        path = tmp_path / "x.h5"
+        path.write_bytes((FILES / "keras2_weights.h5").read_bytes())
+        with h5py.File(path, "a") as file:
+            file.attrs["layer_names"] = np.array(names)
+        with pytest.raises(RunError, match=message):
+            read_keras(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (pickle.dumps({"weights": [1.0] * 99}), "it is neither HDF5 nor a .keras archive"),
+        (b"", "it is neither HDF5 nor a .keras archive"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "it is neither HDF5 nor a .keras archive"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is not an HDF5 file, or is cut short"),
+        (b"PK\x03\x04" + bytes(99), "it is damaged"),
+    ],
+    ids=["pickle", "empty", "png", "hdf5", "zip"],
+)
+def test_a_file_of_another_kind_under_keras_name_exits_5(
+    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(content)
+    assert main(["import-keras", str(path)]) == 5
+    assert capsys.readouterr().err.startswith(f"{path} cannot be imported: {message}")
+    assert main(["import-keras", str(tmp_path / "nothing.h5")]) == 5
+    assert "nothing.h5 is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "keras3.keras"])
+def test_a_damaged_file_gives_an_error_or_a_network_and_nothing_else(name: str, tmp_path: Path) -> None:
+    whole, rng = (FILES / name).read_bytes(), np.random.default_rng(0)
+    path, refused = tmp_path / name, 0
+    for trial in range(120):
+        damaged = bytearray(whole)
+        if trial % 3:
+            damaged[rng.integers(len(whole) if trial % 3 == 1 else 4000)] ^= 1 << rng.integers(8)
+        else:
+            del damaged[rng.integers(len(whole)) :]
+        path.write_bytes(damaged)
+        try:
+            read_keras(path)
+        except RunError:
+            refused += 1
+    assert refused > 30  # HDF5 has no sums: a changed weight is another weight
