@@ -12,11 +12,12 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint lock clean
+.PHONY: help train test test-browser lint lock clean
 
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
+	@echo 'make test-browser  the tests of pages, in Chromium'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -32,6 +33,11 @@ train: $(READY)
 # A worker takes whole files, whose tests share what is costly to make.
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+
+# In the system's Chromium; without one, first: .venv/bin/playwright install chromium
+test-browser: $(READY)
+	$(BIN)/python -m pip install --quiet 'playwright >=1.56'
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # Tests hand NumPy arrays to functions of JAX arrays.
 lint: $(READY)

@@ -11,6 +11,7 @@ from PIL import Image, UnidentifiedImageError
 
 from jaxmlp.data import as_images, read_idx
 from jaxmlp.errors import DataError
+from jaxmlp.prepare import SIDE, find_ink, prepare
 
 PICTURES = (".png", ".jpg", ".jpeg")
 OTHERS = (".npy", ".idx", "-ubyte", ".gz")
@@ -28,33 +29,35 @@ class FileImages(NamedTuple):
     """uint8 or float32 [n, height, width, channels]."""
 
 
-def read_images(path: Path, image_shape: tuple[int, int, int]) -> list[FileImages]:
+def read_images(path: Path, image_shape: tuple[int, int, int], *, digits: bool = False) -> list[FileImages]:
     """The images of a file, or of a folder's files in the order of their names.
 
     Args:
         path: PNG, JPEG, `.npy` of one image or many, IDX, gzipped or not, or a folder of these.
         image_shape: Height, width and channels that the model takes.
+        digits: Whether the model takes MNIST's digits. Then a PNG or JPEG may have any size, colours, and dark ink on
+            light paper, and is prepared as MNIST's were; one that is 28 x 28, grey and light on dark is taken as it is.
 
     Raises:
         DataError: Nothing is there, a file is damaged, or holds images of another shape: found and wanted.
     """
     if not path.is_dir():
-        return [FileImages(path, _read(path, image_shape))]
+        return [FileImages(path, _read(path, image_shape, digits))]
     try:
         files = sorted(file for file in path.iterdir() if file.name.lower().endswith((*PICTURES, *OTHERS)))
     except OSError as error:
         raise DataError(f"data: {path} cannot be read: {error.strerror}") from None
     if not files:
         raise DataError(f"data: {path} has no images: wanted {', '.join((*PICTURES, '.npy'))} or IDX files")
-    return [FileImages(file, _read(file, image_shape)) for file in files]
+    return [FileImages(file, _read(file, image_shape, digits)) for file in files]
 
 
-def _read(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> np.ndarray[Any, Any]:
     if not path.exists():
         raise DataError(f"data: {path} is not there")
     suffix = path.suffix.lower()
     if suffix in PICTURES:
-        return _read_picture(path, image_shape)
+        return _read_picture(path, image_shape, digits)
     array = _read_npy(path) if suffix == ".npy" else read_idx(path)
     if array.shape in (image_shape, image_shape[:2]):
         array = array[np.newaxis]
@@ -75,18 +78,33 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
     return array
 
 
-def _read_picture(path: Path, image_shape: tuple[int, int, int]) -> np.ndarray[Any, Any]:
+def _read_picture(path: Path, image_shape: tuple[int, int, int], digits: bool) -> np.ndarray[Any, Any]:
     height, width, channels = image_shape
     mode, modes = ("L", ("L", "1", "P", "RGB")) if channels == 1 else ("RGB", ("RGB", "P"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                if picture.size != (width, height) or picture.mode not in modes:
+            with Image.open(path, formats=("PNG", "JPEG")) as picture:
+                fits = picture.size == (width, height) and picture.mode in modes
+                if digits and not (fits and _is_light_on_dark(picture)):
+                    return _read_digit(path, picture)
+                if not fits:
                     found = f"{picture.height} x {picture.width} {MODES.get(picture.mode, picture.mode)}"
                     raise DataError(f"data: {path} is {found}, wanted {height} x {width} {MODES[mode]}")
                 return np.asarray(picture.convert(mode)).reshape(1, *image_shape)
     except UnidentifiedImageError:
-        raise DataError(f"data: {path} is not an image") from None
+        raise DataError(f"data: {path} is not a PNG or JPEG image") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"data: {path} cannot be read as an image: {error}") from None
+
+
+def _is_light_on_dark(picture: Image.Image) -> bool:
+    grey = np.asarray(picture.convert("L"))
+    return bool(min(grey[0].min(), grey[-1].min(), grey[:, 0].min(), grey[:, -1].min()) < 128)
+
+
+def _read_digit(path: Path, picture: Image.Image) -> np.ndarray[Any, Any]:
+    digit = prepare(find_ink(picture))
+    if digit is None:
+        raise DataError(f"data: {path} shows no digit: wanted one, dark on light or light on dark")
+    return digit.reshape(1, SIDE, SIDE, 1)

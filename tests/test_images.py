@@ -100,7 +100,7 @@ def png(image: np.ndarray) -> bytes:
             "x.png is 28 x 28 colour with transparency, wanted 28 x 28 grey",
         ),
         ("x.png", png(IMAGES[0, ..., 0])[:400], "x.png cannot be read as an image: "),
-        ("x.jpg", b"hello", "x.jpg is not an image"),
+        ("x.jpg", b"hello", "x.jpg is not a PNG or JPEG image"),
         (
             "x.npy",
             npy(np.zeros((2, 28, 27))),

@@ -250,18 +250,23 @@ def pickled(file: h5py.File) -> None:
 
 
 WRONG_HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "compressed": (
-        lambda f: replaced(f, shape=(1 << 20, 1 << 10), dtype="f4", chunks=(1 << 10, 1 << 10), compression="gzip"),
-        r"/layers/dense/vars/0 \[1048576, 1024\] is compressed, or not whole in the file",
+    "a chunk larger than the array": (
+        lambda f: replaced(
+            f, data=np.ones((16, 6), "f4"), maxshape=(None, None), chunks=(1 << 9, 1 << 9), compression="gzip"
+        ),
+        r"/layers/dense/vars/0 \[16, 6\] is not plain, as Keras writes it",
     ),
     "never written": (
         never_written,
-        r"/layers/dense/vars/0 \[1048576, 262144\] is compressed, or not whole in the file",
+        r"/layers/dense/vars/0 \[1048576, 262144\] is not plain, as Keras writes it, or larger than the file",
     ),
-    "stored outside": (stored_outside, "/layers/dense/vars/0 .* is compressed, or not whole in the file"),
-    "virtual": (virtual, "/layers/dense/vars/0 .* is compressed, or not whole in the file"),
+    "stored outside": (
+        stored_outside,
+        "/layers/dense/vars/0 .* is not plain, as Keras writes it, or larger than the file",
+    ),
+    "virtual": (virtual, "/layers/dense/vars/0 .* is not plain, as Keras writes it, or larger than the file"),
     "a link to another file": (linked, "0 is a link elsewhere"),
-    "one array many times": (many_times, "is compressed, or not whole in the file"),
+    "one array many times": (many_times, "is not plain, as Keras writes it, or larger than the file"),
     "a pickle": (pickled, "/layers/dense/vars/0 is |V.*, wanted float32"),
     "half precision": (lambda f: replaced(f, data=np.zeros((16, 6), "f2")), "is float16, wanted float32"),
     "another kernel": (

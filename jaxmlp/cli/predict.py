@@ -22,14 +22,17 @@ SHADES = " .:-=+*#%@"
 
 @dataclass(frozen=True, kw_only=True)
 class PredictFlags(flags.DeviceFlags):
-    """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these."""
+    """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these.
+
+    Photographs and scans of digits may have any size and colours: they are prepared as MNIST was.
+    """
 
     checkpoint: str = "last"
     """last, best (the lowest validation loss), or the step of one."""
     top: int = ranged(3, "[1, 1000]")
     """How many classes to tell of each image."""
     show: flags.Switch = False
-    """Draw each image in characters."""
+    """Draw each image in characters, as the model sees it."""
     csv: Path | None = None
     """Write the answers to this file too."""
 
@@ -45,7 +48,8 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.run.find import find_run
 
     model = load_model(find_run(name), chosen.checkpoint)
-    found = [each for name in names for each in read_images(Path(name), model.image_shape)]
+    digits = model.image_shape == (28, 28, 1) and model.config.data.name in ("mnist", "mnist_5k")
+    found = [each for name in names for each in read_images(Path(name), model.image_shape, digits=digits)]
     places = [(str(each.file), index) for each in found for index in range(len(each.images))]
     images = np.concatenate([each.images for each in found])
     predictions: list[dict[str, Any]] = []

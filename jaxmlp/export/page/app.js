@@ -181,7 +181,7 @@ let picked = false; // Whether a person has picked a unit; until then the bright
 
 /** Blue for positive parts of 1, orange for negative, on what the theme has for nothing. */
 function colour(part, off) {
-  const towards = part > 0 ? (dark.matches ? [110, 176, 255] : [31, 102, 214]) : dark.matches ? [255, 157, 63] : [217, 115, 13];
+  const towards = part > 0 ? (dark.matches ? [110, 176, 255] : [31, 102, 214]) : dark.matches ? [255, 157, 63] : [180, 83, 9];
   const amount = Math.min(Math.abs(part), 1);
   return off.map((from, i) => Math.round(from + (towards[i] - from) * amount));
 }

@@ -1,0 +1,110 @@
+"""Digits on paper or drawn, prepared as MNIST's were: light on black, in a 20 x 20 box, centre of mass in 28 x 28.
+
+Source: LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/. `export/page/prepare.js` does the same to a
+drawing, step by step; a test compares them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageOps
+from scipy import ndimage
+
+SIDE, BOX = 28, 20
+PHOTO_SIDE = 384
+"""Pixels of the longer side that a photograph is reduced to before its ink is looked for, about."""
+LEAST_CONTRAST = 24
+"""Of 255, between paper and ink."""
+SPECK = 0.05
+"""Part of the largest stroke that another must have to belong to the digit."""
+INSIDE = 0.2
+"""Part of the largest stroke that one inside must have for those at the border to be left out."""
+
+
+def prepare(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 28"] | None:
+    """The digit in MNIST's frame, or none where there is no ink.
+
+    Args:
+        ink: 0 where there is none, to 255.
+    """
+    rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
+        return None
+    cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float64)
+    height, width = (max(1, int(BOX * side / max(cut.shape) + 0.5)) for side in cut.shape)
+    digit = _overlaps(cut.shape[0], height) @ cut @ _overlaps(cut.shape[1], width).T
+    top, left = (
+        int(np.clip(SIDE // 2 - np.floor(centre + 0.5), 0, SIDE - side))
+        for centre, side in zip(ndimage.center_of_mass(digit), digit.shape, strict=True)
+    )
+    framed = np.zeros((SIDE, SIDE), np.uint8)
+    framed[top : top + height, left : left + width] = np.floor(digit + 0.5)
+    return framed
+
+
+def _overlaps(wide: int, narrow: int) -> Float[np.ndarray, "narrow wide"]:
+    """How much of each of `wide` cells is in each of `narrow` ones of the same length together; rows sum to 1."""
+    ends = np.arange(narrow + 1)[:, np.newaxis] * (wide / narrow)
+    cells = np.arange(wide)
+    shared = np.minimum(ends[1:], cells + 1) - np.maximum(ends[:-1], cells)
+    return np.asarray(np.maximum(shared, 0) * (narrow / wide))
+
+
+def find_ink(picture: Image.Image) -> Float[np.ndarray, "height width"]:
+    """The ink of a photograph, scan or drawing of one digit: 0 to 255, whichever of paper and ink is darker.
+
+    Args:
+        picture: Of any mode and size.
+    """
+    grey = _grey(ImageOps.exif_transpose(picture))
+    border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    # The border is paper, or most of it.
+    dark_on_light = np.median(border) > (grey.min() + grey.max()) / 2
+    light = 255 - grey if dark_on_light else grey
+    # Paper is what is left where all that is narrower than a quarter of the picture is taken away.
+    contrast = light - ndimage.grey_opening(light, size=max(3, max(light.shape) // 4))
+    threshold = _otsu(contrast)
+    strokes = contrast > threshold
+    full = float(np.median(contrast[strokes])) if strokes.any() else 0.0
+    if full < LEAST_CONTRAST:
+        return np.zeros_like(grey)
+    # From half the threshold, so that the edges of strokes stay soft.
+    ink = np.clip((contrast - threshold / 2) / (full - threshold / 2), 0, 1) * 255
+    near_digit = ndimage.binary_dilation(_digit(strokes), np.ones((3, 3)), iterations=2)
+    return np.where(near_digit, ink, 0)
+
+
+def _grey(picture: Image.Image) -> Float[np.ndarray, "height width"]:
+    """0 to 255, transparent parts as paper, no side longer than `PHOTO_SIDE`."""
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        whole = picture.convert("RGBA")
+        alpha, brightness = (np.asarray(part, np.float64) for part in (whole.getchannel("A"), whole.convert("L")))
+        is_dark = (alpha * brightness).sum() < 127.5 * alpha.sum()
+        picture = Image.alpha_composite(Image.new("RGBA", whole.size, "white" if is_dark else "black"), whole)
+    picture = picture.convert("L")
+    return np.asarray(picture.reduce(-(-max(picture.size) // PHOTO_SIDE)), np.float64)
+
+
+def _otsu(values: Float[np.ndarray, "..."]) -> float:
+    """The threshold that parts the values into two classes of least spread. Source: Otsu 1979."""
+    counts, edges = np.histogram(values, bins=256)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below, above = counts.cumsum()[:-1], counts[::-1].cumsum()[::-1][1:]
+    sums = (counts * centres).cumsum()
+    means = sums[:-1] / np.maximum(below, 1), (sums[-1] - sums[:-1]) / np.maximum(above, 1)
+    return float(edges[1:-1][np.argmax(below * above * (means[1] - means[0]) ** 2)])
+
+
+def _digit(strokes: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The strokes without specks, and without what reaches in over the border, such as a table's edge."""
+    parts, count = ndimage.label(strokes, np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1).astype(float)
+    sizes[0] = 0
+    inside = sizes.copy()
+    inside[np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))] = 0
+    # A digit may touch the border itself: then what is inside is specks.
+    sizes = inside if inside.max() > INSIDE * sizes.max() else sizes
+    return np.asarray((sizes > SPECK * sizes.max())[parts])
