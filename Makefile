@@ -46,12 +46,14 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests --disable-error-code=arg-type --no-warn-unused-ignores
 
+EXTRAS := report keras onnx orbax dev
+
 # uv writes hashes for every platform, and pip-tools only for this one.
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv --no-config pip compile pyproject.toml --extra report --extra dev --output-file requirements.lock \
-		--universal --python-version 3.12 --generate-hashes --no-emit-index-url --custom-compile-command 'make lock' \
-		--quiet $(if $(UPGRADE),--upgrade)
+	$(BIN)/python -m uv --no-config pip compile pyproject.toml $(EXTRAS:%=--extra %) \
+		--output-file requirements.lock --universal --python-version 3.12 --generate-hashes --no-emit-index-url \
+		--custom-compile-command 'make lock' --quiet $(if $(UPGRADE),--upgrade)
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
