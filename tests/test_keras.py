@@ -22,6 +22,7 @@ from jaxmlp.data import catalog
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.inference import evaluate, load_model
 from jaxmlp.keras import import_network, read_keras
+from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 
 FILES = Path(__file__).parent / "keras_files"
@@ -91,6 +92,10 @@ def test_the_run_is_scored_evaluated_asked_and_trained_further(
     assert (document["test_loss"], document["test_accuracy"]) == (scored.loss, scored.accuracy)
     assert (document["status"], document["epochs"], document["run_dir"]) == ("interrupted", 0, run)
     before = load_model(run)
+    manifest = RunDirectory.open(run, write=False).manifest
+    assert (
+        manifest["imported"] == {"params_sha256": digest(before.params)} == {"params_sha256": document["params_sha256"]}
+    )
     assert main(["evaluate", run]) == 0
     np.save(tmp_path / "images.npy", IMAGES)
     assert main(["predict", run, str(tmp_path / "images.npy")]) == 0

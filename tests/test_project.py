@@ -173,7 +173,9 @@ def test_the_lock_holds_what_the_project_asks_for() -> None:
     pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
     locked = ("report", "keras", "onnx", "orbax", "dev")
-    asked = [Requirement(line) for line in [*PROJECT["dependencies"], *(one for name in locked for one in extras[name])]]
+    asked = [
+        Requirement(line) for line in [*PROJECT["dependencies"], *(one for name in locked for one in extras[name])]
+    ]
     unmet = [str(one) for one in asked if not one.specifier.contains(pins.get(canonicalize_name(one.name), "0"))]
     assert unmet == []
     assert pins["jax"] == pins["jaxlib"]

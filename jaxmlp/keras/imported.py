@@ -42,7 +42,9 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
         raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
     state = _state(network, config, dataset)
     position = {"epoch": 1, "done": 0, "epoch_s": 0.0, "best_val_loss": None}
-    with RunDirectory.create(path, config, manifest(config, dataset.sha256)) as run:
+    # So that nobody looks in the config for what these weights came from.
+    facts = {**manifest(config, dataset.sha256), "imported": {"params_sha256": digest(state.params)}}
+    with RunDirectory.create(path, config, facts) as run:
         run.save_checkpoint(0, leaves({"state": state, "sums": train.Sums.zero()}), position)
         scored = evaluate(load_model(run, image_shape=image_shape), dataset.test)
         history = History(
