@@ -172,11 +172,7 @@ def test_a_file_cut_short_or_of_another_kind_or_network_is_named_and_refused(nam
     export(loaded, name, path)
     images = np.zeros((1, 28, 28, 1), np.uint8)
     if path.is_dir():
-        (path / "_METADATA").unlink(missing_ok=True)
-        (path / "_CHECKPOINT_METADATA").unlink(missing_ok=True)
-        for part in path.rglob("*"):
-            if part.is_file():
-                part.write_bytes(part.read_bytes()[: part.stat().st_size // 2])
+        (path / "_METADATA").write_bytes(b"{")
         contents: list[bytes | None] = [None]
     else:
         whole = path.read_bytes()

@@ -30,7 +30,7 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp.export import FORMATS, export
     from jaxmlp.inference import load_model
-    from jaxmlp.run.directory import find_run
+    from jaxmlp.run.find import find_run
 
     run_dir = find_run(name)
     path = chosen.out or run_dir / f"model{FORMATS[chosen.format].suffix}"

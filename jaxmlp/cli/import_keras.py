@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.fit import check_batch_size
-    from jaxmlp.run.directory import default_run_dir
+    from jaxmlp.run.find import default_run_dir
 
     dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
     check_batch_size(chosen.config, dataset)

@@ -15,6 +15,7 @@ from jaxmlp.history import History
 from jaxmlp.inference import evaluate, load_model
 from jaxmlp.keras.network import KerasNetwork
 from jaxmlp.model import make_mlp
+from jaxmlp.position import Position
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -41,11 +42,11 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
     if found != (wanted := (int(np.prod(image_shape)), dataset.num_classes)):
         raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
     state = _state(network, config, dataset)
-    position = {"epoch": 1, "done": 0, "epoch_s": 0.0, "best_val_loss": None}
+    position = Position(state, train.Sums.zero())
     # So that nobody looks in the config for what these weights came from.
     facts = {**manifest(config, dataset.sha256), "imported": {"params_sha256": digest(state.params)}}
     with RunDirectory.create(path, config, facts) as run:
-        run.save_checkpoint(0, leaves({"state": state, "sums": train.Sums.zero()}), position)
+        run.save_checkpoint(0, position.arrays(), position.meta())
         scored = evaluate(load_model(run, image_shape=image_shape), dataset.test)
         history = History(
             config=config,
