@@ -25,9 +25,9 @@ STARTED = time.perf_counter()
 COMMANDS = {
     "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR goes on)",
     "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
-    "predict": "RUN FILE...     the classes of images: PNG, JPEG, .npy, IDX, folders",
+    "predict": "RUN FILE...     the classes of images: photographs and scans, .npy, IDX, folders",
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
-    "import-keras": "FILE      a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
+    "import-keras": "FILE            a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
     "data": "status|prepare  where the data is; make it ready before a run",
 }
