@@ -73,7 +73,12 @@ def join(cluster: Cluster) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(*cluster, initialization_timeout=JOIN_S, heartbeat_timeout_seconds=HEARTBEAT_S)
+        jax.distributed.initialize(
+            *cluster,
+            initialization_timeout=JOIN_S,
+            heartbeat_timeout_seconds=HEARTBEAT_S,
+            shutdown_timeout_seconds=SHUTDOWN_S,
+        )
     except (RuntimeError, ValueError) as error:
         where = cluster.address or "the detected cluster"
         first = str(error).partition("\n")[0]
@@ -203,8 +208,12 @@ def supervise(argv: Sequence[str]) -> int:
         else:
             print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
-    with open(reading) as told:
-        run_dir = told.read().strip()
+    with open(reading) as lines:
+        told = dict(line.rstrip("\n").split("=", 1) for line in lines)
+    if "code" in told:
+        # JAX aborts a process that ends alone: the others do not join it in its farewell.
+        return int(told["code"])
+    run_dir = told.get("run_dir")
     if code not in (-signal.SIGABRT, PeerLostError.exit_code):
         if code < 0:
             print("".join(withheld), end="", file=sys.stderr)
@@ -229,8 +238,7 @@ def become_supervised() -> None:
     sys.stdout = os.fdopen(int(os.environ[CHILD].split(",")[1]), "w", encoding="utf-8")
 
 
-def tell_run_dir(path: str) -> None:
-    """Tell the parent, if there is one, where the run is kept."""
+def tell(name: str, value: object) -> None:
+    """Tell the parent, if there is one: the `run_dir` where the run is kept, or the `code` that the child ends in."""
     if is_supervised():
-        with open(int(os.environ[CHILD].split(",")[0]), "w") as parent:
-            parent.write(path)
+        os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode())

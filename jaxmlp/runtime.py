@@ -5,6 +5,7 @@ Everything here that decides bits is in a run's manifest.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
@@ -37,6 +38,7 @@ def configure(device: Device = "auto", cluster: Cluster | None = None) -> None:
     import jax
     from jax._src import xla_bridge  # JAX has no public way to ask whether it is up.
 
+    logging.getLogger(xla_bridge.__name__).addFilter(_name_the_extra)
     up = xla_bridge.backends_are_initialized()
     missing = [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
     if not up:
@@ -66,6 +68,14 @@ def configure(device: Device = "auto", cluster: Cluster | None = None) -> None:
             f"device: {device} was asked for, but JAX finds {found}. "
             f"Install jaxmlp's extra {_EXTRAS.get(device)}, or leave --device at auto"
         )
+
+
+def _name_the_extra(record: logging.LogRecord) -> bool:
+    """Say in JAX's one line about an accelerator that it cannot use what would let it."""
+    for device, name in (("gpu", "An NVIDIA GPU"), ("tpu", "A Google TPU")):
+        if record.msg.startswith(f"{name} may be present"):
+            record.msg = f"{name} is present, but this JAX cannot use it. Install jaxmlp's extra {_EXTRAS[device]}"
+    return True
 
 
 def _keep_compiled_programs() -> None:

@@ -32,6 +32,24 @@ CONFIG = ExperimentConfig(
 )
 """
 
+OWN_DATA = """
+import os
+import numpy as np
+from jaxmlp import DataConfig, DataError, ExperimentConfig, ModelConfig
+from jaxmlp import data
+
+def load():
+    if os.environ["OWN_DATA"] == "damaged":
+        raise DataError("data: train-images is damaged")
+    pair = np.full((64, 28, 28, 1), int(os.environ["OWN_DATA"]), np.uint8), np.arange(64) % 10
+    return pair, pair
+
+data.register("own", load)
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(4,)), data=DataConfig(name="own", validation=None), epochs=1, batch_size=32
+)
+"""
+
 PROGRAM = [sys.executable, "-m", "jaxmlp", "train", "--json"]
 
 
@@ -45,7 +63,9 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Processes:
     """The processes of one distributed run, started together."""
 
-    def __init__(self, words: Sequence[Sequence[object]], devices: int) -> None:
+    def __init__(
+        self, words: Sequence[Sequence[object]], devices: int, environments: Sequence[dict[str, str]] | None = None
+    ) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -53,7 +73,7 @@ class Processes:
         self.all = [
             subprocess.Popen(
                 [*PROGRAM, *map(str, own), "--distributed", f"{address},{len(words)},{index}"],
-                env=os.environ | {"XLA_FLAGS": flags},
+                env=os.environ | {"XLA_FLAGS": flags} | (environments[index] if environments else {}),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -193,6 +213,47 @@ def test_processes_that_differ_end_and_say_in_what(experiment: Path, tmp_path: P
     for _, _, err in ended:
         assert "the processes of this run differ" in err
         assert "seed: 0 on process 0; 1 on process 1" in err
+
+
+def ends_with_data(data: Sequence[str], folder: Path) -> list[tuple[int, str, str]]:
+    """The ends of processes that find these data where the experiment names one."""
+    (folder / "own.py").write_text(OWN_DATA)
+    words = [[folder / "own.py", "--out", folder / "run"]] * len(data)
+    started = Processes(words, 1, [{"OWN_DATA": each} for each in data])
+    try:
+        return started.ends(100)
+    finally:
+        started.stop()
+
+
+@pytest.mark.slow
+def test_processes_with_other_data_end_and_name_its_sum(tmp_path: Path) -> None:
+    ended = ends_with_data(["1", "2"], tmp_path)
+    assert [code for code, _, _ in ended] == [5, 5], ended
+    assert all("data_sha256: " in err and "on process 1" in err for _, _, err in ended)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_alone_keeps_its_code_and_message_and_the_others_end_too(
+    failing: int, tmp_path: Path
+) -> None:
+    ended = ends_with_data(["damaged" if index == failing else "1" for index in (0, 1)], tmp_path)
+    assert ended[failing][0] == 4, ended
+    said = [line for line in ended[failing][2].splitlines() if not line.startswith("JAX detected proxy")]  # conftest's
+    assert said == ["data: train-images is damaged"]
+    assert ended[1 - failing][0] == 9, ended
+    assert "distributed: " in ended[1 - failing][2] and "is gone" in ended[1 - failing][2]
+
+
+@pytest.mark.slow
+def test_a_finished_run_resumed_on_two_processes_shows_its_result_on_both(
+    uninterrupted: dict[str, Any],
+) -> None:
+    with processes(2, 1, "--resume", uninterrupted["run_dir"]) as started:
+        ended = started.ends(100)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert {json.loads(out)["state_sha256"] for _, out, _ in ended} == {uninterrupted["state_sha256"]}
 
 
 @pytest.mark.slow

@@ -57,6 +57,35 @@ def test_a_device_that_is_not_there_is_named_with_those_that_are_and_the_extra(d
     )
 
 
+ON_A_MACHINE_WITH = """
+from jax._src import hardware_utils  # Stands in for what this machine may not have.
+hardware_utils.has_visible_nvidia_gpu = lambda: {gpu}
+hardware_utils.num_available_tpu_chips_and_device_id = lambda: ({tpus}, None)
+import logging, sys
+logging.getLogger("jax").addHandler(logging.StreamHandler(sys.stdout))
+from jaxmlp import configure
+configure({device!r})
+configure({device!r})
+print("up")"""
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tpus", "device", "said"),
+    [
+        (True, 0, "auto", "An NVIDIA GPU is present, but this JAX cannot use it. Install jaxmlp's extra cuda13 (or c"),
+        (False, 4, "auto", "A Google TPU is present, but this JAX cannot use it. Install jaxmlp's extra tpu"),
+        (True, 4, "cpu", "up"),  # as asked for
+        (False, 0, "auto", "up"),
+    ],
+)
+def test_an_accelerator_that_this_jax_cannot_use_is_told_once_with_the_extra(
+    gpu: bool, tpus: int, device: str, said: str
+) -> None:
+    lines = python(ON_A_MACHINE_WITH.format(gpu=gpu, tpus=tpus, device=device)).splitlines()
+    assert lines[0].startswith(said)
+    assert lines[1:] == ["up"] * (said != "up")
+
+
 def test_a_platform_that_jax_cannot_start_is_named() -> None:
     said = python("from jaxmlp import configure\nconfigure()", JAX_PLATFORMS="cuda")
     assert said.startswith("DeviceError 6 device: JAX cannot start on cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -100,20 +101,21 @@ def _begin(chosen: TrainFlags) -> Answer:
 
 
 def _resume(chosen: ResumeFlags) -> Answer:
+    from jaxmlp import distributed
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import find_run
 
-    if chosen.distributed:
-        from jaxmlp import distributed
-
-        if not distributed.is_first():
-            return _continue(ExperimentConfig.from_json(distributed.share(b"").decode()), chosen, None)
+    if chosen.distributed and not distributed.is_first():
+        told = json.loads(distributed.share(b""))
+        if told["result"]:
+            return _answer(Path(told["path"]), chosen, told["result"])
+        return _continue(ExperimentConfig.from_dict(told["config"]), chosen, None)
     with RunDirectory.open(find_run(str(chosen.resume)), write=True) as stored:
-        if stored.status == "finished":
-            return _answer(stored.path, chosen, stored.manifest["result"])
+        result = stored.manifest["result"] if stored.status == "finished" else None
         if chosen.distributed:
-            distributed.share(stored.config.to_json().encode())
-        return _continue(stored.config, chosen, stored)
+            told = {"path": str(stored.path), "result": result, "config": stored.config.to_dict()}
+            distributed.share(json.dumps(told).encode())
+        return _answer(stored.path, chosen, result) if result else _continue(stored.config, chosen, stored)
 
 
 def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
@@ -147,7 +149,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     from jaxmlp.signals import stop_signals
 
     path = Path(distributed.share(str(stored.path.resolve() if stored else "").encode()).decode())
-    distributed.tell_run_dir(str(path))
+    distributed.tell("run_dir", path)
     used = len(shards.pick_devices(config.grad_shards, chosen.devices))
     verbose = chosen.verbose if stored else "0"
     for note in dataset.notes:
