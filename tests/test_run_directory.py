@@ -121,11 +121,12 @@ def test_sha256sums_covers_every_file_but_itself_and_the_lock(run: RunDirectory,
     append_epochs(run, 1)
     save(run, 1)
     run.finish("finished", {})
-    lines = [line.split("  ") for line in (path / "SHA256SUMS").read_text().splitlines()]
-    sums = {name: sha256 for sha256, name in lines}
+    *lines, last = (path / "SHA256SUMS").read_text().splitlines(keepends=True)
+    sums = {name: sha256 for sha256, name in (line.rstrip().split("  ") for line in lines)}
     assert sums == {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in sums}
     present = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     assert present - sums.keys() == {"SHA256SUMS", "lock"}
+    assert last == f"# {hashlib.sha256(''.join(lines).encode()).hexdigest()}  the lines above\n"
 
 
 def test_figures_that_are_not_finite_are_written_as_null(run: RunDirectory, path: Path) -> None:

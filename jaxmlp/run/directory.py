@@ -10,13 +10,12 @@ checkpoints/step-00009380.safetensors: the last two and the best
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError, RunError
-from jaxmlp.run import files, jsonl
+from jaxmlp.run import files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
 from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest, taken
@@ -229,19 +228,12 @@ class RunDirectory:
         """
         if status not in ENDS:
             raise ValueError(f"status must be one of {', '.join(ENDS)}, got {status!r}")
-        epochs = self.epochs()
-        table = io.StringIO()
-        columns = list(dict.fromkeys(name for line in epochs for name in line))
-        writer = csv.DictWriter(table, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(epochs)
-        files.write(self.path / HISTORY, table.getvalue().encode())
+        files.write(self.path / HISTORY, history_table(self.epochs()))
         self.manifest.update(status=status, result=jsonl.finite(result))
         self._write_manifest()
         self._sync_logs()
         names = [self.path / name for name in (CONFIG, MANIFEST, *self._logs(), HISTORY)]
-        sums = [f"{_sha256(path)}  {path.relative_to(self.path)}\n" for path in (*names, *self.checkpoints())]
-        files.write(self.path / SUMS, "".join(sums).encode())
+        sums.write(self.path / SUMS, (*names, *self.checkpoints()))
 
     def _sync_logs(self) -> None:
         try:
@@ -254,6 +246,11 @@ class RunDirectory:
         files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2, allow_nan=False) + "\n").encode())
 
 
-def _sha256(path: Path) -> str:
-    with files.open_plain(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def history_table(epochs: Sequence[Mapping[str, Any]]) -> bytes:
+    """The epochs' metrics as `history.csv` holds them."""
+    table = io.StringIO()
+    columns = list(dict.fromkeys(name for line in epochs for name in line))
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(epochs)
+    return table.getvalue().encode()

@@ -1,0 +1,49 @@
+"""SHA256SUMS: the sums of a run's files, as `sha256sum -c` reads them; its last line, a comment, is its own sum."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from jaxmlp.errors import RunError
+from jaxmlp.run import files
+
+_LINE = re.compile(r"([0-9a-f]{64})  (.+)")
+_LAST = "# {}  the lines above\n"
+
+
+def write(path: Path, covered: Iterable[Path]) -> None:
+    """Write the sums of files beside or below `path`, by their names from there.
+
+    Raises:
+        DiskError: It could not be written.
+    """
+    text = "".join(f"{sha256(each)}  {each.relative_to(path.parent)}\n" for each in covered)
+    files.write(path, (text + _LAST.format(hashlib.sha256(text.encode()).hexdigest())).encode())
+
+
+def read(path: Path) -> dict[str, str]:
+    """The sums by name, after the file's own was checked.
+
+    Raises:
+        RunError: It cannot be read, or is damaged.
+    """
+    try:
+        *lines, last = files.read(path).decode().splitlines(keepends=True)
+        if last == _LAST.format(hashlib.sha256("".join(lines).encode()).hexdigest()):
+            return {found[2]: found[1] for found in map(_LINE.match, lines) if found}
+    except (UnicodeDecodeError, ValueError):
+        pass
+    raise RunError(f"{path} is damaged: its last line is not the SHA-256 of the lines above.")
+
+
+def sha256(path: Path) -> str:
+    """Of the bytes of a plain file.
+
+    Raises:
+        OSError: It is none, or cannot be read.
+    """
+    with files.open_plain(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
