@@ -39,6 +39,9 @@ from jaxmlp.errors import (
 )
 
 if TYPE_CHECKING:
+    from jaxmlp.proof.bits import assert_same_bits as assert_same_bits
+    from jaxmlp.proof.verify import verify as verify
+    from jaxmlp.run.digest import digest as digest
     from jaxmlp.runtime import configure as configure
     from jaxmlp.train import TrainState as TrainState
     from jaxmlp.train import train_step as train_step
@@ -54,8 +57,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "TrainState": "jaxmlp.train",
+    "assert_same_bits": "jaxmlp.proof.bits",
     "configure": "jaxmlp.runtime",
+    "digest": "jaxmlp.run.digest",
     "train_step": "jaxmlp.train",
+    "verify": "jaxmlp.proof.verify",
 }
 """The modules of the names that load when they are used; type checkers read the imports above instead."""
 

@@ -1,0 +1,168 @@
+"""Whether a run directory is as its run left it: every file and tensor hashed again, and all told alike. No training.
+
+What vouches for what: `SHA256SUMS` for every other file, its last line for itself; each checkpoint for its own bytes;
+`digests.jsonl` for the checkpoints' tensors, `manifest.json` for the config and the last digests. Damage by chance is
+found, and so is a file of another run. A forger who writes every file anew is not: nothing here is signed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmlp.errors import RunError
+from jaxmlp.run import checkpoint, files, jsonl, sums
+from jaxmlp.run.digest import digest
+from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, history_table
+from jaxmlp.run.lock import is_held
+from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest
+
+ALWAYS = (CONFIG, MANIFEST, METRICS, DIGESTS, LOCK)
+"""The files of every run; the others come at its end."""
+
+
+class Damage(NamedTuple):
+    """A file that is not as the run left it."""
+
+    file: str
+    """Its name from the run directory."""
+    problem: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found."""
+
+    files: int
+    """Checked."""
+    tensors: int
+    """Hashed."""
+    damaged: tuple[Damage, ...]
+    """Empty where the run is whole."""
+    not_covered: tuple[str, ...]
+    """Files that no run writes, such as a report: nothing vouches for them."""
+    ended: bool
+    """Whether the run has ended: `SHA256SUMS` is written then, and until then a log vouches for nothing but its form."""
+
+
+def verify(run: str | Path) -> Verification:
+    """Hash every file and tensor of a run again, and compare what its files tell of each other. Needs no JAX.
+
+    Args:
+        run: Its folder.
+
+    Raises:
+        RunError: There is no run, or a process is writing it.
+    """
+    path = Path(run)
+    if not any(os.path.lexists(path / name) for name in (*ALWAYS, HISTORY, SUMS)):
+        raise RunError(f"{path} is not a run directory, or not there. `jaxmlp runs` lists the runs.")
+    if is_held(path / LOCK):
+        raise RunError(f"{path} is in use: a process is writing it. Verify it after its end.")
+    return _Check(path).all()
+
+
+@dataclass
+class _Check:
+    path: Path
+    damaged: dict[str, str] = field(default_factory=dict)
+
+    def all(self) -> Verification:
+        there = {str(each.relative_to(self.path)) for each in self.path.rglob("*") if not each.is_dir()}
+        in_folder = {name for name in there if name.startswith(f"{CHECKPOINTS}/") and not name.endswith(".damaged")}
+        states = {name: self.read(name, checkpoint.load) for name in sorted(in_folder)}
+        manifest = self.read(MANIFEST, lambda _: read_manifest(self.path)) or {}
+        ended = manifest.get("status") in ENDS or SUMS in there
+        told = (self.read(SUMS, sums.read) or {}) if ended else {}
+        for name in sorted({*ALWAYS, *told, *([HISTORY, SUMS] if ended else [])} - there):
+            self.note(name, "it is missing")
+        for name in sorted(there & told.keys()):
+            self.agree(name, "its SHA-256 is not the one in", SUMS, self.read(name, sums.sha256), told[name])
+        for name in sorted(in_folder - told.keys()) if told else []:
+            self.note(name, f"it is not in {SUMS}")
+        self.records(manifest, {name: state for name, state in states.items() if state}, ended=ended)
+        covered = {*ALWAYS, *told, *in_folder, HISTORY, SUMS} & there
+        return Verification(
+            files=len(covered),
+            tensors=sum(len(state[0]) for state in states.values() if state),
+            damaged=tuple(Damage(name, self.damaged[name]) for name in sorted(self.damaged)),
+            not_covered=tuple(sorted(there - covered)),
+            ended=ended,
+        )
+
+    def records(self, manifest: Mapping[str, Any], states: Mapping[str, Any], *, ended: bool) -> None:
+        """What the files tell of each other."""
+        self.read(CONFIG, lambda _: read_config(self.path))
+        self.read(LOCK, _check_lock)
+        if told := (manifest.get("binding") or {}).get("config_sha256"):
+            self.agree(CONFIG, "its SHA-256 is not the one in", MANIFEST, self.read(CONFIG, sums.sha256), told)
+        metrics, lines = (self.read(name, jsonl.read) or [] for name in (METRICS, DIGESTS))
+        epochs = [[(line["epoch"], line.get("steps")) for line in log] for log in (metrics, lines)]
+        self.agree(DIGESTS, "its epochs are not those of", METRICS, *epochs)
+        if ended:
+            self.agree(HISTORY, "it is not the table of", METRICS, self.read(HISTORY, files.read), history_table(metrics))
+        by_step = {line.get("steps"): line for line in lines}
+        for name, (arrays, meta) in states.items():
+            step = meta.get("step", 0)
+            if name != f"{CHECKPOINTS}/step-{step:08}.safetensors":
+                self.note(name, f"it is that of step {step} under another name")
+            for part in ("params", "opt_state"):
+                if told := by_step.get(step, {}).get(f"{part}_sha256"):
+                    found = digest(_below(arrays, f"state/{part}"))
+                    self.agree(name, f"its {part} are not those of", DIGESTS, found, told)
+        self.result(manifest.get("result") or {}, metrics, lines, states)
+
+    def result(self, told: Mapping[str, Any], metrics: Any, lines: Any, states: Mapping[str, Any]) -> None:
+        """What the manifest tells of the run's end."""
+        if metrics and lines and told:
+            last = {f"train_{name}": metrics[-1].get(name) for name in ("loss", "accuracy")}
+            last |= {name: metrics[-1].get(name) for name in ("val_loss", "val_accuracy")}
+            for name in last.keys() & told.keys():
+                self.agree(MANIFEST, f"its {name} is not that of", METRICS, told[name], last[name])
+            for name in ("steps", "params_sha256") if told.get("status") == "finished" else ():
+                self.agree(MANIFEST, f"its {name} is not that of", DIGESTS, told[name], lines[-1].get(name))
+        for name, (arrays, meta) in states.items():
+            if meta.get("step") == told.get("steps") and "state_sha256" in told:
+                found = digest(_below(arrays, "state"))
+                self.agree(MANIFEST, "its state_sha256 is not that of", name, told["state_sha256"], found)
+
+    def read[T](self, name: str, reader: Callable[[Path], T]) -> T | None:
+        """What the reader makes of the file; nothing, and a note, where it cannot."""
+        if not os.path.lexists(self.path / name):
+            return None
+        try:
+            return reader(self.path / name)
+        except (RunError, OSError) as error:
+            self.note(name, error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+        return None
+
+    def agree(self, name: str, problem: str, by: str, found: Any, told: Any) -> None:
+        """Note where `found` of this file is not what another one tells, which has no problem of its own."""
+        if by not in self.damaged and found is not None and found != told:
+            self.note(name, f"{problem} {by}")
+
+    def note(self, name: str, problem: str) -> None:
+        """Keep the first problem of a file."""
+        self.damaged.setdefault(name, problem)
+
+
+def _below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The arrays below a path, by the rest of their paths; those of a tree that is one leaf have none."""
+    parts = {name: array for name, array in arrays.items() if f"{name}/".startswith(f"{prefix}/")}
+    return {name[len(prefix) + 1 :]: array for name, array in parts.items()}
+
+
+def _check_lock(path: Path) -> None:
+    """A lock that nobody holds is empty, or names the process that was killed with it."""
+    text = files.read(path)
+    try:
+        if not text or (type((holder := json.loads(text))["pid"]) is int and datetime.fromisoformat(holder["since"])):
+            return
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise RunError("it names no process")
