@@ -40,6 +40,7 @@ from jaxmlp.errors import (
 
 if TYPE_CHECKING:
     from jaxmlp.proof.bits import assert_same_bits as assert_same_bits
+    from jaxmlp.proof.reproduce import reproduce as reproduce
     from jaxmlp.proof.verify import verify as verify
     from jaxmlp.run.digest import digest as digest
     from jaxmlp.runtime import configure as configure
@@ -60,6 +61,7 @@ _HOMES = {
     "assert_same_bits": "jaxmlp.proof.bits",
     "configure": "jaxmlp.runtime",
     "digest": "jaxmlp.run.digest",
+    "reproduce": "jaxmlp.proof.reproduce",
     "train_step": "jaxmlp.train",
     "verify": "jaxmlp.proof.verify",
 }

@@ -29,6 +29,7 @@ COMMANDS = {
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
     "import-keras": "FILE            a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
+    "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
     "data": "status|prepare  where the data is; make it ready before a run",
 }

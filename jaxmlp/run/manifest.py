@@ -57,9 +57,9 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
     return {"binding": binding, "not_binding": not_binding}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The binding facts in which two manifests differ, each with both values: `jax: 0.12.0 there, 0.13.0 here`."""
-    there, here = there.get("binding", {}), here.get("binding", {})
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:
+    """The facts of a kind in which two manifests differ, each with both values: `jax: 0.12.0 there, 0.13.0 here`."""
+    there, here = there.get(kind, {}), here.get(kind, {})
     names = [*there, *(name for name in here if name not in there)]
     return [
         f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)

@@ -1,0 +1,80 @@
+"""`jaxmlp reproduce`: a run trained again, and compared with what it left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxmlp import runtime
+from jaxmlp.cli import Answer, flags
+from jaxmlp.errors import CheckFailed
+from jaxmlp.fields import ranged
+
+if TYPE_CHECKING:
+    from jaxmlp.proof.reproduce import Reproduction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceFlags(flags.DataFlags, flags.DeviceFlags):
+    """Train a run again from its stored config, and compare its digests and checkpoints until one differs.
+
+    Where versions, hardware or flags are others, bits are not promised: then the batch order and the result's place in
+    the experiment's band over seeds are checked."""
+
+    devices: int | None = ranged(None, "[1, 65536]")
+    """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Reproduce a RUN; one that is not ends with 3."""
+    chosen, (name,) = flags.parse(ReproduceFlags(), argv, "reproduce", "RUN")
+    runtime.configure(chosen.device)
+    from jaxmlp import data
+    from jaxmlp.proof.reproduce import reproduce
+    from jaxmlp.run.find import find_run
+    from jaxmlp.run.record import read_config
+
+    path = find_run(name)
+    dataset = data.load(read_config(path).data, manual_dir=chosen.manual_dir, report=print)
+    found = reproduce(path, dataset, devices=chosen.devices, report=print)
+    difference = found.first_difference
+    document = {
+        "level": found.level,
+        "same": found.same,
+        "first_difference": difference and difference._asdict(),
+        "changed": list(found.changed),
+        "steps": found.steps,
+        "judgements": [judgement._asdict() for judgement in found.judgements],
+    }
+    lines = "\n".join(_lines(found))
+    if found.same:
+        print(lines)
+        return Answer(document)
+    return Answer(document, CheckFailed.exit_code, lines)
+
+
+def _lines(found: Reproduction) -> Iterator[str]:
+    """What people read, the answer first."""
+    if not (difference := found.first_difference):
+        yield f"reproduced: {found.steps} updates, the same bits ({found.level})"
+        return
+    first, last = difference.steps
+    where = f"epoch {difference.epoch}, update {first}" + (f" to {last}" if last > first else "")
+    more = f" and {len(difference.leaves) - 1} more" if len(difference.leaves) > 1 else ""
+    apart = f"{where}: {difference.leaf}{more}: {difference.problem}"
+    if found.level != "L4" or difference.leaf == "order":
+        yield f"not reproduced ({found.level}): {apart}"
+        return
+    answers = {
+        True: "reproduced as far as it can be checked",
+        False: "not reproduced",
+        None: "not checked: nothing is known of what is still promised",
+    }
+    yield f"{answers[found.same]} (L4: {'; '.join(found.changed)})"
+    for figure, value, low, high in found.judgements:
+        lies = "in" if low <= value <= high else "outside"
+        yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
+    if not found.judgements:
+        yield "The result was not judged: the run has not finished, or no band over seeds is known for its experiment."
+    yield f"The first other bits: {apart}"

@@ -1,0 +1,117 @@
+"""What a run or a reference tells of its state at some steps, and the first step at which a training leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmlp.proof import bits
+from jaxmlp.proof.training import Training
+from jaxmlp.run import checkpoint, jsonl
+from jaxmlp.run.digest import digest, leaf_digests, leaves
+from jaxmlp.run.directory import DIGESTS, RunDirectory
+
+TRACE = "trace.jsonl"
+PARTS = ("params", "opt_state")
+
+
+@dataclass
+class Evidence:
+    """Of the state after so many updates."""
+
+    step: int
+    sha256: dict[str, str] = field(default_factory=dict)
+    """By part: `params`, `opt_state`."""
+    leaves: dict[str, str] = field(default_factory=dict)
+    """From `leaf_digests`."""
+    checkpoint: Path | None = None
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> Evidence:
+        """Of a line of `digests.jsonl`, or of a reference."""
+        sha256 = {part: line[f"{part}_sha256"] for part in PARTS if f"{part}_sha256" in line}
+        return cls(line["steps"], sha256, line.get("leaves", {}))
+
+
+class FirstDifference(NamedTuple):
+    """Where two trainings part."""
+
+    epoch: int
+    steps: tuple[int, int]
+    """The first and the last update, counted from 1, that can have made it: those between two pieces of evidence."""
+    leaf: str
+    """The one that is furthest off, where values are known; else a parameter before the optimizer's."""
+    leaves: tuple[str, ...]
+    """All that differ."""
+    max_ulp: int | None
+    """The largest distance of two values; none where no checkpoint has the values."""
+    problem: str
+    """For people."""
+
+
+def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
+    """All that a run tells of its states, in order of the steps; and the sum of each epoch's batch order.
+
+    Raises:
+        RunError: A log is damaged.
+    """
+    lines = run.digests()
+    trace = run.path / TRACE
+    found: dict[int, Evidence] = {}
+    for line in [*(jsonl.read(trace) if trace.exists() else []), *lines]:
+        found[line["steps"]] = Evidence.from_line(line)
+    for path in run.checkpoints():
+        step = int(path.stem.removeprefix("step-"))
+        found.setdefault(step, Evidence(step)).checkpoint = path
+    orders = {line["epoch"]: line["order_sha256"] for line in lines if "order_sha256" in line}
+    return [found[step] for step in sorted(found)], orders
+
+
+def first_difference(
+    training: Training,
+    evidence: Iterable[Evidence],
+    orders: Mapping[int, str],
+    told: Callable[[Evidence], object],
+) -> FirstDifference | None:
+    """Train from one piece of evidence to the next until one differs.
+
+    Args:
+        training: Before the first piece; afterwards, at the last one compared.
+        evidence: In order of the steps.
+        orders: Of the epochs whose batch order is to be the same.
+        told: Called with each piece that agrees.
+
+    Raises:
+        RunError: A checkpoint is damaged.
+    """
+    agreed, seen = training.step, 0
+    for piece in evidence:
+        epoch = training.epoch_of(piece.step)
+        if epoch != seen and orders.get(epoch, (order := training.order_sha256(epoch))) != order:
+            return FirstDifference(epoch, (agreed + 1, agreed + 1), "order", ("order",), None, "the batch order differs")
+        training.advance(piece.step)
+        if found := _differences(training, piece):
+            far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))
+            between = (min(agreed + 1, piece.step), piece.step)
+            names = tuple(each.leaf for each in found)
+            return FirstDifference(epoch, between, far.leaf, names, far.max_ulp, far.problem)
+        agreed, seen = piece.step, epoch
+        told(piece)
+    return None
+
+
+def _differences(training: Training, piece: Evidence) -> list[bits.Difference]:
+    state = training.state()
+    if piece.checkpoint:
+        stored = checkpoint.load(piece.checkpoint)[0]
+        theirs = {name.removeprefix("state/"): array for name, array in stored.items() if name.startswith("state/")}
+        if found := list(bits.differences(leaves(state), theirs)):
+            return found
+    bad = [part for part, sha256 in piece.sha256.items() if digest(getattr(state, part)) != sha256]
+    if not bad:
+        return []
+    mine = leaf_digests({part: getattr(state, part) for part in bad})
+    named = [leaf for leaf, sha256 in mine.items() if piece.leaves.get(leaf, sha256) != sha256]
+    return [bits.Difference(leaf, "its digest differs") for leaf in named or bad]

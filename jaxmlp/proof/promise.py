@@ -1,0 +1,50 @@
+"""Which promise is left between two manifests: the same bits, or only the same batch order and range of results.
+
+    L1  the same manifest                                     the same bits
+    L2  any chunking, interruption and resume                 the same bits (every reproduction compares across these)
+    L3  other counts of devices, processes and threads        the same bits
+    L4  other versions, hardware or flags                     the same distribution of results over seeds; and the same
+                                                              batch order, where JAX, flax and the streams are the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxmlp.errors import RunError
+from jaxmlp.run.manifest import differences
+
+STREAMS = ("jax", "flax", "prng", "threefry_partitionable", "random_seed_offset", "x64")
+"""The facts that random integers depend on."""
+
+Level = Literal["L1", "L3", "L4"]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What two manifests leave."""
+
+    level: Level
+    changed: tuple[str, ...]
+    """The facts that differ, with both values: `jax: 0.12.0.1 there, 0.13.0 here`."""
+    same_order: bool
+    """Whether the batch order is promised."""
+
+
+def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
+    """What is promised of a run with the manifest `there`, trained again with the manifest `here`.
+
+    Raises:
+        RunError: Nothing: the run's config or data is another one, or its manifest has no facts.
+    """
+    if not there.get("binding"):
+        raise RunError("the run's manifest says nothing of what its bits depend on. Create runs with manifest().")
+    binding, not_binding = (differences(there, here, kind) for kind in ("binding", "not_binding"))
+    names = {difference.partition(":")[0] for difference in binding}
+    for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:
+        if name in names:
+            raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")
+    level: Level = "L4" if binding else "L3" if not_binding else "L1"
+    return Promise(level, (*binding, *not_binding), not names & {*STREAMS})

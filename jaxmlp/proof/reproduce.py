@@ -1,0 +1,120 @@
+"""A run trained again from its stored config, and compared with what it left, as far as a promise reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+
+from jaxmlp import data
+from jaxmlp.errors import RunError
+from jaxmlp.proof import evidence
+from jaxmlp.proof.evidence import Evidence, FirstDifference
+from jaxmlp.proof.experiments import bands
+from jaxmlp.proof.promise import Level, Promise, promise
+from jaxmlp.proof.training import Training
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
+
+
+class Judgement(NamedTuple):
+    """A figure of the new training, and its experiment's band over seeds."""
+
+    figure: str
+    value: float
+    low: float
+    high: float
+
+    @property
+    def is_in_band(self) -> bool:
+        """Whether a right run would give it."""
+        return self.low <= self.value <= self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What `reproduce` found."""
+
+    level: Level
+    """The promise that was checked: the strongest that the two manifests leave."""
+    changed: tuple[str, ...]
+    """The facts of the manifest that are others now, with both values."""
+    same: bool | None
+    """Whether the promise held; none where nothing that is still promised could be checked."""
+    steps: int
+    """Updates whose result was compared."""
+    first_difference: FirstDifference | None
+    """Of the bits; at L4 it is no failure, unless it is the batch order's and that was promised."""
+    judgements: tuple[Judgement, ...] = ()
+    """At L4, where the bits differ."""
+
+
+def reproduce(
+    run: str | Path,
+    dataset: data.Dataset | None = None,
+    *,
+    module: nn.Module | None = None,
+    devices: int | None = None,
+    report: Callable[[str], object] = lambda _: None,
+) -> Reproduction:
+    """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
+
+    Compared are the digests of each epoch, those of `trace.jsonl`, and the tensors of each checkpoint, all bit for bit.
+    Where the manifests leave L4 alone, the training goes on to its end, and its result must lie in the experiment's
+    band over seeds.
+
+    Args:
+        run: Its folder.
+        dataset: Its data; by default what its config names.
+        module: The one that the run was trained with, where it was not the config's MLP.
+        devices: How many share a batch; by default as many as divide the gradient shards.
+        report: Told of each epoch that agrees.
+
+    Raises:
+        ConfigError, DataError, DeviceError: As `fit`.
+        RunError: There is no run, it is damaged, or it tells of no state to compare with.
+    """
+    with RunDirectory.open(run, write=False) as stored:
+        config, there = stored.config, stored.manifest
+        pieces, orders = evidence.of_run(stored)
+    if not pieces:
+        raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
+    dataset = dataset or data.load(config.data, report=report)
+    training = Training(config, dataset, module=module, devices=devices)
+    left = promise(there, manifest(config, dataset.sha256, devices=training.mesh.size))
+    for changed in left.changed:
+        report(changed)
+    compared = 0
+
+    def agreed(piece: Evidence) -> None:
+        nonlocal compared
+        compared = piece.step
+        if piece.step % training.steps_per_epoch == 0:
+            report(f"epoch {training.epoch_of(piece.step)}: the same bits")
+
+    found = evidence.first_difference(training, pieces, orders if left.same_order else {}, agreed)
+    same: bool | None = found is None
+    judgements: tuple[Judgement, ...] = ()
+    if found and left.level == "L4" and found.leaf != "order":
+        report(f"epoch {found.epoch}: other bits, as they may be: on to the end")
+        same, judgements = _judge(training, there, left, orders)
+    return Reproduction(
+        level=left.level, changed=left.changed, same=same, steps=compared, first_difference=found, judgements=judgements
+    )
+
+
+def _judge(
+    training: Training, there: Mapping[str, Any], left: Promise, orders: Mapping[int, str]
+) -> tuple[bool | None, tuple[Judgement, ...]]:
+    """Whether what L4 promises held, as far as anything is known to check it by."""
+    checks = [training.order_sha256(epoch) == sha256 for epoch, sha256 in orders.items()] if left.same_order else []
+    judgements: tuple[Judgement, ...] = ()
+    if there["status"] == "finished" and (known := bands(training.config, there["binding"]["data_sha256"])):
+        training.advance(training.config.epochs * training.steps_per_epoch)
+        figures = training.test()
+        judgements = tuple(Judgement(name, figures[name], band.low, band.high) for name, band in known.items())
+    checks += [judgement.is_in_band for judgement in judgements]
+    return (all(checks) if checks else None), judgements

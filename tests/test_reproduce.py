@@ -1,0 +1,225 @@
+"""`reproduce` finds one flipped bit of one update: epoch, updates, leaf. It says which promise two manifests leave."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmlp import data, fit, loop, runtime, train
+from jaxmlp.cli import main
+from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
+from jaxmlp.errors import RunError
+from jaxmlp.proof import reproduce as module
+from jaxmlp.proof.experiments import Band
+from jaxmlp.proof.reproduce import reproduce
+from jaxmlp.run.digest import digest, leaf_digests, leaves, restore
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
+from jaxmlp.signals import Stop
+
+STEPS, EPOCHS = 5, 3  # 320 examples in batches of 64
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    optimizer=SGD(learning_rate=0.1, momentum=0.9),
+    batch_size=64,
+    epochs=EPOCHS,
+    grad_shards=4,
+)
+PARAMS = [f"params/Dense_{layer}/{kind}" for layer in (0, 1) for kind in ("kernel", "bias")]
+MANIFEST = "manifest.json"
+
+
+class Flip(NamedTuple):
+    """One bit of one parameter, after one update."""
+
+    step: int
+    leaf: str
+    bit: int
+
+    @classmethod
+    def at_random(cls, seed: int) -> Flip:
+        """A bit that no rounding of the next update hides, and that leaves the number finite."""
+        rng = random.Random(seed)
+        return cls(rng.randint(1, EPOCHS * STEPS), rng.choice(PARAMS), rng.randint(8, 22))
+
+    def of(self, state: train.TrainState) -> train.TrainState:
+        arrays = {name: array.copy() for name, array in leaves(state).items()}
+        arrays[self.leaf].view(np.uint32).flat[0] ^= np.uint32(1 << self.bit)
+        return jax.device_put(restore(state, arrays), state.step.sharding)
+
+
+@pytest.fixture
+def trained(
+    small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Trains a run, one update a chunk, in which a bit may flip, and which may stop after an update."""
+
+    def trained(flip: Flip | None = None, *, stop_after: int = 0, trace: bool = False) -> Path:
+        runtime.configure()  # Before the manifest, which has what it sets.
+        real, stop, path = train.train_steps, Stop(), tmp_path / "run"
+
+        def train_steps(*args: Any, **kwargs: Any) -> Any:
+            state, sums, health = real(*args, **kwargs)
+            if args[4] == args[5]:  # No update: only compiled.
+                return state, sums, health
+            if flip and state.step == flip.step:
+                state = flip.of(state)
+            if state.step == stop_after:
+                stop.signal = signal.SIGTERM
+            if trace:
+                parts = {"params": state.params, "opt_state": state.opt_state}
+                sums_of = {f"{part}_sha256": digest(tree) for part, tree in parts.items()}
+                line = {"epoch": 1, "steps": int(state.step), **sums_of, "leaves": leaf_digests(parts)}
+                with (path / "trace.jsonl").open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+            return state, sums, health
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "CHUNK_S", 0.0)
+            patch.setattr(train, "train_steps", train_steps)
+            with RunDirectory.create(path, CONFIG, manifest(CONFIG, small_dataset.sha256, devices=4)) as run:
+                fit.fit(CONFIG, small_dataset, run=run, stop=stop)
+        return path
+
+    return trained
+
+
+def change_manifest(path: Path, **facts: Any) -> None:
+    stored = json.loads((path / MANIFEST).read_text())
+    for name, value in facts.items():
+        stored["binding" if name in stored["binding"] else "not_binding"][name] = value
+    (path / MANIFEST).write_text(json.dumps(stored))
+
+
+def test_an_untouched_run_is_reproduced_epoch_by_epoch(
+    trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    told: list[str] = []
+    found = reproduce(trained(), small_dataset, report=told.append)
+    assert (found.level, found.same, found.first_difference, found.steps) == ("L1", True, None, EPOCHS * STEPS)
+    assert told == [f"epoch {epoch}: the same bits" for epoch in (1, 2, 3)]
+
+
+def test_other_counts_of_devices_leave_the_same_bits(trained: Callable[..., Path], small_dataset: data.Dataset) -> None:
+    path = trained()
+    for devices in (1, 2):
+        found = reproduce(path, small_dataset, devices=devices)
+        assert (found.level, found.same, found.changed) == ("L3", True, (f"devices: 4 there, {devices} here",))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_is_found_in_its_epoch(
+    seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    flip = Flip.at_random(seed)
+    found = reproduce(trained(flip), small_dataset)
+    assert found.same is False and found.first_difference
+    epoch = (flip.step - 1) // STEPS + 1
+    assert found.first_difference.epoch == epoch
+    assert found.first_difference.steps == (epoch * STEPS - STEPS + 1, epoch * STEPS)
+    assert flip.leaf in found.first_difference.leaves
+    assert found.steps == (epoch - 1) * STEPS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_with_a_trace_a_flipped_bit_is_found_in_its_update_and_leaf(
+    seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    flip = Flip.at_random(10 + seed)
+    difference = reproduce(trained(flip, trace=True), small_dataset).first_difference
+    assert difference
+    assert (difference.steps, difference.leaves) == ((flip.step, flip.step), (flip.leaf,))
+
+
+def test_a_checkpoint_tells_the_leaf_the_values_and_their_distance(
+    trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    flip = Flip(step=8, leaf="params/Dense_0/kernel", bit=12)
+    difference = reproduce(trained(flip, stop_after=8), small_dataset).first_difference
+    assert difference
+    assert (difference.epoch, difference.steps, difference.leaves) == (2, (6, 8), (flip.leaf,))
+    assert difference.max_ulp == 1 << flip.bit
+    assert "1 of 9408 values differ, the first at [0, 0]: " in difference.problem
+
+
+def test_another_batch_order_is_found_before_its_epoch(
+    trained: Callable[..., Path], small_dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.epoch_order
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "epoch_order", lambda seed, epoch, **kwargs: real(seed, epoch + 5 * (epoch == 1), **kwargs))
+        path = trained()
+    difference = reproduce(path, small_dataset).first_difference
+    assert difference
+    assert (difference.epoch, difference.steps, difference.leaf) == (2, (6, 6), "order")
+
+
+def test_another_fact_of_the_manifest_is_named_and_the_same_bits_still_count(
+    trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    path = trained()
+    here = manifest(CONFIG, small_dataset.sha256)["binding"]["jaxlib"]
+    change_manifest(path, jaxlib="0.1.2")
+    found = reproduce(path, small_dataset)
+    assert (found.level, found.same, found.changed) == ("L4", True, (f"jaxlib: 0.1.2 there, {here} here",))
+
+
+@pytest.mark.parametrize(
+    ("facts", "bands", "same"),
+    [
+        ({"isa": "another"}, {}, True),  # The batch order is still promised, and is the same.
+        ({"jax": "0.1.2"}, {}, None),  # Nothing is promised but a band, and none is known.
+        ({"jax": "0.1.2"}, {"test_accuracy": Band(0.5, 0.2)}, True),
+        ({"isa": "another"}, {"test_loss": Band(-1.0, 0.01)}, False),
+    ],
+)
+def test_other_bits_on_another_platform_are_judged_by_order_and_band(
+    facts: dict[str, str],
+    bands: dict[str, Band],
+    same: bool | None,
+    trained: Callable[..., Path],
+    small_dataset: data.Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = trained(Flip(step=3, leaf=PARAMS[0], bit=10))
+    change_manifest(path, **facts)
+    monkeypatch.setattr(module, "bands", lambda *_: bands)
+    found = reproduce(path, small_dataset)
+    assert (found.level, found.same) == ("L4", same)
+    assert found.first_difference and found.first_difference.epoch == 1
+    assert [judgement.figure for judgement in found.judgements] == list(bands)
+
+
+def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
+    trained: Callable[..., Path], small_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    other = dataclasses.replace(small_dataset, sha256="0" * 64)
+    with pytest.raises(RunError, match=r"the run had another data, .*: data_sha256: \w+ there, 0+ here"):
+        reproduce(trained(), other)
+    RunDirectory.create(tmp_path / "empty", CONFIG, manifest(CONFIG, small_dataset.sha256)).close()
+    with pytest.raises(RunError, match="nothing to compare with"):
+        reproduce(tmp_path / "empty", small_dataset)
+
+
+def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "run")
+    quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
+    assert main(["train", quickstart, "--epochs", "1", "--model.hidden-sizes", "16", "--out", path]) == 0
+    capsys.readouterr()
+    assert main(["reproduce", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "level": "L1", "same": True, "first_difference": None, "changed": [], "steps": 32, "judgements": []
+    }  # fmt: skip
+    digests = tmp_path / "run" / "digests.jsonl"
+    digests.write_text(digests.read_text().replace('"params_sha256": "', '"params_sha256": "0'))
+    assert main(["reproduce", path]) == 3
+    assert capsys.readouterr().err == "not reproduced (L1): epoch 1, update 1 to 32: params: its digest differs\n"
