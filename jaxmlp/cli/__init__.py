@@ -31,6 +31,7 @@ COMMANDS = {
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
+    "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",
     "data": "status|prepare  where the data is; make it ready before a run",
 }
 """What each command does; its module has its name, `_` for `-`."""

@@ -20,7 +20,8 @@ class ReproduceFlags(flags.DataFlags, flags.DeviceFlags):
     """Train a run again from its stored config, and compare its digests and checkpoints until one differs.
 
     Where versions, hardware or flags are others, bits are not promised: then the batch order and the result's place in
-    the experiment's band over seeds are checked."""
+    the experiment's band over seeds are checked.
+    """
 
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
@@ -32,11 +33,12 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.proof.reproduce import reproduce
+    from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import find_run
-    from jaxmlp.run.record import read_config
 
     path = find_run(name)
-    dataset = data.load(read_config(path).data, manual_dir=chosen.manual_dir, report=print)
+    config = RunDirectory.open(path, write=False).config
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
     found = reproduce(path, dataset, devices=chosen.devices, report=print)
     difference = found.first_difference
     document = {

@@ -11,7 +11,7 @@ from jaxmlp.proof import bits
 from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint, jsonl
 from jaxmlp.run.digest import digest, leaf_digests, leaves
-from jaxmlp.run.directory import DIGESTS, RunDirectory
+from jaxmlp.run.directory import RunDirectory
 
 TRACE = "trace.jsonl"
 PARTS = ("params", "opt_state")
@@ -90,7 +90,8 @@ def first_difference(
     for piece in evidence:
         epoch = training.epoch_of(piece.step)
         if epoch != seen and orders.get(epoch, (order := training.order_sha256(epoch))) != order:
-            return FirstDifference(epoch, (agreed + 1, agreed + 1), "order", ("order",), None, "the batch order differs")
+            at = (agreed + 1, agreed + 1)
+            return FirstDifference(epoch, at, "order", ("order",), None, "the batch order differs")
         training.advance(piece.step)
         if found := _differences(training, piece):
             far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))

@@ -52,6 +52,9 @@ QUICKSTART: Final = dataclasses.replace(
 )
 """Three epochs of `experiments/quickstart.py`: a matter of seconds."""
 
+REFERENCED: Final = {each.name: each for each in (QUICKSTART, RELU_RMSPROP, TANH_SGD_NESTEROV)}
+"""What references are of, by name."""
+
 BANDS: Final = {
     RELU_RMSPROP: {"test_accuracy": Band(0.9832, 0.0008), "test_loss": Band(0.1118, 0.0095)},
     TANH_SGD_NESTEROV: {"test_accuracy": Band(0.9276, 0.0031), "test_loss": Band(0.2371, 0.0071)},

@@ -1,10 +1,10 @@
 """Which promise is left between two manifests: the same bits, or only the same batch order and range of results.
 
-    L1  the same manifest                                     the same bits
-    L2  any chunking, interruption and resume                 the same bits (every reproduction compares across these)
-    L3  other counts of devices, processes and threads        the same bits
-    L4  other versions, hardware or flags                     the same distribution of results over seeds; and the same
-                                                              batch order, where JAX, flax and the streams are the same
+L1: between equal manifests, the same bits.
+L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
+L3: between other counts of devices, processes and threads, the same bits.
+L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
+where JAX, flax and the random streams are the same.
 """
 
 from __future__ import annotations

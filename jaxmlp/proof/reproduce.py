@@ -58,7 +58,7 @@ def reproduce(
     *,
     module: nn.Module | None = None,
     devices: int | None = None,
-    report: Callable[[str], object] = lambda _: None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
 

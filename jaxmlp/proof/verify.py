@@ -47,7 +47,7 @@ class Verification:
     not_covered: tuple[str, ...]
     """Files that no run writes, such as a report: nothing vouches for them."""
     ended: bool
-    """Whether the run has ended: `SHA256SUMS` is written then, and until then a log vouches for nothing but its form."""
+    """Whether the run has ended, and so has `SHA256SUMS`; until then nothing vouches for the logs."""
 
 
 def verify(run: str | Path) -> Verification:
@@ -105,7 +105,8 @@ class _Check:
         epochs = [[(line["epoch"], line.get("steps")) for line in log] for log in (metrics, lines)]
         self.agree(DIGESTS, "its epochs are not those of", METRICS, *epochs)
         if ended:
-            self.agree(HISTORY, "it is not the table of", METRICS, self.read(HISTORY, files.read), history_table(metrics))
+            found = self.read(HISTORY, files.read)
+            self.agree(HISTORY, "it is not the table of", METRICS, found, history_table(metrics))
         by_step = {line.get("steps"): line for line in lines}
         for name, (arrays, meta) in states.items():
             step = meta.get("step", 0)

@@ -1,0 +1,154 @@
+"""Reference digests: the bits of known experiments on known platforms, one file a platform, kept in the package.
+
+A platform is what a manifest calls binding, but for config and data. A reference has the digests after no update, one
+update, one epoch and the whole run, so that a difference shows where it begins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxmlp import data
+from jaxmlp.errors import DiskError
+from jaxmlp.proof import evidence
+from jaxmlp.proof.evidence import PARTS, Evidence, FirstDifference
+from jaxmlp.proof.experiments import REFERENCED
+from jaxmlp.proof.training import Training
+from jaxmlp.run import files
+from jaxmlp.run.digest import digest, leaf_digests
+from jaxmlp.run.manifest import differences, manifest
+
+FOLDER = Path(__file__).parents[1] / "references"
+
+Verdict = Literal["same", "differs", "no reference"]
+
+
+class Reference(NamedTuple):
+    """A file of `FOLDER`."""
+
+    path: Path
+    platform: Mapping[str, Any]
+    experiments: Mapping[str, Mapping[str, Any]]
+    """By name: `config_sha256`, `data_sha256`, `order_sha256` of the first epoch, and `points` as `digests.jsonl`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """How this machine's bits stand to the references."""
+
+    experiment: str
+    verdict: Verdict
+    reference: str | None
+    """The nearest platform's file; none where nobody recorded this experiment."""
+    changed: tuple[str, ...]
+    """The facts in which that platform differs from this one, with both values."""
+    steps: int
+    """Updates made."""
+    first_difference: FirstDifference | None
+    params_sha256: str
+    """After the last update."""
+
+
+class Platform(NamedTuple):
+    """What the bits here depend on, besides the experiment; and what this experiment and data are."""
+
+    facts: dict[str, Any]
+    config_sha256: str
+    data_sha256: str
+
+
+def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object]) -> SelfTest:
+    """Train an experiment of `REFERENCED` and compare it with its nearest reference.
+
+    Where that is another platform's, other bits are no failure: the verdict is then `no reference`.
+    """
+    training = Training(REFERENCED[name], dataset)
+    here = _platform(training, dataset)
+    reference, changed = _nearest(name, here)
+    found = None
+    if reference:
+        told = reference.experiments[name]
+        points = [Evidence.from_line(line) for line in told["points"]]
+        found = evidence.first_difference(
+            training, points, {1: told["order_sha256"]}, lambda piece: report(f"{name}: update {piece.step}: agreed")
+        )
+    if not found:
+        training.advance(training.config.epochs * training.steps_per_epoch)
+    verdict: Verdict = "no reference" if not reference or (found and changed) else "differs" if found else "same"
+    return SelfTest(
+        experiment=name,
+        verdict=verdict,
+        reference=reference and reference.path.name,
+        changed=changed,
+        steps=training.step,
+        first_difference=found,
+        params_sha256=digest(training.state().params),
+    )
+
+
+def record(name: str, dataset: data.Dataset) -> Path:
+    """Train an experiment of `REFERENCED` and write its digests as this platform's reference; returns the file.
+
+    Raises:
+        DiskError: The package's folder cannot be written.
+    """
+    training = Training(REFERENCED[name], dataset)
+    here = _platform(training, dataset)
+    points = []
+    for step in (0, 1, training.steps_per_epoch, training.config.epochs * training.steps_per_epoch):
+        training.advance(step)
+        trees = {part: getattr(training.state(), part) for part in PARTS}
+        sha256 = {f"{part}_sha256": digest(tree) for part, tree in trees.items()}
+        points.append({"steps": step, **sha256, "leaves": leaf_digests(trees)})
+    entry = {
+        "config_sha256": here.config_sha256,
+        "data_sha256": here.data_sha256,
+        "order_sha256": training.order_sha256(1),
+        "points": points,
+    }
+    path = FOLDER / _file_name(here.facts)
+    before = next((each.experiments for each in references() if each.path == path), {})
+    text = json.dumps({"platform": here.facts, "experiments": {**before, name: entry}}, indent=1)
+    try:
+        FOLDER.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"could not make {FOLDER}: {error.strerror}.") from error
+    files.write(path, text.encode() + b"\n")
+    return path
+
+
+def references() -> list[Reference]:
+    """Those that come with the package, and those that were recorded here."""
+    read = ((path, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json")))
+    return [Reference(path, found["platform"], found["experiments"]) for path, found in read]
+
+
+def _platform(training: Training, dataset: data.Dataset) -> Platform:
+    facts = dict(manifest(training.config, dataset.sha256)["binding"])
+    return Platform(config_sha256=facts.pop("config_sha256"), data_sha256=facts.pop("data_sha256"), facts=facts)
+
+
+def _nearest(name: str, here: Platform) -> tuple[Reference | None, tuple[str, ...]]:
+    """The reference of this experiment with the fewest other facts, and these."""
+
+    def fits(entry: Mapping[str, Any]) -> bool:
+        return (entry["config_sha256"], entry["data_sha256"]) == (here.config_sha256, here.data_sha256)
+
+    found = [
+        (each, tuple(differences({"binding": each.platform}, {"binding": here.facts})))
+        for each in references()
+        if name in each.experiments and fits(each.experiments[name])
+    ]
+    return min(found, key=lambda pair: len(pair[1]), default=(None, ()))
+
+
+def _file_name(facts: Mapping[str, Any]) -> str:
+    """Such as `cpu-x86_64-avx2-1f3a0c2b-jax-0.12.0.1-5d41402a.json`."""
+    named = re.sub(r"[^\w.]+", "-", f"{facts['device_kind']}-{facts['isa']}-jax-{facts['jax']}").lower()
+    return f"{named}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]}.json"
