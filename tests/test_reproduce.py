@@ -21,7 +21,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.proof import reproduce as module
 from jaxmlp.proof.experiments import Band
 from jaxmlp.proof.reproduce import reproduce
-from jaxmlp.run.digest import digest, leaf_digests, leaves, restore
+from jaxmlp.run.digest import leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
@@ -62,7 +62,7 @@ class Flip(NamedTuple):
 def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains a run, one update a chunk, in which a bit may flip, and which may stop after an update."""
 
-    def trained(flip: Flip | None = None, *, stop_after: int = 0, trace: bool = False) -> Path:
+    def trained(flip: Flip | None = None, *, stop_after: int = 0, digest_every: int | None = None) -> Path:
         runtime.configure()  # Before the manifest, which has what it sets.
         real, stop, path = train.train_steps, Stop(), tmp_path / "run"
 
@@ -74,19 +74,13 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
                 state = flip.of(state)
             if state.step == stop_after:
                 stop.signal = signal.SIGTERM
-            if trace:
-                parts = {"params": state.params, "opt_state": state.opt_state}
-                sums_of = {f"{part}_sha256": digest(tree) for part, tree in parts.items()}
-                line = {"epoch": 1, "steps": int(state.step), **sums_of, "leaves": leaf_digests(parts)}
-                with (path / "trace.jsonl").open("a") as file:
-                    file.write(json.dumps(line) + "\n")
             return state, sums, health
 
         with monkeypatch.context() as patch:
             patch.setattr(loop, "CHUNK_S", 0.0)
             patch.setattr(train, "train_steps", train_steps)
             with RunDirectory.create(path, CONFIG, manifest(CONFIG, small_dataset.sha256, devices=4)) as run:
-                fit.fit(CONFIG, small_dataset, run=run, stop=stop)
+                fit.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
         return path
 
     return trained
@@ -134,7 +128,7 @@ def test_with_a_trace_a_flipped_bit_is_found_in_its_update_and_leaf(
     seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
     flip = Flip.at_random(10 + seed)
-    difference = reproduce(trained(flip, trace=True), small_dataset).first_difference
+    difference = reproduce(trained(flip, digest_every=1), small_dataset).first_difference
     assert difference
     assert (difference.steps, difference.leaves) == ((flip.step, flip.step), (flip.leaf,))
 

@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 from jaxmlp.proof import bits
 from jaxmlp.proof.training import Training
-from jaxmlp.run import checkpoint, jsonl
+from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
 
-TRACE = "trace.jsonl"
 PARTS = ("params", "opt_state")
 
 
@@ -24,15 +23,15 @@ class Evidence:
     step: int
     sha256: dict[str, str] = field(default_factory=dict)
     """By part: `params`, `opt_state`."""
-    leaves: dict[str, str] = field(default_factory=dict)
-    """From `leaf_digests`."""
+    leaves_sha256: dict[str, str] = field(default_factory=dict)
+    """By path."""
     checkpoint: Path | None = None
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Evidence:
         """Of a line of `digests.jsonl`, or of a reference."""
         sha256 = {part: line[f"{part}_sha256"] for part in PARTS if f"{part}_sha256" in line}
-        return cls(line["steps"], sha256, line.get("leaves", {}))
+        return cls(line["steps"], sha256, line.get("leaves_sha256", {}))
 
 
 class FirstDifference(NamedTuple):
@@ -58,10 +57,7 @@ def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
         RunError: A log is damaged.
     """
     lines = run.digests()
-    trace = run.path / TRACE
-    found: dict[int, Evidence] = {}
-    for line in [*(jsonl.read(trace) if trace.exists() else []), *lines]:
-        found[line["steps"]] = Evidence.from_line(line)
+    found = {line["steps"]: Evidence.from_line(line) for line in [*run.trace(), *lines]}
     for path in run.checkpoints():
         step = int(path.stem.removeprefix("step-"))
         found.setdefault(step, Evidence(step)).checkpoint = path
@@ -114,5 +110,5 @@ def _differences(training: Training, piece: Evidence) -> list[bits.Difference]:
     if not bad:
         return []
     mine = leaf_digests({part: getattr(state, part) for part in bad})
-    named = [leaf for leaf, sha256 in mine.items() if piece.leaves.get(leaf, sha256) != sha256]
+    named = [leaf for leaf, sha256 in mine.items() if piece.leaves_sha256.get(leaf, sha256) != sha256]
     return [bits.Difference(leaf, "its digest differs") for leaf in named or bad]

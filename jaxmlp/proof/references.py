@@ -79,7 +79,7 @@ def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object])
             training, points, {1: told["order_sha256"]}, lambda piece: report(f"{name}: update {piece.step}: agreed")
         )
     if not found:
-        training.advance(training.config.epochs * training.steps_per_epoch)
+        training.advance(training.last_step)
     verdict: Verdict = "no reference" if not reference or (found and changed) else "differs" if found else "same"
     return SelfTest(
         experiment=name,
@@ -101,11 +101,11 @@ def record(name: str, dataset: data.Dataset) -> Path:
     training = Training(REFERENCED[name], dataset)
     here = _platform(training, dataset)
     points = []
-    for step in (0, 1, training.steps_per_epoch, training.config.epochs * training.steps_per_epoch):
+    for step in (0, 1, training.steps_per_epoch, training.last_step):
         training.advance(step)
         trees = {part: getattr(training.state(), part) for part in PARTS}
         sha256 = {f"{part}_sha256": digest(tree) for part, tree in trees.items()}
-        points.append({"steps": step, **sha256, "leaves": leaf_digests(trees)})
+        points.append({"steps": step, **sha256, "leaves_sha256": leaf_digests(trees)})
     entry = {
         "config_sha256": here.config_sha256,
         "data_sha256": here.data_sha256,

@@ -84,7 +84,7 @@ def reproduce(
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
     dataset = dataset or data.load(config.data, report=report)
     training = Training(config, dataset, module=module, devices=devices)
-    left = promise(there, manifest(config, dataset.sha256, devices=training.mesh.size))
+    left = promise(there, manifest(config, dataset.sha256, devices=training.devices))
     for changed in left.changed:
         report(changed)
     compared = 0
@@ -113,7 +113,7 @@ def _judge(
     checks = [training.order_sha256(epoch) == sha256 for epoch, sha256 in orders.items()] if left.same_order else []
     judgements: tuple[Judgement, ...] = ()
     if there["status"] == "finished" and (known := bands(training.config, there["binding"]["data_sha256"])):
-        training.advance(training.config.epochs * training.steps_per_epoch)
+        training.advance(training.last_step)
         figures = training.test()
         judgements = tuple(Judgement(name, figures[name], band.low, band.high) for name, band in known.items())
     checks += [judgement.is_in_band for judgement in judgements]

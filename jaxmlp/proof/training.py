@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmlp import data, model, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.fit import check_batch_size
+from jaxmlp.programs import Programs
 from jaxmlp.run.digest import digest
 
 
@@ -38,64 +36,43 @@ class Training:
     ) -> None:
         runtime.configure()
         check_batch_size(config, dataset)
-        self.mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        self.examples = len(dataset.train.labels)
-        self.steps_per_epoch = -(-self.examples // config.batch_size)
-        self.step = 0
-        """Updates made."""
-        self.config, self._test = config, dataset.test
+        mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
-        self._static: dict[str, Any] = {"config": config.program(), "module": module}
-        self._hyper = self._put(train.make_hyper(config, self.steps_per_epoch))
-        self._split = self._put_split(dataset.train)
-        image_shape = dataset.train.images.shape[1:]
-        self._state = self._put(train.init_state(self._hyper, **self._static, image_shape=image_shape))
+        self._programs = Programs(config, dataset, module, mesh)
+        self._position = self._programs.placed(self._programs.first())
+        self.config = config
+        self.devices: int = mesh.size
+        self.steps_per_epoch = self._programs.steps_per_epoch
+        self.last_step = config.epochs * self.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Updates made."""
+        return self._position.step
 
     def state(self) -> train.TrainState:
         """The state, on the host."""
-        state: train.TrainState = jax.device_get(self._state)
+        state: train.TrainState = jax.device_get(self._position.state)
         return state
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1, that made the update which led to `step`; the first one's for step 0."""
+        """The epoch, from 1, whose update led to `step`; the first one for step 0."""
         return (max(step, 1) - 1) // self.steps_per_epoch + 1
 
     def order_sha256(self, epoch: int) -> str:
         """As the run's `digests.jsonl` has it."""
-        return digest({"order": np.asarray(self._order(epoch))[: self.examples]})
+        return digest({"order": np.asarray(self._programs.order(epoch))[: self._programs.examples]})
 
     def advance(self, step: int) -> None:
         """Make the updates up to `step`."""
-        while self.step < step:
-            epoch = self.epoch_of(self.step + 1)
+        position = self._position
+        while position.step < step:
+            epoch = self.epoch_of(position.step + 1)
             begin = (epoch - 1) * self.steps_per_epoch
-            stop = min(step - begin, self.steps_per_epoch)
-            sums = self._put(train.Sums.zero())  # A chunk's own: they change no bit of the state.
-            self._state, _, _ = train.train_steps(
-                self._state, sums, self._split, self._put(self._order(epoch)), self.step - begin, stop, self._hyper,
-                **self._static, mesh=self.mesh,
-            )  # fmt: skip
-            self.step = begin + stop
+            position.done = position.step - begin
+            self._programs.advance(position, self._programs.order(epoch), min(step - begin, self.steps_per_epoch))
 
     def test(self) -> dict[str, float]:
         """Loss and accuracy on the test examples, by the names of a run's result."""
-        params = self._state.params
-        sums = jax.device_get(train.evaluate(params, self._put_split(self._test), **self._static, mesh=self.mesh))
-        return {
-            "test_loss": float(sums.loss) / int(sums.examples),
-            "test_accuracy": int(sums.correct) / int(sums.examples),
-        }
-
-    def _order(self, epoch: int) -> jax.Array:
-        order: jax.Array = train.epoch_order(
-            self._hyper.seed, epoch - 1, examples=self.examples, batch_size=self.config.batch_size,
-            shuffle=self.config.shuffle,
-        )  # fmt: skip
-        return order
-
-    def _put_split(self, split: data.Split) -> train.Split:
-        images, labels = self._put(split)
-        return train.Split(jnp.asarray(images), jnp.asarray(labels))
-
-    def _put[T](self, tree: T) -> T:
-        return shards.replicate(tree, self.mesh)
+        loss, accuracy = self._programs.test(self._position)
+        return {"test_loss": loss, "test_accuracy": accuracy}

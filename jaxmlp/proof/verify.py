@@ -105,8 +105,8 @@ class _Check:
         epochs = [[(line["epoch"], line.get("steps")) for line in log] for log in (metrics, lines)]
         self.agree(DIGESTS, "its epochs are not those of", METRICS, *epochs)
         if ended:
-            found = self.read(HISTORY, files.read)
-            self.agree(HISTORY, "it is not the table of", METRICS, found, history_table(metrics))
+            table = self.read(HISTORY, files.read)
+            self.agree(HISTORY, "it is not the table of", METRICS, table, history_table(metrics))
         by_step = {line.get("steps"): line for line in lines}
         for name, (arrays, meta) in states.items():
             step = meta.get("step", 0)
