@@ -12,12 +12,13 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-browser lint lock clean
+.PHONY: help train test test-browser test-accelerator lint lock clean
 
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in Chromium'
+	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -38,6 +39,9 @@ test: lint
 test-browser: $(READY)
 	$(BIN)/python -m pip install --quiet 'playwright >=1.56'
 	$(BIN)/python -m pytest -m browser tests/browser
+
+test-accelerator: $(READY)
+	@$(BIN)/python tests/on_accelerator.py
 
 # Tests hand NumPy arrays to functions of JAX arrays.
 lint: $(READY)

@@ -194,6 +194,14 @@ def test_no_file_names_a_package_index_or_a_folder_of_one_machine() -> None:
     assert named == []
 
 
+def test_without_an_accelerator_its_tests_say_so_and_end_well() -> None:
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(ROOT / "tests" / "on_accelerator.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("No GPU or TPU here that JAX can use: nothing was tested.")
+
+
 def test_the_version_is_written_in_the_package_alone() -> None:
     assert PROJECT["dynamic"] == ["version"]
     assert re.findall(r'^__version__ = "(.+)"$', (PACKAGE / "__init__.py").read_text(), re.MULTILINE) == [

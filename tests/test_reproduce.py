@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, loop, runtime, train
+from jaxmlp import data, fit, loop, runtime, shards, train
 from jaxmlp.cli import main
 from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
 from jaxmlp.errors import RunError
@@ -64,6 +64,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
 
     def trained(flip: Flip | None = None, *, stop_after: int = 0, digest_every: int | None = None) -> Path:
         runtime.configure()  # Before the manifest, which has what it sets.
+        facts = manifest(CONFIG, small_dataset.sha256, devices=len(shards.pick_devices(CONFIG.grad_shards)))
         real, stop, path = train.train_steps, Stop(), tmp_path / "run"
 
         def train_steps(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +80,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(loop, "CHUNK_S", 0.0)
             patch.setattr(train, "train_steps", train_steps)
-            with RunDirectory.create(path, CONFIG, manifest(CONFIG, small_dataset.sha256, devices=4)) as run:
+            with RunDirectory.create(path, CONFIG, facts) as run:
                 fit.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
         return path
 
@@ -103,10 +104,14 @@ def test_an_untouched_run_is_reproduced_epoch_by_epoch(
 
 
 def test_other_counts_of_devices_leave_the_same_bits(trained: Callable[..., Path], small_dataset: data.Dataset) -> None:
+    there = len(shards.pick_devices(CONFIG.grad_shards))
+    others = [devices for devices in (1, 2, 4) if devices < there]
     path = trained()
-    for devices in (1, 2):
+    for devices in others:
         found = reproduce(path, small_dataset, devices=devices)
-        assert (found.level, found.same, found.changed) == ("L3", True, (f"devices: 4 there, {devices} here",))
+        assert (found.level, found.same, found.changed) == ("L3", True, (f"devices: {there} there, {devices} here",))
+    if not others:
+        pytest.skip("needs two devices")
 
 
 @pytest.mark.parametrize("seed", range(3))

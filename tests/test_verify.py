@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jaxmlp
-from jaxmlp import data, fit
+from jaxmlp import data, fit, loop
 from jaxmlp.cli import main
 from jaxmlp.config import ExperimentConfig, ModelConfig
 from jaxmlp.errors import RunError
@@ -27,10 +27,12 @@ ALTERATIONS = 100
 
 @pytest.fixture(scope="module")
 def whole(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with two checkpoints."""
+    """A finished run with two checkpoints and a trace."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    with RunDirectory.create(path, CONFIG, manifest(CONFIG, small_dataset.sha256)) as run:
-        fit.fit(CONFIG, small_dataset, run=run, checkpoint_s=0)
+    facts = manifest(CONFIG, small_dataset.sha256)
+    with pytest.MonkeyPatch.context() as patch, RunDirectory.create(path, CONFIG, facts) as run:
+        patch.setattr(loop, "CHUNK_S", 0.0)  # One update a chunk, so that checkpoints are of the last two.
+        fit.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)
     return path
 
 
@@ -90,7 +92,7 @@ def alter(path: Path, rng: random.Random) -> tuple[str, set[str]]:
 def test_a_whole_run_verifies_and_every_file_of_it_is_counted(whole: Path) -> None:
     found = verify(whole)
     assert found.damaged == () and found.not_covered == () and found.ended
-    assert found.files == len(files(whole)) == 9
+    assert found.files == len(files(whole)) == 10
     assert found.tensors == 2 * (1 + 4 + 4 + 1 + 3)  # step, parameters, their averages, count, sums
 
 
@@ -118,7 +120,6 @@ def test_sums_made_anew_do_not_hide_files_that_contradict_each_other(copy: Path)
     assert dict(verify(copy).damaged) == {
         "config.json": "its SHA-256 is not the one in manifest.json",
         "manifest.json": "its val_accuracy is not that of metrics.jsonl",
-        "checkpoints/step-00000010.safetensors": "its params are not those of digests.jsonl",
         "checkpoints/step-00000015.safetensors": "its params are not those of digests.jsonl",
     }
 
@@ -161,13 +162,13 @@ def test_a_run_in_use_and_a_folder_that_is_none_are_refused(tmp_path: Path) -> N
 def test_the_command_answers_with_what_is_damaged_and_5(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "files": 9, "tensors": 26, "damaged": [], "not_covered": [], "ended": True
+        "files": 10, "tensors": 26, "damaged": [], "not_covered": [], "ended": True
     }  # fmt: skip
     (copy / "history.csv").unlink()
     assert main(["verify", str(copy), "--json"]) == 5
     out, err = capsys.readouterr()
     assert json.loads(out)["damaged"] == [{"file": "history.csv", "problem": "it is missing"}]
-    assert err == f"{copy} is damaged: 1 of 8 files\nhistory.csv: it is missing\n"
+    assert err == f"{copy} is damaged: 1 of 9 files\nhistory.csv: it is missing\n"
 
 
 def test_verifying_imports_no_jax(whole: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from jaxmlp.errors import RunError
 from jaxmlp.run import checkpoint, files, jsonl, sums
 from jaxmlp.run.digest import digest
-from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, history_table
+from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
 from jaxmlp.run.lock import is_held
 from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest
 
@@ -86,7 +86,7 @@ class _Check:
         for name in sorted(in_folder - told.keys()) if told else []:
             self.note(name, f"it is not in {SUMS}")
         self.records(manifest, {name: state for name, state in states.items() if state}, ended=ended)
-        covered = {*ALWAYS, *told, *in_folder, HISTORY, SUMS} & there
+        covered = {*ALWAYS, *told, *in_folder, TRACE, HISTORY, SUMS} & there
         return Verification(
             files=len(covered),
             tensors=sum(len(state[0]) for state in states.values() if state),
@@ -107,7 +107,8 @@ class _Check:
         if ended:
             table = self.read(HISTORY, files.read)
             self.agree(HISTORY, "it is not the table of", METRICS, table, history_table(metrics))
-        by_step = {line.get("steps"): line for line in lines}
+        trace = self.read(TRACE, jsonl.read) or []
+        by_step = {line.get("steps"): line for line in (*trace, *lines)}
         for name, (arrays, meta) in states.items():
             step = meta.get("step", 0)
             if name != f"{CHECKPOINTS}/step-{step:08}.safetensors":
