@@ -76,15 +76,23 @@ def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -
     return digest({"state": state, "sums": found})
 
 
+def available(*counts: int) -> list[int]:
+    """Those of the counts that there are devices for; one alone has nothing to compare with."""
+    found = [count for count in counts if count <= jax.device_count()]
+    if len(found) < 2:
+        pytest.skip("needs two devices")
+    return found
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_one_digest_on_1_2_4_and_8_devices(case: str) -> None:
-    digests = {devices: train_on(devices, CASES[case]) for devices in (1, 2, 4, 8)}
+    digests = {devices: train_on(devices, CASES[case]) for devices in available(1, 2, 4, 8)}
     assert len(set(digests.values())) == 1, digests
 
 
 def test_grad_shards_that_are_no_power_of_two_give_one_digest_too() -> None:
     config = ExperimentConfig(batch_size=60, grad_shards=6)
-    digests = {devices: train_on(devices, config) for devices in (1, 2, 3, 6)}
+    digests = {devices: train_on(devices, config) for devices in available(1, 2, 3, 6)}
     assert len(set(digests.values())) == 1, digests
 
 

@@ -114,7 +114,7 @@ def test_other_counts_of_devices_leave_the_same_bits(trained: Callable[..., Path
         pytest.skip("needs two devices")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_flipped_bit_is_found_in_its_epoch(
     seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_flipped_bit_is_found_in_its_epoch(
     assert found.steps == (epoch - 1) * STEPS
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(10))
 def test_with_a_trace_a_flipped_bit_is_found_in_its_update_and_leaf(
     seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
