@@ -19,7 +19,7 @@ def main() -> int:
         return 6
     backend, count, version = probed.stdout.strip().split(" ", 2)
     if backend == "cpu":
-        print("No GPU or TPU here that JAX can use: nothing was tested. A GPU or TPU needs an extra of jaxmlp (README).")
+        print("No GPU or TPU here that JAX can use: nothing was tested. It needs an extra of jaxmlp (README).")
         return 0
     platform = backend if backend == "tpu" else "rocm" if "rocm" in version else "cuda"
     print(f"{count} {platform} device{'s' if count != '1' else ''}")

@@ -82,8 +82,7 @@ def _bits(values: NDArray[Any]) -> NDArray[Any]:
 
 def _difference(path: str, a: NDArray[Any], b: NDArray[Any]) -> Difference | None:
     if a.dtype.kind == "c":
-        part = np.dtype(f"f{a.itemsize // 2}")
-        a, b = (np.ascontiguousarray(each)[..., None].view(part) for each in (a, b))
+        a, b = (np.stack([each.real, each.imag], axis=-1) for each in (a, b))
     distance = ulp_distance(a, b)
     at = np.flatnonzero(distance)
     if not len(at):
@@ -98,7 +97,7 @@ def _difference(path: str, a: NDArray[Any], b: NDArray[Any]) -> Difference | Non
 
 def _pair(at: int, a: NDArray[Any], b: NDArray[Any]) -> str:
     index = [int(i) for i in np.unravel_index(at, a.shape)]
-    shown = [f"{each.flat[at]} (0x{int(_bits(each).flat[at]):0{2 * each.itemsize}x})" for each in (a, b)]
+    shown = [f"{each.flat[at]!s} (0x{int(_bits(each).flat[at]):0{2 * each.itemsize}x})" for each in (a, b)]
     return f"{index}: {shown[0]} and {shown[1]}, {int(ulp_distance(a.flat[at], b.flat[at])):,} ULP apart"
 
 
