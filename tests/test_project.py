@@ -50,7 +50,7 @@ ARROWS = {
     "fit": "data distributed feed history loop model programs progress run runtime shards signals",
     "export": "data inference model run",
     "keras": "data history inference model position run train",
-    "proof": "data fit model programs run runtime shards train",
+    "proof": "data feed fit model programs run runtime shards train",
     "cli": "*",
     "__main__": "cli",
 }

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmlp import data, model, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.fit import check_batch_size
 from jaxmlp.programs import Programs
 from jaxmlp.run.digest import digest
@@ -38,7 +39,7 @@ class Training:
         check_batch_size(config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
-        self._programs = Programs(config, dataset, module, mesh)
+        self._programs = Programs(config, dataset, module, mesh, RESIDENT_BYTES)
         self._position = self._programs.placed(self._programs.first())
         self.config = config
         self.devices: int = mesh.size
@@ -70,7 +71,8 @@ class Training:
             epoch = self.epoch_of(position.step + 1)
             begin = (epoch - 1) * self.steps_per_epoch
             position.done = position.step - begin
-            self._programs.advance(position, self._programs.order(epoch), min(step - begin, self.steps_per_epoch))
+            stop = min(step - begin, self._programs.limit(position))
+            self._programs.advance(position, self._programs.order(epoch), stop)
 
     def test(self) -> dict[str, float]:
         """Loss and accuracy on the test examples, by the names of a run's result."""
