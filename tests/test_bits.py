@@ -76,6 +76,7 @@ def test_the_distance_counts_the_steps_of_nextafter(value: float, steps: int) ->
     assert int(ulp_distance(np.asarray(a), np.asarray(b))) - steps in ((0, 1) if through_zero else (0,))
 
 
+@pytest.mark.slow
 def test_the_example_in_the_docs_runs_and_its_tests_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (code,) = re.findall(r"```python\n(.+?)```", (ROOT / "docs" / "exactness.md").read_text(), re.DOTALL)
     quickstart = str(ROOT / "experiments" / "quickstart.py")

@@ -103,6 +103,7 @@ def test_an_untouched_run_is_reproduced_epoch_by_epoch(
     assert told == [f"epoch {epoch}: the same bits" for epoch in (1, 2, 3)]
 
 
+@pytest.mark.slow
 def test_other_counts_of_devices_leave_the_same_bits(trained: Callable[..., Path], small_dataset: data.Dataset) -> None:
     there = len(shards.pick_devices(CONFIG.grad_shards))
     others = [devices for devices in (1, 2, 4) if devices < there]
@@ -212,6 +213,7 @@ def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
         reproduce(tmp_path / "empty", small_dataset)
 
 
+@pytest.mark.slow
 def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(tmp_path / "run")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")

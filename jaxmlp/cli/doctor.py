@@ -103,7 +103,9 @@ def _fact_lines(found: dict[str, Any]) -> Iterator[str]:
 
 def _test_lines(test: SelfTest) -> Iterator[str]:
     said = f"self-test: {test.experiment}, {test.steps} updates"
-    if test.verdict == "same" and not test.changed:
+    if test.verdict == "differs":
+        yield f"{said}: other bits than the reference"
+    elif test.verdict == "same" and not test.changed:
         yield f"{said}: this machine computes the reference bits"
     elif test.verdict == "same":
         yield f"{said}: the bits of the reference for another platform ({'; '.join(test.changed)})"
@@ -112,9 +114,8 @@ def _test_lines(test: SelfTest) -> Iterator[str]:
         yield from (f"  {changed}" for changed in test.changed)
     elif test.verdict == "no reference":
         yield f"{said}: no reference for this experiment"
-    if difference := test.first_difference:
-        first, last = difference.steps
-        yield f"{said}: leaves {test.reference} at update {first} to {last}, in {', '.join(difference.leaves)}"
+    if test.first_difference:
+        yield f"  leaves the bits of {test.reference} in {test.first_difference}"
     yield f"  params_sha256 {test.params_sha256}"
     if test.verdict == "no reference":
         yield "  jaxmlp doctor --record adds this platform's reference"

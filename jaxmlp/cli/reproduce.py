@@ -61,12 +61,8 @@ def _lines(found: Reproduction) -> Iterator[str]:
     if not (difference := found.first_difference):
         yield f"reproduced: {found.steps} updates, the same bits ({found.level})"
         return
-    first, last = difference.steps
-    where = f"epoch {difference.epoch}, update {first}" + (f" to {last}" if last > first else "")
-    more = f" and {len(difference.leaves) - 1} more" if len(difference.leaves) > 1 else ""
-    apart = f"{where}: {difference.leaf}{more}: {difference.problem}"
     if found.level != "L4" or difference.leaf == "order":
-        yield f"not reproduced ({found.level}): {apart}"
+        yield f"not reproduced ({found.level}): {difference}"
         return
     answers = {
         True: "reproduced as far as it can be checked",
@@ -79,4 +75,4 @@ def _lines(found: Reproduction) -> Iterator[str]:
         yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
     if not found.judgements:
         yield "The result was not judged: the run has not finished, or no band over seeds is known for its experiment."
-    yield f"The first other bits: {apart}"
+    yield f"The first other bits: {difference}"

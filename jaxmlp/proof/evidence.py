@@ -47,7 +47,13 @@ class FirstDifference(NamedTuple):
     max_ulp: int | None
     """The largest distance of two values; none where no checkpoint has the values."""
     problem: str
-    """For people."""
+    """What differs in `leaf`."""
+
+    def __str__(self) -> str:
+        first, last = self.steps
+        updates = f"update {first}" + (f" to {last}" if last > first else "")
+        more = f" and {len(self.leaves) - 1} more" if len(self.leaves) > 1 else ""
+        return f"epoch {self.epoch}, {updates}: {self.leaf}{more}: {self.problem}"
 
 
 def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
