@@ -50,7 +50,7 @@ def test_a_recorded_platform_computes_the_reference_bits(recorded: Path, capsys:
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "self-test: quickstart, 16 updates: this machine computes the reference bits\n" in said
-    for fact in ("versions: jaxmlp", "devices: 8 of cpu", "flags: XLA_FLAGS", "data: mnist_5k: ", "GB free for runs"):
+    for fact in ("versions: jaxmlp", "devices: ", "flags: XLA_FLAGS", "data: mnist_5k: ", "GB free for runs"):
         assert fact in said
 
 
