@@ -107,16 +107,19 @@ class _Check:
         if ended:
             table = self.read(HISTORY, files.read)
             self.agree(HISTORY, "it is not the table of", METRICS, table, history_table(metrics))
-        trace = self.read(TRACE, jsonl.read) or []
-        by_step = {line.get("steps"): line for line in (*trace, *lines)}
+        told_by_step = {
+            DIGESTS: {line.get("steps"): line for line in lines},
+            TRACE: {line.get("steps"): line for line in self.read(TRACE, jsonl.read) or []},
+        }
         for name, (arrays, meta) in states.items():
             step = meta.get("step", 0)
             if name != f"{CHECKPOINTS}/step-{step:08}.safetensors":
                 self.note(name, f"it is that of step {step} under another name")
             for part in ("params", "opt_state"):
-                if told := by_step.get(step, {}).get(f"{part}_sha256"):
-                    found = digest(_below(arrays, f"state/{part}"))
-                    self.agree(name, f"its {part} are not those of", DIGESTS, found, told)
+                found = digest(_below(arrays, f"state/{part}"))
+                for log, by_step in told_by_step.items():
+                    told = by_step.get(step, {}).get(f"{part}_sha256", found)
+                    self.agree(name, f"its {part} are not those of", log, found, told)
         self.result(manifest.get("result") or {}, metrics, lines, states)
 
     def result(self, told: Mapping[str, Any], metrics: Any, lines: Any, states: Mapping[str, Any]) -> None:
@@ -125,9 +128,9 @@ class _Check:
             last = {f"train_{name}": metrics[-1].get(name) for name in ("loss", "accuracy")}
             last |= {name: metrics[-1].get(name) for name in ("val_loss", "val_accuracy")}
             for name in last.keys() & told.keys():
-                self.agree(MANIFEST, f"its {name} is not that of", METRICS, told[name], last[name])
+                self.agree(MANIFEST, f"its {name} is not that of", METRICS, told.get(name), last[name])
             for name in ("steps", "params_sha256") if told.get("status") == "finished" else ():
-                self.agree(MANIFEST, f"its {name} is not that of", DIGESTS, told[name], lines[-1].get(name))
+                self.agree(MANIFEST, f"its {name} is not that of", DIGESTS, told.get(name), lines[-1].get(name))
         for name, (arrays, meta) in states.items():
             if meta.get("step") == told.get("steps") and "state_sha256" in told:
                 found = digest(_below(arrays, "state"))
