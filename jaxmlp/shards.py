@@ -91,13 +91,17 @@ def sum_over_shards(
         if len(indices).bit_count() == 1:
             # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
             parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)
-        return jax.tree.map(pairwise_sum, lax.all_gather(parts, AXIS, tiled=True))
+        if mesh.size > 1:
+            parts = lax.all_gather(parts, AXIS, tiled=True)
+        return jax.tree.map(pairwise_sum, parts)
 
     shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
-    total = jax.shard_map(
-        sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
-    )(whole, shards, jnp.arange(num_shards))
+    if mesh.size > 1:  # One device needs none, and a sweep, inside one over its lanes, could not have another.
+        sum_on_device = jax.shard_map(
+            sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
+        )
+    total = sum_on_device(whole, shards, jnp.arange(num_shards))
     # What follows must compile apart from the sum, whose last additions depend on the number of devices: fused with
     # them, XLA contracts other pairs of the optimizer's products and sums into multiply-adds, and last bits change.
     return lax.optimization_barrier(total)
