@@ -76,6 +76,8 @@ def _as_typed(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     kinds = _alternatives(info.type)
     if info.type is bool or not all(_is_plain(kind) for kind in kinds):
         return None
+    if tyro.conf.UseAppendAction in info.markers:  # A flag said several times is tyro's own.
+        return None
     is_tuple = typing.get_origin(info.type) is tuple
     item_kinds = _alternatives(typing.get_args(info.type)[0]) if is_tuple else kinds
 
