@@ -220,7 +220,7 @@ def supervise(argv: Sequence[str]) -> int:
         return code if code >= 0 else 128 - code
     lost = _LOST.search("".join(withheld))
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
-    go_on = f" Go on from the last checkpoint: jaxmlp train --resume {shlex.quote(run_dir)}" if run_dir else ""
+    go_on = f" Go on from the last checkpoint: jaxmlp {argv[0]} --resume {shlex.quote(run_dir)}" if run_dir else ""
     print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
 

@@ -25,12 +25,13 @@ MATMUL_PRECISION: Final = "highest"
 _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
 
-def configure(device: Device = "auto", cluster: Cluster | None = None) -> None:
+def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_devices: int | None = None) -> None:
     """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
 
     Args:
         device: What to compute on; `auto` takes what JAX prefers: TPU, GPU, CPU.
         cluster: The other processes of the run, to be met before JAX starts.
+        cpu_devices: As how many devices the CPU appears, at most one a core; by default one, or what XLA_FLAGS says.
 
     Raises:
         DeviceError: The device is not there, or JAX is already up on another one or without the flags.
@@ -45,6 +46,8 @@ def configure(device: Device = "auto", cluster: Cluster | None = None) -> None:
         os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *missing])
         if device == "cpu":
             jax.config.update("jax_platforms", "cpu")
+        if cpu_devices and "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
+            jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     jax.config.update("jax_threefry_partitionable", True)
     _keep_compiled_programs()
@@ -76,6 +79,11 @@ def _name_the_extra(record: logging.LogRecord) -> bool:
         if record.msg.startswith(f"{name} may be present"):
             record.msg = f"{name} is present, but this JAX cannot use it. Install jaxmlp's extra {_EXTRAS[device]}"
     return True
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_compiled_programs() -> None:

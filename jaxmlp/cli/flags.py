@@ -81,17 +81,20 @@ def _as_typed(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     is_tuple = typing.get_origin(info.type) is tuple
     item_kinds = _alternatives(typing.get_args(info.type)[0]) if is_tuple else kinds
 
-    def from_words(words: list[str]) -> Any:
-        values = tuple(_value(word, item_kinds) for word in words)
-        return values if is_tuple else values[0]
-
     return PrimitiveConstructorSpec(
         nargs="*" if is_tuple else 1,
         metavar=f"[{_metavar(item_kinds)} ...]" if is_tuple else _metavar(kinds),
-        instance_from_str=from_words,
+        instance_from_str=lambda words: value_of(words, info.type),
         is_instance=lambda _: True,
         str_from_instance=lambda value: [_shown(item) for item in (value if is_tuple else [value])],
     )
+
+
+def value_of(words: Sequence[str], kind: Any) -> Any:
+    """What these words stand for where a value of this type is wanted; what is no such value stays as it was typed."""
+    if typing.get_origin(kind) is tuple:
+        return tuple(_value(word, _alternatives(typing.get_args(kind)[0])) for word in words)
+    return _value(" ".join(words), _alternatives(kind))
 
 
 def _is_plain(kind: Any) -> bool:

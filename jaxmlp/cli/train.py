@@ -61,27 +61,29 @@ def run(argv: Sequence[str]) -> Answer:
     if any(word.partition("=")[0] == "--resume" for word in argv):
         hint = " The run's stored config holds; another one is another run."
         resumed = flags.parse(ResumeFlags(), argv, "train --resume DIR", hint=hint)[0]
-        _join(resumed, argv)
+        join("train", argv, resumed.device, resumed.distributed)
         return _resume(resumed)
     chosen = parse_experiment(TrainFlags, argv, "train")
     if chosen.dry_run:
         runtime.configure(chosen.device)
         return summary.show(chosen.config)
-    _join(chosen, argv)
+    join("train", argv, chosen.device, chosen.distributed)
     runtime.configure(chosen.device)
     return _begin(chosen)
 
 
-def _join(chosen: ResumeFlags, argv: Sequence[str]) -> None:
-    """In a distributed run: supervise a child in this process's place; in the child, meet the others."""
-    if not chosen.distributed:
+def join(
+    command: str, argv: Sequence[str], device: runtime.Device, address: str | None, *, cpu_devices: int | None = None
+) -> None:
+    """With an address of `--distributed`: supervise a child in this process's place; in the child, meet the others."""
+    if not address:
         return
     from jaxmlp import distributed
 
-    cluster = distributed.Cluster.parse(chosen.distributed)
+    cluster = distributed.Cluster.parse(address)
     if not distributed.is_supervised():
-        raise SystemExit(distributed.supervise(["train", *argv]))
-    runtime.configure(chosen.device, cluster)
+        raise SystemExit(distributed.supervise([command, *argv]))
+    runtime.configure(device, cluster, cpu_devices=cpu_devices)
 
 
 def _begin(chosen: TrainFlags) -> Answer:

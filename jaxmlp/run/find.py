@@ -30,7 +30,16 @@ def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
     Raises:
         DiskError: It cannot be made.
     """
-    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{config.name}-s{config.seed}"
+    return new_folder(f"{config.name}-s{config.seed}", now)
+
+
+def new_folder(name: str, now: datetime) -> Path:
+    """Make an empty folder in `runs_dir()` that has the time before its name, and a number behind it if it is taken.
+
+    Raises:
+        DiskError: It cannot be made.
+    """
+    name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
     try:
         runs_dir().mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):

@@ -1,0 +1,219 @@
+"""`jaxmlp sweep`: many seeds and values of an experiment, or the rest of a sweep that was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import time
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from jaxmlp import runtime
+from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.train import join
+from jaxmlp.errors import ConfigError, DivergedError, UsageError
+from jaxmlp.fields import Part, ranged
+from jaxmlp.sweep.lanes import MAX_LANES, Choices, Range, make_plan, make_settings
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.signals import Stop
+    from jaxmlp.sweep.progress import SweepProgress
+    from jaxmlp.sweep.result import SweepResult
+
+RANGE = re.compile(r"(log|uniform)\(([^,()]+),([^,()]+)\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResumeFlags(flags.DataFlags, flags.DeviceFlags):
+    """Go on with a sweep, lane by lane, to the same bits; a finished sweep shows its result."""
+
+    resume: str | None = None
+    """Go on with this sweep, a folder or `last`, in place of EXPERIMENT.py."""
+    devices: int | None = ranged(None, "[1, 65536]")
+    """How many devices share the lanes; by default all, on the CPU one a core."""
+    distributed: str | None = None
+    """Join other processes, as for train: auto or HOST:PORT,PROCESSES,INDEX."""
+    checkpoint_s: float = ranged(60.0, "[0, inf)")
+    """Seconds between two checkpoints of the lanes in training."""
+    verbose: Literal["auto", "0", "1", "2"] = "auto"
+    """0: the table alone; 1: a live line on a terminal; 2: one line an epoch; auto: 1 on a terminal, 2 elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepFlags(SweepResumeFlags, flags.ExperimentFlags):
+    """Train every seed of every setting of an experiment's CONFIG. Or go on with a sweep: --resume DIR.
+
+    Lanes that differ in seed, rates, momenta and decays are one compiled program; other values compile once each.
+    """
+
+    seeds: str | None = None
+    """Such as 0:16 (0 to 15), 3, or 1,5,7; by default the experiment's own."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FIELD=a,b,...: a lane for each value, such as optimizer.learning-rate=0.001,0.003; several --set make all
+    combinations. A list is several words: "model.hidden-sizes=512 512,256". With --random, FIELD=log(1e-4,1e-1) or
+    FIELD=uniform(0,0.9) is a range to draw from."""
+    random: int | None = ranged(None, "[1, 65536]")
+    """Draw so many settings from the ranges, in place of all combinations."""
+    random_seed: int = ranged(0, "[0, inf)")
+    """Decides what is drawn."""
+    batching: Literal["map", "vmap"] = "map"
+    """map: a lane has the bits of its solo run. vmap: a device trains its lanes at once, for accelerators; last bits
+    may differ from the solo run's."""
+    out: Path | None = None
+    """Folder of the sweep; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
+    keep_runs: flags.Switch = False
+    """Leave a run directory of each lane in the sweep's folder."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Sweep, and answer with the result."""
+    if any(word.partition("=")[0] == "--resume" for word in argv):
+        hint = " The stored sweep holds; another one is another sweep."
+        chosen = flags.parse(SweepResumeFlags(), argv, "sweep --resume DIR", hint=hint)[0]
+        return _resume(chosen, argv)
+    return _begin(parse_experiment(SweepFlags, argv, "sweep"), argv)
+
+
+def _begin(chosen: SweepFlags, argv: Sequence[str]) -> Answer:
+    if chosen.seeds is None and not chosen.set:
+        such = "--seeds 0:16 or --set optimizer.learning-rate=0.001,0.003"
+        raise UsageError(f"sweep needs --seeds or --set, such as {such}")
+    seeds = parse_seeds(chosen.seeds) if chosen.seeds is not None else [chosen.config.seed]
+    vary = parse_vary(chosen.set, chosen.config)
+    # Mistakes are told before JAX starts.
+    settings = make_settings(chosen.config, vary, draws=chosen.random, random_seed=chosen.random_seed)
+    lanes = make_plan(chosen.config, seeds, settings).lanes()
+    _configure(chosen, argv, len(lanes))
+    from jaxmlp import data, distributed
+    from jaxmlp.run.find import new_folder
+    from jaxmlp.sweep import sweep
+
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    path = None
+    if distributed.is_first():
+        path = chosen.out or new_folder(f"{chosen.config.name}-sweep", datetime.now(UTC))
+
+    def train(progress: SweepProgress, stop: Stop) -> SweepResult:
+        return sweep(
+            chosen.config, dataset, seeds=seeds, vary=vary, draws=chosen.random, random_seed=chosen.random_seed,
+            batching=chosen.batching, out=path, keep_runs=chosen.keep_runs, progress=progress,
+            devices=chosen.devices, stop=stop, checkpoint_s=chosen.checkpoint_s,
+        )  # fmt: skip
+
+    return _train(train, path, chosen)
+
+
+def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
+    _configure(chosen, argv, MAX_LANES)
+    from jaxmlp import distributed
+    from jaxmlp.sweep import resume
+    from jaxmlp.sweep.directory import find_sweep
+
+    path = find_sweep(str(chosen.resume)) if distributed.is_first() else None
+
+    def train(progress: SweepProgress, stop: Stop) -> SweepResult:
+        return resume(
+            path, manual_dir=chosen.manual_dir, progress=progress, devices=chosen.devices, stop=stop,
+            checkpoint_s=chosen.checkpoint_s,
+        )  # fmt: skip
+
+    return _train(train, path, chosen)
+
+
+def _configure(chosen: SweepResumeFlags, argv: Sequence[str], lanes: int) -> None:
+    join("sweep", argv, chosen.device, chosen.distributed, cpu_devices=lanes)
+    runtime.configure(chosen.device, cpu_devices=lanes)
+
+
+def _train(train: Callable[[SweepProgress, Stop], SweepResult], path: Path | None, chosen: SweepResumeFlags) -> Answer:
+    """Train, and tell of it in the first process, which alone has a path."""
+    from jaxmlp import distributed
+    from jaxmlp.signals import stop_signals
+    from jaxmlp.sweep.progress import make_progress
+
+    told = distributed.share(str(path.resolve() if path else "").encode()).decode()
+    distributed.tell_run_dir(told)
+    with make_progress(chosen.verbose if path else "0") as progress, stop_signals() as stop:
+        result = train(progress, stop)
+    document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
+    if result.lanes and path:
+        print(f"{result.table()}\n{told}")
+    if result.status != "finished":
+        assert stop.signal
+        saved = f"{len(result.lanes)} of {result.total} lanes are done, those in training saved"
+        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}"
+        return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {go_on}")
+    if all(lane.status == "diverged" for lane in result.lanes):
+        message = "every lane diverged. Try smaller learning rates, or check the data's scale (--data.pixel-scale)."
+        return Answer(document, DivergedError.exit_code, message)
+    return Answer(document)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """From `0:16`, `3`, `1,5,7`, or several of these joined by commas.
+
+    Raises:
+        ConfigError: It is none of these, or a range is empty or too long.
+    """
+    seeds: list[int] = []
+    for word in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", word)
+        if not match:
+            raise ConfigError("seeds", f"must be such as 0:16, 3 or 1,5,7, got {text!r}")
+        first, end = int(match[1]), int(match[2] or int(match[1]) + 1)
+        if first >= end:
+            raise ConfigError("seeds", f"must not be empty, got {word.strip()}, which ends before it begins")
+        if end - first > MAX_LANES:
+            raise ConfigError("seeds", f"must be at most {MAX_LANES:,}, got {end - first:,}")
+        seeds += range(first, end)
+    return seeds
+
+
+def parse_vary(words: Sequence[str], config: ExperimentConfig) -> dict[str, Choices]:
+    """What each `--set` says, by the field's path.
+
+    Raises:
+        ConfigError: A field that is set twice, or is a part with fields of its own.
+        UsageError: A word that is not FIELD=VALUES.
+    """
+    vary: dict[str, Choices] = {}
+    for word in words:
+        flag, equals, text = word.partition("=")
+        name = flag.strip().removeprefix("--").replace("-", "_")
+        if not equals or not name:
+            raise UsageError(f"--set must be FIELD=a,b,..., such as optimizer.learning-rate=0.001,0.003, got {word!r}")
+        if name in vary:
+            raise ConfigError(name, "is set twice: give all its values in one --set")
+        if match := RANGE.fullmatch(text.strip()):
+            try:
+                vary[name] = Range(low=float(match[2]), high=float(match[3]), log=match[1] == "log")
+            except ValueError:
+                raise ConfigError(name, f"must have two numbers in its range, got {text}") from None
+        else:
+            vary[name] = [_value(name, each.split(), config) for each in text.split(",")] if text.strip() else []
+    return vary
+
+
+def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
+    """The value that these words stand for, by the field's type; an unknown field's are left to be refused."""
+    *parts, last = name.split(".")
+    part: Any = config
+    for each in parts:
+        part = getattr(part, each, None)
+    hint = typing.get_type_hints(type(part)).get(last) if isinstance(part, Part) else None
+    if isinstance(getattr(part, last, None), Part):
+        fields = [item.name for item in dataclasses.fields(getattr(part, last))]
+        such = f": set its fields, such as {name}.{fields[0]}" if fields else ""
+        raise ConfigError(name, f"is a part of the experiment, and no value{such}")
+    if hint is bool:
+        return {"true": True, "false": False}.get(" ".join(words).lower(), " ".join(words))
+    return flags.value_of(words, hint)

@@ -1,0 +1,33 @@
+"""Many trainings of one experiment, by seeds and values, in as few compiled programs as possible.
+
+`from jaxmlp.sweep import sweep, resume, load, Range`. Importing this starts no JAX, as importing jaxmlp.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmlp.sweep.directory import load as load
+    from jaxmlp.sweep.lanes import Range as Range
+    from jaxmlp.sweep.result import LaneResult as LaneResult
+    from jaxmlp.sweep.result import SweepResult as SweepResult
+    from jaxmlp.sweep.start import resume as resume
+    from jaxmlp.sweep.start import sweep as sweep
+else:  # Hidden from type checkers, as in jaxmlp.
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"jaxmlp.sweep.{_HOMES[name]}"), name)
+
+
+_HOMES = {
+    "LaneResult": "result",
+    "Range": "lanes",
+    "SweepResult": "result",
+    "load": "directory",
+    "resume": "start",
+    "sweep": "start",
+}

@@ -1,0 +1,225 @@
+"""A sweep's directory: everything that it leaves, and all that a resume needs.
+
+sweep.json     the plan: config, seeds, settings, batching, keep_runs; written once
+manifest.json  what the bits depend on, and `status`, as a run's
+lanes.jsonl    one line a lane that ended, as it ended: `LaneResult`, with `metrics`, its figures epoch by epoch
+result.json    once it has ended or was interrupted: what `sweep --json` prints
+lock           who writes here
+group/         of the lanes in training: epochs.jsonl, one line an epoch with all their figures, and checkpoints
+               step-00009380.safetensors, in which every array of a run's has one row a lane more
+runs/          with --keep-runs: the run directory of lane 3 of seed 7 is runs/0003-s7
+
+The setting of lane i is settings[i // len(seeds)], its seed seeds[i % len(seeds)]. Read a sweep with `load`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from jaxmlp.errors import ConfigError, DiskError, RunError
+from jaxmlp.run import files, jsonl
+from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
+from jaxmlp.run.find import runs_dir
+from jaxmlp.run.lock import Lock
+from jaxmlp.run.record import CONFIG, ENDS, MANIFEST
+from jaxmlp.sweep.lanes import Lane, Plan
+from jaxmlp.sweep.result import LaneResult
+
+PLAN, LANES, RESULT, GROUP, EPOCHS, RUNS, LOCK = (
+    "sweep.json", "lanes.jsonl", "result.json", "group", "epochs.jsonl", "runs", "lock",
+)  # fmt: skip
+
+
+class SweepDirectory:
+    """One sweep on disk, for the one process that writes it. Made by `create` or `open`; use it in a `with`."""
+
+    def __init__(self, path: Path, plan: Plan, manifest: dict[str, Any], lock: Lock) -> None:
+        self.path = path
+        self.plan = plan
+        self.manifest = manifest
+        self._lock = lock
+        self._checkpoints = CheckpointFolder(path / GROUP)
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, manifest: Mapping[str, Any]) -> SweepDirectory:
+        """Begin a sweep in a folder that has no run or sweep.
+
+        Raises:
+            RunError: It has one, or another process is at it.
+            DiskError: It cannot be written.
+        """
+        if path.exists() and not path.is_dir():
+            raise RunError(f"{path} is a file. Name another folder with --out.")
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DiskError(f"could not make the folder {path}: {error.strerror}.") from error
+        lock = Lock(path / LOCK)
+        try:
+            if os.path.lexists(path / CONFIG):
+                raise RunError(f"{path} holds a run. Name another folder with --out.")
+            if os.path.lexists(path / PLAN):
+                resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}"
+                raise RunError(f"{path} holds a sweep. Go on with `{resume}`, or name another folder with --out.")
+            sweep = cls(path, plan, {**manifest, "status": "running"}, lock)
+            sweep._write_manifest()
+            files.write(path / LANES)
+            sweep.begin_group()
+            # Last, because its presence makes the folder a sweep.
+            files.write(path / PLAN, plan.to_json().encode())
+            return sweep
+        except BaseException:
+            lock.release()
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> SweepDirectory:
+        """Open a sweep to go on with; what a killed process left half written is gone.
+
+        Raises:
+            RunError: There is no sweep, it cannot be read, or another process is at it.
+            DiskError: It cannot be written.
+        """
+        plan = read_plan(path)
+        lock = Lock(path / LOCK)
+        try:
+            sweep = cls(path, plan, _read_json(path / MANIFEST), lock)
+            files.remove_temporaries(path)
+            jsonl.cut_back(path / LANES)
+            if (path / GROUP / EPOCHS).exists():
+                files.remove_temporaries(path / GROUP)
+            else:
+                sweep.begin_group()
+            return sweep
+        except BaseException:
+            lock.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
+
+    def lanes(self) -> list[LaneResult]:
+        """Those that ended."""
+        return read_lanes(self.path)
+
+    def append_lane(self, result: LaneResult) -> None:
+        """Record a lane's end, which is on the disk before this returns."""
+        jsonl.append(self.path / LANES, result.to_line())
+        files.sync(self.path / LANES)
+
+    def begin_group(self) -> None:
+        """Forget the group before, checkpoints first.
+
+        Raises:
+            DiskError: The folder cannot be written.
+        """
+        try:
+            shutil.rmtree(self.path / GROUP, ignore_errors=True)
+            (self.path / GROUP).mkdir(mode=0o700)
+        except OSError as error:
+            raise DiskError(f"could not make the folder {self.path / GROUP}: {error.strerror}.") from error
+        files.write(self.path / GROUP / EPOCHS)
+
+    def append_epoch(self, line: Mapping[str, Any]) -> None:
+        """Add an epoch's line to the group's log."""
+        jsonl.append(self.path / GROUP / EPOCHS, line)
+
+    def epochs(self, before: int) -> list[dict[str, Any]]:
+        """The group's epochs before this one; the others' lines are cut off."""
+        jsonl.cut_back(self.path / GROUP / EPOCHS, before)
+        return jsonl.read(self.path / GROUP / EPOCHS)
+
+    def save_group(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Write the group's checkpoint, and keep the last two."""
+        files.sync(self.path / GROUP / EPOCHS)
+        self._checkpoints.save(step, arrays, meta, best=False)
+
+    def newest_group(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The group's newest good checkpoint, or none where there is no file of one."""
+        return self._checkpoints.newest(warn, set_aside=True)
+
+    def run_path(self, lane: Lane) -> Path:
+        """Where the lane's run directory is, if runs are kept."""
+        return self.path / RUNS / f"{lane.index:04d}-s{lane.seed}"
+
+    def finish(self, status: str, result: Mapping[str, Any]) -> None:
+        """Record how the sweep ended."""
+        files.write(self.path / RESULT, (json.dumps(jsonl.finite(result), indent=2) + "\n").encode())
+        self.manifest["status"] = status
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
+
+
+def load(path: Path) -> tuple[Plan, list[LaneResult]]:
+    """A sweep's plan, and the lanes that ended, by their numbers; also while it is running.
+
+    Raises:
+        RunError: There is no sweep, or it cannot be read.
+    """
+    return read_plan(path), sorted(read_lanes(path), key=lambda result: result.lane)
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of the sweep in the folder `path`.
+
+    Raises:
+        RunError: There is no sweep, or it cannot be read.
+    """
+    if not os.path.lexists(path / PLAN):
+        raise RunError(f"{path} is not a sweep: it has no {PLAN}.")
+    try:
+        return Plan.from_json(files.read(path / PLAN).decode())
+    except (ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"{path / PLAN} is not the plan of a sweep: {error}.") from error
+
+
+def read_lanes(path: Path) -> list[LaneResult]:
+    """The lanes that ended, in the order in which they did.
+
+    Raises:
+        RunError: The log cannot be read.
+    """
+    try:
+        return [LaneResult.from_line(line) for line in jsonl.read(path / LANES)]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / LANES} is damaged: {error}. Sweep again in another folder.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(files.read(path))
+        if found["status"] in ("running", *ENDS):
+            return dict(found)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        pass
+    raise RunError(f"{path} is damaged. Restore it from a copy, or sweep again in another folder.")
+
+
+def find_sweep(name: str) -> Path:
+    """The sweep that people call `name`: a path, or `last` for the one begun last.
+
+    Raises:
+        RunError: It is `last`, and there is none.
+    """
+    if name != "last":
+        return Path(name)
+    plans = sorted(runs_dir().glob(f"*/{PLAN}"), key=lambda plan: plan.stat().st_mtime_ns)
+    if not plans:
+        raise RunError(f"there is no last sweep: {runs_dir()} has none.")
+    return plans[-1].parent

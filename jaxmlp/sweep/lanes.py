@@ -1,0 +1,231 @@
+"""What a sweep trains: its lanes, each the experiment with a seed and values of its own. Values alone, no JAX."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, did_you_mean
+from jaxmlp.fields import to_plain
+
+MAX_LANES = 65_536
+FIXED = {
+    "seed": "is what --seeds gives",
+    "name": "names the sweep, and changes no number",
+    "data.name": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
+    "data.validation": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
+}
+"""Fields that no lane may set, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """Where `random` draws from: evenly between two numbers, or evenly between their logarithms."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __str__(self) -> str:
+        return f"{'log' if self.log else 'uniform'}({self.low:g},{self.high:g})"
+
+    def draw(self, part: float) -> float:
+        """The number that lies `part`, in [0, 1), of the way."""
+        if self.log:
+            return math.exp(math.log(self.low) + part * (math.log(self.high) - math.log(self.low)))
+        return self.low + part * (self.high - self.low)
+
+
+Batching: TypeAlias = Literal["map", "vmap"]
+Choices: TypeAlias = Sequence[Any] | Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One training of a sweep."""
+
+    index: int
+    seed: int
+    settings: dict[str, Any]
+    """What was set, as JSON values by dotted path."""
+    config: ExperimentConfig
+    """The experiment with both."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A whole sweep as a value: every seed of every setting, setting by setting."""
+
+    config: ExperimentConfig
+    seeds: tuple[int, ...]
+    settings: tuple[dict[str, Any], ...]
+    batching: Batching = "map"
+    keep_runs: bool = False
+
+    def lanes(self) -> list[Lane]:
+        """In the order of their numbers.
+
+        Raises:
+            ConfigError: A seed or value breaks its rule.
+        """
+        return [
+            Lane(index=index, seed=seed, settings=values, config=with_values(self.config, {**values, "seed": seed}))
+            for index, (values, seed) in enumerate(itertools.product(self.settings, self.seeds))
+        ]
+
+    def to_json(self) -> str:
+        """As JSON; floats keep every bit."""
+        return json.dumps({**vars(self), "config": self.config.to_dict()}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote.
+
+        Raises:
+            ConfigError: Its config breaks a rule.
+            KeyError, TypeError, ValueError: It is none.
+        """
+        plain = json.loads(text)
+        config = ExperimentConfig.from_dict(plain["config"])
+        lists = {"seeds": tuple(plain["seeds"]), "settings": tuple(plain["settings"])}
+        return cls(config=config, **lists, batching=plain["batching"], keep_runs=plain["keep_runs"])
+
+
+def make_settings(
+    config: ExperimentConfig,
+    vary: Mapping[str, Choices],
+    *,
+    draws: int | None = None,
+    random_seed: int = 0,
+) -> tuple[dict[str, Any], ...]:
+    """What each setting of a sweep sets, as JSON values by dotted path.
+
+    Args:
+        config: The experiment.
+        vary: By the field's dotted path, its values or its range.
+        draws: None makes the product of all values. Else so many settings are drawn: of a range a number (a whole
+            one where the field is), of values one of them. More draws only add settings, and another field changes
+            no other's draws.
+        random_seed: Decides the draws.
+
+    Raises:
+        ConfigError: A field that is none or may not vary; a value that breaks its rule; a setting that comes twice;
+            no value; a range without draws, or draws without a range; too many settings.
+    """
+    vary = {name.replace("-", "_"): choices for name, choices in vary.items()}
+    names = list(_names(config.to_dict()))
+    for name, choices in vary.items():
+        if name in FIXED:
+            raise ConfigError(name, FIXED[name])
+        if name not in names:
+            raise ConfigError(name, f"is not a field of this experiment.{did_you_mean(name, names)}")
+        _check_choices(name, choices, draws)
+    if draws is not None and not any(isinstance(choices, Range) for choices in vary.values()):
+        raise ConfigError("random", "needs a field with a range to draw from, such as log(1e-4,1e-1)")
+    count = math.prod(len(c) for c in vary.values() if not isinstance(c, Range)) if draws is None else draws
+    if not 0 < count <= MAX_LANES:
+        raise ConfigError("sweep", f"must be of 1 to {MAX_LANES:,} settings, got {count:,}")
+    return tuple(_product(config, vary) if draws is None else _drawn(config, vary, draws, random_seed))
+
+
+def make_plan(config: ExperimentConfig, seeds: Sequence[int], settings: Sequence[dict[str, Any]], **how: Any) -> Plan:
+    """The plan, once its seeds are checked.
+
+    Raises:
+        ConfigError: A seed breaks its rule, or comes twice; no seed; or too many lanes.
+    """
+    if not 0 < len(seeds) * len(settings) <= MAX_LANES:
+        raise ConfigError("seeds", f"must make 1 to {MAX_LANES:,} lanes, got {len(seeds) * len(settings):,}")
+    if repeated := _repeated(seeds):
+        raise ConfigError("seeds", f"must all differ, got {repeated}")
+    for seed in seeds:
+        with_values(config, {"seed": seed})
+    return Plan(config=config, seeds=tuple(seeds), settings=tuple(settings), **how)
+
+
+def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
+    """The config with these values, by dotted path.
+
+    Raises:
+        ConfigError: A value breaks its rule.
+    """
+    plain = config.to_dict()
+    for name, value in values.items():
+        *parts, last = name.split(".")
+        node = plain
+        for part in parts:
+            node = node[part]
+        node[last] = to_plain(value)
+    return ExperimentConfig.from_dict(plain)
+
+
+def value_at(config: ExperimentConfig, name: str) -> Any:
+    """The value of a field by its dotted path, as JSON says it."""
+    value: Any = config.to_dict()
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _names(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in plain.items():
+        if name != "kind":
+            yield prefix + name
+            if isinstance(value, Mapping):
+                yield from _names(value, f"{prefix}{name}.")
+
+
+def _check_choices(name: str, choices: Choices, draws: int | None) -> None:
+    if not isinstance(choices, Range):
+        if isinstance(choices, str) or not len(choices):
+            raise ConfigError(name, f"needs a list of one value or more, got {choices!r}")
+    elif not -math.inf < choices.low < choices.high < math.inf:
+        raise ConfigError(name, f"needs a range that rises between finite numbers, got {choices}")
+    elif choices.log and choices.low <= 0:
+        raise ConfigError(name, f"needs a range above 0 for its logarithm, got {choices}")
+    elif draws is None:
+        raise ConfigError(name, f"is drawn from {choices}: say how often with --random N")
+
+
+def _repeated(values: Sequence[Any]) -> str:
+    """The first value that is there twice, and how often; nothing where all differ."""
+    return next((f"{value} {times} times" for value, times in Counter(map(str, values)).items() if times > 1), "")
+
+
+def _product(config: ExperimentConfig, vary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found = [_setting(config, dict(zip(vary, values, strict=True))) for values in itertools.product(*vary.values())]
+    if repeated := _repeated([", ".join(f"{name}={value}" for name, value in each.items()) for each in found]):
+        raise ConfigError("set", f"must make settings that all differ, got {repeated}")
+    return found
+
+
+def _drawn(config: ExperimentConfig, vary: Mapping[str, Choices], draws: int, random_seed: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for number in range(100 * draws):
+        values = {}
+        for name, choices in vary.items():
+            part = random.Random(f"{random_seed} {number} {name}").random()
+            if isinstance(choices, Range):
+                value = choices.draw(part)
+                values[name] = round(value) if isinstance(value_at(config, name), int) else value
+            else:
+                values[name] = choices[int(part * len(choices))]
+        setting = _setting(config, values)
+        if setting not in found:
+            found.append(setting)
+        if len(found) == draws:
+            return found
+    raise ConfigError("random", f"must be at most the {len(found)} different settings that there are, got {draws}")
+
+
+def _setting(config: ExperimentConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values as the config holds them, which makes 1.0 of a rate of 1."""
+    config = with_values(config, values)
+    return {name: value_at(config, name) for name in values}

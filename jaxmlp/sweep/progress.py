@@ -1,0 +1,110 @@
+"""What people see of a sweep while it trains: a line an epoch of a group of lanes, and on a terminal a live one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+from jaxmlp.history import EpochRecord
+from jaxmlp.progress import REDRAWS_PER_S, Verbose
+
+
+class SweepProgress:
+    """What a sweep tells while it runs; override what you want to hear."""
+
+    def begin(self, updates: int) -> None:
+        """So many updates are left, those of all lanes together."""
+
+    def note(self, text: str) -> None:
+        """A line that people should see once."""
+
+    def updates_done(self, where: str, updates: int) -> None:
+        """So many more are made; `where` names lanes and epoch."""
+
+    def epoch_ended(self, where: str, seconds: float, records: Sequence[EpochRecord]) -> None:
+        """An epoch of a group of lanes is over; the records of those that go on."""
+
+
+class Notes(SweepProgress):
+    """The notes alone."""
+
+    def note(self, text: str) -> None:
+        """Print it at once."""
+        print(text, flush=True)
+
+
+class Lines(Notes):
+    """A line an epoch, with an estimate of the time that is left."""
+
+    def begin(self, updates: int) -> None:
+        """Nothing is done yet."""
+        self.total, self.done, self.began, self.done_then = updates, 0, 0.0, 0
+
+    def updates_done(self, where: str, updates: int) -> None:
+        """Count them; the first ones, made after a compile, start the clock of the estimate."""
+        self.done += updates
+        if not self.began:
+            self.began, self.done_then = time.perf_counter(), self.done
+
+    def epoch_ended(self, where: str, seconds: float, records: Sequence[EpochRecord]) -> None:
+        """Print the line: means over the lanes."""
+        self.note(" - ".join([where, f"{seconds:.1f}s", *_means(records), self.left()]))
+
+    def left(self) -> str:
+        """`about 3 min left`."""
+        elapsed, timed = time.perf_counter() - self.began, self.done - self.done_then
+        seconds = elapsed / max(timed, 1) * (self.total - self.done)
+        for unit, size in (("h", 3600), ("min", 60)):
+            if seconds >= 2 * size:
+                return f"about {seconds / size:.0f} {unit} left"
+        return f"about {seconds:.0f} s left"
+
+
+def _means(records: Sequence[EpochRecord]) -> list[str]:
+    shown = []
+    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
+        values = [value for record in records if (value := getattr(record, name)) is not None]
+        if values:
+            shown.append(f"{name}: {statistics.fmean(values):.4f}")
+    return shown
+
+
+@contextlib.contextmanager
+def make_progress(verbose: Verbose) -> Iterator[SweepProgress]:
+    """What tells `sys.stdout` of a sweep while the block lasts; `verbose` as `jaxmlp.progress.make_progress` has it."""
+    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
+    if verbose == "0":
+        yield Notes()
+    elif verbose == "2" or not terminal:
+        yield Lines()
+    else:
+        with _live_line() as live:
+            yield live
+
+
+@contextlib.contextmanager
+def _live_line() -> Iterator[SweepProgress]:
+    from rich import progress
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, markup=False, highlight=False)
+    columns = (progress.TextColumn("{task.description}", markup=False), progress.BarColumn())
+    more = (progress.TaskProgressColumn(), progress.TimeElapsedColumn())
+    bar = progress.Progress(*columns, *more, console=console, refresh_per_second=REDRAWS_PER_S, transient=True)
+    task = bar.add_task("compiling", total=None)
+
+    class LiveLine(Lines):
+        def note(self, text: str) -> None:
+            console.print(text, soft_wrap=True)
+
+        def updates_done(self, where: str, updates: int) -> None:
+            super().updates_done(where, updates)
+            bar.update(task, completed=self.done, total=self.total, description=f"{where} - {self.left()}")
+
+    with bar:
+        console.show_cursor(True)  # As `jaxmlp.progress` does, for a second Ctrl-C.
+        yield LiveLine()

@@ -1,0 +1,182 @@
+"""What a sweep came to: its lanes, and over the seeds of each setting mean, standard deviation and interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import special
+
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.history import EpochRecord
+
+FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaneResult:
+    """One lane, a line of `lanes.jsonl`."""
+
+    lane: int
+    """Its number: setting by setting, in each seed by seed."""
+    seed: int
+    settings: Mapping[str, Any]
+    """What was set, by dotted path."""
+    status: str
+    """`finished`, or `diverged`: without test figures and digests."""
+    epoch: int
+    """The last one, or the one it diverged in."""
+    test_loss: float | None
+    test_accuracy: float | None
+    params_sha256: str | None
+    state_sha256: str | None
+    train_s: float
+    """Its part of the time that its group trained for."""
+    metrics: tuple[EpochRecord, ...]
+    """Its epochs, as a solo run's."""
+
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> LaneResult:
+        """The lane whose line this is."""
+        return cls(**{**line, "metrics": tuple(EpochRecord(**epoch) for epoch in line["metrics"])})
+
+    def to_line(self) -> dict[str, Any]:
+        """The line: JSON values."""
+        return {**vars(self), "metrics": [record._asdict() for record in self.metrics]}
+
+    def figures(self) -> dict[str, float | None]:
+        """The figures of its end; those of training and validation are the last epoch's."""
+        last = self.metrics[-1] if self.metrics else None
+        found = {name: last and getattr(last, name.removeprefix("train_"), None) for name in FIGURES}
+        return found | {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
+
+
+class Spread(NamedTuple):
+    """Of one figure over seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation, n - 1; none of one seed, as `ci95`."""
+    ci95: tuple[float, float] | None
+    """Student's t interval of the mean."""
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread | None:
+        """Over these values; none of no value."""
+        if not values:
+            return None
+        mean, n = float(np.mean(values)), len(values)
+        if n == 1:
+            return cls(mean, None, None, mean, mean)
+        std = float(np.std(values, ddof=1))
+        half = float(special.stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+        return cls(mean, std, (mean - half, mean + half), min(values), max(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
+    """A sweep's lanes in the order of their numbers, those that ended."""
+
+    config: ExperimentConfig
+    lanes: tuple[LaneResult, ...]
+    total: int
+    """Lanes of the whole sweep."""
+    status: str
+    """`finished`, or `interrupted` by a stop signal."""
+    batching: str
+    compile_s: float
+    """Of this process."""
+    devices: int
+    processes: int
+
+    @property
+    def train_s(self) -> float:
+        """Of all lanes together, those before an interruption too."""
+        return sum(lane.train_s for lane in self.lanes)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One object a setting; `mean, std, ci95` are the test accuracy's, `best` its best lane's."""
+        groups: dict[str, list[LaneResult]] = {}
+        for lane in self.lanes:
+            groups.setdefault(repr(lane.settings), []).append(lane)
+        return [_summary(lanes) for lanes in groups.values()]
+
+    def best(self) -> dict[str, Any] | None:
+        """The setting with the highest mean validation accuracy, of equals the first; test accuracy without any."""
+        for figure in ("val_accuracy", "test_accuracy"):
+            found = [each for each in self.summary() if each["figures"][figure]]
+            if found:
+                best = max(found, key=lambda each: each["figures"][figure]["mean"])
+                return {"settings": best["settings"], "by": figure, "mean": best["figures"][figure]["mean"]}
+        return None
+
+    def result(self) -> dict[str, Any]:
+        """The sweep in one JSON object, as `sweep --json` prints it."""
+        return {
+            "status": self.status,
+            "runs": [_run(lane) for lane in self.lanes],
+            "summary": self.summary(),
+            "best": self.best(),
+            "lanes": self.total,
+            "batching": self.batching,
+            "train_s": self.train_s,
+            "compile_s": self.compile_s,
+            "devices": self.devices,
+            "processes": self.processes,
+        }
+
+    def table(self) -> str:
+        """The summary for people, a line a setting."""
+        rows = [("setting", "n", "test accuracy", "std", "95 % interval", "test loss", "best seed")]
+        for each in self.summary():
+            loss, accuracy = (each["figures"][name] for name in ("test_loss", "test_accuracy"))
+            told = f"{each['n']}" + (f" ({each['diverged']} diverged)" if each["diverged"] else "")
+            if not accuracy:
+                rows.append((_told(each["settings"]), told, "-", "-", "-", "-", "-"))
+                continue
+            std = "-" if accuracy["std"] is None else f"{accuracy['std']:.4f}"
+            ci95 = "-" if accuracy["ci95"] is None else "{:.4f} to {:.4f}".format(*accuracy["ci95"])
+            best_seed = f"{each['best']['seed']} ({each['best']['test_accuracy']:.4f})"
+            figures = (f"{accuracy['mean']:.4f}", std, ci95, f"{loss['mean']:.4f}")
+            rows.append((_told(each["settings"]), told, *figures, best_seed))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if (best := self.best()) and len(lines) > 2:
+            lines.append(f"best by mean {best['by']}: {_told(best['settings'])} ({best['mean']:.4f})")
+        return "\n".join(lines)
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    """`optimizer.learning_rate=0.001 batch_size=64`."""
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
+    return " ".join(f"{name}={value}" for name, value in shown.items()) or "as it is"
+
+
+def _run(lane: LaneResult) -> dict[str, Any]:
+    line = lane.to_line()
+    # What was set by its name too, so that the runs make a table.
+    return {"seed": lane.seed, **lane.settings, **lane.figures(), **{n: v for n, v in line.items() if n != "metrics"}}
+
+
+def _summary(lanes: Sequence[LaneResult]) -> dict[str, Any]:
+    ended = [lane for lane in lanes if lane.test_accuracy is not None]
+    figures = {}
+    for name in FIGURES:
+        values = [value for lane in ended if (value := lane.figures()[name]) is not None]
+        spread = Spread.of(values)
+        figures[name] = spread and spread._asdict()
+    of_accuracy = figures["test_accuracy"] or dict.fromkeys(Spread._fields)
+    best = max(ended, key=lambda lane: lane.test_accuracy or 0, default=None)
+    return {
+        "settings": lanes[0].settings,
+        "n": len(ended),
+        "diverged": len(lanes) - len(ended),
+        **{name: of_accuracy[name] for name in ("mean", "std", "ci95")},
+        "best": best and {"lane": best.lane, "seed": best.seed, "test_accuracy": best.test_accuracy},
+        "figures": figures,
+    }

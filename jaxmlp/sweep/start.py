@@ -1,0 +1,227 @@
+"""Sweeps from Python: `sweep` trains a new one, `resume` the rest of one that was interrupted or killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from jaxmlp import data, distributed, runtime
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
+from jaxmlp.fit import CHECKPOINT_S, check_batch_size
+from jaxmlp.pace import Pace
+from jaxmlp.run.manifest import differences, manifest
+from jaxmlp.signals import Stop
+from jaxmlp.sweep.directory import SweepDirectory
+from jaxmlp.sweep.group import Group
+from jaxmlp.sweep.job import Job, compile_program, program_key
+from jaxmlp.sweep.lanes import MAX_LANES, Batching, Choices, Lane, Plan, make_plan, make_settings
+from jaxmlp.sweep.programs import make_mesh
+from jaxmlp.sweep.progress import SweepProgress
+from jaxmlp.sweep.result import LaneResult, SweepResult
+
+BEGUN = "begun"
+"""Key of the lanes that a checkpoint has, in place of their program's."""
+CHUNK_S = 1.0
+"""As `loop.CHUNK_S`; longer, because between two looks every lane's state is read and written once."""
+
+
+def sweep(
+    config: ExperimentConfig,
+    dataset: data.Dataset | None = None,
+    *,
+    seeds: Sequence[int] = range(64),
+    vary: Mapping[str, Choices] | None = None,
+    draws: int | None = None,
+    random_seed: int = 0,
+    batching: Batching = "map",
+    module: nn.Module | None = None,
+    out: Path | None = None,
+    keep_runs: bool = False,
+    progress: SweepProgress | None = None,
+    devices: int | None = None,
+    stop: Stop | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> SweepResult:
+    """Train every seed of every setting, in as few compiled programs as there are shapes.
+
+    Args:
+        config: The experiment.
+        dataset: Its data, which all lanes share; by default what `config.data` names.
+        seeds: One lane each, in every setting.
+        vary: Values by the dotted path of their field, such as `{"optimizer.learning_rate": [1e-3, 3e-3]}`: all
+            combinations. Or ranges, of `jaxmlp.sweep.Range`, for `draws`.
+        draws: So many settings, drawn by `random_seed`, in place of all combinations.
+        random_seed: Decides the draws.
+        batching: `map`: a lane has the bits of `fit` with its config. `vmap`: a device trains its lanes at once, which
+            is faster on accelerators; last bits may differ.
+        module: As in `fit`.
+        out: A folder for the sweep, which can go on from there; by default nothing is written.
+        keep_runs: Leave a run directory of each lane in `out`.
+        progress: Told what happens.
+        devices: How many share the lanes; by default all, on the CPU one a core.
+        stop: Watched between chunks; once it holds a signal, the sweep is saved and ends as `interrupted`.
+        checkpoint_s: Seconds between two checkpoints of the lanes in training.
+
+    Returns:
+        Its lanes, their summary and the best setting. A lane that diverges is one of them.
+
+    Raises:
+        ConfigError, DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit` and `make_settings`.
+    """
+    settings = make_settings(config, vary or {}, draws=draws, random_seed=random_seed)
+    plan = make_plan(config, seeds, settings, batching=batching, keep_runs=keep_runs)
+    if keep_runs and not out:
+        raise ConfigError("keep_runs", "needs a folder to keep them in: give out")
+    runtime.configure(cpu_devices=len(plan.lanes()))
+    progress = progress or SweepProgress()
+    dataset = dataset or data.load(config.data, report=progress.note)
+    # Before a folder is made.
+    for lane in plan.lanes():
+        check_batch_size(lane.config, dataset)
+    mesh_devices = pick_devices(len(plan.lanes()), devices)
+    if not out or not distributed.is_first():
+        return _train(plan, dataset, None, mesh_devices, module, progress, stop, checkpoint_s)
+    facts = manifest(config, dataset.sha256, devices=len(mesh_devices))
+    with SweepDirectory.create(out, plan, facts) as directory:
+        return _train(plan, dataset, directory, mesh_devices, module, progress, stop, checkpoint_s)
+
+
+def resume(
+    path: Path | None,
+    dataset: data.Dataset | None = None,
+    *,
+    manual_dir: Path | None = None,
+    module: nn.Module | None = None,
+    progress: SweepProgress | None = None,
+    devices: int | None = None,
+    stop: Stop | None = None,
+    checkpoint_s: float = CHECKPOINT_S,
+) -> SweepResult:
+    """Train what is left of the sweep in the folder `path`: to the bits of one that was not interrupted.
+
+    Args:
+        path: The folder; the first process alone reads it, the others need none.
+        dataset: As in `sweep`, as all that follows.
+        manual_dir: As in `data.load`, where no data set is given.
+        module: The one it was begun with.
+        progress: Told what happens.
+        devices: How many share the lanes; may be another number.
+        stop: Watched between chunks.
+        checkpoint_s: Seconds between two checkpoints.
+
+    Raises:
+        DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; no sweep there, or of other data.
+    """
+    progress = progress or SweepProgress()
+    runtime.configure(cpu_devices=MAX_LANES)
+    with SweepDirectory.open(path) if path and distributed.is_first() else nullcontext() as directory:
+        stored = directory.plan.to_json() if directory else ""
+        plan = Plan.from_json(distributed.share(stored.encode()).decode())
+        dataset = dataset or data.load(plan.config.data, manual_dir=manual_dir, report=progress.note)
+        facts = manifest(plan.config, dataset.sha256)
+        for difference in differences(directory.manifest, facts) if directory else []:
+            if difference.startswith("data_sha256"):
+                raise RunError(f"{path} was trained on other data: {difference}.")
+            progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
+        picked = pick_devices(len(plan.lanes()), devices)
+        return _train(plan, dataset, directory, picked, module, progress, stop, checkpoint_s)
+
+
+def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
+    """The devices that share so many lanes, as many of each process.
+
+    Raises:
+        ConfigError: `wanted` is no multiple of the processes.
+        DeviceError: There are fewer devices than `wanted`.
+    """
+    there, processes = jax.devices(), jax.process_count()
+    if wanted is None:
+        wanted = len(there) if processes > 1 else min(len(there), lanes)
+    if wanted % processes:
+        raise ConfigError("devices", f"must be a multiple of the {processes} processes, got {wanted}")
+    if wanted > len(there):
+        raise DeviceError(
+            f"device: {wanted} devices were asked for, but JAX finds {len(there)} of {there[0].platform}. "
+            "Leave out --devices"
+        )
+    return [
+        device
+        for process in range(processes)
+        for device in [each for each in there if each.process_index == process][: wanted // processes]
+    ]
+
+
+def _train(
+    plan: Plan,
+    dataset: data.Dataset,
+    directory: SweepDirectory | None,
+    devices: Sequence[jax.Device],
+    module: nn.Module | None,
+    progress: SweepProgress,
+    stop: Stop | None,
+    checkpoint_s: float,
+) -> SweepResult:
+    if jax.process_count() > 1:
+        facts = manifest(plan.config, dataset.sha256)["binding"]
+        distributed.agree(plan.config.to_dict() | facts | {"sweep": plan.to_json(), "devices": len(devices)})
+    lanes = plan.lanes()
+    for note in dataset.notes:
+        progress.note(note)
+    pace = Pace(stop or Stop(), CHUNK_S)
+    job = Job(
+        dataset, module, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress, pace, checkpoint_s,
+        total=len(lanes),
+    )  # fmt: skip
+    try:
+        results = _run_groups(job, lanes)
+    except Exception as error:
+        if jax.process_count() > 1 and distributed.is_lost_peer(error):
+            raise PeerLostError("distributed: another process of this sweep is gone.") from None
+        raise
+    result = SweepResult(
+        config=plan.config,
+        lanes=tuple(sorted(results, key=lambda each: each.lane)),
+        total=len(lanes),
+        status="finished" if len(results) == len(lanes) else "interrupted",
+        batching=plan.batching,
+        compile_s=job.compile_s,
+        devices=len(devices),
+        processes=jax.process_count(),
+    )
+    if directory:
+        directory.finish(result.status, result.result())
+    return result
+
+
+def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
+    """The results of all lanes that have ended, those of an earlier process too."""
+    lines = [result.to_line() for result in job.directory.lanes()] if job.directory else []
+    lines = json.loads(distributed.share(json.dumps(lines).encode()))
+    results = [LaneResult.from_line(line) for line in lines]
+    ended = {result.lane for result in results}
+    checkpoint = job.directory.newest_group(job.progress.note) if job.directory else None
+    stood = {"lanes": checkpoint.meta["lanes"], "step": checkpoint.step} if checkpoint else {"lanes": [], "step": 0}
+    stood = json.loads(distributed.share(json.dumps(stood).encode()))
+    bunches: dict[Any, list[Lane]] = {}
+    for lane in lanes:
+        if lane.index not in ended:
+            key = BEGUN if lane.index in stood["lanes"] else program_key(lane)
+            bunches.setdefault(key, []).append(lane)
+    begun = bunches.pop(BEGUN, [])
+    updates = sum(job.updates(lane) for lane in lanes if lane.index not in ended)
+    job.progress.begin(updates - len(begun) * stood["step"])
+    for bunch in ([begun] if begun else []) + list(bunches.values()):
+        program = compile_program(job, bunch, together=bunch is begun)
+        for group in program.groups(bunch):
+            found = Group(job, program, group).run(checkpoint, go_on=bunch is begun)
+            if found is None:
+                return results
+            results += found
+    return results
