@@ -16,10 +16,11 @@ from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.jsonl import finite
 from jaxmlp.run.manifest import manifest
-from jaxmlp.sweep.job import Job, Program, stacked_hyper
+from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.kept import KeptRun
 from jaxmlp.sweep.lanes import Lane
-from jaxmlp.sweep.programs import ROWS, epoch_orders, evaluate_lanes, init_lanes, learning_rates, put, to_host
+from jaxmlp.sweep.over_lanes import ROWS, epoch_orders, init_lanes, learning_rates, put, to_host
+from jaxmlp.sweep.program import Program
 from jaxmlp.sweep.result import LaneResult
 
 
@@ -35,9 +36,9 @@ class Group:
     def __init__(self, job: Job, program: Program, lanes: Sequence[Lane]) -> None:
         self.job, self.program, self.lanes = job, program, list(lanes)
         self.config = lanes[0].config
-        self.steps_per_epoch = -(-job.examples // self.config.batch_size)
+        self.steps_per_epoch = job.steps_per_epoch(lanes[0])
         self.padding = program.slots - len(lanes)
-        self.hyper = put(stacked_hyper(job, [*lanes, *[lanes[-1]] * self.padding]), job.mesh, ROWS)
+        self.hyper = put(job.hyper([*lanes, *[lanes[-1]] * self.padding]), job.mesh, ROWS)
         self.records: list[list[EpochRecord]] = [[] for _ in lanes]
         self.diverged_in: list[int | None] = [None] * len(lanes)
         self.epoch, self.done, self.epoch_s, self.train_s = 1, 0, 0.0, 0.0
@@ -51,6 +52,7 @@ class Group:
             go_on: Whether these are among them.
         """
         self._start(checkpoint if go_on else None, go_on)
+        jax.block_until_ready((self._orders(), self._rates()))  # Compiled before the clock starts.
         self.began = self.saved_at = time.perf_counter()
         while self.epoch <= self.config.epochs and not self.job.pace.stopping and None in self.diverged_in:
             self._epoch()
@@ -124,10 +126,7 @@ class Group:
     def _epoch(self) -> None:
         """The epoch's updates that are left, unless stopped; then its evaluation and its records."""
         job = self.job
-        orders = epoch_orders(
-            self.hyper.seed, np.int32(self.epoch - 1), examples=job.examples, batch_size=self.config.batch_size,
-            shuffle=self.config.shuffle, mesh=job.mesh,
-        )  # fmt: skip
+        orders = self._orders()
         while self.done < self.steps_per_epoch:
             due = job.pace.agree(time.perf_counter() - self.saved_at > job.checkpoint_s)
             if job.pace.stopping:
@@ -170,15 +169,26 @@ class Group:
         job.progress.updates_done(self._where(), len(self.lanes) * (stop - self.done))
         self.done = stop
 
+    def _orders(self) -> jax.Array:
+        orders: jax.Array = epoch_orders(
+            self.hyper.seed, np.int32(self.epoch - 1), examples=self.job.examples,
+            batch_size=self.config.batch_size, shuffle=self.config.shuffle, mesh=self.job.mesh,
+        )  # fmt: skip
+        return orders
+
+    def _rates(self) -> jax.Array:
+        config, mesh = self.program.static["config"], self.job.mesh
+        rates: jax.Array = learning_rates(self.state.step, self.hyper, config=config, mesh=mesh)
+        return rates
+
     def _evaluated(self) -> list[EpochRecord | None]:
         """The epoch's record of each lane that has not diverged, added to its others."""
         job, began = self.job, time.perf_counter()
-        static = self.program.static
         sums = [to_host(self.sums, job.mesh)]
         if "validation" in job.splits:
             split = job.splits["validation"]
-            sums.append(to_host(evaluate_lanes(self.state.params, split, **static, batching=job.batching), job.mesh))
-        rates = to_host(learning_rates(self.state.step, self.hyper, config=static["config"], mesh=job.mesh), job.mesh)
+            sums.append(to_host(self.program.evaluate["validation"](self.state.params, split), job.mesh))
+        rates = to_host(self._rates(), job.mesh)
         seconds = (self.epoch_s + time.perf_counter() - began) / len(self.lanes)
         ended: list[EpochRecord | None] = []
         for row, records in enumerate(self.records):
@@ -223,7 +233,7 @@ class Group:
         job = self.job
         train_s = (self.train_s + time.perf_counter() - self.began) / len(self.lanes)
         split = job.splits["test"]
-        sums = to_host(evaluate_lanes(self.state.params, split, **self.program.static, batching=job.batching), job.mesh)
+        sums = to_host(self.program.evaluate["test"](self.state.params, split), job.mesh)
         states = to_host(self.state, job.mesh)
         results = []
         for row, lane in enumerate(self.lanes):

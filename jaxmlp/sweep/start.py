@@ -20,9 +20,10 @@ from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.group import Group
-from jaxmlp.sweep.job import Job, compile_program, program_key
+from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import MAX_LANES, Batching, Choices, Lane, Plan, make_plan, make_settings
-from jaxmlp.sweep.programs import make_mesh
+from jaxmlp.sweep.over_lanes import make_mesh
+from jaxmlp.sweep.program import make_program, side_by_side
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.result import LaneResult, SweepResult
 
@@ -212,13 +213,14 @@ def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     bunches: dict[Any, list[Lane]] = {}
     for lane in lanes:
         if lane.index not in ended:
-            key = BEGUN if lane.index in stood["lanes"] else program_key(lane)
+            key = BEGUN if lane.index in stood["lanes"] else side_by_side(lane)
             bunches.setdefault(key, []).append(lane)
     begun = bunches.pop(BEGUN, [])
-    updates = sum(job.updates(lane) for lane in lanes if lane.index not in ended)
+    left = [lane for lane in lanes if lane.index not in ended]
+    updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
     job.progress.begin(updates - len(begun) * stood["step"])
     for bunch in ([begun] if begun else []) + list(bunches.values()):
-        program = compile_program(job, bunch, together=bunch is begun)
+        program = make_program(job, bunch, together=bunch is begun)
         for group in program.groups(bunch):
             found = Group(job, program, group).run(checkpoint, go_on=bunch is begun)
             if found is None:

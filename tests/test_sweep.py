@@ -1,0 +1,521 @@
+"""A sweep's promises: each lane is its solo run, however lanes are spread, grouped, stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmlp import data
+from jaxmlp.cli import main
+from jaxmlp.cli.sweep import parse_seeds
+from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, ModelConfig, Piecewise
+from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.fit import fit
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.signals import Stop
+from jaxmlp.sweep import LaneResult, Range, SweepResult, load, memory, resume, start, sweep
+from jaxmlp.sweep.lanes import MAX_LANES, make_plan, make_settings
+from jaxmlp.sweep.progress import Lines, SweepProgress
+from jaxmlp.sweep.result import Spread
+
+CONFIG = ExperimentConfig(
+    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    data=DataConfig(validation="test"),
+    optimizer=SGD(learning_rate=0.1, momentum=0.9, schedule=Cosine()),
+    batch_size=16,
+    epochs=2,
+)
+VARY = {"optimizer.learning_rate": [0.05, 0.1], "optimizer.momentum": [0.0, 0.9]}
+TIMES = ("train_s", "compile_s", "total_s", "seconds")
+EXPERIMENT = """
+from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
+
+CONFIG = ExperimentConfig(
+    name="small", model=ModelConfig(hidden_sizes=(32,)), data=DataConfig(name="mnist_5k"), epochs=4, batch_size=16
+)
+"""
+SETS = ("--seeds", "0:3", "--set", "optimizer.learning-rate=0.0003,0.001")
+
+
+@pytest.fixture(scope="module")
+def dataset() -> data.Dataset:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (110, 28, 28, 1), np.uint8)
+    labels = rng.integers(0, 10, 110, np.int32)
+    test = (images[70:], labels[70:])
+    return data.from_arrays((images[:70], labels[:70]), test, validation=test)
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("experiment") / "small.py"
+    path.write_text(EXPERIMENT)
+    return path
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
+    return [without_times(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def figures(lane: LaneResult) -> Any:
+    """All of a lane but its times, as JSON has it."""
+    return without_times(lane.to_line())
+
+
+def assert_solo(lane: LaneResult, config: ExperimentConfig, dataset: data.Dataset) -> None:
+    solo = fit(config, dataset, devices=1)
+    assert lane.params_sha256 == solo.params_sha256
+    assert lane.state_sha256 == solo.state_sha256
+    assert (lane.test_loss, lane.test_accuracy) == (solo.test_loss, solo.test_accuracy)
+    assert without_times([r._asdict() for r in lane.metrics]) == without_times([r._asdict() for r in solo.records])
+
+
+@pytest.fixture(scope="module")
+def swept(dataset: data.Dataset) -> SweepResult:
+    """Eight lanes on one device."""
+    return sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=1)
+
+
+def test_each_lane_is_its_solo_run(dataset: data.Dataset, swept: SweepResult) -> None:
+    plan = make_plan(CONFIG, range(2), make_settings(CONFIG, VARY))
+    for lane, result in zip(plan.lanes(), swept.lanes, strict=True):
+        assert (result.lane, result.seed, result.settings) == (lane.index, lane.seed, lane.settings)
+        assert_solo(result, lane.config, dataset)
+
+
+@pytest.mark.parametrize(
+    ("config", "vary"),
+    [
+        (
+            ExperimentConfig(model=ModelConfig(hidden_sizes=(16,)), batch_size=32, epochs=1, grad_shards=4),
+            {"precision": ["bfloat16"]},
+        ),
+        (ExperimentConfig(batch_size=32, epochs=1), {"model.hidden_sizes": [(16,), (16, 8)], "epochs": [1, 2]}),
+        (
+            ExperimentConfig(model=ModelConfig(hidden_sizes=(8,)), optimizer=SGD(), batch_size=32, epochs=1),
+            {"optimizer.schedule": [Piecewise(), Piecewise(boundaries=(1, 2), factors=(1.0, 0.5, 0.1))]},
+        ),
+    ],
+    ids=["gradient shards", "shapes and lengths", "schedules"],
+)
+def test_lanes_of_other_programs_are_their_solo_runs(
+    config: ExperimentConfig, vary: dict[str, Any], dataset: data.Dataset
+) -> None:
+    result = sweep(config, dataset, seeds=[3], vary=vary, devices=2)
+    for lane, ended in zip(make_plan(config, [3], make_settings(config, vary)).lanes(), result.lanes, strict=True):
+        assert_solo(ended, lane.config, dataset)
+
+
+@pytest.mark.parametrize("devices", [3, 4, 8])
+def test_lanes_spread_over_devices_keep_their_bits(devices: int, dataset: data.Dataset, swept: SweepResult) -> None:
+    spread = sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=devices)
+    assert spread.devices == devices
+    assert [figures(lane) for lane in spread.lanes] == [figures(lane) for lane in swept.lanes]
+
+
+class Interrupt(SweepProgress):
+    """Sends a stop signal after so many chunks, as a user would."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.stop = Stop()
+        self.left = after
+        self.notes: list[str] = []
+
+    def updates_done(self, *_: Any) -> None:
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                self.stop.signal = signal.SIGTERM
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_lanes_train_in_groups_that_fit_the_memory(
+    dataset: data.Dataset, swept: SweepResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda mesh: (3 << 20) / memory.SHARE + 1)
+    monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
+    progress = Interrupt()
+    grouped = sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=1, progress=progress)
+    assert progress.notes[0].startswith("8 lanes in 3 groups of up to 3 on 1 device: ")
+    assert [figures(lane) for lane in grouped.lanes] == [figures(lane) for lane in swept.lanes]
+
+
+def test_a_group_that_took_more_than_was_thought_is_made_smaller(
+    dataset: data.Dataset, swept: SweepResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
+    monkeypatch.setattr(memory, "program_bytes", lambda compiled: 8 << 20)
+    progress = Interrupt()
+    sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=4, progress=progress)
+    assert progress.notes[0].startswith("8 lanes in 2 groups of up to 4 on 4 devices: ")
+
+
+@pytest.mark.parametrize("keep_runs", [False, True])
+def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
+    keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In groups of four, so that signals come in the first one, between them, and in the second."""
+    monkeypatch.setattr(start, "CHUNK_S", 0.0)
+    monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
+    monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
+    path, progress = tmp_path / "sweep", Interrupt(3)
+    result = sweep(
+        CONFIG, dataset, seeds=range(2), vary=VARY, devices=1, out=path, keep_runs=keep_runs, progress=progress,
+        stop=progress.stop,
+    )  # fmt: skip
+    stops = 1
+    while result.status == "interrupted":
+        progress = Interrupt((6, 1, 5, 2)[stops % 4])
+        # Another number of devices each time.
+        result = resume(path, dataset, progress=progress, stop=progress.stop, devices=1 + stops % 2, checkpoint_s=0)
+        stops += 1
+    assert stops > 4
+    assert [figures(lane) for lane in result.lanes] == [figures(lane) for lane in swept.lanes]
+    assert without_times(result.summary()) == without_times(swept.summary())
+    stored = json.loads((path / "result.json").read_text())
+    assert without_times(stored) == json.loads(json.dumps(without_times(result.result())))
+    assert [figures(lane) for lane in load(path)[1]] == [figures(lane) for lane in swept.lanes]
+    assert [lane.name for lane in (path / "runs").glob("*")] == [] or keep_runs
+    if keep_runs:
+        assert_kept_runs(path, dataset, tmp_path)
+
+
+def assert_kept_runs(path: Path, dataset: data.Dataset, tmp_path: Path) -> None:
+    for lane in load(path)[0].lanes()[::3]:
+        with RunDirectory.create(tmp_path / f"solo-{lane.index}", lane.config, {}) as solo:
+            fit(lane.config, dataset, run=solo, devices=1)
+        with RunDirectory.open(path / "runs" / f"{lane.index:04d}-s{lane.seed}", write=False) as kept:
+            assert kept.status == "finished"
+            assert kept.digests() == solo.digests()
+            assert without_times(kept.epochs()) == without_times(solo.epochs())
+            assert without_times(kept.manifest["result"]) == without_times(solo.manifest["result"])
+            for mine, other in [
+                (kept.best_checkpoint(), solo.best_checkpoint()),
+                (kept.newest_checkpoint(pytest.fail), solo.newest_checkpoint(pytest.fail)),
+            ]:
+                assert mine and other and mine.step == other.step and mine.arrays.keys() == other.arrays.keys()
+                assert all(np.array_equal(mine.arrays[name], other.arrays[name]) for name in mine.arrays)
+
+
+def test_a_lane_that_diverges_stops_no_other(dataset: data.Dataset, swept: SweepResult, tmp_path: Path) -> None:
+    rates = {"optimizer.learning_rate": [1e30, 0.1]}
+    result = sweep(CONFIG, dataset, seeds=[0], vary=rates, devices=1, out=tmp_path / "sweep", keep_runs=True)
+    assert [lane.status for lane in result.lanes] == ["diverged", "finished"]
+    assert figures(result.lanes[0])["params_sha256"] is None
+    same = next(
+        lane for lane in swept.lanes
+        if lane.settings == {"optimizer.learning_rate": 0.1, "optimizer.momentum": 0.9} and lane.seed == 0
+    )  # fmt: skip
+    assert result.lanes[1].state_sha256 == same.state_sha256
+    assert [(each["n"], each["diverged"]) for each in result.summary()] == [(0, 1), (1, 0)]
+    best = result.best()
+    assert best and best["settings"] == {"optimizer.learning_rate": 0.1}
+    assert "0 (1 diverged)" in result.table()
+    with RunDirectory.open(tmp_path / "sweep" / "runs" / "0000-s0", write=False) as kept:
+        assert kept.status == "diverged"
+
+
+def test_lanes_of_vmap_are_solo_runs_but_for_rounding(dataset: data.Dataset, tmp_path: Path) -> None:
+    """Products of 784 terms added in another order differ by about 784 ** 0.5 * 2 ** -24 = 2e-6 of their size.
+
+    Ten updates of SGD at a rate of 0.1 let a hundredfold of it show in no parameter; another mask or batch would
+    show a thousandfold. RMSprop would not do: where gradients are all but zero, their rounding decides a whole step.
+    """
+    vary = {"optimizer.learning_rate": [0.05, 0.1]}
+    sweep(CONFIG, dataset, seeds=range(3), vary=vary, devices=2, batching="vmap", out=tmp_path / "v", keep_runs=True)
+    for lane in load(tmp_path / "v")[0].lanes():
+        solo = fit(lane.config, dataset, devices=1)
+        with RunDirectory.open(tmp_path / "v" / "runs" / f"{lane.index:04d}-s{lane.seed}", write=False) as kept:
+            newest = kept.newest_checkpoint(pytest.fail)
+        assert newest
+        for name in ("Dense_0", "Dense_1"):
+            found, wanted = newest.arrays[f"state/params/{name}/kernel"], solo.state.params[name]["kernel"]
+            np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_64_lanes_of_learning_rates_on_mnist_5k_are_one_compilation(caplog: pytest.LogCaptureFixture) -> None:
+    config = ExperimentConfig(
+        model=ModelConfig(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1, batch_size=500
+    )
+    rates = [10 ** (-4 + 3 * number / 63) for number in range(64)]
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        result = sweep(config, seeds=[0], vary={"optimizer.learning_rate": rates})
+    compiled = [
+        record.getMessage().split()[1] for record in caplog.records if record.getMessage().startswith("Compiling")
+    ]
+    assert compiled.count("jit(train_lanes)") == 1
+    assert compiled.count("jit(evaluate_lanes)") == 2  # On validation and test examples, of other shapes or not.
+    assert len({lane.state_sha256 for lane in result.lanes}) == 64
+
+
+def test_a_setting_s_spread_is_over_its_seeds(swept: SweepResult) -> None:
+    summary = swept.summary()
+    assert [each["n"] for each in summary] == [2] * 4
+    assert [each["settings"]["optimizer.momentum"] for each in summary] == [0.0, 0.9, 0.0, 0.9]
+    values = [lane.test_accuracy for lane in swept.lanes[:2]]
+    assert summary[0]["mean"] == pytest.approx(sum(value or 0 for value in values) / 2)
+    document = json.loads(json.dumps(swept.result()))
+    assert document["runs"][0]["optimizer.learning_rate"] == 0.05
+    assert {"seed", "test_loss", "test_accuracy", "params_sha256"} <= document["runs"][0].keys()
+    assert document["best"]["by"] == "val_accuracy"
+    assert document["train_s"] == sum(lane.train_s for lane in swept.lanes)
+
+
+def test_the_interval_is_student_s() -> None:
+    """Student's table: t of 9 degrees of freedom at 97.5 % is 2.262."""
+    spread = Spread.of([float(value) for value in range(10)])
+    assert spread and spread.mean == 4.5 and spread.ci95
+    assert spread.std == pytest.approx(3.0277, abs=1e-4)
+    assert spread.ci95[1] - 4.5 == pytest.approx(2.262 * 3.0277 / 10**0.5, abs=1e-3)
+    one = Spread.of([1.0])
+    assert one and one.std is None and one.ci95 is None
+    assert Spread.of([]) is None
+
+
+def test_the_time_left_is_told_from_the_updates_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([10.0, 20.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    lines = Lines()
+    lines.begin(1000)
+    lines.updates_done("", 100)
+    lines.updates_done("", 100)
+    assert lines.left() == "about 80 s left"
+
+
+# --- What is drawn, and what is refused.
+
+
+def test_draws_are_of_the_seed_and_more_of_them_only_add() -> None:
+    vary = {"optimizer.learning_rate": Range(low=1e-4, high=1e-1, log=True), "batch_size": Range(low=16, high=64)}
+    drawn = make_settings(CONFIG, vary, draws=20)
+    assert make_settings(CONFIG, vary, draws=50)[:20] == drawn
+    assert make_settings(CONFIG, vary, draws=20, random_seed=1) != drawn
+    assert all(1e-4 <= each["optimizer.learning_rate"] <= 1e-1 for each in drawn)
+    # Half of them below the middle of the logarithms: 20 draws have fewer than 4 with a chance of 0.1 %.
+    assert 4 <= sum(each["optimizer.learning_rate"] < 10**-2.5 for each in drawn) <= 16
+    assert {type(each["batch_size"]) for each in drawn} == {int}
+    rates = [each["optimizer.learning_rate"] for each in drawn]
+    assert [
+        each["optimizer.learning_rate"] for each in make_settings(CONFIG, dict(list(vary.items())[:1]), draws=20)
+    ] == rates
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        ({"optimizer.momentun": [1]}, r"optimizer.momentun is not a field.* Did you mean optimizer.momentum"),
+        ({"optimizer.learning_rate": [0.1, -1]}, r"optimizer.learning_rate must be in \[0, inf\), got -1"),
+        ({"optimizer.learning_rate": []}, "optimizer.learning_rate needs a list of one value or more"),
+        ({"optimizer.learning_rate": "0.1"}, "optimizer.learning_rate needs a list of one value or more"),
+        ({"optimizer.learning_rate": [1, 1.0]}, r"must make settings that all differ, got .*=1.0 2 times"),
+        ({"batch_size": [16, 3], "grad_shards": [2]}, "grad_shards must divide batch_size 3"),
+        ({"seed": [1]}, "seed is what --seeds gives"),
+        ({"data.name": ["mnist"]}, "data.name cannot vary: the lanes of a sweep share one data set"),
+        ({"data.validation": [0.1, 0.2]}, "data.validation cannot vary"),
+        ({"name": ["a", "b"]}, "name names the sweep"),
+        ({"batch_size": Range(low=1, high=2)}, r"batch_size is drawn from uniform\(1,2\): .* --random N"),
+        ({"batch_size": list(range(1, MAX_LANES + 2))}, "sweep must be of 1 to 65,536 settings, got 65,537"),
+    ],
+)  # fmt: skip
+def test_settings_that_cannot_be_are_refused(vary: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_settings(CONFIG, vary)
+
+
+@pytest.mark.parametrize(
+    ("vary", "said"),
+    [
+        ({"batch_size": [16]}, "random needs a field with a range"),
+        ({"optimizer.learning_rate": Range(low=0, high=1, log=True)}, "needs a range above 0"),
+        ({"optimizer.learning_rate": Range(low=1, high=1)}, "needs a range that rises"),
+        ({"optimizer.momentum": Range(low=0, high=2)}, r"optimizer.momentum must be in \[0, 1\)"),
+        ({"batch_size": Range(low=1, high=4)}, "random must be at most the 4 different settings"),
+    ],
+)
+def test_draws_that_cannot_be_are_refused(vary: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_settings(CONFIG, vary, draws=20)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ([], "seeds must make 1 to"),
+        ([1, 2, 1], "seeds must all differ, got 1 2 times"),
+        ([-1], "seed must be in"),
+        (range(MAX_LANES + 1), "seeds must make 1 to"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(seeds: Sequence[int], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_plan(CONFIG, seeds, [{}])
+
+
+def test_seeds_are_a_range_a_number_or_a_list() -> None:
+    assert parse_seeds("0:16") == list(range(16))
+    assert parse_seeds("3") == [3]
+    assert parse_seeds("1,5,7") == [1, 5, 7]
+    assert parse_seeds("0:2,9") == [0, 1, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "sweep needs --seeds or --set"),
+        (("--seeds", "4:4"), "--seeds must not be empty, got 4:4"),
+        (("--seeds", "a"), "--seeds must be such as 0:16, 3 or 1,5,7, got 'a'"),
+        (("--seeds", "1,1"), "--seeds must all differ, got 1 2 times"),
+        (("--seeds", "0:99999999999"), "--seeds must be at most 65,536"),
+        (("--set", "optimizer.learning-rate"), "--set must be FIELD=a,b,..."),
+        (("--set", "optimizer.learning-rat=1"), "--optimizer.learning-rat is not a field of this experiment. Did you"),
+        (("--set", "optimizer.learning-rate=0.1,fast"), "--optimizer.learning-rate must be a number, got 'fast'"),
+        (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of one value or more"),
+        (("--set", "epochs=1", "--set", "epochs=2"), "--epochs is set twice"),
+        (("--set", "optimizer=adam"), "--optimizer is a part of the experiment, and no value: set its fields"),
+        (("--set", "optimizer.learning-rate=log(1,x)"), "--optimizer.learning-rate must have two numbers"),
+        (("--set", "optimizer.learning-rate=log(1e-4,1)"), "--optimizer.learning-rate is drawn from log(0.0001,1)"),
+        (("--set", "shuffle=maybe"), "--shuffle must be true or false, got 'maybe'"),
+        (("--seeds", "0", "--keep"), "--keep is not a flag of sweep. Did you mean --keep-runs?"),
+        (("--seeds", "0:2", "--batch-size", "100000"), "--batch-size must be at most the"),
+        (("--resume", "x", "--seeds", "0:2"), "--seeds is not a flag of sweep --resume DIR."),
+    ],
+)
+def test_a_command_line_that_cannot_be_is_refused_in_one_line(
+    words: tuple[str, ...], said: str, experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = () if "--resume" in words else (str(experiment),)
+    assert main(["sweep", *file, *words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(said), err
+    assert "Traceback" not in err
+
+
+def test_values_are_read_as_their_fields_types(experiment: Path, tmp_path: Path) -> None:
+    words = ("--set", "model.hidden-sizes=8 4,8", "--set", "shuffle=true,false", "--epochs", "1")
+    assert main(["sweep", str(experiment), *words, "--batch-size", "500", "--out", str(tmp_path / "sweep")]) == 0
+    found = [tuple(lane.settings.values()) for lane in load(tmp_path / "sweep")[1]]
+    assert found == [([8, 4], True), ([8, 4], False), ([8], True), ([8], False)]
+
+
+def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resumed(
+    dataset: data.Dataset, tmp_path: Path
+) -> None:
+    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(4,)), epochs=1, batch_size=70)
+    sweep(config, dataset, seeds=[0], out=tmp_path / "sweep", devices=1)
+    with pytest.raises(RunError, match=r"holds a sweep. Go on with `jaxmlp sweep --resume .*sweep`"):
+        sweep(config, dataset, seeds=[0], out=tmp_path / "sweep", devices=1)
+    again = resume(tmp_path / "sweep", dataset)
+    assert [figures(lane) for lane in again.lanes] == [figures(lane) for lane in load(tmp_path / "sweep")[1]]
+    RunDirectory.create(tmp_path / "run", config, {}).close()
+    with pytest.raises(RunError, match="holds a run"):
+        sweep(config, dataset, seeds=[0], out=tmp_path / "run", devices=1)
+    with pytest.raises(RunError, match=r"is not a sweep: it has no sweep\.json"):
+        resume(tmp_path / "run", dataset)
+    with pytest.raises(ConfigError, match="keep_runs needs a folder"):
+        sweep(config, dataset, seeds=[0], keep_runs=True)
+    (tmp_path / "sweep" / "lanes.jsonl").write_text('{"epoch": 1, "lane": 0}\n')
+    with pytest.raises(RunError, match="is damaged"):
+        load(tmp_path / "sweep")
+
+
+# --- In processes of their own.
+
+
+def program(*words: object, devices: int | None = None) -> subprocess.Popen[str]:
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}" if devices else ""}
+    command = [sys.executable, "-m", "jaxmlp", "sweep", *map(str, words), "--json"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
+
+
+def answered(process: subprocess.Popen[str]) -> dict[str, Any]:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+def told(document: dict[str, Any]) -> Any:
+    """All that may not depend on times, folders and machines' sizes."""
+    free = {"sweep_dir", "devices", "processes"}
+    return without_times({name: value for name, value in document.items() if name not in free})
+
+
+@pytest.fixture(scope="module")
+def whole(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
+    """An uninterrupted sweep, and how long it took."""
+    began = time.monotonic()
+    document = answered(program(experiment, *SETS, "--out", tmp_path_factory.mktemp("whole") / "sweep"))
+    return told(document), time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_killed_at_three_random_moments_a_sweep_ends_in_the_same_json(
+    experiment: Path, whole: tuple[Any, float], tmp_path: Path
+) -> None:
+    path = tmp_path / "sweep"
+
+    def go_on() -> subprocess.Popen[str]:
+        words = ("--resume", path) if (path / "sweep.json").exists() else (experiment, *SETS, "--out", path)
+        return program(*words, "--checkpoint-s", "0")
+
+    draw = random.Random(0)
+    for _ in range(3):
+        process = go_on()
+        time.sleep(draw.uniform(0.4, 1) * whole[1])
+        process.kill()
+        process.communicate()
+    assert told(answered(go_on())) == whole[0]
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_give_the_same_lanes(
+    experiment: Path, whole: tuple[Any, float], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    words = (experiment, *SETS, "--out", tmp_path / "sweep", "--checkpoint-s", "0")
+    started = [program(*words, "--distributed", f"{address},2,{index}", devices=2) for index in range(2)]
+    try:
+        documents = [answered(process) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    for document in documents:
+        assert (document["devices"], document["processes"]) == (4, 2)
+        assert told(document) == whole[0]
+
+
+@pytest.mark.slow
+def test_a_stop_signal_saves_and_tells_how_to_go_on(experiment: Path, whole: tuple[Any, float], tmp_path: Path) -> None:
+    path = tmp_path / "sweep"
+    process = program(experiment, *SETS, "--epochs", "100000", "--out", path, "--checkpoint-s", "0")
+    deadline = time.monotonic() + 60
+    while not list(path.glob("group/step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert f"SIGTERM: 0 of 6 lanes are done, those in training saved. Go on: jaxmlp sweep --resume {path}" in err
+    assert json.loads(out)["status"] == "interrupted"
+    assert json.loads((path / "manifest.json").read_text())["status"] == "interrupted"
