@@ -1,0 +1,87 @@
+"""How fast a sweep over seeds is beside the same runs one after another. `python -m jaxmlp.sweep.throughput --help`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxmlp import data, runtime
+from jaxmlp.cli.experiment import load_config
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.fit import fit
+from jaxmlp.sweep.lanes import Batching
+from jaxmlp.sweep.start import sweep
+
+
+def compare(
+    config: ExperimentConfig,
+    dataset: data.Dataset,
+    *,
+    seeds: Sequence[int] = range(16),
+    rounds: int = 3,
+    batching: Batching = "map",
+) -> dict[str, Any]:
+    """Train every seed as a sweep and by `fit`, in turns, and compare medians of `train_s`: no compile, no test.
+
+    Args:
+        config: The experiment.
+        dataset: Its data.
+        seeds: How many runs; each is trained twice a round.
+        rounds: How often; who begins alternates.
+        batching: Of the sweep.
+
+    Returns:
+        `speedup`, the solo runs' median time by the sweep's; both medians and all times in s; `updates_per_s` of both;
+        `same_bits`, whether each lane's state has its solo run's digest.
+    """
+    runtime.configure(cpu_devices=len(seeds))
+    times: dict[str, list[float]] = {"sweep": [], "solo": []}
+    digests: dict[str, list[str | None]] = {}
+    for number in range(rounds):
+        for way in ("sweep", "solo") if number % 2 == 0 else ("solo", "sweep"):
+            if way == "sweep":
+                result = sweep(config, dataset, seeds=seeds, batching=batching)
+                times[way].append(result.train_s)
+                digests[way] = [lane.state_sha256 for lane in result.lanes]
+            else:
+                runs = [fit(dataclasses.replace(config, seed=seed), dataset, devices=1) for seed in seeds]
+                times[way].append(sum(run.train_s for run in runs))
+                digests[way] = [run.state_sha256 for run in runs]
+    updates = len(seeds) * config.epochs * -(-len(dataset.train.labels) // config.batch_size)
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    return {
+        "speedup": medians["solo"] / medians["sweep"],
+        "same_bits": digests["sweep"] == digests["solo"],
+        "lanes": len(seeds),
+        "devices": result.devices,
+        "median_s": medians,
+        "times_s": times,
+        "updates_per_s": {way: updates / value for way, value in medians.items()},
+    }
+
+
+def main() -> None:
+    """Print `compare` of an experiment's file as JSON."""
+    parser = argparse.ArgumentParser(prog="python -m jaxmlp.sweep.throughput", description=__doc__)
+    parser.add_argument("experiment", type=Path, help="a file with a CONFIG")
+    parser.add_argument("--seeds", type=int, default=16, help="lanes")
+    parser.add_argument("--epochs", type=int, default=1, help="of each")
+    parser.add_argument("--rounds", type=int, default=3, help="times that both ways are taken, in turns")
+    parser.add_argument("--batching", choices=("map", "vmap"), default="map", help="of the sweep")
+    chosen = parser.parse_args()
+    config = dataclasses.replace(load_config(chosen.experiment), epochs=chosen.epochs)
+    runtime.configure(cpu_devices=chosen.seeds)
+    dataset = data.load(config.data)
+    found = compare(
+        config, dataset, seeds=range(chosen.seeds), rounds=chosen.rounds, batching=chosen.batching
+    )
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
