@@ -138,12 +138,8 @@ class Loop:
         length = min(self.chunk, self.programs.limit(position) - position.done)
         if self.digest_every:
             length = min(length, self.digest_every - position.step % self.digest_every)
-        plans = [(length, self.stop.signal or 0)]
-        if jax.process_count() > 1:
-            plans = distributed.gather(plans[0]).tolist()
-        if signals := [number for _, number in plans if number]:
-            self.stop.signal, self.stopping = signal.Signals(signals[0]), True
-        return min(length for length, _ in plans)
+        length, self.stopping, _ = agree(length, self.stop)
+        return length
 
     def _chunk(self, position: Position, order: jax.Array, length: int) -> None:
         began, before = time.perf_counter(), self.programs.copied(position)
@@ -155,7 +151,7 @@ class Loop:
         position.epoch_s += seconds
         self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch)
         if self.run and self.digest_every and position.step % self.digest_every == 0:
-            self.run.append_trace(_digests(position.epoch, jax.device_get(position.state)))
+            self.run.append_trace(state_digests(position.epoch, jax.device_get(position.state)))
         self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, *means(sums))
 
     def _diverge(self, position: Position, order: jax.Array, stop: int) -> None:
@@ -176,7 +172,7 @@ class Loop:
         """The epoch's lines; and the best state, kept until the next checkpoint writes it."""
         assert self.run
         order_sha256 = digest({"order": np.asarray(order)[: self.programs.examples]})
-        digests = _digests(record.epoch, jax.device_get(position.state)) | {"order_sha256": order_sha256}
+        digests = state_digests(record.epoch, jax.device_get(position.state)) | {"order_sha256": order_sha256}
         self.run.append_epoch(record._asdict(), digests)
         if record.val_loss is not None and record.val_loss < position.best_val_loss:
             position.best_val_loss = record.val_loss
@@ -194,16 +190,37 @@ class Loop:
         self.saved_at = time.perf_counter()
 
 
-def next_chunk(chunk: int, made: int, seconds: float, most: int) -> int:
-    """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`."""
-    return max(1, min(int(made * CHUNK_S / seconds), GROWTH * chunk, most))
+def agree(length: int, stop: Stop, due: bool = False) -> tuple[int, bool, bool]:
+    """What all processes do next: the shortest length, whether one is to stop, and what is due in the first."""
+    plans = [(length, stop.signal or 0, due)]
+    if jax.process_count() > 1:
+        plans = distributed.gather(plans[0]).tolist()
+    signals = [number for _, number, _ in plans if number]
+    if signals:
+        stop.signal = signal.Signals(signals[0])
+    return min(length for length, _, _ in plans), bool(signals), bool(plans[0][2])
+
+
+def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float | None = None) -> int:
+    """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`.
+
+    Args:
+        chunk: Updates.
+        made: Updates, fewer where the chunk met an end.
+        seconds: That they took.
+        most: Updates that a chunk may be.
+        chunk_s: What a chunk should take; by default CHUNK_S.
+    """
+    wanted = CHUNK_S if chunk_s is None else chunk_s
+    return max(1, min(int(made * wanted / seconds), GROWTH * chunk, most))
 
 
 def _is_finite(health: train.Health) -> bool:
     return bool(health.bad_loss_step == train.NEVER) and all(map(bool, jax.tree.leaves(health.finite_params)))
 
 
-def _digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
+def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
+    """The line of `digests.jsonl` for a state in `epoch`, without the order's."""
     parts = {"params": state.params, "opt_state": state.opt_state}
     return {
         "epoch": epoch,

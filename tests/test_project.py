@@ -51,7 +51,7 @@ ARROWS = {
     "export": "data inference model run",
     "keras": "data history inference model position run train",
     "proof": "data feed fit model programs run runtime shards train",
-    "sweep": "data distributed fit history loop model position progress run runtime shards signals train",
+    "sweep": "data distributed fit history loop model position programs progress run runtime shards signals train",
     "cli": "*",
     "__main__": "cli",
 }

@@ -27,7 +27,7 @@ from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fit import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
-from jaxmlp.sweep import LaneResult, Range, SweepResult, load, memory, resume, start, sweep
+from jaxmlp.sweep import LaneResult, Range, SweepResult, group, load, memory, resume, sweep
 from jaxmlp.sweep.lanes import MAX_LANES, make_plan, make_settings
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines, SweepProgress
@@ -185,7 +185,7 @@ def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In groups of four, so that signals come in the first one, between them, and in the second."""
-    monkeypatch.setattr(start, "CHUNK_S", 0.0)
+    monkeypatch.setattr(group, "CHUNK_S", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     path, progress = tmp_path / "sweep", Interrupt(3)
@@ -426,6 +426,7 @@ def test_values_are_read_as_their_fields_types() -> None:
         "model.hidden_sizes": [(8, 4), (8,)],
         "shuffle": [True, False],
         "optimizer.learning_rate": Range(low=1e-4, high=0.1, log=True),
+        "precision": ["bfloat16"],
     }
 
 

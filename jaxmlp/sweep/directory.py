@@ -94,7 +94,7 @@ class SweepDirectory:
         try:
             sweep = cls(path, plan, _read_json(path / MANIFEST), lock)
             files.remove_temporaries(path)
-            jsonl.cut_back(path / LANES)
+            jsonl.cut_back(path / LANES, lambda line: True)
             if (path / GROUP / EPOCHS).exists():
                 files.remove_temporaries(path / GROUP)
             else:
@@ -140,7 +140,7 @@ class SweepDirectory:
 
     def epochs(self, before: int) -> list[dict[str, Any]]:
         """The group's epochs before this one; the others' lines are cut off."""
-        jsonl.cut_back(self.path / GROUP / EPOCHS, before)
+        jsonl.cut_back(self.path / GROUP / EPOCHS, lambda line: line["epoch"] < before)
         return jsonl.read(self.path / GROUP / EPOCHS)
 
     def save_group(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 
 from jaxmlp import distributed, train
 from jaxmlp.history import EpochRecord, History
+from jaxmlp.loop import agree, next_chunk
+from jaxmlp.programs import means
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.jsonl import finite
@@ -22,6 +24,9 @@ from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import ROWS, epoch_orders, init_lanes, learning_rates, put, to_host
 from jaxmlp.sweep.program import Program
 from jaxmlp.sweep.result import LaneResult
+
+CHUNK_S = 1.0
+"""As `loop.CHUNK_S`; longer, because between two looks every lane's state is read and written once."""
 
 
 class Group:
@@ -43,6 +48,7 @@ class Group:
         self.diverged_in: list[int | None] = [None] * len(lanes)
         self.epoch, self.done, self.epoch_s, self.train_s = 1, 0, 0.0, 0.0
         self.kept: list[KeptRun] = []
+        self.chunk = 1
 
     def run(self, checkpoint: Checkpoint | None = None, *, go_on: bool = False) -> list[LaneResult] | None:
         """Train to the end, or to a stop signal; then the group is saved and the answer none.
@@ -54,9 +60,9 @@ class Group:
         self._start(checkpoint if go_on else None, go_on)
         jax.block_until_ready((self._orders(), self._rates()))  # Compiled before the clock starts.
         self.began = self.saved_at = time.perf_counter()
-        while self.epoch <= self.config.epochs and not self.job.pace.stopping and None in self.diverged_in:
+        while self.epoch <= self.config.epochs and not self.job.stopping and None in self.diverged_in:
             self._epoch()
-        if self.job.pace.stopping:
+        if self.job.stopping:
             self._save()
             for kept in self.kept:
                 kept.run.close()
@@ -128,12 +134,14 @@ class Group:
         job = self.job
         orders = self._orders()
         while self.done < self.steps_per_epoch:
-            due = job.pace.agree(time.perf_counter() - self.saved_at > job.checkpoint_s)
-            if job.pace.stopping:
+            length = min(self.chunk, self.steps_per_epoch - self.done)
+            due = time.perf_counter() - self.saved_at > job.checkpoint_s
+            length, job.stopping, due = agree(length, job.stop, due)
+            if job.stopping:
                 return
             if due:
                 self._save()
-            self._chunk(orders)
+            self._chunk(orders, length)
         began = time.perf_counter()
         where, records = self._where(), self._evaluated()
         if job.directory:
@@ -147,9 +155,9 @@ class Group:
         self.sums = put(self._zero_sums(), job.mesh, ROWS)
         job.progress.epoch_ended(where, seconds, [record for record in records if record])
 
-    def _chunk(self, orders: jax.Array) -> None:
+    def _chunk(self, orders: jax.Array, length: int) -> None:
         job, began = self.job, time.perf_counter()
-        stop = min(self.done + job.pace.chunk, self.steps_per_epoch)
+        stop = self.done + length
         self.state, self.sums, health = self.program.train(
             self.state, self.sums, orders, self.hyper, self.active, job.splits["train"],
             np.int32(self.done), np.int32(stop),
@@ -165,8 +173,8 @@ class Group:
             self._put_active()
         seconds = time.perf_counter() - began
         self.epoch_s += seconds
-        job.pace.took(seconds, stop - self.done)
-        job.progress.updates_done(self._where(), len(self.lanes) * (stop - self.done))
+        self.chunk = next_chunk(self.chunk, length, seconds, self.steps_per_epoch, CHUNK_S)
+        job.progress.updates_done(self._where(), len(self.lanes) * length)
         self.done = stop
 
     def _orders(self) -> jax.Array:
@@ -195,8 +203,8 @@ class Group:
             if self.diverged_in[row] is not None:
                 ended.append(None)
                 continue
-            loss, accuracy = _means(sums[0], row)
-            val_loss, val_accuracy = _means(sums[1], row) if len(sums) > 1 else (None, None)
+            loss, accuracy = means(_row(sums[0], row))
+            val_loss, val_accuracy = means(_row(sums[1], row)) if len(sums) > 1 else (None, None)
             steps, rate = self.epoch * self.steps_per_epoch, float(rates[row])
             record = EpochRecord(self.epoch, steps, loss, accuracy, finite(val_loss), val_accuracy, rate, seconds)
             records.append(record)
@@ -239,7 +247,7 @@ class Group:
         for row, lane in enumerate(self.lanes):
             state, diverged_in = _row(states, row), self.diverged_in[row]
             ended = diverged_in is None
-            loss, accuracy = _means(sums, row) if ended else (None, None)
+            loss, accuracy = means(_row(sums, row)) if ended else (None, None)
             history = History(
                 config=lane.config, records=tuple(self.records[row]), state=state,
                 status="finished" if ended else "diverged", test_loss=finite(loss), test_accuracy=accuracy,
@@ -263,9 +271,3 @@ class Group:
 def _row[T](tree: T, row: int) -> T:
     picked: T = jax.tree.map(lambda leaf: leaf[row], tree)
     return picked
-
-
-def _means(sums: train.Sums, row: int) -> tuple[float, float]:
-    """A lane's loss and accuracy, divided once, on the host."""
-    examples = int(sums.examples[row])
-    return float(sums.loss[row]) / examples, int(sums.correct[row]) / examples

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxmlp import data, train
-from jaxmlp.pace import Pace
+from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import Batching, Lane
 from jaxmlp.sweep.over_lanes import WHOLE, put
@@ -31,7 +31,7 @@ class Job:
     directory: SweepDirectory | None
     """In the first process."""
     progress: SweepProgress
-    pace: Pace
+    stop: Stop
     checkpoint_s: float
     total: int
     """Lanes of the whole sweep."""
@@ -39,6 +39,8 @@ class Job:
     """On the devices: train, test, and validation, if there is one."""
     compiled: dict[Any, Any] = field(default_factory=dict)
     compile_s: float = 0.0
+    stopping: bool = False
+    """Whether all processes know that one has a stop signal."""
 
     def __post_init__(self) -> None:
         self.examples = len(self.dataset.train.labels)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.history import EpochRecord, History
+from jaxmlp.loop import state_digests
 from jaxmlp.position import Position
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
@@ -43,13 +44,7 @@ class KeptRun:
 
     def epoch_ended(self, record: EpochRecord, state: train.TrainState, order: np.ndarray[Any, Any]) -> None:
         """Log the epoch; a best state is kept until `save_best`."""
-        digests = {
-            "epoch": record.epoch,
-            "steps": record.steps,
-            "params_sha256": digest(state.params),
-            "opt_state_sha256": digest(state.opt_state),
-            "order_sha256": digest({"order": order}),
-        }
+        digests = state_digests(record.epoch, state) | {"order_sha256": digest({"order": order})}
         self.run.append_epoch(record._asdict(), digests)
         if record.val_loss is not None and record.val_loss < self.best_val_loss:
             self.best_val_loss = record.val_loss

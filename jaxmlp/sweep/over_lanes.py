@@ -148,8 +148,13 @@ def evaluate_lanes(
     params: Any, split: train.Split, *, config: ExperimentConfig, module: nn.Module, mesh: Mesh, batching: Batching
 ) -> train.Sums:
     """The lanes' sums over all examples of `split`, dropout off."""
-    evaluate = partial(train.evaluate, config=config, module=module, mesh=_solo_mesh())
-    sums: train.Sums = _over_lanes(evaluate, params, split, mesh=mesh, batching=batching)
+
+    def one(params: Any, split: train.Split) -> train.Sums:
+        zero = train.Sums.zero()
+        sums: train.Sums = train.evaluate(params, split, zero, config=config, module=module, mesh=_solo_mesh())
+        return sums
+
+    sums: train.Sums = _over_lanes(one, params, split, mesh=mesh, batching=batching)
     return sums
 
 

@@ -15,7 +15,6 @@ from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
 from jaxmlp.fit import CHECKPOINT_S, check_batch_size
-from jaxmlp.pace import Pace
 from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
@@ -29,8 +28,6 @@ from jaxmlp.sweep.result import LaneResult, SweepResult
 
 BEGUN = "begun"
 """Key of the lanes that a checkpoint has, in place of their program's."""
-CHUNK_S = 1.0
-"""As `loop.CHUNK_S`; longer, because between two looks every lane's state is read and written once."""
 
 
 def sweep(
@@ -175,10 +172,9 @@ def _train(
     lanes = plan.lanes()
     for note in dataset.notes:
         progress.note(note)
-    pace = Pace(stop or Stop(), CHUNK_S)
     job = Job(
-        dataset, module, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress, pace, checkpoint_s,
-        total=len(lanes),
+        dataset, module, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress, stop or Stop(),
+        checkpoint_s, total=len(lanes),
     )  # fmt: skip
     try:
         results = _run_groups(job, lanes)

@@ -1,17 +1,13 @@
-"""How fast a sweep over seeds is beside the same runs one after another. `python -m jaxmlp.sweep.throughput --help`."""
+"""How fast a sweep over seeds is beside the same runs one after another."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxmlp import data, runtime
-from jaxmlp.cli.experiment import load_config
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.fit import fit
 from jaxmlp.sweep.lanes import Batching
@@ -63,25 +59,3 @@ def compare(
         "times_s": times,
         "updates_per_s": {way: updates / value for way, value in medians.items()},
     }
-
-
-def main() -> None:
-    """Print `compare` of an experiment's file as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m jaxmlp.sweep.throughput", description=__doc__)
-    parser.add_argument("experiment", type=Path, help="a file with a CONFIG")
-    parser.add_argument("--seeds", type=int, default=16, help="lanes")
-    parser.add_argument("--epochs", type=int, default=1, help="of each")
-    parser.add_argument("--rounds", type=int, default=3, help="times that both ways are taken, in turns")
-    parser.add_argument("--batching", choices=("map", "vmap"), default="map", help="of the sweep")
-    chosen = parser.parse_args()
-    config = dataclasses.replace(load_config(chosen.experiment), epochs=chosen.epochs)
-    runtime.configure(cpu_devices=chosen.seeds)
-    dataset = data.load(config.data)
-    found = compare(
-        config, dataset, seeds=range(chosen.seeds), rounds=chosen.rounds, batching=chosen.batching
-    )
-    print(json.dumps(found, indent=2))
-
-
-if __name__ == "__main__":
-    main()

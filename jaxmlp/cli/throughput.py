@@ -1,0 +1,42 @@
+"""`python -m jaxmlp.cli.throughput EXPERIMENT.py`: a sweep over seeds beside the same runs one after another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxmlp import runtime
+from jaxmlp.cli import flags
+from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.fields import ranged
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThroughputFlags(flags.DataFlags, flags.ExperimentFlags):
+    """Train seeds as a sweep and by themselves, in turns, and print the medians and digests' equality as JSON."""
+
+    lanes: int = ranged(16, "[1, 65536]")
+    """Seeds 0 to LANES - 1."""
+    rounds: int = ranged(3, "[1, 1000]")
+    """How often both ways are taken."""
+    batching: Literal["map", "vmap"] = "map"
+    """Of the sweep."""
+
+
+def main() -> None:
+    """Compare, and print."""
+    chosen = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
+    runtime.configure(cpu_devices=chosen.lanes)
+    from jaxmlp import data
+    from jaxmlp.sweep.throughput import compare
+
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir)
+    seeds = range(chosen.lanes)
+    found = compare(chosen.config, dataset, seeds=seeds, rounds=chosen.rounds, batching=chosen.batching)
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()
