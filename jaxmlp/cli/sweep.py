@@ -141,7 +141,7 @@ def _train(train: Callable[[SweepProgress, Stop], SweepResult], path: Path | Non
     from jaxmlp.sweep.progress import make_progress
 
     told = distributed.share(str(path.resolve() if path else "").encode()).decode()
-    distributed.tell_run_dir(told)
+    distributed.tell("run_dir", told)
     with make_progress(chosen.verbose if path else "0") as progress, stop_signals() as stop:
         result = train(progress, stop)
     document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
