@@ -52,6 +52,7 @@ ARROWS = {
     "keras": "data history inference model position run train",
     "proof": "data feed fit model programs run runtime shards train",
     "sweep": "data distributed fit history loop model position programs progress run runtime shards signals train",
+    "bench": "data feed fit history model run shards summary train",
     "cli": "*",
     "__main__": "cli",
 }

@@ -33,9 +33,12 @@ COMMANDS = {
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
     "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",
+    "bench": "                how fast it is on this device, and whether it has become slower",
     "data": "status|prepare  where the data is; make it ready before a run",
 }
 """What each command does; its module has its name, `_` for `-`."""
+SCRIPTS = ("peers", "speedrun")
+"""Modules like a command's, which a file in `experiments` runs."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]
@@ -114,7 +117,7 @@ def _run(argv: list[str]) -> int:
 
 def _answer(command: str, argv: list[str]) -> Answer:
     try:
-        if command not in COMMANDS:
+        if command not in (*COMMANDS, *SCRIPTS):
             known = f"The commands: {', '.join(COMMANDS)}"
             raise UsageError(f"{command} is not a command of jaxmlp.{did_you_mean(command, COMMANDS)} {known}")
         answer: Answer = importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(argv)

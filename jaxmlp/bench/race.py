@@ -1,0 +1,219 @@
+"""Who trains the experiment faster: one process a library, each an epoch at a time, in turns.
+
+Then each trains the whole experiment alone, from the start of its process to its end: twice, with a cache of compiled
+programs that is empty at first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmlp import data
+from jaxmlp.bench.spread import Spread
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError, UsageError, did_you_mean
+
+PEERS = (
+    "jaxmlp",
+    "jaxmlp-bfloat16",
+    "keras",
+    "keras-bfloat16",
+    "torch",
+    "torch-bfloat16",
+    "torch-compiled",
+    "torch-compiled-bfloat16",
+    "sklearn",
+)
+"""The library, then what it uses; the first is what the others' ratios are to."""
+
+WORKER = Path(__file__).with_name("peer.py")
+
+
+@dataclass(kw_only=True)
+class Peer:
+    """What one library took."""
+
+    name: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    first_epoch_s: float = 0.0
+    """With what it compiles in its first epoch; not among `epoch_s`."""
+    epoch_s: list[float] = field(default_factory=list)
+    """With the evaluation of the test split, in the order of its turns."""
+    test_accuracy: float = 0.0
+    """After the last epoch."""
+    whole_s: list[float] = field(default_factory=list)
+    """From the start of a process to its end; the first with nothing compiled before."""
+    peak_bytes: int = 0
+    """Of main memory, the largest of the whole runs."""
+
+    def document(self, base: Peer) -> dict[str, Any]:
+        """For `--json`, with the ratio to the `base`'s median."""
+        spread = Spread.of(self.epoch_s)
+        return asdict(self) | {"epoch": spread._asdict(), "ratio": spread.median / Spread.of(base.epoch_s).median}
+
+
+def race(
+    config: ExperimentConfig,
+    dataset: data.Dataset,
+    names: Sequence[str],
+    *,
+    pythons: Mapping[str, Path],
+    device: str = "auto",
+    whole_runs: int = 2,
+    tell: Callable[[str], None] = print,
+) -> list[Peer]:
+    """Train the experiment with each library.
+
+    Args:
+        config: Two epochs or more, the first of which warms up.
+        dataset: Its data, validated on the test split.
+        names: Of `PEERS`.
+        pythons: The interpreter of a library, where it is not this one.
+        device: `cpu` keeps all of them from accelerators.
+        whole_runs: How often each trains the whole experiment alone.
+        tell: Told what happens.
+
+    Raises:
+        ConfigError: An experiment that the libraries cannot run as it is.
+        UsageError: An unknown name; or no library is installed.
+    """
+    _check(config, names)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmlp-peers-")))
+        (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+        splits = {"train": dataset.train, "test": dataset.test}
+        arrays = {f"{name}_{part}": array for name, split in splits.items() for part, array in split._asdict().items()}
+        np.savez(folder / "data.npz", **arrays)
+        peers, workers = [], []
+        for name in names:
+            python = pythons.get(name.split("-")[0], Path(sys.executable))
+            if not _is_installed(name.split("-")[0], python, folder):
+                tell(f"{name}: not installed for {python.name}; left out")
+                continue
+            peer = Peer(name=name)
+            peer.whole_s, peer.peak_bytes = _whole_runs(name, python, device, folder, whole_runs)
+            worker = subprocess.Popen(
+                _command(name, python, folder), env=_environment(name, device, folder), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            stack.enter_context(worker)
+            stack.callback(worker.kill)
+            peers.append(peer)
+            workers.append(worker)
+            peer.versions = _answer(name, worker)["versions"]
+            peer.first_epoch_s = _answer(name, worker)["epoch_s"]
+            tell(f"{name}: whole runs {_seconds(peer.whole_s)}, first epoch {peer.first_epoch_s:.2f} s")
+        if not peers:
+            raise UsageError("no peer is installed: pip install '.[peers]'")
+        for turn in range(1, config.epochs):
+            # Each round begins with another one, so that nobody always follows the same neighbour's heat.
+            for place in range(len(peers)):
+                peer, worker = peers[(turn + place) % len(peers)], workers[(turn + place) % len(peers)]
+                assert worker.stdin
+                worker.stdin.write("\n")
+                worker.stdin.flush()
+                answer = _answer(peer.name, worker)
+                peer.epoch_s.append(answer["epoch_s"])
+                peer.test_accuracy = answer["test_accuracy"]
+            tell(f"epoch {turn + 1}: " + ", ".join(f"{peer.name} {peer.epoch_s[-1]:.2f} s" for peer in peers))
+    return peers
+
+
+def table(peers: Sequence[Peer]) -> str:
+    """The result, for people."""
+    rows: list[tuple[str, ...]] = [
+        ("", "s an epoch", "IQR", "ratio", "test accuracy", "first start s", "next start s", "peak MiB")
+    ]
+    for peer in peers:
+        found = peer.document(peers[0])["epoch"]
+        whole = [f"{seconds:.1f}" for seconds in peer.whole_s[:2]] + ["-", "-"]
+        rows.append((
+            peer.name, f"{found['median']:.3f}", f"{found['iqr']:.3f}", f"{peer.document(peers[0])['ratio']:.2f}",
+            f"{peer.test_accuracy:.4f}", *whole[:2], f"{peer.peak_bytes / 2**20:.0f}" if peer.peak_bytes else "-",
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        f"{row[0]:{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in PEERS:
+            raise UsageError(f"{name} is not a peer.{did_you_mean(name, PEERS)} The peers: {', '.join(PEERS)}")
+    if config.epochs < 2:
+        raise ConfigError("epochs", f"must be at least 2, got {config.epochs}: the first warms up")
+    found = (config.optimizer.kind, config.optimizer.schedule.kind, config.model.activation)
+    if found != ("rmsprop", "constant", "relu"):
+        wanted = "must be RMSprop at a constant rate, with relu: the rule that all peers were given"
+        raise ConfigError("optimizer", f"{wanted}, got {', '.join(found)}")
+
+
+def _is_installed(library: str, python: Path, folder: Path) -> bool:
+    code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
+    return not subprocess.run([python, "-c", code], env=_environment(library, "auto", folder), check=False).returncode
+
+
+def _command(name: str, python: Path, folder: Path) -> list[str]:
+    return [str(python), "-P", str(WORKER), name, str(folder / "config.json"), str(folder / "data.npz")]
+
+
+def _environment(name: str, device: str, folder: Path) -> dict[str, str]:
+    """This process's, with a cache of compiled programs of the peer's own."""
+    cache = str(folder / name)
+    # OpenBLAS kernels that were forced on this process are not the library's fastest form.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
+    environment |= {
+        "PYTHONPATH": str(WORKER.parents[2]),
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "KERAS_BACKEND": "jax",
+        "KERAS_HOME": cache,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # They share the accelerator's memory.
+    }
+    return environment | ({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
+
+
+def _answer(name: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
+    assert worker.stdout
+    line = worker.stdout.readline()
+    if not line:
+        raise UsageError(f"{name} ended with code {worker.wait()}: its message stands above")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _whole_runs(name: str, python: Path, device: str, folder: Path, count: int) -> tuple[list[float], int]:
+    seconds, peak = [], 0
+    for _ in range(count):
+        began = time.perf_counter()
+        worker = subprocess.Popen(
+            _command(name, python, folder), env=_environment(name, device, folder),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        _, status, usage = os.wait4(worker.pid, 0)
+        worker.returncode = os.waitstatus_to_exitcode(status)
+        seconds.append(time.perf_counter() - began)
+        if worker.returncode:
+            raise UsageError(f"{name} ended with code {worker.returncode}: its message stands above")
+        peak = max(peak, usage.ru_maxrss * 1024)
+    return seconds, peak
+
+
+def _seconds(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.1f} s" for value in values) or "not asked for"
