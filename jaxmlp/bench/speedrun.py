@@ -1,0 +1,89 @@
+"""How many seconds a recipe needs to a mean test accuracy: over many seeds, from the first step to the last."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxmlp import data
+from jaxmlp.bench.spread import Spread
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.fit import fit
+
+
+def speedrun(
+    config: ExperimentConfig,
+    dataset: data.Dataset,
+    seeds: Sequence[int],
+    *,
+    target: float,
+    started: float | None = None,
+    tell: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Train every seed to the end, one after the other.
+
+    Args:
+        config: The recipe; where it validates, the validations are in the times, and say when the target was reached.
+        dataset: Its data; the test split scores the last parameters, outside the times.
+        seeds: Two or more.
+        target: Test accuracy that the mean is to reach.
+        started: `time.perf_counter()` at the start of the process, for the first seed's time from there.
+        tell: Told each seed's figures.
+
+    Returns:
+        Times, accuracies, their mean and spread, the one-sided p-value of a mean at or below the target (Student's t),
+        and, where the recipe validates on the test split, the first epoch whose mean accuracy reached it.
+    """
+    from scipy.stats import ttest_1samp
+
+    seconds, accuracies, compile_s, epochs = [], [], [], []
+    from_start_s = None
+    for seed in seeds:
+        history = fit(dataclasses.replace(config, seed=seed), dataset)
+        if started is not None and from_start_s is None:
+            from_start_s = time.perf_counter() - started
+        assert history.test_accuracy is not None
+        seconds.append(history.train_s)
+        accuracies.append(history.test_accuracy)
+        compile_s.append(history.compile_s)
+        epochs.append((np.cumsum(history["seconds"]), history["val_accuracy"]))
+        tell(f"seed {seed}: {history.train_s:.3f} s, test accuracy {history.test_accuracy:.4f}")
+    found = {
+        "seeds": list(seeds),
+        "train_s": seconds,
+        "train": Spread.of(seconds)._asdict(),
+        "compile_s": compile_s[0],
+        "first_seed_from_process_start_s": from_start_s,
+        "test_accuracy": accuracies,
+        "mean_test_accuracy": float(np.mean(accuracies)),
+        "std_test_accuracy": float(np.std(accuracies, ddof=1)),
+        "target": target,
+        "p": float(ttest_1samp(accuracies, target, alternative="greater").pvalue),
+    }
+    return found | (_reached(epochs, target) if config.data.validation == "test" else {})
+
+
+def line(name: str, found: dict[str, Any]) -> str:
+    """The result, for people."""
+    figures = (
+        f"{name}: {found['train']['median']:.3f} s (IQR {found['train']['iqr']:.3f}) from the first step to the last, "
+        f"compile {found['compile_s']:.1f} s; mean test accuracy {found['mean_test_accuracy']:.4f} "
+        f"+- {found['std_test_accuracy']:.4f}, n = {len(found['seeds'])}, p = {found['p']:.2g} for {found['target']}"
+    )
+    if epoch := found.get("epoch_reached"):
+        figures += f"; reached after epoch {epoch}, in {found['reached_s']:.3f} s"
+    return figures
+
+
+def _reached(epochs: Sequence[tuple[Any, Sequence[float]]], target: float) -> dict[str, Any]:
+    """The first epoch after which the mean over the seeds is at the target, and the median time until its end."""
+    means = np.mean([accuracies for _, accuracies in epochs], axis=0)
+    at = [int(index) for index in np.flatnonzero(means >= target)]
+    if not at:
+        return {"epoch_reached": None, "reached_s": None}
+    times = [float(ends[at[0]]) for ends, _ in epochs]
+    return {"epoch_reached": at[0] + 1, "reached_s": Spread.of(times).median}

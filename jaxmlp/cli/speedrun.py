@@ -1,0 +1,52 @@
+"""`experiments/speedrun.py`: seconds to a mean test accuracy, beside another recipe's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmlp import runtime
+from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.cli.experiment import load_config, parse_experiment
+from jaxmlp.errors import CheckFailed
+from jaxmlp.fields import ranged
+
+P_MAX = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
+    """Train a recipe with many seeds; exit with 3 where their mean test accuracy is not above the target, p < 0.05."""
+
+    seeds: int = ranged(50, "[2, 10000]")
+    """How many, counted from 0."""
+    target: float = ranged(0.9805, "(0, 1)")
+    """Mean test accuracy to reach."""
+    beside: Path | None = None
+    """An EXPERIMENT.py to time as well."""
+    beside_seeds: int = ranged(5, "[0, 10000]")
+    """How many seeds of it; 0 leaves it out."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Time the recipes, and check the target."""
+    chosen = parse_experiment(SpeedrunFlags, argv, "speedrun")
+    beside = load_config(chosen.beside) if chosen.beside and chosen.beside_seeds else None
+    runtime.configure(chosen.device)
+    from jaxmlp import data
+    from jaxmlp.bench.speedrun import line, speedrun
+    from jaxmlp.run.manifest import manifest
+
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    found = speedrun(chosen.config, dataset, range(chosen.seeds), target=chosen.target, started=STARTED)
+    document = {chosen.config.name: found, "manifest": manifest(chosen.config, dataset.sha256)}
+    print(line(chosen.config.name, found))
+    if beside:
+        other = data.load(beside.data, manual_dir=chosen.manual_dir, report=print)
+        document[beside.name] = speedrun(beside, other, range(chosen.beside_seeds), target=chosen.target)
+        print(line(beside.name, document[beside.name]))
+    if found["p"] < P_MAX:
+        return Answer(document)
+    missed = f"a mean test accuracy above {chosen.target} is not shown: p = {found['p']:.2g}, wanted < {P_MAX}"
+    return Answer(document, CheckFailed.exit_code, missed)
