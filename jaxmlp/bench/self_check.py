@@ -1,0 +1,70 @@
+"""Whether the instrument can be trusted here: work of known size, and slow-downs of known size that it must find."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from jaxmlp.bench.compare import compare_times
+from jaxmlp.bench.device import copy, product
+from jaxmlp.bench.timing import Program, measure
+
+TRIES = 20
+LIMIT = 0.05
+"""The part by which a row may be slower."""
+SLOW_DOWN = 1.1
+SLEEP_S = 0.02
+
+
+def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[str, Any]:
+    """Try the known answers on this machine.
+
+    A sleep must take its length; a product twice as wide 8 times the FLOPs, and a copy twice as large twice the
+    bytes, at rates within a factor of two; a product done 10 % more often must be found slower, and one done as
+    often must not, in 20 tries each.
+
+    Returns:
+        `sleep_s`, `product_rates`, `copy_rates`, `slow_downs_found`, `false_alarms` and `passed`.
+    """
+    slept = Program(what="sleep", run=lambda count: time.sleep(SLEEP_S * count), once=True)
+    sized = [product(512, "float32"), product(1024, "float32"), copy(1 << 27), copy(1 << 28)]
+    named = [slept, *(replace(one, batch_size=number) for number, one in enumerate(sized, 1))]
+    sleep_s, *times = (row.best_s for row in measure(named, repeats=5))
+    rates = [(one.flops or one.bytes) / seconds for one, seconds in zip(sized, times, strict=True)]
+    found = alarms = 0
+    for number in range(TRIES):
+        base, here, slower = _three(repeats)
+        found += compare_times("injected", base, slower, limit=LIMIT, rows=1).verdict == "slower"
+        alarms += compare_times("no change", base, here, limit=LIMIT, rows=1).verdict != "same"
+        tell(f"try {number + 1} of {TRIES}: {found} slow-downs found, {alarms} false alarms")
+    products, copies = rates[:2], rates[2:]
+    # time.sleep may oversleep by a tick of the system, not more on a quiet machine.
+    true_sleep = SLEEP_S <= sleep_s < 1.25 * SLEEP_S
+    true_rates = all(max(pair) < 2 * min(pair) for pair in (products, copies))
+    return {
+        "sleep_s": sleep_s,
+        "product_rates": products,
+        "copy_rates": copies,
+        "tries": TRIES,
+        "slow_downs_found": found,
+        "false_alarms": alarms,
+        "passed": true_sleep and true_rates and found == TRIES and alarms == 0,
+    }
+
+
+def _three(repeats: int) -> list[list[float]]:
+    """Times of the same work twice, and of 10 % more of it, all in the same rounds."""
+    work = product(512, "float32")
+    units = 20
+
+    def run(factor: float) -> Callable[[int], None]:
+        def done(count: int) -> None:
+            work.run(round(units * factor) * count)
+
+        return done
+
+    parts = zip(("base", "here", "slower"), (1.0, 1.0, SLOW_DOWN), strict=True)
+    programs = [Program(what=name, run=run(factor), once=True) for name, factor in parts]
+    return [row.seconds for row in measure(programs, repeats=repeats)]
