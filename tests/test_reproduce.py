@@ -208,9 +208,18 @@ def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
     other = dataclasses.replace(small_dataset, sha256="0" * 64)
     with pytest.raises(RunError, match=r"the run had another data, .*: data_sha256: \w+ there, 0+ here"):
         reproduce(trained(), other)
-    RunDirectory.create(tmp_path / "empty", CONFIG, manifest(CONFIG, small_dataset.sha256)).close()
+    facts = manifest(CONFIG, small_dataset.sha256)
+    for name, there, said in [
+        ("empty", {}, "says nothing of what its bits depend on"),
+        ("imported", {**facts, "imported": {}}, "was imported, not trained"),
+    ]:
+        with RunDirectory.create(tmp_path / name, CONFIG, there) as run:
+            run.save_checkpoint(0, {}, {})
+        with pytest.raises(RunError, match=said):
+            reproduce(tmp_path / name, small_dataset)
+    RunDirectory.create(tmp_path / "unbegun", CONFIG, facts).close()
     with pytest.raises(RunError, match="nothing to compare with"):
-        reproduce(tmp_path / "empty", small_dataset)
+        reproduce(tmp_path / "unbegun", small_dataset)
 
 
 @pytest.mark.slow

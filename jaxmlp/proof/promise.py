@@ -37,8 +37,10 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
     """What is promised of a run with the manifest `there`, trained again with the manifest `here`.
 
     Raises:
-        RunError: Nothing: the run's config or data is another one, or its manifest has no facts.
+        RunError: Nothing: the run had another config or data, was imported, or its manifest has no facts.
     """
+    if "imported" in there:
+        raise RunError("the run's network was imported, not trained: there is nothing to train again.")
     if not there.get("binding"):
         raise RunError("the run's manifest says nothing of what its bits depend on. Create runs with manifest().")
     binding, not_binding = (differences(there, here, kind) for kind in ("binding", "not_binding"))
