@@ -53,6 +53,7 @@ ARROWS = {
     "proof": "data feed fit model programs run runtime shards train",
     "sweep": "data distributed fit history loop model position programs progress run runtime shards signals train",
     "bench": "data feed fit history model run shards summary train",
+    "report": "jaxmlp data inference run",
     "cli": "*",
     "__main__": "cli",
 }

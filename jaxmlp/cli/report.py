@@ -1,0 +1,70 @@
+"""`jaxmlp report`: what there is to know of runs, in one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxmlp import runtime
+from jaxmlp.cli import Answer, flags
+from jaxmlp.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags(flags.DataFlags, flags.DeviceFlags):
+    """One self-contained HTML file about runs, or folders of runs such as a sweep's: result, curves, mistakes, weights.
+
+    Several are shown side by side, and compared on the same test images. The plots are also in plots/, beside it.
+    """
+
+    out: Path | None = None
+    """The file; by default report.html in RUN, or in the current folder where there are several."""
+    checkpoint: str = "last"
+    """last, best (the lowest validation loss), or the step of one."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """Write the report of RUNs."""
+    chosen, names = flags.parse(ReportFlags(), argv, "report", "RUN...")
+    runtime.configure(chosen.device)
+    from jaxmlp.run.find import find_run
+
+    try:
+        from jaxmlp.report import expand, gather, write_report
+    except ModuleNotFoundError as error:
+        raise UsageError(f"report needs {error.name}: pip install 'jaxmlp[report]'") from None
+    paths = [find_run(name) for name in names]
+    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=print)
+    out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
+    written = write_report(runs, out)
+    for run in runs:
+        low, high = run.evaluation.ci95
+        print(f"{run.name}: test_accuracy: {run.evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    for each in written.versus:
+        split = f"{each.comparison.only_second} right here alone, {each.comparison.only_first} there"
+        print(f"{each.run.name} against {runs[0].name}: {split}, McNemar p = {each.comparison.p:.3g}")
+    print(f"{written.report}: {written.bytes / 1e6:.1f} MB")
+    return Answer(
+        {
+            "report": str(written.report),
+            "bytes": written.bytes,
+            "plots": [str(path) for path in written.plots],
+            "runs": [
+                {
+                    "run_dir": str(run.path),
+                    "seed": run.config.seed,
+                    "status": run.status,
+                    "loss": run.evaluation.loss,
+                    "accuracy": run.evaluation.accuracy,
+                    "ci95": list(run.evaluation.ci95),
+                    "calibration_error": run.calibration.error,
+                }
+                for run in runs
+            ],
+            "mcnemar": [
+                {"run_dir": str(each.run.path), **each.comparison._asdict(), "adjusted_p": each.adjusted_p}
+                for each in written.versus
+            ],
+        }
+    )

@@ -1,0 +1,6 @@
+"""A report: one HTML file that needs nothing else, about one run or several side by side."""
+
+from jaxmlp.report.facts import RunFacts, expand, gather
+from jaxmlp.report.page import Written, write_report
+
+__all__ = ["RunFacts", "Written", "expand", "gather", "write_report"]

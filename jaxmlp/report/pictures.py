@@ -1,0 +1,51 @@
+"""Images and weights as small PNG pictures inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    """PNG of uint8 [height, width, channels]; of one channel grey, of three red, green and blue, else the first's."""
+    picture = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def as_source(png: bytes) -> str:
+    """For an image's `src`."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def as_pixels(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The image as uint8; one of floats is stretched from its darkest to its brightest."""
+    return image if image.dtype == np.uint8 else _stretched(image, image.min(), image.max())
+
+
+def weights_sheet(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Tiles [n, height, width, channels] beside each other: each on a scale of its own, on which grey is zero.
+
+    Returns:
+        uint8 [height, width, channels], with a line of one pixel between tiles.
+    """
+    limits = np.abs(tiles).max(axis=(1, 2, 3))
+    grey = [_stretched(tile, -limit, limit) for tile, limit in zip(tiles, limits, strict=True)]
+    columns = math.ceil(math.sqrt(len(grey)))
+    _, height, width, channels = tiles.shape
+    rows = -(-len(grey) // columns)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for number, tile in enumerate(grey):
+        top, left = number // columns * (height + 1), number % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet
+
+
+def _stretched(values: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:
+    return np.round((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)

@@ -1,0 +1,198 @@
+"""The report's plots, by matplotlib: one figure a question, drawn in named colours that a page gives its own values.
+
+Every colour is one of `INKS`; as a file it has the value here, in a page it is a CSS variable of that name, so that one
+drawing serves light and dark. Hues are Okabe and Ito's, made dark enough for lines on white; dashes and markers tell
+apart what the hue tells.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from jaxmlp.inference import Evaluation
+from jaxmlp.report.facts import RunFacts
+from jaxmlp.report.scores import Calibration
+
+INKS = {
+    "ink": "#1b1f24",
+    "muted": "#59636e",
+    "line": "#d1d9e0",
+    "series-0": "#0072b2",
+    "series-1": "#b84a00",
+    "series-2": "#00795a",
+    "series-3": "#a3497a",
+    "series-4": "#7d6200",
+    "series-5": "#4f5b93",
+}
+SERIES = [color for name, color in INKS.items() if name.startswith("series")]
+MARKERS = "os^Dv*"
+
+STYLE: Any = {
+    "axes.edgecolor": INKS["muted"],
+    "axes.labelcolor": INKS["ink"],
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INKS["ink"],
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "font.size": 12,
+    "grid.color": INKS["line"],
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.labelcolor": INKS["ink"],
+    "lines.linewidth": 2,
+    "savefig.bbox": "tight",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "jaxmlp",
+    "text.color": INKS["ink"],
+    "xtick.color": INKS["muted"],
+    "xtick.labelcolor": INKS["ink"],
+    "ytick.color": INKS["muted"],
+    "ytick.labelcolor": INKS["ink"],
+}
+
+
+@contextlib.contextmanager
+def _axes(width: float = 5.2, height: float = 3.4) -> Iterator[Axes]:
+    """Of a new figure, in this style."""
+    with mpl.rc_context(STYLE):
+        yield Figure(figsize=(width, height), layout="constrained").add_subplot()
+
+
+def as_file(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
+    """The figure as PNG or SVG, the same bytes every time."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=160, transparent=transparent, metadata=metadata)
+    return buffer.getvalue()
+
+
+def as_inline(figure: Figure, name: str, alt: str) -> str:
+    """The figure as an `<svg>` of a page, for all its themes; `name` keeps its ids apart from other figures'.
+
+    Args:
+        figure: Drawn here.
+        name: A word.
+        alt: What it shows, escaped.
+    """
+    svg = as_file(figure, "svg", transparent=True).decode()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for ink, color in INKS.items():
+        svg = svg.replace(color, f"var(--{ink})")
+    # A page's own, unlike a file's, has no size, so that it fits where it stands.
+    svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
+
+
+def curves(groups: Sequence[Sequence[RunFacts]], figure: str) -> Figure:
+    """`loss` or `accuracy` by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
+    with _axes() as axes:
+        for number, group in enumerate(groups):
+            color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            label = group_name(group) + ", " if len(groups) > 1 else ""
+            for prefix, style, what in (("val_", "-", "validation"), ("", "--", "training")):
+                rows = _rows(group, prefix + figure)
+                if not rows.size:
+                    continue
+                epochs = np.arange(1, rows.shape[1] + 1)
+                mean = np.nanmean(rows, axis=0)
+                shown: Any = {"marker": marker, "markevery": max(1, len(epochs) // 8), "markersize": 5}
+                axes.plot(epochs, mean, style, color=color, label=label + what, **shown)
+                if len(rows) > 1:
+                    low, high = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
+                    axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(figure)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if axes.lines:
+            axes.legend(fontsize=10)
+        return _figure(axes)
+
+
+def group_name(group: Sequence[RunFacts]) -> str:
+    """What tells a group of runs from others."""
+    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more seeds"
+
+
+def _rows(group: Sequence[RunFacts], name: str) -> np.ndarray[Any, Any]:
+    """[runs, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
+    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group]
+    rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
+    return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
+
+
+def learning_rate(groups: Sequence[Sequence[RunFacts]]) -> Figure:
+    """The rate of each epoch's last update."""
+    with _axes(height=2.6) as axes:
+        for number, group in enumerate(groups):
+            lines = group[0].epochs
+            points = [line["epoch"] for line in lines], [line["learning_rate"] for line in lines]
+            axes.plot(*points, color=SERIES[number % len(SERIES)], label=group_name(group))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("learning rate")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(groups) > 1:
+            axes.legend(fontsize=10)
+        return _figure(axes)
+
+
+def confusion(evaluation: Evaluation) -> Figure:
+    """A row for each true class, a column for each answer; the more often a mistake, the deeper its colour."""
+    counts = evaluation.confusion
+    classes = len(counts)
+    mistakes = counts * (1 - np.eye(classes, dtype=int))
+    with _axes(5.2, 5.2) as axes:
+        axes.grid(False)
+        for label, answer in np.ndindex(*counts.shape):
+            right, count = label == answer, counts[label, answer]
+            strength = 0.14 if right else 0.65 * np.sqrt(count / max(1, mistakes.max()))
+            color = SERIES[0] if right else SERIES[1]
+            axes.add_patch(Rectangle((answer - 0.48, label - 0.48), 0.96, 0.96, color=color, alpha=strength, lw=0))
+            if count and classes <= 20:
+                axes.text(answer, label, f"{count}", ha="center", va="center", fontsize=10)
+        axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), xlabel="answer", ylabel="true class")
+        axes.set_aspect("equal")
+        if classes <= 20:
+            axes.set(xticks=range(classes), yticks=range(classes))
+        return _figure(axes)
+
+
+def calibration(found: Calibration) -> Figure:
+    """Part of the answers that are right, by their probability, with the share of answers of each probability."""
+    with _axes(5.2, 4.2) as axes:
+        filled = [each for each in found.bins if each.examples]
+        total = sum(each.examples for each in filled)
+        width = 1 / len(found.bins)
+        shares = [each.examples / total for each in filled]
+        middles = [(each.low + each.high) / 2 for each in filled]
+        axes.bar(middles, shares, 0.86 * width, color=SERIES[0], alpha=0.25, lw=0, label="share of all answers")
+        axes.plot([0, 1], [0, 1], "--", color=INKS["muted"], lw=1.2, label="perfectly calibrated")
+        points = [each.confidence for each in filled], [each.accuracy for each in filled]
+        axes.plot(*points, "o-", color=SERIES[1], label="this model")
+        axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="probability of the answer", ylabel="answers that are right")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1))
+        axes.legend(fontsize=10, loc="upper left")
+        return _figure(axes)
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure

@@ -1,0 +1,93 @@
+"""What a model's answers are worth: calibration, the worst mistakes, and whether two models differ."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.stats
+from jaxtyping import Bool, Float, Int
+
+BINS = 15
+"""Of a calibration, as Guo et al. 2017 count."""
+
+
+class Bin(NamedTuple):
+    """The answers whose probability lies in (low, high]."""
+
+    low: float
+    high: float
+    examples: int
+    confidence: float
+    """Mean probability of the answers; the middle of an empty bin, as `accuracy`."""
+    accuracy: float
+
+
+class Calibration(NamedTuple):
+    """How often answers are right, by how sure they are."""
+
+    bins: tuple[Bin, ...]
+    error: float
+    """Expected calibration error: |accuracy - confidence|, averaged over the examples."""
+
+
+def calibration(
+    probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], bins: int = BINS
+) -> Calibration:
+    """Calibration over bins of equal width. Source: Guo et al. 2017, equation 3."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    correct = probabilities.argmax(axis=1) == labels
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1)
+    found = []
+    for index, (low, high) in enumerate(itertools.pairwise(edges)):
+        inside = place == index
+        examples = int(inside.sum())
+        middle = (low + high) / 2
+        means = (confidence[inside].mean(), correct[inside].mean()) if examples else (middle, middle)
+        found.append(Bin(float(low), float(high), examples, *map(float, means)))
+    error = sum(each.examples * abs(each.accuracy - each.confidence) for each in found) / len(labels)
+    return Calibration(tuple(found), error)
+
+
+def worst_mistakes(
+    probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int
+) -> list[int]:
+    """At most `count` wrongly answered examples, the true class's least probable first; of equals, in their order."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    order = np.argsort(probabilities[wrong, labels[wrong]], stable=True)[:count]
+    return [int(index) for index in wrong[order]]
+
+
+class Comparison(NamedTuple):
+    """Two models on the same images."""
+
+    only_first: int
+    """Images that the first answers rightly and the second wrongly."""
+    only_second: int
+    p: float
+    """Of McNemar's exact test: how likely a difference this large is, were both equally good."""
+
+
+def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Comparison:
+    """McNemar's test, two-sided and exact: of the images that one alone answers rightly, is half the first's?
+
+    Args:
+        first: Whether the first model answers each image rightly.
+        second: The same of the second model.
+    """
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    discordant = only_first + only_second
+    p = float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
+    return Comparison(only_first, only_second, p)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p values made good for being several. Source: Holm 1979."""
+    adjusted, floor = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = floor
+    return adjusted

@@ -1,0 +1,245 @@
+"""A report is one file that needs nothing else, says what the commands say, and lets no name become markup."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import jaxmlp
+from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.cli import main
+from jaxmlp.report import expand, pictures, scores
+from jaxmlp.report.page import experiment_file
+
+HOSTILE = "<script>alert('&')<"
+
+
+class Page(HTMLParser):
+    """What a page holds."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, name: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+@pytest.fixture(scope="module")
+def reports(two_runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Of one run, and of two, the second under a hostile name."""
+    folder = tmp_path_factory.mktemp("reports")
+    shutil.copytree(two_runs[1], folder / HOSTILE)
+    assert main(["report", str(two_runs[0]), "--out", str(folder / "one" / "report.html")]) == 0
+    assert main(["report", str(two_runs[0]), str(folder / HOSTILE), "--out", str(folder / "two.html")]) == 0
+    return folder / "one" / "report.html", folder / "two.html"
+
+
+@pytest.fixture(scope="module", params=["one", "two"])
+def page(request: pytest.FixtureRequest, reports: tuple[Path, Path]) -> Page:
+    return Page(reports[request.param == "two"].read_text())
+
+
+def test_a_report_is_small_and_leads_nowhere_else(page: Page, reports: tuple[Path, Path]) -> None:
+    assert all(report.stat().st_size < 3_000_000 for report in reports)
+    assert not {tag for tag, _ in page.tags} & {"script", "iframe", "object", "base", "form"}
+    for _, attributes in page.tags:
+        for name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:"))
+    (style,) = re.findall(r"<style>(.*?)</style>", reports[0].read_text(), re.DOTALL)
+    assert "url(" not in style and "@import" not in style
+
+
+def test_every_picture_says_what_it_shows(page: Page) -> None:
+    drawn = [svg.get("aria-label") for svg in page.all("svg")]
+    shown = [image.get("alt") for image in page.all("img")]
+    assert len(drawn) >= 5 and len(shown) >= 26
+    assert all(text and len(text) > 20 for text in [*drawn, *shown])
+
+
+def test_every_id_is_there_once_and_every_link_leads_to_one(page: Page) -> None:
+    ids = Counter(attributes["id"] for _, attributes in page.tags if attributes.get("id"))
+    assert set(ids.values()) == {1}
+    links = [a.get(name) or "" for _, a in page.tags for name in ("href", "xlink:href", "aria-labelledby")]
+    assert {link.lstrip("#") for link in links if link and not link.startswith("data:")} <= set(ids)
+
+
+@pytest.mark.parametrize("title", ["Result", "Curves", "Timings", "Exactness", "Run it again", "First-layer weights"])
+def test_a_report_has_its_sections(title: str, page: Page) -> None:
+    assert title in page.text
+
+
+def test_a_report_says_what_evaluate_says(
+    two_runs: tuple[Path, Path], page: Page, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", str(two_runs[0]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    low, high = found["ci95"]
+    words = " ".join(page.text.split())
+    assert f"{found['accuracy']:.4f}" in words
+    assert f"{low:.4f} to {high:.4f}" in words
+    digests = json.loads((two_runs[0] / "digests.jsonl").read_text().splitlines()[-1])
+    assert digests["params_sha256"] in words
+
+
+def test_a_name_never_becomes_markup(reports: tuple[Path, Path]) -> None:
+    assert "<script" not in reports[1].read_text()
+    assert HOSTILE in Page(reports[1].read_text()).text
+
+
+def test_a_report_and_its_plots_have_the_same_bytes_every_time(
+    two_runs: tuple[Path, Path], reports: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["report", str(two_runs[0]), "--out", str(tmp_path / "again.html"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "again.html").read_bytes() == reports[0].read_bytes()
+    plots = [Path(plot) for plot in document["plots"]]
+    assert {plot.name for plot in plots} == {
+        f"{name}.{kind}"
+        for name in ("loss", "accuracy", "learning_rate", "confusion", "calibration")
+        for kind in ("png", "svg")
+    }
+    for plot in plots:
+        assert plot.read_bytes() == (reports[0].parent / "plots" / plot.name).read_bytes()
+        assert plot.read_bytes().startswith(b"\x89PNG" if plot.suffix == ".png" else b"<?xml")
+
+
+def test_two_runs_are_compared_on_the_same_images(
+    two_runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["report", *map(str, two_runs), "--out", str(tmp_path / "both.html"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    first, second = document["runs"]
+    (versus,) = document["mcnemar"]
+    gained = versus["only_second"] - versus["only_first"]
+    assert gained == round(1000 * (second["accuracy"] - first["accuracy"]))
+
+
+def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "sweep" / "runs").mkdir(parents=True)
+    for number, run in enumerate(two_runs):
+        shutil.copytree(run, tmp_path / "sweep" / "runs" / f"000{number}-s{number}")
+    found = [tmp_path / "sweep" / "runs" / name for name in ("0000-s0", "0001-s1")]
+    assert expand([tmp_path / "sweep"]) == expand([tmp_path / "sweep" / "runs", found[0]]) == found
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ("{here}/no", 5, "{here}/no is not there. `jaxmlp runs` lists the runs."),
+        ("{here}", 5, "{here} is not a run directory, and holds none. `jaxmlp runs` lists the runs."),
+        ("{here}/sweep", 5, "{here}/sweep is a sweep that kept none of its runs. Sweep with --keep-runs."),
+        ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
+        ("{other}", 5, "{other} was trained on other data: the SHA-256 of mnist_5k differs."),
+        ("", 2, "report needs RUN...: jaxmlp report RUN..."),
+    ],
+)
+def test_a_report_that_cannot_be_is_said_first_on_stderr(
+    words: str,
+    code: int,
+    message: str,
+    two_runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "sweep.json").touch()
+    other = tmp_path / "elsewhere" / "other"
+    shutil.copytree(two_runs[0], other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["binding"]["data_sha256"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    facts = {"here": str(tmp_path), "run": str(two_runs[0]), "other": str(other)}
+    if words == "{here}":
+        shutil.rmtree(tmp_path / "elsewhere")
+        facts["here"] = str(tmp_path / "empty")
+        (tmp_path / "empty").mkdir()
+    capsys.readouterr()
+    assert main(["report", *words.format(**facts).split()]) == code
+    assert capsys.readouterr().err.partition("\n")[0] == message.format(**facts)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ExperimentConfig(),
+        ExperimentConfig(
+            name="a-b",
+            model=ModelConfig(hidden_sizes=()),
+            optimizer=jaxmlp.AdamW(learning_rate=0.1 + 0.2, schedule=Cosine()),
+            loss=jaxmlp.CrossEntropy(),
+            data=DataConfig(validation=0.3),
+            seed=7,
+        ),
+    ],
+)
+def test_the_experiment_file_of_a_report_is_the_experiment(config: ExperimentConfig) -> None:
+    names: dict[str, Any] = {}
+    exec(experiment_file(config), names)
+    assert names["CONFIG"] == config
+
+
+def test_calibration_counts_answers_by_their_probability() -> None:
+    probabilities = np.float32([[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [0.0, 1.0]])
+    found = scores.calibration(probabilities, np.array([0, 1, 1, 1]), bins=10)
+    assert [each.examples for each in found.bins] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 3]
+    assert found.bins[6].accuracy == 1
+    assert found.bins[9].accuracy == pytest.approx(2 / 3)
+    # One answer of 0.65, right; three of 0.9667 on average, two of them right.
+    assert found.error == pytest.approx((1 * 0.35 + 3 * (2.9 / 3 - 2 / 3)) / 4, abs=1e-6)
+
+
+def test_the_worst_mistake_is_the_one_whose_truth_was_least_likely() -> None:
+    probabilities = np.float32([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.9, 0.1], [0.99, 0.01]])
+    assert scores.worst_mistakes(probabilities, np.array([1, 1, 1, 1, 1]), 3) == [4, 0, 3]
+    assert scores.worst_mistakes(probabilities, np.array([0, 0, 1, 0, 0]), 3) == []
+
+
+@pytest.mark.parametrize(("only_first", "only_second", "p"), [(3, 9, 0.14599609375), (1, 9, 0.021484375), (0, 0, 1)])
+def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_alone_has_right(
+    only_first: int, only_second: int, p: float
+) -> None:
+    first = np.array([True] * only_first + [False] * only_second + [True] * 5)
+    second = np.array([False] * only_first + [True] * only_second + [True] * 5)
+    assert scores.mcnemar(first, second) == (only_first, only_second, pytest.approx(p))
+
+
+def test_holm_raises_each_p_by_the_comparisons_that_are_left_and_keeps_their_order() -> None:
+    assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert scores.holm([0.9, 0.8]) == [1, 1]
+    assert scores.holm([]) == []
+
+
+def test_tiles_of_weights_have_grey_for_zero_and_a_line_between() -> None:
+    tiles = np.zeros((3, 2, 2, 1), np.float32)
+    tiles[1, 0, 0, 0], tiles[1, 1, 1, 0] = -2, 1
+    sheet = pictures.weights_sheet(tiles)[..., 0]
+    assert sheet.shape == (5, 5)
+    assert sheet[:2, 3:].tolist() == [[0, 128], [128, 191]]
+    assert (sheet[2] == 255).all() and (sheet[:, 2] == 255).all()
+
+
+def test_images_of_floats_and_colours_become_pictures() -> None:
+    image = np.float32(np.arange(12).reshape(2, 2, 3)) / 11
+    assert pictures.as_pixels(image).ravel().tolist() == np.round(image * 255).ravel().tolist()
+    assert pictures.as_png(pictures.as_pixels(image)).startswith(b"\x89PNG")
