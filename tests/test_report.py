@@ -221,7 +221,7 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_alone_has_right(
 ) -> None:
     first = np.array([True] * only_first + [False] * only_second + [True] * 5)
     second = np.array([False] * only_first + [True] * only_second + [True] * 5)
-    assert scores.mcnemar(first, second) == (only_first, only_second, pytest.approx(p))
+    assert tuple(scores.mcnemar(first, second)) == pytest.approx((only_first, only_second, p))
 
 
 def test_holm_raises_each_p_by_the_comparisons_that_are_left_and_keeps_their_order() -> None:

@@ -30,12 +30,14 @@ COMMANDS = {
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
     "import-keras": "FILE            a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
     "report": "RUN...          one HTML file: result, curves, mistakes, weights; several runs side by side",
+    "runs": "[RUN]...        the runs, sorted; those named, with the values in which they differ",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
     "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",
     "bench": "                how fast it is on this device, and whether it has become slower",
     "data": "status|prepare  where the data is; make it ready before a run",
+    "completion": "bash|zsh        a script by which the shell finishes words",
 }
 """What each command does; its module has its name, `_` for `-`."""
 SCRIPTS = ("peers", "speedrun")

@@ -1,0 +1,75 @@
+"""`jaxmlp runs`: the runs, sorted; and what sets those named apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxmlp.cli import Answer, flags
+
+if TYPE_CHECKING:
+    from jaxmlp.run.listing import Listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsFlags(flags.Flags):
+    """The runs in JAXMLP_RUNS_DIR, or in runs; or those named, with the config values in which they differ."""
+
+    sort: Literal["begun", "name", "test_accuracy", "test_loss", "val_loss", "train_s"] = "begun"
+    """begun: the last one first, or the order given; name; a figure: the best first."""
+
+
+def run(argv: Sequence[str]) -> Answer:
+    """List all runs, or compare RUNs."""
+    chosen, names = flags.parse(RunsFlags(), argv, "runs", "[RUN]...")
+    from jaxmlp.run import listing
+    from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.run.find import find_run, list_runs, runs_dir
+
+    paths = [find_run(name) for name in names]
+    for path in paths:
+        # One that is named must be there.
+        RunDirectory.open(path, write=False)
+    found = listing.ordered(map(listing.read, paths or list_runs()), chosen.sort)
+    configs = [each.config for each in found if each.config]
+    differences = listing.different_values(configs) if names else {}
+    if found:
+        print("\n".join(_table(found)))
+    else:
+        print(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
+    if differences:
+        print("\n".join(["", *_differences(differences)]))
+    runs = [{**each._asdict(), "config": each.config and each.config.to_dict()} for each in found]
+    return Answer({"runs": runs, "differences": differences})
+
+
+def _table(found: Sequence[Listed]) -> Iterator[str]:
+    width = max(len(Path(each.run_dir).name) for each in found)
+    yield f"{'run':{width}}  status       seed  epochs   val_loss  test_accuracy  test_loss  train_s  parameters"
+    for each in found:
+        name = f"{Path(each.run_dir).name:{width}}  {each.status:11}"
+        if not each.config:
+            yield f"{name}  {each.problem}"
+            continue
+        epochs = f"{each.epochs}/{each.config.epochs}"
+        figures = [
+            f"{_figure(each.val_loss):>8}",
+            f"{_figure(each.test_accuracy):>13}",
+            f"{_figure(each.test_loss):>9}",
+        ]
+        seconds = "-" if each.train_s is None else f"{each.train_s:.1f}"
+        digest = (each.params_sha256 or "-")[:12]
+        yield f"{name}  {each.seed:4}  {epochs:>7}  {'  '.join(figures)}  {seconds:>7}  {digest}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _differences(differences: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    yield "They differ in:"
+    width = max(map(len, differences))
+    for name, values in differences.items():
+        yield f"  {name:{width}}  {'  '.join('-' if value is None else str(value) for value in values)}"

@@ -1,0 +1,88 @@
+"""The runs beside each other: how each stands, in which order, and in which values they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import RunError
+from jaxmlp.run.directory import RunDirectory
+
+
+class Listed(NamedTuple):
+    """A run, as a list of runs shows it; `problem` says why one cannot be read, and then nothing else is known."""
+
+    run_dir: str
+    status: str
+    seed: int | None = None
+    epochs: int = 0
+    """Done so far."""
+    val_loss: float | None = None
+    """Of the last epoch."""
+    test_accuracy: float | None = None
+    test_loss: float | None = None
+    train_s: float | None = None
+    params_sha256: str | None = None
+    config: ExperimentConfig | None = None
+    problem: str = ""
+
+
+def read(path: Path) -> Listed:
+    """The run in the folder `path`; one that cannot be read is `damaged`."""
+    try:
+        run = RunDirectory.open(path, write=False)
+        epochs, digests = run.epochs(), run.digests()
+    except RunError as error:
+        return Listed(str(path), "damaged", problem=str(error))
+    result = run.manifest["result"] or {}
+    return Listed(
+        run_dir=str(path),
+        status=run.status,
+        seed=run.config.seed,
+        epochs=len(epochs),
+        val_loss=epochs[-1]["val_loss"] if epochs else None,
+        test_accuracy=result.get("test_accuracy"),
+        test_loss=result.get("test_loss"),
+        train_s=result.get("train_s"),
+        params_sha256=digests[-1]["params_sha256"] if digests else None,
+        config=run.config,
+    )
+
+
+def _lowest(name: str) -> Callable[[Listed], Any]:
+    return lambda run: math.inf if getattr(run, name) is None else getattr(run, name)
+
+
+ORDERS: Mapping[str, Callable[[Listed], Any] | None] = {
+    "begun": None,
+    "name": lambda run: Path(run.run_dir).name,
+    "test_accuracy": lambda run: -(run.test_accuracy or 0),
+    "test_loss": _lowest("test_loss"),
+    "val_loss": _lowest("val_loss"),
+    "train_s": _lowest("train_s"),
+}
+"""What runs are sorted by, the best first; runs without the figure last. `begun` keeps the order they are given in."""
+
+
+def ordered(runs: Iterable[Listed], by: str) -> list[Listed]:
+    """The runs by one of `ORDERS`."""
+    key = ORDERS[by]
+    return sorted(runs, key=key) if key else list(runs)
+
+
+def different_values(configs: Sequence[ExperimentConfig]) -> dict[str, list[Any]]:
+    """The dotted fields in which the configs differ, each with the value of every config; none where it has no such."""
+    flat = [_flat(config.to_dict()) for config in configs]
+    names = dict.fromkeys(name for values in flat for name in values)
+    found = {name: [values.get(name) for values in flat] for name in names}
+    return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found

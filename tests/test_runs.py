@@ -1,0 +1,99 @@
+"""The list of runs: all that are there, in the order asked for, and what sets those named apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from jaxmlp import SGD, ExperimentConfig, RMSprop
+from jaxmlp.cli import COMMANDS, main
+from jaxmlp.run.listing import Listed, different_values, ordered
+
+
+@pytest.fixture
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("JAXMLP_RUNS_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_runs_are_listed_the_last_begun_first_and_a_damaged_one_says_why(
+    two_runs: tuple[Path, Path], runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for run in two_runs:
+        shutil.copytree(run, runs_dir / run.name, copy_function=shutil.copy)
+    (runs_dir / "broken").mkdir()
+    (runs_dir / "broken" / "config.json").write_text("{")
+    capsys.readouterr()
+    assert main(["runs", "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["runs"]
+    assert [Path(run["run_dir"]).name for run in found] == ["broken", "seed-1", "seed-0"]
+    assert [(run["status"], run["seed"], run["epochs"]) for run in found[1:]] == [
+        ("finished", 1, 2),
+        ("finished", 0, 2),
+    ]
+    assert found[0]["status"] == "damaged" and "is not the config of a run" in found[0]["problem"]
+    result = json.loads((two_runs[0] / "manifest.json").read_text())["result"]
+    assert {name: found[2][name] for name in ("test_accuracy", "train_s", "params_sha256")} == {
+        name: result[name] for name in ("test_accuracy", "train_s", "params_sha256")
+    }
+    assert f"{result['test_accuracy']:.4f}" in err and result["params_sha256"][:12] in err
+
+
+def test_named_runs_are_shown_with_the_values_in_which_they_differ(
+    two_runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["runs", *map(str, two_runs), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["differences"] == {"seed": [0, 1]}
+    assert err.endswith("They differ in:\n  seed  0  1\n")
+
+
+def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(runs_dir / "no")]) == 5
+    assert capsys.readouterr().err.startswith(f"{runs_dir}/no is not there.")
+
+
+def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs"]) == 0
+    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train experiments/quickstart.py\n"
+
+
+@pytest.mark.parametrize(
+    ("by", "names"), [("begun", "bac"), ("name", "abc"), ("test_accuracy", "abc"), ("train_s", "bac")]
+)
+def test_runs_are_sorted_the_best_first_and_those_without_the_figure_last(by: str, names: str) -> None:
+    runs = [
+        Listed("x/b", "finished", test_accuracy=0.5, train_s=1),
+        Listed("x/a", "finished", test_accuracy=0.9, train_s=2),
+        Listed("x/c", "interrupted"),
+    ]
+    assert "".join(run.run_dir[-1] for run in ordered(runs, by)) == names
+
+
+def test_a_value_that_one_config_has_not_is_a_difference() -> None:
+    found = different_values([ExperimentConfig(optimizer=RMSprop()), ExperimentConfig(optimizer=SGD())])
+    assert found["optimizer.kind"] == ["rmsprop", "sgd"]
+    assert found["optimizer.momentum"] == [None, 0.0]
+    assert "batch_size" not in found
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [(["jaxmlp", "tra"], ["train"]), (["jaxmlp", "runs", "--so"], ["--sort"]), (["jaxmlp", ""], [*COMMANDS])],
+)
+def test_bash_finishes_commands_and_flags(
+    words: list[str], wanted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    quoted = " ".join(f"'{word}'" for word in words)
+    ask = f"COMP_WORDS=({quoted}); COMP_CWORD={len(words) - 1}; _jaxmlp; echo ${{COMPREPLY[@]}}"
+    ended = subprocess.run(["bash", "-c", script + ask], capture_output=True, text=True, check=True)
+    assert ended.stdout.split() == wanted
