@@ -50,7 +50,7 @@ lint: $(READY)
 	$(BIN)/python -m mypy
 	$(BIN)/python -m mypy tests --disable-error-code=arg-type --no-warn-unused-ignores
 
-EXTRAS := report keras onnx orbax dev
+EXTRAS := report tensorboard keras onnx orbax dev
 
 # uv writes hashes for every platform, and pip-tools only for this one.
 lock: $(READY)

@@ -36,6 +36,7 @@ ARROWS = {
     "distributed": "signals",
     "prepare": "",
     "images": "data prepare",
+    "pictures": "",
     "run": "prng",
     "runtime": "distributed run",
     "train": "model objective optim prng shards",
@@ -54,6 +55,7 @@ ARROWS = {
     "sweep": "data distributed fit history loop model position programs progress run runtime shards signals train",
     "bench": "data feed fit history model run shards summary train",
     "report": "jaxmlp data inference run",
+    "tracking": "history pictures train",
     "cli": "*",
     "__main__": "cli",
 }
@@ -176,7 +178,7 @@ def test_the_lock_pins_everything_with_hashes_and_names_no_source() -> None:
 def test_the_lock_holds_what_the_project_asks_for() -> None:
     pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
-    locked = ("report", "keras", "onnx", "orbax", "dev")
+    locked = ("report", "tensorboard", "keras", "onnx", "orbax", "dev")
     asked = [
         Requirement(line) for line in [*PROJECT["dependencies"], *(one for name in locked for one in extras[name])]
     ]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig, pictures
 from jaxmlp.cli import main
-from jaxmlp.report import expand, pictures, scores
+from jaxmlp.report import expand, scores
 from jaxmlp.report.page import experiment_file
 
 HOSTILE = "<script>alert('&')<"

@@ -15,12 +15,13 @@ from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, summary
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import CheckFailed, RunError
+from jaxmlp.errors import CheckFailed, RunError, UsageError
 from jaxmlp.fields import ranged
 
 if TYPE_CHECKING:
     from jaxmlp.data import Dataset
     from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.tracking import TensorBoard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,8 @@ class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
     """Exit with 3 where the test accuracy is lower."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
     """0: silent; 1: a live line on a terminal; 2: one line an epoch; auto: 1 on a terminal, 2 elsewhere."""
+    tensorboard: flags.Switch = False
+    """Write TensorBoard's files too, into tensorboard/ of the run; needs the extra jaxmlp[tensorboard]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,24 +162,37 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     if verbose != "0":
         devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
         print(f"{path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
+    boards = [_tensorboard(path, config, dataset)] if chosen.tensorboard and stored else []
     with make_progress(verbose, config.epochs) as progress, stop_signals() as stop:
         history = fit(
             config,
             dataset,
             run=stored,
             progress=progress,
+            hooks=boards,
             devices=chosen.devices,
             stop=stop,
             checkpoint_s=chosen.checkpoint_s,
             digest_every=chosen.digest_every,
             resident_bytes=int(chosen.resident_mb * 2**20),
         )
+    for board in boards:
+        board.finish(history.result())
     answer = _answer(path, chosen, history.result())
     if history.status == "finished" or not stop.signal:
         return answer
     saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {config.epochs} epochs done"
     go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}"
     return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
+
+
+def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> TensorBoard:
+    try:
+        from jaxmlp.tracking import TensorBoard
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--tensorboard needs {error.name}: pip install 'jaxmlp[tensorboard]'") from None
+    height, width, channels = dataset.train.images.shape[1:]
+    return TensorBoard(path / "tensorboard", config, (height, width, channels))
 
 
 def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:

@@ -14,7 +14,8 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Evaluation, Model, evaluate, load_model
+from jaxmlp.inference import Evaluation, evaluate, load_model
+from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG
@@ -144,7 +145,7 @@ def _gather(
                 Mistake(index, dataset.test.images[index], int(labels[index]), _top(probabilities[index]))
                 for index in worst_mistakes(probabilities, labels, MISTAKES)
             ),
-            tiles=_tiles(model),
+            tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
         )
 
 
@@ -157,9 +158,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _top(probabilities: np.ndarray[Any, Any]) -> tuple[tuple[int, float], ...]:
     order = np.argsort(-probabilities, stable=True)[:3]
     return tuple((int(label), float(probabilities[label])) for label in order)
-
-
-def _tiles(model: Model) -> np.ndarray[Any, Any]:
-    kernel = np.asarray(jax.device_get(model.params["Dense_0"]["kernel"]), np.float32)
-    strongest = np.argsort(-np.linalg.norm(kernel, axis=0), stable=True)[:TILES]
-    return kernel[:, strongest].T.reshape(-1, *model.image_shape)

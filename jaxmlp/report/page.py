@@ -15,10 +15,11 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 import jaxmlp
+from jaxmlp import pictures
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
 from jaxmlp.fields import Part
-from jaxmlp.report import pictures, plots
+from jaxmlp.report import plots
 from jaxmlp.report.facts import RunFacts
 from jaxmlp.report.scores import Comparison, holm, mcnemar
 from jaxmlp.run import files

@@ -1,4 +1,4 @@
-"""Images and weights as small PNG pictures inside a page."""
+"""Images and weights as pictures: small PNG files, which a page can hold."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image
 
 
@@ -27,6 +28,14 @@ def as_source(png: bytes) -> str:
 def as_pixels(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The image as uint8; one of floats is stretched from its darkest to its brightest."""
     return image if image.dtype == np.uint8 else _stretched(image, image.min(), image.max())
+
+
+def strongest_tiles(
+    kernel: Float[np.ndarray, "pixels units"], image_shape: tuple[int, int, int], count: int
+) -> Float[np.ndarray, "tiles height width channels"]:
+    """The incoming weights of a first layer's units, as images: at most `count`, those of largest norm first."""
+    strongest = np.argsort(-np.linalg.norm(kernel, axis=0), stable=True)[:count]
+    return kernel[:, strongest].T.reshape(-1, *image_shape)
 
 
 def weights_sheet(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,0 +1,65 @@
+"""TensorBoard's files, without TensorFlow: a hook that writes them. A hook for another tracker looks the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX.writer import SummaryWriter
+
+from jaxmlp import train
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.history import EpochRecord
+from jaxmlp.pictures import strongest_tiles, weights_sheet
+
+TILES = 64
+
+
+class TensorBoard:
+    """A hook of `fit`: an epoch's figures as scalars, by updates, and the first layer's weights as an image.
+
+    Args:
+        folder: Of the files; a resumed run's go into the same, and hide what it trains again.
+        config: Its values become the hyperparameters.
+        image_shape: Height, width and channels of an image.
+    """
+
+    def __init__(self, folder: Path, config: ExperimentConfig, image_shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.config = config
+        self.image_shape = image_shape
+        self._writer: Any = None
+
+    def __call__(self, record: EpochRecord, state: train.TrainState) -> None:
+        """Write an epoch."""
+        # Made late, when it is known from which update on a resumed run trains again.
+        self._writer = self._writer or SummaryWriter(str(self.folder), purge_step=record.steps)
+        for name, value in record._asdict().items():
+            if value is not None and name not in ("epoch", "steps"):
+                self._writer.add_scalar(name, value, record.steps)
+        kernel = state.params.get("Dense_0", {}).get("kernel")
+        if kernel is not None and len(kernel) == np.prod(self.image_shape):
+            sheet = weights_sheet(strongest_tiles(jax.device_get(kernel), self.image_shape, TILES))
+            self._writer.add_image("first_layer", sheet, record.steps, dataformats="HWC")
+        self._writer.flush()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write the hyperparameters with the run's result, as `History.result` has it."""
+        if self._writer:
+            figures = {name: value for name, value in result.items() if isinstance(value, float)}
+            self._writer.add_hparams(dict(_flat(self.config.to_dict())), figures, name="result")
+            self._writer.close()
+
+
+def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted names with values that TensorBoard takes."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
+    return found
