@@ -17,7 +17,7 @@ PROBE := import sys, importlib.util as util; \
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
-	@echo 'make test-browser  the tests of pages, in Chromium'
+	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
@@ -35,9 +35,11 @@ train: $(READY)
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
-# In the system's Chromium; without one, first: .venv/bin/playwright install chromium
+# Chromium is Debian's, and playwright drives it: neither is needed for anything else, so neither is in the lock.
 test-browser: $(READY)
-	$(BIN)/python -m pip install --quiet 'playwright >=1.56'
+	@command -v chromium google-chrome >/dev/null || { apt-get update -q && apt-get install -y -q chromium; } || \
+		{ echo 'make test-browser needs Chromium: install it as root, apt-get install chromium.' >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2 axe-playwright-python==0.1.8
 	$(BIN)/python -m pytest -m browser tests/browser
 
 test-accelerator: $(READY)

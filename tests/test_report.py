@@ -16,7 +16,7 @@ import pytest
 import jaxmlp
 from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig, pictures
 from jaxmlp.cli import main
-from jaxmlp.report import expand, scores
+from jaxmlp.report import expand, plots, scores
 from jaxmlp.report.page import experiment_file
 
 HOSTILE = "<script>alert('&')<"
@@ -243,3 +243,24 @@ def test_images_of_floats_and_colours_become_pictures() -> None:
     image = np.float32(np.arange(12).reshape(2, 2, 3)) / 11
     assert pictures.as_pixels(image).ravel().tolist() == np.round(image * 255).ravel().tolist()
     assert pictures.as_png(pictures.as_pixels(image)).startswith(b"\x89PNG")
+
+
+def luminance(color: str) -> float:
+    """WCAG 2.2, relative luminance of `#rrggbb`."""
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_every_ink_stands_out_from_the_paper_as_wcag_aa_asks(theme: int) -> None:
+    """4.5 to 1, which AA asks of text; of lines it asks 3."""
+    css = (Path(jaxmlp.__file__).parent / "report" / "page" / "style.css").read_text()
+    inks = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})", css.split("prefers-color-scheme: dark")[theme]))
+    assert set(plots.INKS) <= set(inks)
+    for paper in ("paper", "card"):
+        for ink in (set(plots.INKS) | {"link"}) - {"line"}:
+            light, dark = sorted([luminance(inks[ink]), luminance(inks[paper])], reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{ink} on {paper}"
+    if theme == 0:
+        assert {ink: inks[ink] for ink in plots.INKS} == plots.INKS
