@@ -39,6 +39,9 @@ from jaxmlp.errors import (
 )
 
 if TYPE_CHECKING:
+    from jaxmlp.api import evaluate as evaluate
+    from jaxmlp.api import load_model as load_model
+    from jaxmlp.api import predict as predict
     from jaxmlp.proof.bits import assert_same_bits as assert_same_bits
     from jaxmlp.proof.reproduce import reproduce as reproduce
     from jaxmlp.proof.verify import verify as verify
@@ -62,6 +65,9 @@ _HOMES = {
     "configure": "jaxmlp.runtime",
     "digest": "jaxmlp.run.digest",
     "reproduce": "jaxmlp.proof.reproduce",
+    "evaluate": "jaxmlp.api",
+    "load_model": "jaxmlp.api",
+    "predict": "jaxmlp.api",
     "train_step": "jaxmlp.train",
     "verify": "jaxmlp.proof.verify",
 }

@@ -55,6 +55,16 @@ class History:
         """One figure an epoch, by the name of a field of `EpochRecord`."""
         return [getattr(record, name) for record in self.records]
 
+    def _repr_html_(self) -> str:
+        """The epochs as a table, for notebooks."""
+        names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds")
+        head = "".join(f"<th>{name}</th>" for name in names)
+        rows = [[getattr(record, name) for name in names] for record in self.records]
+        body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
+        test = f"test loss {_cell(self.test_loss)}, test accuracy {_cell(self.test_accuracy)}"
+        caption = f"{self.config.name}, seed {self.config.seed}, {self.status}: {test}"
+        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+
     def result(self) -> Mapping[str, Any]:
         """The run in one flat JSON object, as `train --json` prints it."""
         last = self.records[-1] if self.records else None
@@ -76,3 +86,7 @@ class History:
             "devices": self.devices,
             "processes": self.processes,
         }
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

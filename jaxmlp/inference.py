@@ -19,7 +19,11 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxmlp import data, model, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
+<<<<<<< HEAD
 from jaxmlp.feed import Feed
+=======
+from jaxmlp.history import History
+>>>>>>> 92ef2d9 (Ask trained models from Python by history, model or run; show histories in notebooks)
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
@@ -124,6 +128,26 @@ def load_model(
         image_shape=image_shape,
         num_classes=logits.shape[-1],
         step=found.step,
+    )
+
+
+def model_of(history: History) -> Model:
+    """The model that `fit` has just trained, an MLP on square images.
+
+    Raises:
+        ConfigError: It is another module; `Model` takes it.
+    """
+    params, last = history.state.params, len(history.config.model.hidden_sizes)
+    if "Dense_0" not in params or f"Dense_{last}" not in params:
+        raise ConfigError("module", "must be an MLP: make a Model of the module and history.state.params")
+    pixels, num_classes = params["Dense_0"]["kernel"].shape[0], params[f"Dense_{last}"]["kernel"].shape[1]
+    return Model(
+        config=history.config,
+        module=model.make_mlp(history.config.model, num_classes, history.config.precision),
+        params=jax.device_put(params),
+        image_shape=_square(pixels),
+        num_classes=num_classes,
+        step=int(history.state.step),
     )
 
 

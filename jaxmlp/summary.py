@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,10 @@ class Summary:
     opt_state_bytes: int
     activations_bytes: int
     """Outputs of the innermost layers for a full batch; of one inside a loop, of one pass."""
+
+    def _repr_html_(self) -> str:
+        """The table, for notebooks."""
+        return f"<pre>{html.escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         rows = [("Layer (type)", "Output Shape", "Param #")]

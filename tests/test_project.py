@@ -44,6 +44,7 @@ ARROWS = {
     "history": "train",
     "inference": "data feed model run shards train",
     "summary": "data model shards train",
+    "api": "data history inference run runtime",
     "progress": "history",
     "position": "distributed run train",
     "programs": "data feed position shards train",

@@ -148,8 +148,15 @@ def _render(
         detailed=[_Detail(run, number, len(runs) == 1) for number, run in enumerate(runs[:DETAILED], start=1)],
         versus=versus,
         plot=plot,
-        title=runs[0].name if len(runs) == 1 else f"{runs[0].name} and {len(runs) - 1} more",
+        title=_title(groups),
     )
+
+
+def _title(groups: Sequence[Sequence[RunFacts]]) -> str:
+    (first, *seeds), *others = groups
+    if others:
+        return f"{first.name} and {sum(map(len, groups)) - 1} more"
+    return f"{first.config.name}, {1 + len(seeds)} seeds" if seeds else first.name
 
 
 class _Detail:

@@ -36,7 +36,9 @@ def scheme(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(params=WIDTHS)
-def page(request: pytest.FixtureRequest, chromium: Browser, report: Path, scheme: Any, tmp_path: Path) -> Iterator[Page]:
+def page(
+    request: pytest.FixtureRequest, chromium: Browser, report: Path, scheme: Any, tmp_path: Path
+) -> Iterator[Page]:
     """The report, open; at the end it must have said nothing, and asked for nothing but itself."""
     viewport: Any = {"width": WIDTHS[request.param], "height": 900}
     context: BrowserContext = chromium.new_context(viewport=viewport, color_scheme=scheme)
@@ -58,6 +60,8 @@ def page(request: pytest.FixtureRequest, chromium: Browser, report: Path, scheme
 
 
 def test_a_report_breaks_no_rule_of_wcag_aa_that_axe_knows(page: Page) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
     violations = Axe().run(page, options=RULES).response["violations"]
     assert [(each["id"], [node["target"] for node in each["nodes"]]) for each in violations] == []
 

@@ -1,0 +1,70 @@
+"""Trained models from Python, by whatever people have in hand: a history, a model, or the name of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from jaxmlp import data, inference, runtime
+from jaxmlp.errors import ConfigError
+from jaxmlp.history import History
+from jaxmlp.inference import Evaluation, Model, Prediction
+from jaxmlp.run.find import find_run
+
+Trained: TypeAlias = History | Model | str | Path
+"""What `fit` gave back, a model, or a run: its folder, or `last`."""
+
+
+def load_model(trained: Trained) -> Model:
+    """The model: of a run its last.
+
+    Raises:
+        ConfigError: A history of another module than the MLP.
+        RunError: There is no such run, or it is damaged.
+    """
+    runtime.configure()
+    if isinstance(trained, Model):
+        return trained
+    return inference.model_of(trained) if isinstance(trained, History) else inference.load_model(find_run(str(trained)))
+
+
+def evaluate(trained: Trained, split: str | data.Split = "test") -> Evaluation:
+    """Loss, accuracy with its interval, confusion matrix and class scores on all examples of a split.
+
+    Args:
+        trained: What to score.
+        split: `test`, `validation` or `train` of the data it was trained on; or other labelled images.
+
+    Raises:
+        ConfigError, RunError: As `load_model`; or there is no such split.
+        DataError: The data cannot be had.
+    """
+    model = load_model(trained)
+    if isinstance(split, data.Split):
+        return inference.evaluate(model, split, "given")
+    dataset = data.load(model.config.data)
+    found = getattr(dataset, split) if split in ("test", "validation", "train") else None
+    if found is None:
+        raise ConfigError("split", f"must be test, validation or train, and there, got {split!r}")
+    return inference.evaluate(model, found, split)
+
+
+def predict(trained: Trained, images: Any, top: int = 3) -> list[Prediction]:
+    """The likeliest classes of each image, with their probabilities.
+
+    Args:
+        trained: What to ask.
+        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST.
+        top: Classes an image, at most.
+
+    Raises:
+        ConfigError, RunError: As `load_model`.
+        DataError: Images of another shape, or pixels of 0 to 1 for a model that divides by 255.
+    """
+    model = load_model(trained)
+    array = np.asarray(images)
+    if array.shape in (model.image_shape, model.image_shape[:2]):
+        array = array[np.newaxis]
+    return inference.predict(model, data.as_images(array, shape=model.image_shape), top)
