@@ -19,11 +19,8 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxmlp import data, model, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
-<<<<<<< HEAD
 from jaxmlp.feed import Feed
-=======
 from jaxmlp.history import History
->>>>>>> 92ef2d9 (Ask trained models from Python by history, model or run; show histories in notebooks)
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
