@@ -5,7 +5,7 @@ manifest.json  what the bits depend on, and `status`, as a run's
 lanes.jsonl    one line a lane that ended, as it ended: `LaneResult`, with `metrics`, its figures epoch by epoch
 result.json    once it has ended or was interrupted: what `sweep --json` prints
 lock           who writes here
-group/         of the lanes in training: epochs.jsonl, one line an epoch with all their figures, and checkpoints
+group/         while lanes train: epochs.jsonl, one line an epoch with all their figures, and checkpoints
                step-00009380.safetensors, in which every array of a run's has one row a lane more
 runs/          with --keep-runs: the run directory of lane 3 of seed 7 is runs/0003-s7
 
@@ -161,6 +161,8 @@ class SweepDirectory:
         files.write(self.path / RESULT, (json.dumps(jsonl.finite(result), indent=2) + "\n").encode())
         self.manifest["status"] = status
         self._write_manifest()
+        if status == "finished":
+            shutil.rmtree(self.path / GROUP, ignore_errors=True)
 
     def _write_manifest(self) -> None:
         files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
