@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from jaxmlp.api import evaluate as evaluate
     from jaxmlp.api import load_model as load_model
     from jaxmlp.api import predict as predict
+    from jaxmlp.fitting import fit as fit
+    from jaxmlp.network import summary as summary
     from jaxmlp.proof.bits import assert_same_bits as assert_same_bits
     from jaxmlp.proof.reproduce import reproduce as reproduce
     from jaxmlp.proof.verify import verify as verify
@@ -66,8 +68,10 @@ _HOMES = {
     "digest": "jaxmlp.run.digest",
     "reproduce": "jaxmlp.proof.reproduce",
     "evaluate": "jaxmlp.api",
+    "fit": "jaxmlp.fitting",
     "load_model": "jaxmlp.api",
     "predict": "jaxmlp.api",
+    "summary": "jaxmlp.network",
     "train_step": "jaxmlp.train",
     "verify": "jaxmlp.proof.verify",
 }

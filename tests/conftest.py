@@ -94,7 +94,7 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
-    from jaxmlp import data, fit
+    from jaxmlp import data, fitting
     from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
     from jaxmlp.run.directory import RunDirectory
 
@@ -107,7 +107,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     path = tmp_path_factory.mktemp("digits") / "run"
     with RunDirectory.create(path, config, {}) as run:
-        history = fit.fit(config, data.load(config.data), run=run)
+        history = fitting.fit(config, data.load(config.data), run=run)
     assert history.test_accuracy and history.test_accuracy > 0.9
     return path
 

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, ModelConfig, RunError, data
-from jaxmlp.fit import fit
+from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, ModelConfig, RunError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.summary import summary
 from jaxmlp.train import TrainState
 
 CONFIG = ExperimentConfig(model=ModelConfig(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)

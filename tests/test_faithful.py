@@ -15,7 +15,7 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, model, train
+from jaxmlp import data, fitting, model, train
 from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig, RMSprop
 from jaxmlp.errors import ConfigError
 from jaxmlp.layers import Dropout
@@ -151,7 +151,7 @@ FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
 def test_fit_gives_the_parameters_and_figures_of_kerass_loop(name: str, dataset: data.Dataset) -> None:
     """Update by update from the same start, in the same order, under the same masks."""
     config = CONFIGS[name]
-    history = fit.fit(config, dataset)
+    history = fitting.fit(config, dataset)
     params, figures = keras_fit(config, dataset)
     # Float32 against float64: parameters of size 1 have roundings of 6e-8 an update; 2e-7 was seen at most.
     for found, expected in zip(layers(history.state.params), params, strict=True):
@@ -275,7 +275,7 @@ class TwoBranches(nn.Module):
 @pytest.mark.parametrize("module", [ConvNet(), RowLSTM(), TwoBranches()], ids=lambda module: type(module).__name__)
 def test_any_flax_module_trains_through_the_same_fit(module: nn.Module, dataset: data.Dataset) -> None:
     config = ExperimentConfig(optimizer=RMSprop(learning_rate=0.01), batch_size=16, epochs=8)
-    history = fit.fit(config, dataset, module=module)
+    history = fitting.fit(config, dataset, module=module)
     assert history["loss"][-1] < 0.5 * history["loss"][0]
 
 
@@ -288,4 +288,4 @@ class WithRunningMean(nn.Module):
 
 def test_a_module_with_running_state_is_refused(dataset: data.Dataset) -> None:
     with pytest.raises(ConfigError, match=r"must hold parameters only, got the collections batch_stats"):
-        fit.fit(RELU, dataset, module=WithRunningMean())
+        fitting.fit(RELU, dataset, module=WithRunningMean())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, train
+from jaxmlp import data, fitting, train
 from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
 from jaxmlp.history import History
 
@@ -39,8 +39,8 @@ def figures(history: History) -> list[Any]:
 
 @pytest.mark.parametrize("rows", [1, BATCH, 3 * BATCH + 1, 70, train.EVAL_ROWS, 2 * train.EVAL_ROWS + 8])
 def test_streamed_data_gives_the_bits_of_resident_data(rows: int, dataset: data.Dataset) -> None:
-    resident = fit.fit(CONFIG, dataset)
-    streamed = fit.fit(CONFIG, dataset, resident_bytes=rows * IMAGE_BYTES)
+    resident = fitting.fit(CONFIG, dataset)
+    streamed = fitting.fit(CONFIG, dataset, resident_bytes=rows * IMAGE_BYTES)
     assert figures(streamed) == figures(resident)
 
 
@@ -60,6 +60,6 @@ def test_streaming_compiles_one_program_more_and_never_sends_more_than_fits(
         function.clear_cache()  # type: ignore[attr-defined]
     monkeypatch.setattr(train, "train_steps", watch(steps, 2))
     monkeypatch.setattr(train, "evaluate", watch(evaluate, 1))
-    fit.fit(CONFIG, dataset, resident_bytes=2 * BATCH * IMAGE_BYTES)
+    fitting.fit(CONFIG, dataset, resident_bytes=2 * BATCH * IMAGE_BYTES)
     assert sent == {2 * BATCH, train.EVAL_ROWS}
     assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]

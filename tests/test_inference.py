@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, inference, model, train
+from jaxmlp import data, fitting, inference, model, train
 from jaxmlp.config import SGD, CrossEntropy, ExperimentConfig, ModelConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
@@ -50,7 +50,7 @@ def dataset() -> data.Dataset:
 def trained(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
     path = tmp_path_factory.mktemp("runs") / "run"
     with RunDirectory.create(path, CONFIG, {}) as run:
-        return path, fit.fit(CONFIG, dataset, run=run)
+        return path, fitting.fit(CONFIG, dataset, run=run)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_labels_without_a_class_are_refused(loaded: Model) -> None:
 def test_a_run_of_another_module_is_loaded_with_that_module(dataset: data.Dataset, tmp_path: Path) -> None:
     config = ExperimentConfig(batch_size=16, epochs=1)
     with RunDirectory.create(tmp_path / "run", config, {}) as run:
-        history = fit.fit(config, dataset, run=run, module=Flat())
+        history = fitting.fit(config, dataset, run=run, module=Flat())
     loaded = load_model(tmp_path / "run", module=Flat(), image_shape=(28, 28, 1))
     assert evaluate(loaded, dataset.test).loss == history.test_loss
     with pytest.raises(RunError, match="Give the module that the run trained"):

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from jaxmlp.fit import Progress
+from jaxmlp.fitting import Progress
 from jaxmlp.history import EpochRecord
 from jaxmlp.progress import epoch_line, make_progress
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlp import data, fit, loop, runtime, shards, train
+from jaxmlp import data, fitting, loop, runtime, shards, train
 from jaxmlp.cli import main
 from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
 from jaxmlp.errors import RunError
@@ -81,7 +81,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
             patch.setattr(loop, "CHUNK_S", 0.0)
             patch.setattr(train, "train_steps", train_steps)
             with RunDirectory.create(path, CONFIG, facts) as run:
-                fit.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
+                fitting.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
         return path
 
     return trained

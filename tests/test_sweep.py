@@ -24,7 +24,7 @@ from jaxmlp.cli import main
 from jaxmlp.cli.sweep import parse_seeds, parse_vary
 from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.fit import fit
+from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import LaneResult, Range, SweepResult, group, load, memory, resume, sweep

@@ -25,7 +25,7 @@ def events(folder: Path) -> Iterator[Any]:
         data = path.read_bytes()
         while data:
             (length,) = struct.unpack("<Q", data[:8])
-            yield event_pb2.Event.FromString(data[12 : 12 + length])
+            yield event_pb2.Event.FromString(data[12 : 12 + length])  # type: ignore[attr-defined]
             data = data[16 + length :]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import jaxmlp
-from jaxmlp import data, fit, loop
+from jaxmlp import data, fitting, loop
 from jaxmlp.cli import main
 from jaxmlp.config import ExperimentConfig, ModelConfig
 from jaxmlp.errors import RunError
@@ -32,7 +32,7 @@ def whole(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory)
     facts = manifest(CONFIG, small_dataset.sha256)
     with pytest.MonkeyPatch.context() as patch, RunDirectory.create(path, CONFIG, facts) as run:
         patch.setattr(loop, "CHUNK_S", 0.0)  # One update a chunk, so that checkpoints are of the last two.
-        fit.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)
+        fitting.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)
     return path
 
 

@@ -35,7 +35,7 @@ def train_jaxmlp(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended
 
     from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import from_arrays
-    from jaxmlp.fit import fit
+    from jaxmlp.fitting import fit
     from jaxmlp.history import EpochRecord
 
     def hook(record: EpochRecord, state: object) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.bench.spread import Spread
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.fit import fit
+from jaxmlp.fitting import fit
 
 
 def speedrun(

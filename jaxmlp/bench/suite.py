@@ -19,7 +19,7 @@ from jaxmlp.bench.timing import Program, Row, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
 from jaxmlp.feed import Feed
-from jaxmlp.fit import fit
+from jaxmlp.fitting import fit
 from jaxmlp.run.manifest import manifest
 
 IMAGE_SHAPE, NUM_CLASSES = (28, 28, 1), 10

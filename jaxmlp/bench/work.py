@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.summary import summary
+from jaxmlp.network import summary
 
 LABEL_BYTES = 4
 

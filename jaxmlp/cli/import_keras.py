@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> Answer:
         print(f"{file}: {note}")
     runtime.configure(chosen.device)
     from jaxmlp import data
-    from jaxmlp.fit import check_batch_size
+    from jaxmlp.fitting import check_batch_size
     from jaxmlp.run.find import default_run_dir
 
     dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 def show(config: ExperimentConfig) -> Answer:
     """The table, and its figures."""
-    from jaxmlp.summary import example_shape, summary
+    from jaxmlp.network import example_shape, summary
 
     found = summary(config, *example_shape(config.data))
     print(found)

@@ -91,7 +91,7 @@ def join(
 
 def _begin(chosen: TrainFlags) -> Answer:
     from jaxmlp import data, distributed
-    from jaxmlp.fit import check_batch_size
+    from jaxmlp.fitting import check_batch_size
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir
 
@@ -149,7 +149,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     import jax
 
     from jaxmlp import distributed, shards
-    from jaxmlp.fit import fit
+    from jaxmlp.fitting import fit
     from jaxmlp.progress import make_progress
     from jaxmlp.signals import stop_signals
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxmlp import data, model, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES
-from jaxmlp.fit import check_batch_size
+from jaxmlp.fitting import check_batch_size
 from jaxmlp.programs import Programs
 from jaxmlp.run.digest import digest
 

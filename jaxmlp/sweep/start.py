@@ -14,7 +14,7 @@ import jax
 from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
-from jaxmlp.fit import CHECKPOINT_S, check_batch_size
+from jaxmlp.fitting import CHECKPOINT_S, check_batch_size
 from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmlp import data, runtime
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.fit import fit
+from jaxmlp.fitting import fit
 from jaxmlp.sweep.lanes import Batching
 from jaxmlp.sweep.start import sweep
 

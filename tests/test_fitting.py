@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import data, fit, loop, train
+from jaxmlp import data, fitting, loop, train
 from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
@@ -42,7 +42,7 @@ def dataset() -> data.Dataset:
     return data.from_arrays((images[:70], labels[:70]), test, validation=test)
 
 
-class Interrupt(fit.Progress):
+class Interrupt(fitting.Progress):
     """Sends a stop signal after so many chunks, as a user would."""
 
     def __init__(self, after: int | None) -> None:
@@ -83,7 +83,7 @@ def logs(path: Path) -> list[Any]:
 def uninterrupted(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[History, list[Any]]:
     path = tmp_path_factory.mktemp("whole") / "run"
     with RunDirectory.create(path, CONFIG, {}) as run:
-        history = fit.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
+        history = fitting.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
     return history, logs(path)
 
 
@@ -101,7 +101,7 @@ def test_any_interruptions_and_resumes_give_the_uninterrupted_bits_and_logs(
     for after in [*stops, None]:
         with RunDirectory.open(path, write=True) as run:
             progress = Interrupt(after)
-            history = fit.fit(
+            history = fitting.fit(
                 run.config,
                 dataset,
                 run=run,
@@ -130,13 +130,13 @@ def test_a_resume_from_each_kept_checkpoint_gives_the_uninterrupted_bits(
             return super().save_checkpoint(step, arrays, meta, best=best)
 
     with Keep.create(tmp_path / "source", CONFIG, {}) as run:
-        fit.fit(CONFIG, dataset, run=run, checkpoint_s=0)
+        fitting.fit(CONFIG, dataset, run=run, checkpoint_s=0)
     middle = [item for item in saved if item[2]["done"] not in (0, STEPS)]
     assert middle
     for number, (step, arrays, meta) in enumerate(saved[:: len(saved) // 5]):
         with RunDirectory.create(tmp_path / str(number), CONFIG, {}) as run:
             run.save_checkpoint(step, arrays, meta)
-            assert fit.fit(CONFIG, dataset, run=run).state_sha256 == uninterrupted[0].state_sha256
+            assert fitting.fit(CONFIG, dataset, run=run).state_sha256 == uninterrupted[0].state_sha256
 
 
 def test_the_trace_holds_the_states_digests_after_every_so_many_updates_whatever_the_chunks(
@@ -144,7 +144,7 @@ def test_the_trace_holds_the_states_digests_after_every_so_many_updates_whatever
 ) -> None:
     monkeypatch.setattr(loop, "CHUNK_S", 3600.0)
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
-        fit.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
+        fitting.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
         trace, digests = run.trace(), run.digests()
         assert "trace.jsonl" in (run.path / "SHA256SUMS").read_text()
     assert trace == uninterrupted[1][2]
@@ -167,32 +167,32 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_
 ) -> None:
     progress = Interrupt(after=8)
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
-        fit.fit(CONFIG, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=0)
+        fitting.fit(CONFIG, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=0)
     with RunDirectory.open(tmp_path / "run", write=True) as run:
         newest = run.checkpoints()[0]
         damaged = bytearray(newest.read_bytes())
         damaged[-1] ^= 1
         newest.write_bytes(damaged)
         progress = Interrupt(after=None)
-        assert fit.fit(CONFIG, dataset, run=run, progress=progress).state_sha256 == uninterrupted[0].state_sha256
+        assert fitting.fit(CONFIG, dataset, run=run, progress=progress).state_sha256 == uninterrupted[0].state_sha256
     assert any(newest.name in note for note in progress.notes)
 
 
 def test_a_checkpoint_of_other_shapes_is_refused_by_name(dataset: data.Dataset, tmp_path: Path) -> None:
     other = ExperimentConfig(model=ModelConfig(hidden_sizes=(13,)), optimizer=CONFIG.optimizer, batch_size=16, epochs=1)
     with RunDirectory.create(tmp_path / "other", other, {}) as run:
-        fit.fit(other, dataset, run=run)
+        fitting.fit(other, dataset, run=run)
         arrays, meta = checkpoint.load(run.checkpoints()[0])
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
         run.save_checkpoint(5, arrays, meta)
         with pytest.raises(RunError, match=r"Dense_0/bias is float32\[13\], wanted float32\[12\]"):
-            fit.fit(CONFIG, dataset, run=run)
+            fitting.fit(CONFIG, dataset, run=run)
 
 
 def test_the_best_checkpoint_is_of_the_lowest_validation_loss(dataset: data.Dataset, tmp_path: Path) -> None:
     config = ExperimentConfig(model=CONFIG.model, optimizer=SGD(learning_rate=0.5), batch_size=16, epochs=6)
     with RunDirectory.create(tmp_path / "run", config, {}) as run:
-        history = fit.fit(config, dataset, run=run)
+        history = fitting.fit(config, dataset, run=run)
         best = run.best_checkpoint()
         names = [path.name for path in run.checkpoints()]
     lowest = int(np.argmin(history["val_loss"]))
@@ -203,7 +203,7 @@ def test_the_best_checkpoint_is_of_the_lowest_validation_loss(dataset: data.Data
 
 
 def test_nothing_is_written_or_digested_without_a_run_directory(dataset: data.Dataset) -> None:
-    history = fit.fit(CONFIG, dataset)
+    history = fitting.fit(CONFIG, dataset)
     assert history.params_sha256 == digest(history.state.params)
     assert [record.epoch for record in history.records] == [1, 2, 3]
     assert history["val_loss"][-1] == history.test_loss
@@ -221,7 +221,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
         RunDirectory.create(tmp_path / "run", config, {}) as run,
         pytest.raises(DivergedError, match=r"not finite at step \d+, epoch 1; first non-finite parameter: Dense_") as e,
     ):
-        fit.fit(config, dataset, run=run, checkpoint_s=0)
+        fitting.fit(config, dataset, run=run, checkpoint_s=0)
     assert "last good checkpoint is step-0000000" in str(e.value)
     with RunDirectory.open(tmp_path / "run", write=False) as run:
         assert run.status == "diverged"
@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_named_alike_whatever_the_chunks(
     for length in (1, 2, 3, STEPS):
         monkeypatch.setattr(loop, "next_chunk", lambda *_, length=length: length)
         with pytest.raises(DivergedError) as caught:
-            fit.fit(config, dataset)
+            fitting.fit(config, dataset)
         told.append(str(caught.value).partition("\n")[0])
     assert len(set(told)) == 1, told
     assert told[0].startswith(DIVERGING[case][1])
@@ -262,7 +262,7 @@ def test_what_is_not_finite_is_named_alike_whatever_the_chunks(
 def test_a_batch_larger_than_the_data_is_refused(dataset: data.Dataset) -> None:
     config = ExperimentConfig(batch_size=71)
     with pytest.raises(ConfigError, match="batch_size must be at most the 70 training examples, got 71"):
-        fit.fit(config, dataset)
+        fitting.fit(config, dataset)
 
 
 def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
@@ -271,7 +271,7 @@ def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
     def hook(record: EpochRecord, state: train.TrainState) -> None:
         seen.append((record.epoch, int(state.step)))
 
-    fit.fit(CONFIG, dataset, hooks=[hook])
+    fitting.fit(CONFIG, dataset, hooks=[hook])
     assert seen == [(1, 5), (2, 10), (3, 15)]
 
 
@@ -287,7 +287,7 @@ def test_chunks_grow_to_fill_their_time_and_change_no_bit(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(train, "train_steps", watch)
-    assert fit.fit(CONFIG, dataset).state_sha256 == uninterrupted[0].state_sha256
+    assert fitting.fit(CONFIG, dataset).state_sha256 == uninterrupted[0].state_sha256
     assert lengths == [0, 1, 4, 5, 5]
 
 
@@ -313,7 +313,7 @@ def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -
     compiled: list[Any] = [train.train_steps, train.evaluate]
     for function in compiled:
         function.clear_cache()
-    fit.fit(CONFIG, dataset)
+    fitting.fit(CONFIG, dataset)
     assert [function._cache_size() for function in compiled] == [1, 1]
 
 
@@ -324,11 +324,11 @@ def test_the_learning_rate_of_an_epoch_is_its_last_updates(dataset: data.Dataset
         model=CONFIG.model, optimizer=SGD(learning_rate=0.1, schedule=InverseTime(decay=0.5)), batch_size=16, epochs=2
     )
     expected = [0.1 / (1 + 0.5 * t) for t in (4, 9)]
-    np.testing.assert_allclose(fit.fit(config, dataset)["learning_rate"], expected, rtol=1e-6)  # float32
+    np.testing.assert_allclose(fitting.fit(config, dataset)["learning_rate"], expected, rtol=1e-6)  # float32
 
 
 def test_runs_of_different_seeds_differ(dataset: data.Dataset) -> None:
     configs = [ExperimentConfig(model=CONFIG.model, batch_size=16, epochs=1, seed=seed) for seed in (0, 1, 0)]
-    digests = [fit.fit(config, dataset).params_sha256 for config in configs]
+    digests = [fitting.fit(config, dataset).params_sha256 for config in configs]
     assert digests[0] == digests[2] != digests[1]
     assert len(set(itertools.chain(digests))) == 2

@@ -13,7 +13,7 @@ import pytest
 from jaxmlp import model, train
 from jaxmlp.config import SGD, DataConfig, ExperimentConfig, ModelConfig
 from jaxmlp.errors import ConfigError
-from jaxmlp.summary import Layer, example_shape, summary
+from jaxmlp.network import Layer, example_shape, summary
 
 RELU = ExperimentConfig(name="relu_rmsprop")
 KERAS_TABLE = """\
