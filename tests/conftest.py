@@ -112,6 +112,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """Two small finished runs on mnist_5k that differ by their seed."""
     from jaxmlp.cli import main
