@@ -15,10 +15,10 @@ from jaxmlp import AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig, Mo
 CONFIG = ExperimentConfig(
     model=ModelConfig(hidden_sizes=(256,), activation="relu", dropout_rate=0.0, kernel_init="he_normal"),
     data=DataConfig(name="mnist", validation=None),
-    optimizer=AdamW(learning_rate=0.008, weight_decay=0.05, schedule=Cosine(warmup_fraction=0.2)),
+    optimizer=AdamW(learning_rate=0.012, b2=0.95, weight_decay=0.05, schedule=Cosine(warmup_fraction=0.3)),
     loss=CrossEntropy(label_smoothing=0.1),
     batch_size=256,
-    epochs=3,
+    epochs=2,
     precision="bfloat16",
 )
 

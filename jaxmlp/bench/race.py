@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -118,9 +119,9 @@ def race(
         if not peers:
             raise UsageError("no peer is installed: pip install '.[peers]'")
         for turn in range(1, config.epochs):
-            # Each round begins with another one, so that nobody always follows the same neighbour's heat.
-            for place in range(len(peers)):
-                peer, worker = peers[(turn + place) % len(peers)], workers[(turn + place) % len(peers)]
+            pairs = list(zip(peers, workers, strict=True))
+            # In another order each round, so that nobody always follows the same neighbour's heat.
+            for peer, worker in random.Random(turn).sample(pairs, len(pairs)):
                 assert worker.stdin
                 worker.stdin.write("\n")
                 worker.stdin.flush()

@@ -1,4 +1,4 @@
-"""How cost grows with batch size, width and examples: time = a * size^b, fitted to the medians."""
+"""How cost grows with batch size, width, examples and lanes: time = a * size^b, fitted to the medians."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def fits(rows: Sequence[dict[str, Any]], batch_size: int, width: int) -> list[di
     """
     found = []
     held = {"batch_size": batch_size, "width": width, "precision": "float32", "devices": 1}
-    for what, size in (("step", "batch_size"), ("step", "width"), ("epoch", "examples")):
+    for what, size in (("step", "batch_size"), ("step", "width"), ("epoch", "examples"), ("sweep", "lanes")):
         others = {name: value for name, value in held.items() if name != size}
         line = [r for r in rows if r["what"] == what and all(r[name] == value for name, value in others.items())]
         line.sort(key=lambda row: row[size])

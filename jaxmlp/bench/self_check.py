@@ -57,7 +57,7 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
 def _three(repeats: int) -> list[list[float]]:
     """Times of the same work twice, and of 10 % more of it, all in the same rounds."""
     work = product(512, "float32")
-    units = 20
+    units = 10
 
     def run(factor: float) -> Callable[[int], None]:
         def done(count: int) -> None:

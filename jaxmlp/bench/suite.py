@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -21,6 +22,7 @@ from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
 from jaxmlp.feed import Feed
 from jaxmlp.fitting import fit
 from jaxmlp.run.manifest import manifest
+from jaxmlp.sweep import sweep
 
 IMAGE_SHAPE, NUM_CLASSES = (28, 28, 1), 10
 
@@ -37,19 +39,21 @@ class Suite:
     cross: bool
     """Steps of all combinations, or of those that differ from the base in one size."""
     repeats: int
-    compiles: int
-    """How often the base's program is compiled."""
+    lanes: tuple[int, ...]
+    """Of sweeps of the base over the fewest examples."""
+    few: int
+    """Rounds of what is long: compiles and sweeps."""
 
 
 SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
-        examples=(3_000, 750, 1_500), eval_examples=2_000, cross=False, repeats=20, compiles=3,
+        examples=(3_000, 750, 1_500), eval_examples=2_000, cross=False, repeats=20, lanes=(1, 2, 4), few=3,
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),
         precisions=("float32", "bfloat16"), examples=(60_000, 7_500, 15_000, 30_000), eval_examples=10_000,
-        cross=True, repeats=20, compiles=12,
+        cross=True, repeats=20, lanes=(1, 2, 4, 8, 16), few=12,
     ),
 }  # fmt: skip
 
@@ -66,7 +70,8 @@ def run_suite(name: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
     tell(f"{name}: compiling for {jax.devices()[0].device_kind}")
     compiled = _measure_compiles(suite)
     steady = measure([*peak_programs(suite.precisions), *_steady(suite)], repeats=suite.repeats)
-    rows = [row.document() for row in (*compiled, *steady)]
+    swept = measure(list(_sweeps(suite)), repeats=suite.few)
+    rows = [row.document() for row in (*compiled, *steady, *swept)]
     _add_utilisation(rows, steady)
     base = _config(suite, suite.batch_sizes[0], suite.widths[0], suite.precisions[0], 1)
     return {
@@ -170,7 +175,7 @@ def _measure_compiles(suite: Suite) -> list[Row]:
     # What an earlier run has compiled must not shorten a compile.
     jax.config.update("jax_enable_compilation_cache", False)
     try:
-        return measure(list(_compiles(suite)), repeats=suite.compiles)
+        return measure(list(_compiles(suite)), repeats=suite.few)
     finally:
         jax.config.update("jax_enable_compilation_cache", cached)
 
@@ -199,6 +204,17 @@ def _steady(suite: Suite) -> Iterator[Program]:
             full = {name: step[name] * examples // batch_size + evaluated[name] for name in step}
             yield Program(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
         yield Program(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
+
+
+def _sweeps(suite: Suite) -> Iterator[Program]:
+    config = _config(suite, suite.batch_sizes[0], suite.widths[0], suite.precisions[0], 1)
+    examples = min(suite.examples)
+    dataset = _dataset(suite, examples)
+    sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
+    for lanes in suite.lanes:
+        # Of all lanes, without what the call compiles.
+        run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
+        yield Program(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
 
 
 def _combinations(suite: Suite) -> Iterator[tuple[int, str, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ class Program:
     """Something to time, and the work that one of its units is."""
 
     what: str
-    """compile, first step, step, epoch, evaluation, run; product and copy are the device's own measures."""
+    """compile, first step, step, epoch, evaluation, run, sweep; product and copy are the device's own measures."""
     run: Callable[[int], float | None]
     """Does so many units and waits for their end; may say itself how many seconds that took."""
     batch_size: int = 0
@@ -23,6 +24,8 @@ class Program:
     """Of both hidden layers, or of the product's matrices."""
     precision: str = "float32"
     devices: int = 1
+    lanes: int = 0
+    """Trainings of a sweep."""
     examples: int = 0
     """Of a unit."""
     flops: int = 0
@@ -35,7 +38,13 @@ class Program:
     @property
     def key(self) -> str:
         """Names its row in every document."""
-        sizes = [("b", self.batch_size), ("w", self.width), ("n", self.examples), ("d", self.devices)]
+        sizes = [
+            ("b", self.batch_size),
+            ("w", self.width),
+            ("n", self.examples),
+            ("l", self.lanes),
+            ("d", self.devices),
+        ]
         return " ".join([self.what, self.precision, *(f"{letter}{size}" for letter, size in sizes if size)])
 
 
@@ -58,7 +67,7 @@ class Row:
         return {
             "key": program.key,
             **{name: getattr(program, name) for name in ("what", "batch_size", "width", "precision", "devices")},
-            **{name: getattr(program, name) for name in ("examples", "flops", "bytes")},
+            **{name: getattr(program, name) for name in ("lanes", "examples", "flops", "bytes")},
             "seconds": self.seconds,
             "median_s": spread.median,
             "iqr_s": spread.iqr,
@@ -86,10 +95,11 @@ def measure(
     units = {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
     rows = [Row(program=program) for program in programs]
     for turn in range(repeats):
-        # Another one first in each round, so that no program always follows the same one.
-        for place in range(len(rows)):
-            row = rows[(turn + place) % len(rows)]
+        # In another order each round, so that no program always follows the same one.
+        for row in random.Random(turn).sample(rows, len(rows)):
             count = units[row.program.key]
+            if count > 1:
+                row.program.run(1)  # Fetches what the program before has put out of the caches.
             row.seconds.append(_time(row.program, count, clock) / count)
     return rows
 
