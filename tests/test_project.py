@@ -54,7 +54,7 @@ ARROWS = {
     "keras": "data history inference model position run train",
     "proof": "data feed fitting model programs run runtime shards train",
     "sweep": "data distributed fitting history loop model position programs progress run runtime shards signals train",
-    "bench": "data feed fitting history model network run shards train",
+    "bench": "data feed fitting history model network run shards sweep train",
     "report": "jaxmlp data inference pictures run",
     "tracking": "history pictures train",
     "cli": "*",
