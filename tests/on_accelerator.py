@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 PROBE = "import jax; print(jax.default_backend(), jax.device_count(), jax.devices()[0].client.platform_version)"
-LEVELS = ("test_exact.py", "test_fit.py", "test_reproduce.py", "test_doctor.py")
+LEVELS = ("test_exact.py", "test_fitting.py", "test_reproduce.py", "test_doctor.py")
 """L3 and the golden integers; L2; L1 and L3, and what a planted flip does; the references."""
 
 
