@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from jaxmlp.data import Dataset
 
 DEVICES = 8
-KEPT = ("JAXMLP_MANUAL_DIR", "JAXMLP_TEST_DEVICE", "JAXMLP_KILLS")
+KEPT = ("JAXMLP_MANUAL_DIR", "JAXMLP_TEST_DEVICE", "JAXMLP_KILLS", "JAXMLP_SWEEP")
 """What a user may set: a folder with MNIST's four files; the JAX platform to test on, such as cuda or tpu; how many
-processes are killed."""
+processes are killed, and how many random networks are compared."""
 
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)
