@@ -114,12 +114,12 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two small finished runs on mnist_5k that differ by their seed."""
+    """Two small finished runs on mnist_5k, of two checkpoints each, that differ by their seed."""
     from jaxmlp.cli import main
 
     folder = tmp_path_factory.mktemp("two-runs")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
-    small = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0")
+    small = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0", "--checkpoint-s", "0")
     for seed in ("0", "1"):
         assert main(["train", quickstart, *small, "--seed", seed, "--out", str(folder / f"seed-{seed}")]) == 0
     return folder / "seed-0", folder / "seed-1"

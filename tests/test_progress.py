@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
+import time
 
 import pytest
 
@@ -69,3 +71,31 @@ def test_a_terminal_that_cannot_draw_or_should_not_has_lines_alone(
     with contextlib.redirect_stdout(terminal), make_progress(verbose, 20) as progress:
         tell(progress)
     assert terminal.getvalue() == f"a note\n{LINE}\n"
+
+
+def test_however_often_it_is_told_the_live_line_is_drawn_at_most_ten_times_a_second(terminal: Terminal) -> None:
+    began = time.monotonic()
+    with contextlib.redirect_stdout(terminal), make_progress("1", 20) as progress:
+        for step in range(20_000):
+            progress.steps_done(1, step, 20_000, 0.5, 0.8125)
+        elapsed = time.monotonic() - began
+    # And once as it comes, and as it goes.
+    assert terminal.getvalue().count("Epoch 1/20") <= 10 * elapsed + 4
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_the_live_line_has_colours_unless_they_are_unwanted(
+    no_color: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", no_color)
+    with contextlib.redirect_stdout(terminal), make_progress("1", 20) as progress:
+        tell(progress)
+    assert bool(re.search(r"\x1b\[[\d;]*3[0-9]", terminal.getvalue())) is not bool(no_color)
+
+
+def test_the_live_line_fits_a_terminal_of_80_columns(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.redirect_stdout(terminal), make_progress("1", 1000) as progress:
+        progress.steps_done(1000, 46_900, 46_900, 1234.5, 0.8125)
+    drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
+    assert max(map(len, drawn)) <= 80

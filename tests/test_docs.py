@@ -1,0 +1,195 @@
+"""Every block in the documents does what it says: Python runs, and commands run, or show what they would train.
+
+A block that cannot run has `<!-- not run: why -->` on the line above; its commands and flags must exist all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import pytest
+
+from jaxmlp import DataConfig, data, errors
+from jaxmlp.cli import COMMANDS, main
+from jaxmlp.cli.experiment import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+SEPARATORS = {";", "&&", "||", "|", "do", "done"}
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    document: str
+    line: int
+    language: str
+    text: str
+    why: str | None
+    """Why it is not run."""
+
+
+def blocks() -> Iterator[Block]:
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for found in BLOCK.finditer(text):
+            line = 1 + text.count("\n", 0, found.start("text"))
+            yield Block(document.name, line, found["language"], found["text"], found["why"])
+
+
+ALL = list(blocks())
+SHELL = [block for block in ALL if block.language in ("console", "bash", "sh")]
+
+
+def lines_of(block: Block) -> Iterator[str]:
+    """The commands of a block, a continued one on one line."""
+    text = block.text.replace("\\\n", " ")
+    for line in text.splitlines():
+        if block.language != "console":
+            yield line
+        elif line.startswith("$ "):
+            yield line[2:]
+
+
+def commands(line: str) -> Iterator[list[str]]:
+    """The simple commands of a line, without redirections and with numbers for the values of variables."""
+    line = re.sub(r"\$\{?\w+\}?", "0", re.sub(r">+ *\S+", "", line))
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";|&")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if word in SEPARATORS:
+            if words:
+                yield words
+            words = []
+        else:
+            words.append(word)
+
+
+def jaxmlp_commands(block: Block) -> Iterator[list[str]]:
+    """The words after `jaxmlp`, whatever starts it; a RUN is the last one."""
+    for line in lines_of(block):
+        for words in commands(line.replace(" RUN", " last")):
+            if "jaxmlp" in words and "pip" not in words:
+                yield words[words.index("jaxmlp") + 1 :]
+
+
+def name(block: Block) -> str:
+    return f"{block.document}:{block.line}"
+
+
+@pytest.fixture
+def workplace(two_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what the documents name: the experiments, a last run, digits."""
+    from PIL import Image
+
+    digit = Image.fromarray(data.load(DataConfig(name="mnist_5k")).test.images[0, ..., 0])
+    digit.save(tmp_path / "digit.png")
+    digit.resize((280, 280)).save(tmp_path / "photograph.jpg")
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    shutil.copytree(two_runs[0], tmp_path / "runs" / two_runs[0].name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JAXMLP_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", sorted({block.document for block in ALL if block.language == "python"}))
+def test_python_in_a_document_runs_from_top_to_bottom(
+    document: str, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tracker that needs an account.
+    monkeypatch.setitem(sys.modules, "wandb", mock.MagicMock())
+    names: dict[str, Any] = {"__name__": "document"}
+    for block in ALL:
+        if block.document == document and block.language == "python":
+            code = compile("\n" * (block.line - 1) + block.text, document, "exec")
+            if not block.why:
+                exec(code, names)
+
+
+def test_the_tutorials_experiments_are_those_in_experiments() -> None:
+    names: dict[str, Any] = {}
+    for block in ALL:
+        if block.document == "tutorial.md" and block.language == "python" and "= ExperimentConfig(" in block.text:
+            exec(block.text, names)
+    for constant, file in (("RELU", "relu_rmsprop"), ("TANH", "tanh_sgd_nesterov")):
+        written = load_config(ROOT / "experiments" / f"{file}.py").to_dict()
+        assert {**names[constant].to_dict(), "name": file} == written
+
+
+@pytest.mark.parametrize("block", SHELL, ids=name)
+def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in jaxmlp_commands(block):
+        if words[0].startswith("-"):
+            continue
+        assert words[0] in COMMANDS
+        experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
+        capsys.readouterr()
+        # A resumed run has its flags in a help of its own.
+        assert main([words[0], *experiment, *(["--resume", "x"] if "--resume" in words else []), "--help"]) == 0
+        known = capsys.readouterr().out
+        for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+            assert re.search(rf"(?<!\S){re.escape(flag)}\b", known), f"{words[0]} has no {flag}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [block for block in SHELL if not block.why], ids=name)
+def test_the_commands_in_a_document_run(block: Block, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for line in lines_of(block):
+        for words in commands(line):
+            if words[0] == "make":
+                assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE)
+            elif "jaxmlp" not in words and words[0] not in ("for", "srun", ".", "export", "cd"):
+                pytest.fail(f"{line!r} is run by no test: mark the block <!-- not run: why -->")
+    seen: list[list[str]] = []
+    for words in jaxmlp_commands(block):
+        if words[0] == "train" and "--resume" not in words:
+            words = [*without(words, "--distributed", "--devices", "--out"), "--dry-run"]
+        if words in seen:
+            continue
+        seen.append(words)
+        assert main(words) == 0, capsys.readouterr().err
+
+
+def without(words: list[str], *flags: str) -> list[str]:
+    """The words less these flags and their values."""
+    return [word for before, word in zip(["", *words], words, strict=False) if not {before, word} & set(flags)]
+
+
+@pytest.mark.parametrize("block", [block for block in ALL if block not in SHELL], ids=name)
+def test_every_block_says_its_language_and_is_of_it(block: Block) -> None:
+    assert block.language in ("python", "json", "jsonl", "yaml", "toml", "text", "csv")
+    if block.language == "json":
+        json.loads(block.text)
+
+
+def test_every_link_between_documents_leads_to_a_file() -> None:
+    for document in DOCUMENTS:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+            assert "://" in link or (document.parent / link).exists(), f"{document.name}: {link}"
+
+
+def test_every_file_that_a_document_names_is_there() -> None:
+    for document in DOCUMENTS:
+        for path in re.findall(r"`((?:jaxmlp|tests|experiments|docs)/[\w/.-]+\.\w+)`", document.read_text()):
+            assert (ROOT / path).exists(), f"{document.name}: {path}"
+
+
+def test_the_reference_has_every_command_and_every_exit_code() -> None:
+    text = (ROOT / "docs" / "reference.md").read_text()
+    for command in COMMANDS:
+        assert re.search(rf"^\| `{command}[ `]", text, re.MULTILINE), command
+    codes = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
+    for code in codes:
+        assert re.search(rf"^\| {code} \|", text, re.MULTILINE), code

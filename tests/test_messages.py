@@ -1,0 +1,91 @@
+"""A user's mistake is said in the first line on stderr, without a traceback, and ends in the exit code of its kind."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmlp.cli import main
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
+Mistake = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def mistake(capsys: pytest.CaptureFixture[str]) -> Mistake:
+    def run(*words: str) -> tuple[int, str]:
+        """The exit code, and the first line on stderr."""
+        capsys.readouterr()
+        code = main(words)
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return code, said.partition("\n")[0]
+
+    return run
+
+
+@pytest.fixture
+def run(two_runs: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A finished run that may be damaged."""
+    return Path(shutil.copytree(two_runs[0], tmp_path / "run"))
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_data_that_is_not_here_and_cannot_be_fetched_ends_in_4(
+    mistake: Mistake, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("JAXMLP_MANUAL_DIR", raising=False)
+    monkeypatch.setenv("JAXMLP_DATA_DIR", str(tmp_path))
+    code, said = mistake("train", str(ROOT / "experiments" / "relu_rmsprop.py"))
+    assert code == 4
+    assert said.startswith("data: mnist is not on this machine and cannot be downloaded")
+
+
+def test_an_array_of_another_shape_ends_in_4_and_tells_found_and_wanted(
+    mistake: Mistake, run: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "small.npy"
+    np.save(path, np.zeros((2, 20, 30), np.uint8))
+    code, said = mistake("predict", str(run), str(path))
+    assert code == 4
+    assert said == f"data: {path}: images must be [n, 28, 28, 1] or flat [n, 784], got (2, 20, 30)"
+
+
+def test_a_damaged_checkpoint_is_named_with_its_tensor_and_an_older_one_used(mistake: Mistake, run: Path) -> None:
+    older, newest = sorted((run / "checkpoints").glob("*.safetensors"))[-2:]
+    flip_last_byte(newest)
+    code, said = mistake("evaluate", str(run))
+    assert code == 0
+    assert newest.name in said and "tensor " in said and older.name in said
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_ends_in_5(mistake: Mistake, run: Path) -> None:
+    for checkpoint in (run / "checkpoints").glob("*.safetensors"):
+        flip_last_byte(checkpoint)
+    code, said = mistake("evaluate", str(run))
+    assert code == 5
+    assert "damaged" in said
+
+
+def test_a_run_whose_config_has_other_shapes_than_its_checkpoint_ends_in_5(mistake: Mistake, run: Path) -> None:
+    config = run / "config.json"
+    config.write_text(config.read_text().replace("      16\n", "      17\n"))
+    code, said = mistake("evaluate", str(run))
+    assert code == 5
+    assert "16" in said and "17" in said
+
+
+def test_a_folder_that_cannot_be_made_ends_in_8(mistake: Mistake, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "run"
+    assert mistake("train", QUICKSTART, "--out", str(out)) == (8, f"could not make the folder {out}: Not a directory.")
