@@ -196,12 +196,14 @@ def test_cost_is_fitted_where_three_sizes_or_more_of_the_base_were_timed() -> No
         "width": 512,
         "precision": "float32",
         "devices": 1,
+        "grad_shards": 1,
         "examples": 128,
     }
     others: list[dict[str, Any]] = [
         {"batch_size": 64},
         {"batch_size": 32},
         {"width": 256},
+        {"grad_shards": 8},
         {"width": 128, "precision": "bfloat16"},
     ]
     rows = [base | other | {"median_s": 1e-3} for other in ({}, *others)]
@@ -212,16 +214,17 @@ def test_cost_is_fitted_where_three_sizes_or_more_of_the_base_were_timed() -> No
 @pytest.mark.parametrize("cross", [False, True])
 def test_a_suite_varies_one_size_or_all(cross: bool) -> None:
     sizes: Any = {"batch_sizes": (128, 32, 512), "widths": (512, 128), "precisions": ("float32", "bfloat16")}
-    chosen = dataclasses.replace(TINY, cross=cross, **sizes)
+    chosen = dataclasses.replace(TINY, cross=cross, grad_shards=(1, 2), **sizes)
     found = list(suite._combinations(chosen))
     assert len(found) == len(set(found))
-    assert (1, "float32", 128, 512) in found
-    assert ((1, "bfloat16", 32, 128) in found) == cross
+    assert {(1, 1, "float32", 128, 512), (1, 2, "float32", 128, 512)} < set(found)
+    assert (1, 2, "float32", 32, 512) not in found
+    assert ((1, 1, "bfloat16", 32, 128) in found) == cross
 
 
 TINY = suite.Suite(
-    batch_sizes=(16, 32), widths=(8,), precisions=("float32",), examples=(64,), eval_examples=64, cross=False,
-    repeats=2, lanes=(2,), few=1,
+    batch_sizes=(16, 32), widths=(8,), precisions=("float32",), grad_shards=(1, 4), examples=(64,), eval_examples=64,
+    cross=False, repeats=2, lanes=(2,), few=1,
 )  # fmt: skip
 
 
@@ -239,9 +242,10 @@ def benchmark() -> dict[str, Any]:
 def test_a_benchmark_times_every_stage_of_a_training(benchmark: dict[str, Any]) -> None:
     stages = {row["what"] for row in benchmark["rows"]}
     assert stages == {"compile", "first step", "step", "evaluation", "epoch", "run", "sweep", "product", "copy"}
-    sizes = ("batch_size", "width", "precision", "devices")
+    sizes = ("batch_size", "width", "precision", "devices", "grad_shards")
     steps = {tuple(row[size] for size in sizes) for row in benchmark["rows"] if row["what"] == "step"}
-    assert steps == {(16, 8, "float32", 1), (16, 8, "float32", 8), (32, 8, "float32", 1)}
+    base = (16, 8, "float32")
+    assert steps == {(*base, 1, 1), (*base, 1, 4), (*base, 8, 8), (32, 8, "float32", 1, 1)}
     assert len({row["key"] for row in benchmark["rows"]}) == len(benchmark["rows"])
     assert all(row["of_roof"] > 0 for row in benchmark["rows"] if row["what"] in ("step", "epoch", "evaluation"))
 

@@ -23,7 +23,7 @@ def mllog_lines(document: Mapping[str, Any]) -> Iterator[str]:
     )
     yield _line(began, "INTERVAL_START", "run_start", None)
     for row in document["rows"]:
-        sizes = {name: row[name] for name in ("key", "batch_size", "width", "precision", "devices")}
+        sizes = {name: row[name] for name in ("key", "batch_size", "width", "precision", "devices", "grad_shards")}
         figures = {"median_s": row["median_s"], "iqr_s": row["iqr_s"], "flops_per_s": row["flops_per_s"]}
         if row["examples"]:
             figures["throughput"] = row["examples_per_s"]

@@ -42,7 +42,7 @@ def roofline(document: Mapping[str, Any]) -> Figure:
     """Achieved FLOP/s over FLOPs a byte, under the roof that this device's product and copy set."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    rows = [row for row in document["rows"] if "of_roof" in row and row["devices"] == 1]
+    rows = [row for row in document["rows"] if "of_roof" in row and row["devices"] == row["grad_shards"] == 1]
     peaks = document["peaks"]
     ridges = [peak / peaks["bytes_per_s"] for peak in peaks["flops_per_s"].values()]
     intensities = [row["flops"] / row["bytes"] for row in rows]
@@ -65,7 +65,7 @@ def throughput(document: Mapping[str, Any]) -> Figure:
     """Examples a second over the batch size, a line for each width and precision."""
     figure = Figure(figsize=(7, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    steps = [row for row in document["rows"] if row["what"] == "step" and row["devices"] == 1]
+    steps = [row for row in document["rows"] if row["what"] == "step" and row["devices"] == row["grad_shards"] == 1]
     for number, (width, precision) in enumerate(sorted({(row["width"], row["precision"]) for row in steps})):
         line = [row for row in steps if (row["width"], row["precision"]) == (width, precision)]
         line.sort(key=lambda row: row["batch_size"])
@@ -78,7 +78,7 @@ def throughput(document: Mapping[str, Any]) -> Figure:
 
 
 def scaling(document: Mapping[str, Any]) -> Figure:
-    """Time over batch size, width and examples, with the power that fits."""
+    """Time over each of `scaling.SIZES`, with the power that fits."""
     found = document["scaling"]
     figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
     for number, (axes, fit) in enumerate(zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True)):

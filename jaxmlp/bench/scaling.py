@@ -1,4 +1,4 @@
-"""How cost grows with batch size, width, examples and lanes: time = a * size^b, fitted to the medians."""
+"""How cost grows with batch size, width, shards, examples and lanes: time = a * size^b, fitted to the medians."""
 
 from __future__ import annotations
 
@@ -6,6 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+SIZES = (
+    ("step", "batch_size"),
+    ("step", "width"),
+    ("step", "grad_shards"),
+    ("epoch", "examples"),
+    ("sweep", "lanes"),
+)
+"""What is timed over which size."""
 
 
 def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
@@ -34,8 +43,8 @@ def fits(rows: Sequence[dict[str, Any]], batch_size: int, width: int) -> list[di
         width: Of the base.
     """
     found = []
-    held = {"batch_size": batch_size, "width": width, "precision": "float32", "devices": 1}
-    for what, size in (("step", "batch_size"), ("step", "width"), ("epoch", "examples"), ("sweep", "lanes")):
+    held = {"batch_size": batch_size, "width": width, "precision": "float32", "devices": 1, "grad_shards": 1}
+    for what, size in SIZES:
         others = {name: value for name, value in held.items() if name != size}
         line = [r for r in rows if r["what"] == what and all(r[name] == value for name, value in others.items())]
         line.sort(key=lambda row: row[size])

@@ -34,6 +34,8 @@ class Suite:
     batch_sizes: tuple[int, ...]
     widths: tuple[int, ...]
     precisions: tuple[str, ...]
+    grad_shards: tuple[int, ...]
+    """On one device; as many devices as there are share a batch in one shard each."""
     examples: tuple[int, ...]
     eval_examples: int
     cross: bool
@@ -48,12 +50,13 @@ class Suite:
 SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
-        examples=(3_000, 750, 1_500), eval_examples=2_000, cross=False, repeats=20, lanes=(1, 2, 4), few=3,
+        grad_shards=(1, 2, 4, 8), examples=(3_000, 750, 1_500), eval_examples=2_000, cross=False, repeats=20,
+        lanes=(1, 2, 4), few=3,
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),
-        precisions=("float32", "bfloat16"), examples=(60_000, 7_500, 15_000, 30_000), eval_examples=10_000,
-        cross=True, repeats=20, lanes=(1, 2, 4, 8, 16), few=12,
+        precisions=("float32", "bfloat16"), grad_shards=(1, 2, 4, 8), examples=(60_000, 7_500, 15_000, 30_000),
+        eval_examples=10_000, cross=True, repeats=20, lanes=(1, 2, 4, 8, 16), few=12,
     ),
 }  # fmt: skip
 
@@ -86,7 +89,7 @@ def run_suite(name: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
     }
 
 
-def _config(suite: Suite, batch_size: int, width: int, precision: Any, devices: int) -> ExperimentConfig:
+def _config(suite: Suite, batch_size: int, width: int, precision: Any, grad_shards: int) -> ExperimentConfig:
     """The relu experiment of these sizes."""
     return ExperimentConfig(
         model=ModelConfig(hidden_sizes=(width, width)),
@@ -94,7 +97,7 @@ def _config(suite: Suite, batch_size: int, width: int, precision: Any, devices: 
         batch_size=batch_size,
         epochs=1,
         precision=precision,
-        grad_shards=devices,
+        grad_shards=grad_shards,
     )
 
 
@@ -112,8 +115,8 @@ def _dataset(suite: Suite, examples: int) -> data.Dataset:
 class _Trainer:
     """A training whose updates, orders and evaluations can be called one by one."""
 
-    def __init__(self, config: ExperimentConfig, dataset: data.Dataset) -> None:
-        self.mesh = shards.make_mesh(shards.pick_devices(config.grad_shards))
+    def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
+        self.mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         self.config, self.dataset, self.program = config, dataset, config.program()
         self.module = model.make_mlp(config.model, dataset.num_classes, config.precision)
         self.examples = len(dataset.train.labels)
@@ -190,17 +193,18 @@ def _compiles(suite: Suite) -> Iterator[Program]:
 
 def _steady(suite: Suite) -> Iterator[Program]:
     dataset = _dataset(suite, suite.examples[0])
-    for devices, precision, batch_size, width in _combinations(suite):
-        config = _config(suite, batch_size, width, precision, devices)
-        trainer, step = _Trainer(config, dataset), step_work(config, IMAGE_SHAPE, NUM_CLASSES)._asdict()
-        sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision, "devices": devices}
+    for devices, grad_shards, precision, batch_size, width in _combinations(suite):
+        config = _config(suite, batch_size, width, precision, grad_shards)
+        trainer, step = _Trainer(config, dataset, devices), step_work(config, IMAGE_SHAPE, NUM_CLASSES)._asdict()
+        sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision}
+        sizes |= {"devices": devices, "grad_shards": grad_shards}
         yield Program(what="step", run=trainer.steps, examples=batch_size, **step, **sizes)
-        if (batch_size, width) != (suite.batch_sizes[0], suite.widths[0]):
+        if (batch_size, width) != (suite.batch_sizes[0], suite.widths[0]) or grad_shards != devices:
             continue
         evaluated = eval_work(config, IMAGE_SHAPE, NUM_CLASSES, suite.eval_examples)._asdict()
         yield Program(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
         for examples in suite.examples[: None if (precision, devices) == (suite.precisions[0], 1) else 1]:
-            smaller = trainer if examples == suite.examples[0] else _Trainer(config, _dataset(suite, examples))
+            smaller = trainer if examples == suite.examples[0] else _Trainer(config, _dataset(suite, examples), devices)
             full = {name: step[name] * examples // batch_size + evaluated[name] for name in step}
             yield Program(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
         yield Program(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
@@ -217,17 +221,18 @@ def _sweeps(suite: Suite) -> Iterator[Program]:
         yield Program(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
 
 
-def _combinations(suite: Suite) -> Iterator[tuple[int, str, int, int]]:
-    """Devices, precision, batch size and width of each training."""
-    base = (1, suite.precisions[0], suite.batch_sizes[0], suite.widths[0])
+def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
+    """Devices, gradient shards, precision, batch size and width of each training."""
+    base = ((1, 1), suite.precisions[0], suite.batch_sizes[0], suite.widths[0])
     # A shard has two rows at least.
     counts = range(1, jax.device_count() + 1)
     most = max(n for n in counts if n == 1 or not any(size % n or size < 2 * n for size in suite.batch_sizes))
-    sizes = (sorted({1, most}), suite.precisions, suite.batch_sizes, suite.widths)
+    sharing = [*((1, count) for count in suite.grad_shards), *([(most, most)] if most > 1 else [])]
+    sizes = (sharing, suite.precisions, suite.batch_sizes, suite.widths)
     for found in itertools.product(*sizes):
         differs = sum(one != other for one, other in zip(found, base, strict=True))
-        if differs < 2 or (suite.cross and found[0] == 1):
-            yield found
+        if differs < 2 or (suite.cross and found[0] == (1, 1)):
+            yield (*found[0], *found[1:])
 
 
 def _peaks(rows: list[Row]) -> dict[str, Any]:

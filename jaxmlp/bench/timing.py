@@ -24,6 +24,8 @@ class Program:
     """Of both hidden layers, or of the product's matrices."""
     precision: str = "float32"
     devices: int = 1
+    grad_shards: int = 1
+    """Parts of a batch; one a device where the row's name is silent."""
     lanes: int = 0
     """Trainings of a sweep."""
     examples: int = 0
@@ -44,6 +46,7 @@ class Program:
             ("n", self.examples),
             ("l", self.lanes),
             ("d", self.devices),
+            ("g", self.grad_shards if self.grad_shards != self.devices else 0),
         ]
         return " ".join([self.what, self.precision, *(f"{letter}{size}" for letter, size in sizes if size)])
 
@@ -66,8 +69,9 @@ class Row:
         spread, program = Spread.of(self.seconds), self.program
         return {
             "key": program.key,
-            **{name: getattr(program, name) for name in ("what", "batch_size", "width", "precision", "devices")},
-            **{name: getattr(program, name) for name in ("lanes", "examples", "flops", "bytes")},
+            **{name: getattr(program, name) for name in ("what", "batch_size", "width", "precision")},
+            **{name: getattr(program, name) for name in ("devices", "grad_shards", "lanes", "examples")},
+            **{name: getattr(program, name) for name in ("flops", "bytes")},
             "seconds": self.seconds,
             "median_s": spread.median,
             "iqr_s": spread.iqr,
