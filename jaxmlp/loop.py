@@ -62,8 +62,9 @@ class Loop:
         Raises: As `fit`.
         """
         began = time.perf_counter()
-        position = self._start()
-        self._compile(position)
+        with self.progress.compiling():
+            position = self._start()
+            self._compile(position)
         self.saved_at = first_update = time.perf_counter()
         while position.epoch <= self.config.epochs and not self.stopping:
             self._epoch(position)
@@ -74,6 +75,8 @@ class Loop:
         state = jax.device_get(position.state)
         history = History(
             config=self.config,
+            module=self.programs.module,
+            dataset=self.programs.dataset,
             records=tuple(self.records),
             state=state,
             status=status,

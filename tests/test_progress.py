@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import threading
 import time
 
 import pytest
 
+from jaxmlp import progress as progress_of
 from jaxmlp.fitting import Progress
 from jaxmlp.history import EpochRecord
-from jaxmlp.progress import epoch_line, make_progress
+from jaxmlp.progress import epoch_line, folded, make_progress
 
 RECORD = EpochRecord(1, 469, 0.24512, 0.92571, 0.10611, 0.96721, 0.001, 1.31)
 LINE = "Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672"
@@ -47,6 +49,16 @@ def test_off_a_terminal_there_are_lines_alone(verbose: str, text: str, capsys: p
     with make_progress(verbose, 20) as progress:
         tell(progress)
     assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(("long_s", "lines"), [(0, 1), (60, 0)])
+def test_off_a_terminal_a_long_compile_says_so_in_a_line(
+    long_s: float, lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_of, "LONG_S", long_s)
+    with make_progress("2", 20) as progress, progress.compiling():
+        threading.Event().wait(0.2)
+    assert capsys.readouterr().out.count("compiling: the first start with these shapes takes longer\n") == lines
 
 
 @pytest.mark.parametrize("verbose", ["auto", "1"])
@@ -93,9 +105,25 @@ def test_the_live_line_has_colours_unless_they_are_unwanted(
     assert bool(re.search(r"\x1b\[[\d;]*3[0-9]", terminal.getvalue())) is not bool(no_color)
 
 
-def test_the_live_line_fits_a_terminal_of_80_columns(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with contextlib.redirect_stdout(terminal), make_progress("1", 1000) as progress:
-        progress.steps_done(1000, 46_900, 46_900, 1234.5, 0.8125)
+@pytest.mark.parametrize(("columns", "shown"), [(80, "loss: 0.5000 - accuracy: 0.8125"), (40, "loss: 0.5000")])
+def test_lines_fit_the_terminal_and_the_live_one_tells_epoch_step_and_loss_in_it(
+    columns: int, shown: str, terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with contextlib.redirect_stdout(terminal), make_progress("1", 100) as progress:
+        progress.steps_done(100, 46_900, 46_900, 0.5, 0.8125)
+        progress.epoch_ended(RECORD)
     drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
-    assert max(map(len, drawn)) <= 80
+    assert max(map(len, drawn)) <= columns
+    assert any("100/100" in line and "46900/46900" in line and shown in line for line in drawn)
+    assert " - ".join(line.strip() for line in drawn if re.match("Epoch 1/.* - |  ", line)) == LINE.replace(
+        "/20", "/100"
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [(100, [LINE]), (60, [LINE.partition(" - val_loss")[0], "  val_loss: 0.1061 - val_accuracy: 0.9672"])],
+)
+def test_a_line_is_folded_between_its_figures(width: int, lines: list[str]) -> None:
+    assert folded(LINE, width) == "\n".join(lines)

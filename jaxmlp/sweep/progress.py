@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from jaxmlp.history import EpochRecord
-from jaxmlp.progress import REDRAWS_PER_S, Verbose
+from jaxmlp.progress import REDRAWS_PER_S, Verbose, choose
 
 
 class SweepProgress:
@@ -76,10 +75,10 @@ def _means(records: Sequence[EpochRecord]) -> list[str]:
 @contextlib.contextmanager
 def make_progress(verbose: Verbose) -> Iterator[SweepProgress]:
     """What tells `sys.stdout` of a sweep while the block lasts; `verbose` as `jaxmlp.progress.make_progress` has it."""
-    terminal = sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
-    if verbose == "0":
+    how = choose(verbose)
+    if how == "0":
         yield Notes()
-    elif verbose == "2" or not terminal:
+    elif how == "2":
         yield Lines()
     else:
         with _live_line() as live:
