@@ -21,7 +21,6 @@ def load_model(trained: Trained) -> Model:
     """The model: of a run its last.
 
     Raises:
-        ConfigError: A history of another module than the MLP.
         RunError: There is no such run, or it is damaged.
     """
     runtime.configure()
@@ -44,7 +43,7 @@ def evaluate(trained: Trained, split: str | data.Split = "test") -> Evaluation:
     model = load_model(trained)
     if isinstance(split, data.Split):
         return inference.evaluate(model, split, "given")
-    dataset = data.load(model.config.data)
+    dataset = trained.dataset if isinstance(trained, History) else data.load(model.config.data)
     found = getattr(dataset, split) if split in ("test", "validation", "train") else None
     if found is None:
         raise ConfigError("split", f"must be test, validation or train, and there, got {split!r}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -15,6 +17,7 @@ from jaxmlp.history import History
 from jaxmlp.loop import Hook, Loop
 from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress as Progress
+from jaxmlp.progress import Verbose, make_progress
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
@@ -28,7 +31,9 @@ def fit(
     dataset: data.Dataset | None = None,
     *,
     module: nn.Module | None = None,
+    out: str | Path | None = None,
     run: RunDirectory | None = None,
+    verbose: Verbose = 0,
     progress: Progress | None = None,
     hooks: Sequence[Hook] = (),
     devices: int | None = None,
@@ -44,8 +49,11 @@ def fit(
         dataset: Its data; by default what `config.data` names.
         module: Any flax module from `images: float32 [batch, height, width, channels]`, scaled, to
             `logits [batch, classes]`, in place of the MLP; dropout draws from its `dropout` stream.
-        run: Where to keep metrics, digests and checkpoints; by default nothing is written.
-        progress: Told what happens.
+        out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
+        run: In its place, a run directory that is open: a new one, or one to go on with.
+        verbose: What is printed: 0 only what must be known, such as a download; 1 a live line on a terminal; 2 a line
+            an epoch; `auto` 1 on a terminal, else 2.
+        progress: Told what happens, in place of what `verbose` says.
         hooks: Called after each epoch.
         devices: How many share a batch; by default as many as divide `config.grad_shards`.
         stop: Watched between chunks; once it holds a signal, the run is saved and ends as `interrupted`.
@@ -63,23 +71,31 @@ def fit(
         DivergedError: Loss or parameters are no longer finite.
         DiskError: The run directory cannot be written.
         PeerLostError: Another process of the run is gone.
-        RunError: The run's checkpoints do not fit, or none is whole; or the run's processes differ in what binds bits.
+        RunError: `out` holds a run; the run's checkpoints do not fit, or none is whole; or the run's processes differ
+            in what binds bits.
     """
     runtime.configure()
-    progress = progress or Progress()
-    dataset = dataset or data.load(config.data, report=progress.note)
-    check_batch_size(config, dataset)
-    mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-    module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
-    if jax.process_count() > 1:
-        distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
-    programs = Programs(config, dataset, module, mesh, resident_bytes)
-    loop = Loop(config, programs, mesh.size, run, progress, hooks, stop or Stop(), checkpoint_s, digest_every)
+    with contextlib.ExitStack() as stack:
+        told = progress or stack.enter_context(make_progress(verbose, config.epochs))
+        dataset = dataset or data.load(config.data, report=told.note)
+        check_batch_size(config, dataset)
+        mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
+        module = model.hashable(module or model.make_mlp(config.model, dataset.num_classes, config.precision))
+        if jax.process_count() > 1:
+            distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
+        if out and not run and distributed.is_first():
+            facts = manifest(config, dataset.sha256, devices=mesh.size)
+            run = stack.enter_context(RunDirectory.create(out, config, facts))
+        programs = Programs(config, dataset, module, mesh, resident_bytes)
+        return _run(Loop(config, programs, mesh.size, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
+
+
+def _run(loop: Loop) -> History:
     try:
         return loop.run_all()
     except DivergedError:
-        if run:
-            run.finish("diverged", None)
+        if loop.run:
+            loop.run.finish("diverged", None)
         raise
     except Exception as error:
         if jax.process_count() > 1 and distributed.is_lost_peer(error):

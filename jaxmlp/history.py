@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import html
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import did_you_mean
 
 if TYPE_CHECKING:
+    import flax.linen as nn
+
+    from jaxmlp.data import Dataset
     from jaxmlp.train import TrainState
 
 
@@ -29,11 +35,13 @@ class EpochRecord(NamedTuple):
     """Of its updates and evaluation."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class History:
     """A run's figures and its last state; `history["val_loss"]` is a list of one figure an epoch."""
 
     config: ExperimentConfig
+    module: nn.Module
+    dataset: Dataset
     records: tuple[EpochRecord, ...]
     state: TrainState
     """Arrays on the host."""
@@ -52,18 +60,34 @@ class History:
     processes: int
 
     def __getitem__(self, name: str) -> list[Any]:
-        """One figure an epoch, by the name of a field of `EpochRecord`."""
+        """One figure an epoch, by the name of a field of `EpochRecord`.
+
+        Raises:
+            KeyError: There is no such figure; names those there are.
+        """
+        if name not in EpochRecord._fields:
+            known = ", ".join(EpochRecord._fields)
+            raise KeyError(
+                f"{name} is not a figure of an epoch.{did_you_mean(name, EpochRecord._fields)} There are {known}"
+            )
         return [getattr(record, name) for record in self.records]
 
+    def __repr__(self) -> str:
+        figures = {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
+        told = ", ".join(f"{name} {_cell(value)}" for name, value in figures.items())
+        about = f"{self.config.name}, seed {self.config.seed}: {self.status} after {len(self.records)} epochs"
+        return f"History({about}, {told})"
+
     def _repr_html_(self) -> str:
-        """The epochs as a table, for notebooks."""
+        """The losses as a picture and the epochs as a table, for notebooks."""
         names = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy", "seconds")
         head = "".join(f"<th>{name}</th>" for name in names)
         rows = [[getattr(record, name) for name in names] for record in self.records]
         body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in rows)
         test = f"test loss {_cell(self.test_loss)}, test accuracy {_cell(self.test_accuracy)}"
-        caption = f"{self.config.name}, seed {self.config.seed}, {self.status}: {test}"
-        return f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+        caption = html.escape(f"{self.config.name}, seed {self.config.seed}, {self.status}: {test}")
+        table = f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
+        return _chart({"loss": self["loss"], "val_loss": self["val_loss"]}) + table
 
     def result(self) -> Mapping[str, Any]:
         """The run in one flat JSON object, as `train --json` prints it."""
@@ -90,3 +114,24 @@ class History:
 
 def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _chart(curves: Mapping[str, Sequence[float | None]]) -> str:
+    """Curves by epoch as an SVG in the colour of the text around it, dashed but for the last; none of one epoch."""
+    known = {name: [value for value in values if value is not None] for name, values in curves.items()}
+    known = {name: values for name, values in known.items() if len(values) > 1 and all(map(math.isfinite, values))}
+    if not known:
+        return ""
+    low, high = min(map(min, known.values())), max(map(max, known.values()))
+    lines, width, height = [], 420, 120
+    for number, (name, values) in enumerate(known.items(), start=1):
+        across, down = width / (len(values) - 1), height / ((high - low) or 1)
+        points = " ".join(f"{index * across:.1f},{(high - value) * down:.1f}" for index, value in enumerate(values))
+        dash = ' stroke-dasharray="5 4"' if number < len(known) else ""
+        lines.append(f'<polyline points="{points}"{dash}><title>{name}</title></polyline>')
+    told = "; ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, values in known.items())
+    label = f"{told}, by epoch{'; loss dashed' if len(known) > 1 else ''}"
+    return (
+        f'<svg role="img" aria-label="{label}" viewBox="-4 -4 {width + 8} {height + 8}" width="{width}" fill="none" '
+        f'stroke="currentColor" stroke-width="2">{"".join(lines)}</svg><div>{label}</div>'
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxmlp import data, model, shards, train
+from jaxmlp import data, model, network, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.feed import Feed
@@ -43,6 +44,14 @@ class Model:
     num_classes: int
     step: int
     """Updates that made the parameters."""
+
+    def __repr__(self) -> str:
+        name, shape, classes = self.config.name, _times(self.image_shape), self.num_classes
+        return f"Model({name}: images [n, {shape}] to {classes} classes, after {self.step} updates)"
+
+    def _repr_html_(self) -> str:
+        """Its layers, for notebooks."""
+        return network.summary(self.config, self.image_shape, self.num_classes, module=self.module)._repr_html_()
 
     def probabilities(self, images: Shaped[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n classes"]:
         """The classes' probabilities, float32.
@@ -106,7 +115,9 @@ def load_model(
     run = run if isinstance(run, RunDirectory) else RunDirectory.open(run, write=False)
     found = _checkpoint(run, checkpoint, warn)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(PARAMS)}
-    if not module:
+    if module:
+        module = model.hashable(module)
+    else:
         first, last = (f"{PARAMS}Dense_{i}/kernel" for i in (0, len(run.config.model.hidden_sizes)))
         if first not in arrays or last not in arrays:
             raise RunError(f"{found.path} has no parameters of an MLP. Give the module that the run trained.")
@@ -117,33 +128,32 @@ def load_model(
     make_state = partial(train.init_state, config=run.config.program(), module=module, image_shape=image_shape)
     wanted = jax.eval_shape(make_state, jax.eval_shape(partial(train.make_hyper, run.config, 1)))
     params = restore({"state": {"params": wanted.params}}, arrays)["state"]["params"]
-    logits = jax.eval_shape(partial(model.apply_eval, module), params, jnp.zeros((1, *image_shape)))
     return Model(
         config=run.config,
         module=module,
         params=jax.device_put(params),
         image_shape=image_shape,
-        num_classes=logits.shape[-1],
+        num_classes=_num_classes(module, params, image_shape),
         step=found.step,
     )
 
 
-def model_of(history: History) -> Model:
-    """The model that `fit` has just trained, an MLP on square images.
+def _num_classes(module: nn.Module, params: Any, image_shape: tuple[int, int, int]) -> int:
+    """Logits of an image: a module may have more than the data has classes."""
+    logits = jax.eval_shape(partial(model.apply_eval, module), params, jnp.zeros((1, *image_shape)))
+    return int(logits.shape[-1])
 
-    Raises:
-        ConfigError: It is another module; `Model` takes it.
-    """
-    params, last = history.state.params, len(history.config.model.hidden_sizes)
-    if "Dense_0" not in params or f"Dense_{last}" not in params:
-        raise ConfigError("module", "must be an MLP: make a Model of the module and history.state.params")
-    pixels, num_classes = params["Dense_0"]["kernel"].shape[0], params[f"Dense_{last}"]["kernel"].shape[1]
+
+def model_of(history: History) -> Model:
+    """The model that `fit` has just trained."""
+    height, width, channels = history.dataset.train.images.shape[1:]
+    image_shape, params = (height, width, channels), history.state.params
     return Model(
         config=history.config,
-        module=model.make_mlp(history.config.model, num_classes, history.config.precision),
+        module=history.module,
         params=jax.device_put(params),
-        image_shape=_square(pixels),
-        num_classes=num_classes,
+        image_shape=image_shape,
+        num_classes=_num_classes(history.module, params, image_shape),
         step=int(history.state.step),
     )
 
@@ -194,6 +204,30 @@ class Evaluation(NamedTuple):
     """Wilson's 95 % interval of the accuracy."""
     confusion: Int[np.ndarray, "true predicted"]
     per_class: tuple[ClassScore, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(_table(self))
+
+    def _repr_html_(self) -> str:
+        """The tables, for notebooks."""
+        return f"<pre>{html.escape(str(self))}</pre>"
+
+
+def _table(found: Evaluation) -> Iterator[str]:
+    low, high = found.ci95
+    yield f"{found.split}: {found.examples:,} examples"
+    yield f"loss: {found.loss:.4f} - accuracy: {found.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
+    yield ""
+    yield "class  examples  recall  precision"
+    for score in found.per_class:
+        recall, precision = ("-" if part is None else f"{part:.4f}" for part in (score.recall, score.precision))
+        yield f"{score.label:5}  {score.examples:8}  {recall:>6}  {precision:>9}"
+    yield ""
+    yield "confusion: a row for each true class, a column for each answer"
+    width = max(4, len(str(found.confusion.max())) + 1)
+    yield " " * 5 + "".join(f"{score.label:{width}}" for score in found.per_class)
+    for score, row in zip(found.per_class, found.confusion, strict=True):
+        yield f"{score.label:5}" + "".join(f"{count:{width}}" for count in row)
 
 
 def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation:

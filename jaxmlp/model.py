@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any, Final
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,43 @@ def make_mlp(config: ModelConfig, num_classes: int, precision: str = "float32") 
         kernel_init=config.kernel_init,
         dtype=precision,
     )
+
+
+def hashable(module: nn.Module) -> nn.Module:
+    """The module, with tuples for its lists and frozen dicts for its dicts: compiled programs are found by its hash.
+
+    Raises:
+        ConfigError: It has something else that has no hash.
+    """
+    if not _has_hash(module):
+        module = _frozen(module)
+    if not _has_hash(module):
+        bad = [
+            f"{item.name} of type {type(value).__name__}"
+            for item in dataclasses.fields(module)
+            if not _has_hash(value := getattr(module, item.name))
+        ]
+        raise ConfigError("module", f"must be hashable, but has {' and '.join(bad)}")
+    return module
+
+
+def _has_hash(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, nn.Module):
+        fields = [item.name for item in dataclasses.fields(value) if item.name not in ("parent", "name")]
+        return value.clone(**{name: _frozen(getattr(value, name)) for name in fields})
+    if isinstance(value, list) or type(value) is tuple:
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return flax.core.freeze({name: _frozen(item) for name, item in value.items()})
+    return value
 
 
 def init_params(module: nn.Module, image_shape: tuple[int, ...], key: Key[Array, ""]) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def summary(
     Raises:
         ConfigError: The module keeps more than parameters.
     """
-    module = module or model.make_mlp(config.model, num_classes, config.precision)
+    module = model.hashable(module) if module else model.make_mlp(config.model, num_classes, config.precision)
     program = config.program()
     hyper = jax.eval_shape(partial(train.make_hyper, config, 1))
     make_state = partial(train.init_state, config=program, module=module, image_shape=image_shape)

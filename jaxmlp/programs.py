@@ -22,7 +22,8 @@ class Programs:
         self, config: ExperimentConfig, dataset: data.Dataset, module: nn.Module, mesh: Mesh, resident_bytes: int
     ) -> None:
         self._config = config
-        self._dataset = dataset
+        self.module = module
+        self.dataset = dataset
         self._mesh = mesh
         self._resident_bytes = resident_bytes
         self.examples = len(dataset.train.labels)
@@ -34,7 +35,7 @@ class Programs:
 
     def first(self) -> Position:
         """Where the run starts."""
-        image_shape = self._dataset.train.images.shape[1:]
+        image_shape = self.dataset.train.images.shape[1:]
         return Position(train.init_state(self._hyper, **self._static, image_shape=image_shape), train.Sums.zero())
 
     def placed(self, position: Position) -> Position:
@@ -81,7 +82,7 @@ class Programs:
 
     def test(self, position: Position) -> tuple[float, float]:
         """Loss and accuracy on the test split, which is put on the devices for this alone."""
-        return self.evaluate(position, self._feed(self._dataset.test))
+        return self.evaluate(position, self._feed(self.dataset.test))
 
     def _feed(self, split: data.Split) -> Feed:
         return Feed(split, self._config, self._mesh, self._resident_bytes)

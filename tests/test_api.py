@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
 import jaxmlp
 from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, ModelConfig, RunError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.train import TrainState
 
 CONFIG = ExperimentConfig(model=ModelConfig(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)
@@ -54,11 +58,53 @@ def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None
         jaxmlp.predict(history, np.zeros((2, 27, 28)))
 
 
-def test_a_history_of_another_module_asks_for_a_model(history: History, small_dataset: data.Dataset) -> None:
-    flat = nn.Sequential((lambda images: images.reshape(len(images), -1), nn.Dense(10)))
-    other = fit(CONFIG, small_dataset, module=flat)
-    with pytest.raises(ConfigError, match="module must be an MLP"):
-        jaxmlp.load_model(other)
+def flat(images: jax.Array) -> jax.Array:
+    return images.reshape(len(images), -1)
+
+
+def test_a_history_of_another_module_and_other_data_is_asked_of_these(small_dataset: data.Dataset) -> None:
+    found = fit(CONFIG, small_dataset, module=nn.Sequential((flat, nn.Dense(12))))
+    scored = jaxmlp.evaluate(found)
+    assert (scored.examples, scored.loss, scored.accuracy) == (80, found.test_loss, found.test_accuracy)
+    answers = jaxmlp.predict(found, small_dataset.test.images)
+    assert np.mean([each.label for each in answers] == small_dataset.test.labels) == found.test_accuracy
+
+
+def test_a_module_of_lists_trains_as_one_of_tuples_does(small_dataset: data.Dataset) -> None:
+    inner = nn.Sequential([nn.Dense(8), nn.relu])
+    listed = fit(CONFIG, small_dataset, module=nn.Sequential([flat, inner, nn.Dense(10)]))
+    of_tuples = nn.Sequential((flat, nn.Sequential((nn.Dense(8), nn.relu)), nn.Dense(10)))
+    assert listed.params_sha256 == fit(CONFIG, small_dataset, module=of_tuples).params_sha256
+    assert summary(CONFIG, module=nn.Sequential([flat, nn.Dense(10)])).params == 7850
+
+
+class Scaled(nn.Module):
+    scales: Any
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        logits: jax.Array = nn.Dense(10)(flat(images)) * self.scales
+        return logits
+
+
+def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"module must be hashable, but has scales of type ndarray"):
+        fit(CONFIG, small_dataset, module=Scaled(np.ones(10, np.float32)))
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 1), (2, 1), ("auto", 1)])
+def test_fit_tells_as_much_as_it_is_asked_to(
+    verbose: Any, lines: int, small_dataset: data.Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(CONFIG, small_dataset, verbose=verbose)
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == lines and all(line.startswith("Epoch 1/1 - ") for line in said)
+
+
+@pytest.mark.parametrize("verbose", [3, "yes", True])
+def test_fit_refuses_to_be_as_verbose_as_nothing(verbose: Any, small_dataset: data.Dataset) -> None:
+    with pytest.raises(ConfigError, match="verbose must be auto, 0, 1 or 2, got"):
+        fit(CONFIG, small_dataset, verbose=verbose)
 
 
 def test_a_hook_sees_every_epoch_as_the_history_records_it(small_dataset: data.Dataset) -> None:
@@ -71,9 +117,47 @@ def test_a_hook_sees_every_epoch_as_the_history_records_it(small_dataset: data.D
     assert seen == [(record, record.steps) for record in found.records]
 
 
-def test_a_notebook_shows_a_history_and_a_network(history: History) -> None:
+def test_fit_keeps_a_run_in_a_folder_as_train_does(history: History, tmp_path: Path) -> None:
+    kept = fit(CONFIG, out=tmp_path / "run")
+    assert kept.params_sha256 == history.params_sha256
+    assert jaxmlp.evaluate(tmp_path / "run").accuracy == history.test_accuracy
+    assert jaxmlp.verify(tmp_path / "run").damaged == ()
+    with pytest.raises(RunError, match="holds a finished run"):
+        fit(CONFIG, out=str(tmp_path / "run"))
+    with RunDirectory.open(tmp_path / "run", write=True) as run:
+        assert fit(run.config, run=run).params_sha256 == history.params_sha256
+
+
+def test_a_figure_that_there_is_not_is_told_with_the_nearest(history: History) -> None:
+    assert history["epoch"] == [1]
+    with pytest.raises(KeyError, match=r"val_acc is not a figure of an epoch\. Did you mean val_accuracy\?"):
+        _ = history["val_acc"]
+
+
+def test_what_is_printed_is_a_line_or_a_table(history: History) -> None:
+    accuracy = f"{history.test_accuracy:.4f}"
+    assert re.fullmatch(
+        rf"History\(experiment, seed 0: finished after 1 epochs, test_loss \d\.\d{{4}}, test_accuracy {accuracy}\)",
+        repr(history),
+    )
+    model = jaxmlp.load_model(history)
+    assert repr(model) == "Model(experiment: images [n, 28, 28, 1] to 10 classes, after 32 updates)"
+    assert f"accuracy: {accuracy} (95 % interval" in str(jaxmlp.evaluate(history))
+
+
+def test_a_notebook_shows_a_history_a_network_a_model_and_its_scores(
+    history: History, small_dataset: data.Dataset
+) -> None:
+    model = jaxmlp.load_model(history)
+    assert model._repr_html_() == summary(CONFIG)._repr_html_()
+    scores = jaxmlp.evaluate(model, small_dataset.test)
+    assert scores._repr_html_() == f"<pre>{scores}</pre>"
+    epochs = fit(dataclasses.replace(CONFIG, epochs=3), small_dataset)
+    page = epochs._repr_html_()
+    assert page.count("<polyline") == 2 and page.count("<tr>") == 4
+    assert f"loss {epochs['loss'][0]:.4f} to {epochs['loss'][-1]:.4f}" in page
     table = history._repr_html_()
-    assert "experiment, seed 0, finished: test loss" in table
+    assert table.startswith("<table><caption>experiment, seed 0, finished: test loss")
     assert table.count("<tr>") == 2
     assert f"<td>{history['val_accuracy'][0]:.4f}</td>" in table
     shown = summary(CONFIG)._repr_html_()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags
 from jaxmlp.errors import CheckFailed, ConfigError
 from jaxmlp.fields import ranged
-
-if TYPE_CHECKING:
-    from jaxmlp.inference import Evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ def run(argv: Sequence[str]) -> Answer:
     if split is None:
         raise ConfigError("split", "must be train or test: the run has no validation split")
     found = evaluate(model, split, chosen.split)
-    print("\n".join(_table(found)))
+    print(found)
     document = {
         "split": found.split,
         "examples": found.examples,
@@ -56,20 +53,3 @@ def run(argv: Sequence[str]) -> Answer:
         return Answer(document)
     below = f"the accuracy {found.accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"
     return Answer(document, CheckFailed.exit_code, below)
-
-
-def _table(found: Evaluation) -> Iterator[str]:
-    low, high = found.ci95
-    yield f"{found.split}: {found.examples:,} examples"
-    yield f"loss: {found.loss:.4f} - accuracy: {found.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
-    yield ""
-    yield "class  examples  recall  precision"
-    for score in found.per_class:
-        recall, precision = ("-" if part is None else f"{part:.4f}" for part in (score.recall, score.precision))
-        yield f"{score.label:5}  {score.examples:8}  {recall:>6}  {precision:>9}"
-    yield ""
-    yield "confusion: a row for each true class, a column for each answer"
-    width = max(4, len(str(found.confusion.max())) + 1)
-    yield " " * 5 + "".join(f"{score.label:{width}}" for score in found.per_class)
-    for score, row in zip(found.per_class, found.confusion, strict=True):
-        yield f"{score.label:5}" + "".join(f"{count:{width}}" for count in row)

@@ -47,9 +47,12 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
     facts = {**manifest(config, dataset.sha256), "imported": {"params_sha256": digest(state.params)}}
     with RunDirectory.create(path, config, facts) as run:
         run.save_checkpoint(0, position.arrays(), position.meta())
-        scored = evaluate(load_model(run, image_shape=image_shape), dataset.test)
+        model = load_model(run, image_shape=image_shape)
+        scored = evaluate(model, dataset.test)
         history = History(
             config=config,
+            module=model.module,
+            dataset=dataset,
             records=(),
             state=state,
             status="interrupted",

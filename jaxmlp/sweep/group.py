@@ -249,7 +249,8 @@ class Group:
             ended = diverged_in is None
             loss, accuracy = means(_row(sums, row)) if ended else (None, None)
             history = History(
-                config=lane.config, records=tuple(self.records[row]), state=state,
+                config=lane.config, module=self.program.static["module"], dataset=job.dataset,
+                records=tuple(self.records[row]), state=state,
                 status="finished" if ended else "diverged", test_loss=finite(loss), test_accuracy=accuracy,
                 params_sha256=digest(state.params), state_sha256=digest(state), compile_s=job.compile_s,
                 train_s=train_s, devices=1, processes=jax.process_count(),

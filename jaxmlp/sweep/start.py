@@ -15,6 +15,7 @@ from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
 from jaxmlp.fitting import CHECKPOINT_S, check_batch_size
+from jaxmlp.model import hashable
 from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
@@ -173,8 +174,8 @@ def _train(
     for note in dataset.notes:
         progress.note(note)
     job = Job(
-        dataset, module, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress, stop or Stop(),
-        checkpoint_s, total=len(lanes),
+        dataset, module and hashable(module), make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
+        stop or Stop(), checkpoint_s, total=len(lanes),
     )  # fmt: skip
     try:
         results = _run_groups(job, lanes)
