@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import re
 import shutil
 from collections import Counter
@@ -16,9 +18,13 @@ import pytest
 import jaxmlp
 from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig, pictures
 from jaxmlp.cli import main
-from jaxmlp.report import expand, plots, scores
+from jaxmlp.report import RunFacts, expand, groups, plots, scores
+from jaxmlp.report import page as page_of
 from jaxmlp.report.page import experiment_file
+from jaxmlp.sweep.lanes import make_plan
+from jaxmlp.sweep.result import Spread
 
+ROOT = Path(__file__).parents[1]
 HOSTILE = "<script>alert('&')<"
 
 
@@ -105,12 +111,14 @@ def test_a_name_never_becomes_markup(reports: tuple[Path, Path]) -> None:
 
 
 def test_a_report_and_its_plots_have_the_same_bytes_every_time(
-    two_runs: tuple[Path, Path], reports: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_runs: tuple[Path, Path], reports: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # Beside the first, because a page names the runs' folders from its own.
+    again = reports[0].parent.with_name("again") / "report.html"
     capsys.readouterr()
-    assert main(["report", str(two_runs[0]), "--out", str(tmp_path / "again.html"), "--json"]) == 0
+    assert main(["report", str(two_runs[0]), "--out", str(again), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (tmp_path / "again.html").read_bytes() == reports[0].read_bytes()
+    assert again.read_bytes() == reports[0].read_bytes()
     plots = [Path(plot) for plot in document["plots"]]
     assert {plot.name for plot in plots} == {
         f"{name}.{kind}"
@@ -147,7 +155,7 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
     [
         ("{here}/no", 5, "{here}/no is not there. `jaxmlp runs` lists the runs."),
         ("{here}", 5, "{here} is not a run directory, and holds none. `jaxmlp runs` lists the runs."),
-        ("{here}/sweep", 5, "{here}/sweep is a sweep that kept none of its runs. Sweep with --keep-runs."),
+        ("{here}/sweep", 5, "no lane of {here}/sweep has ended yet. Go on with `jaxmlp sweep --resume {here}/sweep`."),
         ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
         ("{other}", 5, "{other} was trained on other data: the SHA-256 of mnist_5k differs."),
         ("", 2, "report needs RUN...: jaxmlp report RUN..."),
@@ -163,7 +171,9 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "sweep.json").touch()
+    plan = make_plan(ExperimentConfig(), [0], [{}])
+    (tmp_path / "sweep" / "sweep.json").write_text(plan.to_json())
+    (tmp_path / "sweep" / "lanes.jsonl").touch()
     other = tmp_path / "elsewhere" / "other"
     shutil.copytree(two_runs[0], other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -177,6 +187,72 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
     capsys.readouterr()
     assert main(["report", *words.format(**facts).split()]) == code
     assert capsys.readouterr().err.partition("\n")[0] == message.format(**facts)
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of six settings, two of which diverge; no runs are kept."""
+    out = tmp_path_factory.mktemp("sweep") / "sweep"
+    small = ("--model.hidden-sizes", "8", "--epochs", "2", "--verbose", "0", "--seeds", "0:2")
+    vary = ("--set", "optimizer.learning-rate=0.001,0.003,1e35", "--set", "batch-size=100,200")
+    assert main(["sweep", str(ROOT / "experiments" / "quickstart.py"), *small, *vary, "--out", str(out)]) == 0
+    return out
+
+
+def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_missing(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["report", str(sweep), "--json"]) == 0
+    out, told = capsys.readouterr()
+    document = json.loads(out)
+    lanes = [json.loads(line) for line in (sweep / "lanes.jsonl").read_text().splitlines()]
+    lanes.sort(key=lambda lane: lane["lane"])
+    assert [run["accuracy"] for run in document["runs"]] == [lane["test_accuracy"] for lane in lanes]
+    assert {run["status"] for run in document["runs"]} == {"finished", "diverged"}
+    assert "kept no runs" in told and document["mcnemar"] == []
+    page = Page((sweep / "report.html").read_text())
+    words = " ".join(page.text.split())
+    result = json.loads((sweep / "result.json").read_text())
+    for setting in result["summary"]:
+        if setting["mean"]:
+            assert f"{setting['mean']:.4f} ± {setting['std']:.4f}" in words
+            assert "{:.4f} to {:.4f}".format(*setting["ci95"]) in words
+    assert "kept no runs, so what needs a model is not here" in words
+    assert "jaxmlp sweep again.py --seeds 0,1 --keep-runs" in words
+    assert lanes[0]["params_sha256"] in words
+    assert {Path(plot).stem for plot in document["plots"]} == {
+        "loss", "accuracy", "learning_rate", "heat_map", "seeds_accuracy", "seeds_loss",
+    }  # fmt: skip
+    assert not page.all("img") and len(page.all("svg")) == 6
+
+
+def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_drawn() -> None:
+    config = ExperimentConfig(name="relu")
+    seeds = [facts(dataclasses.replace(config, seed=seed), 0.9 + seed / 100) for seed in range(3)]
+    (alone,) = groups.group(seeds)
+    assert (alone.name, alone.values) == ("relu, 3 seeds", {})
+    assert alone.spread("test_accuracy") == Spread.of([0.9, 0.91, 0.92])
+    many = [facts(dataclasses.replace(config, batch_size=size), 0.5 + size / 1000) for size in range(100, 110)]
+    assert [each.values for each in page_of.drawn(groups.group(many))] == [{"batch_size": n} for n in range(104, 110)]
+
+
+def facts(config: ExperimentConfig, accuracy: float) -> RunFacts:
+    return RunFacts(
+        path=Path("sweep"), name=f"seed {config.seed}", config=config, manifest={"binding": {"data_sha256": "0"}},
+        status="finished", epochs=[], digests=[], step=0, train_s=1.0, compile_s=None, train_examples=100,
+        test_examples=100, test_loss=0.1, test_accuracy=accuracy, answers=None,
+    )  # fmt: skip
+
+
+def test_a_page_leads_to_its_runs_from_its_own_folder(
+    two_runs: tuple[Path, Path], reports: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, two = (" ".join(Page(report.read_text()).text.split()) for report in reports)
+    folder = reports[0].parent
+    assert f"jaxmlp reproduce {os.path.relpath(two_runs[0], folder)}" in one
+    assert "jaxmlp reproduce '<script>alert('" in two
+    assert not any(str(tmp_path.parent) in text for text in (one, two))
 
 
 @pytest.mark.parametrize(

@@ -39,11 +39,17 @@ def run(argv: Sequence[str]) -> Answer:
     out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     written = write_report(runs, out)
     for run in runs:
-        low, high = run.evaluation.ci95
-        print(f"{run.name}: test_accuracy: {run.evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+        if run.test_accuracy is None or run.ci95 is None:
+            print(f"{run.name}: {run.status}")
+        else:
+            low, high = run.ci95
+            print(f"{run.name}: test_accuracy: {run.test_accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    if lanes := [run for run in runs if not run.answers]:
+        print(f"{lanes[0].path} kept no runs: no mistakes, calibration and weights. Sweep with --keep-runs for them.")
+    first = next((run.name for run in runs if run.answers), "")
     for each in written.versus:
         split = f"{each.comparison.only_second} right here alone, {each.comparison.only_first} there"
-        print(f"{each.run.name} against {runs[0].name}: {split}, McNemar p = {each.comparison.p:.3g}")
+        print(f"{each.run.name} against {first}: {split}, McNemar p = {each.comparison.p:.3g}")
     print(f"{written.report}: {written.bytes / 1e6:.1f} MB")
     return Answer(
         {
@@ -55,10 +61,10 @@ def run(argv: Sequence[str]) -> Answer:
                     "run_dir": str(run.path),
                     "seed": run.config.seed,
                     "status": run.status,
-                    "loss": run.evaluation.loss,
-                    "accuracy": run.evaluation.accuracy,
-                    "ci95": list(run.evaluation.ci95),
-                    "calibration_error": run.calibration.error,
+                    "loss": run.test_loss,
+                    "accuracy": run.test_accuracy,
+                    "ci95": run.ci95 and list(run.ci95),
+                    "calibration_error": run.answers and run.answers.calibration.error,
                 }
                 for run in runs
             ],

@@ -1,12 +1,15 @@
-"""What a report tells of a run: its record, and its model's answers to all test images."""
+"""What a report tells of a run: its record, and its model's answers to all test images.
+
+A lane of a sweep that kept no runs has its record alone.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -14,14 +17,19 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Evaluation, evaluate, load_model
+from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
 from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG
+from jaxmlp.sweep.directory import PLAN, load, read_manifest
+from jaxmlp.sweep.result import setting_name
 
 MISTAKES = 25
 TILES = 64
+
+DatasetOf: TypeAlias = Callable[[ExperimentConfig, Path, Mapping[str, Any]], data.Dataset]
+"""The data of a run, by its config, folder and manifest."""
 
 
 class Mistake(NamedTuple):
@@ -38,20 +46,9 @@ class Mistake(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class RunFacts:
-    """One run, and how its model does on the test split."""
+class Answers:
+    """How a model does on the test split, image by image."""
 
-    path: Path
-    name: str
-    """What tells it from the report's other runs."""
-    config: ExperimentConfig
-    manifest: dict[str, Any]
-    status: str
-    epochs: list[dict[str, Any]]
-    digests: list[dict[str, Any]]
-    step: int
-    """Updates that made the model's parameters."""
-    train_examples: int
     evaluation: Evaluation
     correct: np.ndarray[Any, Any]
     """bool [examples]: which test images are answered rightly."""
@@ -59,6 +56,33 @@ class RunFacts:
     mistakes: tuple[Mistake, ...]
     tiles: np.ndarray[Any, Any]
     """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RunFacts:
+    """One run."""
+
+    path: Path
+    """Its folder, or the sweep's."""
+    name: str
+    """What tells it from the report's other runs."""
+    config: ExperimentConfig
+    manifest: dict[str, Any]
+    status: str
+    epochs: list[dict[str, Any]]
+    digests: list[dict[str, Any]]
+    """Of a lane the last ones alone."""
+    step: int
+    """Updates that made the model's parameters."""
+    train_s: float | None
+    compile_s: float | None
+    train_examples: int
+    test_examples: int
+    test_loss: float | None
+    test_accuracy: float | None
+    """None of a lane that diverged."""
+    answers: Answers | None
+    """None of a lane, whose model is gone."""
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -70,12 +94,22 @@ class RunFacts:
         """Of the examples; the same test images have the same."""
         return str(self.manifest["binding"]["data_sha256"])
 
+    @property
+    def correct(self) -> int | None:
+        """How many test images are answered rightly."""
+        return None if self.test_accuracy is None else round(self.test_accuracy * self.test_examples)
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """Wilson's interval of the accuracy."""
+        return None if self.correct is None else wilson_interval(self.correct, self.test_examples)
+
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """The run directories in `paths`: each a run, or a folder of runs, such as a sweep that kept its own.
+    """The runs in `paths`: each a run, a sweep, which stands for the runs that it kept if it did, or a folder of runs.
 
     Raises:
-        RunError: A folder holds neither.
+        RunError: A folder holds none of these.
     """
     return list(dict.fromkeys(run for path in paths for run in _runs_in(path)))
 
@@ -87,8 +121,8 @@ def _runs_in(path: Path) -> Iterable[Path]:
     for pattern in ("runs", "."):
         if runs := sorted(config.parent for config in (path / pattern).glob(f"*/{CONFIG}")):
             return runs
-    if (path / "sweep.json").exists():
-        raise RunError(f"{path} is a sweep that kept none of its runs. Sweep with --keep-runs.")
+    if (path / PLAN).exists():
+        return [path]
     raise RunError(f"{path} is not a run directory, and holds none. `jaxmlp runs` lists the runs.")
 
 
@@ -99,53 +133,102 @@ def gather(
     manual_dir: Path | None = None,
     report: Callable[[str], None],
 ) -> list[RunFacts]:
-    """Load and score the models of runs.
+    """What is known of runs; the models of run directories are loaded and scored.
 
     Args:
-        paths: Run directories.
+        paths: Run directories, and sweeps that kept none.
         checkpoint: As `load_model` takes it.
         manual_dir: As `data.load` takes it.
         report: Told what takes long.
 
     Raises:
         ConfigError, DataError, DiskError: As `load_model` and `data.load`.
-        RunError: As `load_model`; or a run was trained on other data than is here.
+        RunError: As `load_model`; or a run was trained on other data than is here; or no lane of a sweep has ended.
     """
-    return list(_gather(paths, checkpoint, manual_dir, report))
-
-
-def _gather(
-    paths: Sequence[Path], checkpoint: str, manual_dir: Path | None, report: Callable[[str], None]
-) -> Iterator[RunFacts]:
     datasets: dict[DataConfig, data.Dataset] = {}
-    for path, name in zip(paths, _names(paths), strict=True):
-        run = RunDirectory.open(path, write=False)
-        model = load_model(run, checkpoint)
-        if run.config.data not in datasets:
-            datasets[run.config.data] = data.load(run.config.data, manual_dir=manual_dir, report=report)
-        dataset = datasets[run.config.data]
-        if dataset.sha256 != run.manifest["binding"]["data_sha256"]:
+
+    def dataset_of(config: ExperimentConfig, path: Path, manifest: Mapping[str, Any]) -> data.Dataset:
+        if config.data not in datasets:
+            datasets[config.data] = data.load(config.data, manual_dir=manual_dir, report=report)
+        dataset = datasets[config.data]
+        if dataset.sha256 != manifest["binding"]["data_sha256"]:
             raise RunError(f"{path} was trained on other data: the SHA-256 of {dataset.name} differs.")
-        probabilities = model.probabilities(dataset.test.images)
-        labels = dataset.test.labels
+        return dataset
+
+    found: list[RunFacts] = []
+    for path, name in zip(paths, _names(paths), strict=True):
+        if (path / PLAN).exists():
+            found += _lanes(path, f"{name} " if len(paths) > 1 else "", dataset_of)
+        else:
+            found.append(_run(path, name, checkpoint, dataset_of))
+    return found
+
+
+def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFacts:
+    run = RunDirectory.open(path, write=False)
+    model = load_model(run, checkpoint)
+    dataset = dataset_of(run.config, path, run.manifest)
+    answers = _answers(model, dataset.test)
+    result = run.manifest["result"] or {}
+    return RunFacts(
+        path=path,
+        name=name,
+        config=run.config,
+        manifest=run.manifest,
+        status=run.status,
+        epochs=run.epochs(),
+        digests=run.digests(),
+        step=model.step,
+        train_s=result.get("train_s"),
+        compile_s=result.get("compile_s"),
+        train_examples=len(dataset.train.labels),
+        test_examples=answers.evaluation.examples,
+        test_loss=answers.evaluation.loss,
+        test_accuracy=answers.evaluation.accuracy,
+        answers=answers,
+    )
+
+
+def _answers(model: Model, test: data.Split) -> Answers:
+    probabilities = model.probabilities(test.images)
+    return Answers(
+        evaluation=evaluate(model, test),
+        correct=probabilities.argmax(axis=1) == test.labels,
+        calibration=calibration(probabilities, test.labels),
+        mistakes=tuple(
+            Mistake(index, test.images[index], int(test.labels[index]), _top(probabilities[index]))
+            for index in worst_mistakes(probabilities, test.labels, MISTAKES)
+        ),
+        tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
+    )
+
+
+def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]:
+    plan, results = load(path)
+    if not results:
+        raise RunError(f"no lane of {path} has ended yet. Go on with `jaxmlp sweep --resume {path}`.")
+    lanes, manifest = plan.lanes(), read_manifest(path)
+    for result in results:
+        lane = lanes[result.lane]
+        dataset = dataset_of(lane.config, path, manifest)
+        setting = f"{setting_name(result.settings, short=True)}, " if result.settings else ""
+        last = {"epoch": result.epoch, "params_sha256": result.params_sha256, "state_sha256": result.state_sha256}
         yield RunFacts(
             path=path,
-            name=name,
-            config=run.config,
-            manifest=run.manifest,
-            status=run.status,
-            epochs=run.epochs(),
-            digests=run.digests(),
-            step=model.step,
+            name=f"{prefix}{setting}seed {result.seed}",
+            config=lane.config,
+            manifest=manifest,
+            status=result.status,
+            epochs=[record._asdict() for record in result.metrics],
+            digests=[last] if result.params_sha256 else [],
+            step=result.metrics[-1].steps if result.metrics else 0,
+            train_s=result.train_s,
+            compile_s=None,
             train_examples=len(dataset.train.labels),
-            evaluation=evaluate(model, dataset.test),
-            correct=probabilities.argmax(axis=1) == labels,
-            calibration=calibration(probabilities, labels),
-            mistakes=tuple(
-                Mistake(index, dataset.test.images[index], int(labels[index]), _top(probabilities[index]))
-                for index in worst_mistakes(probabilities, labels, MISTAKES)
-            ),
-            tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
+            test_examples=len(dataset.test.labels),
+            test_loss=result.test_loss,
+            test_accuracy=result.test_accuracy,
+            answers=None,
         )
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shlex
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
@@ -20,12 +21,15 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
 from jaxmlp.fields import Part
 from jaxmlp.report import plots
-from jaxmlp.report.facts import RunFacts
+from jaxmlp.report.facts import Answers, RunFacts
+from jaxmlp.report.groups import Group, group
 from jaxmlp.report.scores import Comparison, holm, mcnemar
 from jaxmlp.run import files
 
 DETAILED = 8
 """Runs that are shown in detail; of more, the others are in tables and curves alone."""
+DRAWN = len(plots.SERIES)
+"""Groups whose curves are drawn: one a colour."""
 
 
 class Versus(NamedTuple):
@@ -55,48 +59,58 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     """
     groups = group(runs)
     versus = compare(runs)
-    shared = {
-        "loss": plots.curves(groups, "loss"),
-        "accuracy": plots.curves(groups, "accuracy"),
-        "learning_rate": plots.learning_rate(groups),
+    details = _details(runs)
+    shown = drawn(groups)
+    figures = {
+        "loss": plots.curves(shown, "loss"),
+        "accuracy": plots.curves(shown, "accuracy"),
+        "learning_rate": plots.learning_rate(shown),
     }
-    detailed = {
-        f"{kind}{'' if len(runs) == 1 else f'-{number}'}": figure
-        for number, run in enumerate(runs[:DETAILED], start=1)
-        for kind, figure in (
-            ("confusion", plots.confusion(run.evaluation)),
-            ("calibration", plots.calibration(run.calibration)),
-        )
-    }
-    page = _render(runs, groups, versus, shared | detailed)
+    if len(groups) < len(runs):
+        figures["seeds_accuracy"] = plots.seeds(shown, "test_accuracy")
+        figures["seeds_loss"] = plots.seeds(shown, "test_loss")
+    if heat := _heat_fields(groups):
+        figures["heat_map"] = plots.heat_map(groups, *heat)
+    for detail in details:
+        figures["confusion" + detail.suffix] = plots.confusion(detail.answers.evaluation)
+        figures["calibration" + detail.suffix] = plots.calibration(detail.answers.calibration)
+    page = _render(runs, groups, versus, details, figures, out)
     folder = out.parent / "plots"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DiskError(f"could not make the folder {folder}: {error.strerror}.") from error
     written = []
-    for (name, figure), kind in itertools.product((shared | detailed).items(), ("png", "svg")):
+    for (name, figure), kind in itertools.product(figures.items(), ("png", "svg")):
         written.append(folder / f"{name}.{kind}")
         files.write(written[-1], plots.as_file(figure, kind))
     files.write(out, page.encode())
     return Written(report=out, bytes=len(page.encode()), plots=tuple(written), versus=tuple(versus))
 
 
-def group(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:
-    """Runs that differ by their seed alone, together."""
-    found: dict[tuple[Any, str], list[RunFacts]] = {}
-    for run in runs:
-        found.setdefault((run.experiment, run.data_sha256), []).append(run)
-    return list(found.values())
-
-
 def compare(runs: Sequence[RunFacts]) -> list[Versus]:
-    """The first run against each other one that has the same test images."""
-    first, *others = runs
-    others = [run for run in others if run.data_sha256 == first.data_sha256]
-    found = [mcnemar(first.correct, run.correct) for run in others]
+    """The first run whose model is known against each other one, where they have the same test images."""
+    known = [(run, run.answers) for run in runs if run.answers and run.data_sha256 == runs[0].data_sha256]
+    if not known:
+        return []
+    (_, first), *others = known
+    found = [mcnemar(first.correct, answers.correct) for _, answers in others]
     adjusted = holm([each.p for each in found])
-    return [Versus(*each) for each in zip(others, found, adjusted, strict=True)]
+    return [Versus(*each) for each in zip([run for run, _ in others], found, adjusted, strict=True)]
+
+
+def drawn(groups: Sequence[Group]) -> list[Group]:
+    """The groups whose curves are: at most `DRAWN`, those of highest mean test accuracy, in their order."""
+    means = [spread.mean if (spread := each.spread("test_accuracy")) else 0.0 for each in groups]
+    kept = sorted(range(len(groups)), key=lambda index: -means[index])[:DRAWN]
+    return [groups[index] for index in sorted(kept)]
+
+
+def _heat_fields(groups: Sequence[Group]) -> list[str]:
+    """The two fields in which groups differ, if there are two, and more than two groups with a result."""
+    scored = [each for each in groups if each.spread("test_accuracy")]
+    names = list(groups[0].values)
+    return names if len(names) == 2 and len(scored) > 2 else []
 
 
 def experiment_file(config: ExperimentConfig) -> str:
@@ -113,14 +127,13 @@ def _part_names(part: Part) -> Iterator[str]:
             yield from _part_names(value)
 
 
-def spread(values: Sequence[float]) -> str:
-    """`0.9832 ± 0.0008`: mean and sample standard deviation; of one value that value."""
-    deviation = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.4f}{deviation}"
-
-
 def _render(
-    runs: Sequence[RunFacts], groups: Sequence[Sequence[RunFacts]], versus: Sequence[Versus], figures: dict[str, Figure]
+    runs: Sequence[RunFacts],
+    groups: Sequence[Group],
+    versus: Sequence[Versus],
+    details: Sequence[_Detail],
+    figures: Mapping[str, Figure],
+    out: Path,
 ) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxmlp.report", "page"),
@@ -130,12 +143,12 @@ def _render(
         lstrip_blocks=True,
     )
     environment.globals |= {
+        "command": _command,
         "css": Markup(files.read(Path(__file__).parent / "page" / "style.css").decode()),
         "experiment_file": experiment_file,
-        "group_name": plots.group_name,
         "median": statistics.median,
-        "quote": lambda path: shlex.quote(str(path)),
-        "spread": spread,
+        # From the page's folder, so that both may be moved, and no page names a folder of one machine.
+        "quote": lambda path: shlex.quote(os.path.relpath(path.resolve(), out.parent.resolve())),
         "version": jaxmlp.__version__,
     }
 
@@ -145,34 +158,53 @@ def _render(
     return environment.get_template("report.html").render(
         runs=runs,
         groups=groups,
-        detailed=[_Detail(run, number, len(runs) == 1) for number, run in enumerate(runs[:DETAILED], start=1)],
+        drawn=min(len(groups), DRAWN),
+        details=details,
+        heat=_heat_fields(groups),
+        most=DETAILED,
         versus=versus,
         plot=plot,
         title=_title(groups),
     )
 
 
-def _title(groups: Sequence[Sequence[RunFacts]]) -> str:
-    (first, *seeds), *others = groups
-    if others:
-        return f"{first.name} and {sum(map(len, groups)) - 1} more"
-    return f"{first.config.name}, {1 + len(seeds)} seeds" if seeds else first.name
+def _command(group: Group) -> str:
+    """What trains a group again, once its experiment is a file."""
+    if len(group.runs) == 1 and group.runs[0].answers:
+        return "jaxmlp train again.py"
+    return f"jaxmlp sweep again.py --seeds {','.join(str(run.config.seed) for run in group.runs)} --keep-runs"
+
+
+def _title(groups: Sequence[Group]) -> str:
+    names = {run.config.name for group in groups for run in group.runs}
+    if len(groups) == 1:
+        seeds = f", {len(groups[0].runs)} seeds" if len(groups[0].runs) > 1 else ""
+        return f"{groups[0].runs[0].config.name}{seeds}" if seeds else groups[0].name
+    if len(names) == 1:
+        return f"{names.pop()}, {len(groups)} settings"
+    return f"{groups[0].name} and {len(groups) - 1} more"
 
 
 class _Detail:
-    """What the template needs of one run in detail, ready to be shown."""
+    """What the template needs of a run with a model, ready to be shown."""
 
-    def __init__(self, run: RunFacts, number: int, alone: bool) -> None:
+    def __init__(self, run: RunFacts, answers: Answers, number: int, alone: bool) -> None:
         self.run = run
+        self.answers = answers
         self.id = f"run-{number}"
         self.suffix = "" if alone else f"-{number}"
         """Of its figures' names."""
         self.mistakes = [
             (mistake, pictures.as_source(pictures.as_png(pictures.as_pixels(mistake.image))))
-            for mistake in run.mistakes
+            for mistake in answers.mistakes
         ]
-        self.weights = pictures.as_source(pictures.as_png(pictures.weights_sheet(run.tiles)))
-        counts = run.evaluation.confusion
+        self.weights = pictures.as_source(pictures.as_png(pictures.weights_sheet(answers.tiles)))
+        counts = answers.evaluation.confusion
         wrong = [(int(counts[i, j]), i, j) for i in range(len(counts)) for j in range(len(counts)) if i != j]
         self.confused = [each for each in sorted(wrong, key=lambda each: -each[0])[:3] if each[0]]
         """The most frequent mistakes: how often, what it is, what it is taken for."""
+
+
+def _details(runs: Sequence[RunFacts]) -> list[_Detail]:
+    shown = [(run, run.answers) for run in runs if run.answers][:DETAILED]
+    return [_Detail(run, answers, number, alone=len(runs) == 1) for number, (run, answers) in enumerate(shown, start=1)]

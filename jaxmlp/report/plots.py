@@ -11,7 +11,7 @@ import contextlib
 import io
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxmlp.inference import Evaluation
-from jaxmlp.report.facts import RunFacts
+from jaxmlp.report.groups import Group
 from jaxmlp.report.scores import Calibration
 
 INKS = {
@@ -99,12 +99,12 @@ def as_inline(figure: Figure, name: str, alt: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
 
 
-def curves(groups: Sequence[Sequence[RunFacts]], figure: str) -> Figure:
+def curves(groups: Sequence[Group], figure: str) -> Figure:
     """`loss` or `accuracy` by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
-    with _axes() as axes:
+    with _axes(height=3.4 + _legend_height(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-            label = group_name(group) + ", " if len(groups) > 1 else ""
+            labelled = False
             for prefix, style, what in (("val_", "-", "validation"), ("", "--", "training")):
                 rows = _rows(group, prefix + figure)
                 if not rows.size:
@@ -112,44 +112,105 @@ def curves(groups: Sequence[Sequence[RunFacts]], figure: str) -> Figure:
                 epochs = np.arange(1, rows.shape[1] + 1)
                 mean = np.nanmean(rows, axis=0)
                 shown: Any = {"marker": marker, "markevery": max(1, len(epochs) // 8), "markersize": 5}
-                axes.plot(epochs, mean, style, color=color, label=label + what, **shown)
+                if len(groups) == 1:
+                    shown["label"] = what
+                elif not labelled:
+                    shown["label"], labelled = group.name, True
+                axes.plot(epochs, mean, style, color=color, **shown)
                 if len(rows) > 1:
                     low, high = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
                     axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel(figure)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if axes.lines:
-            axes.legend(fontsize=10)
+        _legend(axes, groups)
         return _figure(axes)
 
 
-def group_name(group: Sequence[RunFacts]) -> str:
-    """What tells a group of runs from others."""
-    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more seeds"
+def _legend(axes: Axes, groups: Sequence[Group]) -> None:
+    """Inside; of several groups, whose names are long, below."""
+    if len(groups) > 1:
+        _figure(axes).legend(fontsize=10, loc="outside lower left")
+    elif axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=10)
 
 
-def _rows(group: Sequence[RunFacts], name: str) -> np.ndarray[Any, Any]:
+def _legend_height(groups: Sequence[Group]) -> float:
+    return 0.22 * len(groups) if len(groups) > 1 else 0.0
+
+
+def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
     """[runs, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
-    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group]
+    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group.runs]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
 
-def learning_rate(groups: Sequence[Sequence[RunFacts]]) -> Figure:
+def learning_rate(groups: Sequence[Group]) -> Figure:
     """The rate of each epoch's last update."""
-    with _axes(height=2.6) as axes:
+    with _axes(height=2.6 + _legend_height(groups)) as axes:
         for number, group in enumerate(groups):
-            lines = group[0].epochs
+            lines = group.runs[0].epochs
             points = [line["epoch"] for line in lines], [line["learning_rate"] for line in lines]
-            axes.plot(*points, color=SERIES[number % len(SERIES)], label=group_name(group))
+            axes.plot(*points, color=SERIES[number % len(SERIES)], label=group.name if len(groups) > 1 else "_")
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel("learning rate")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if len(groups) > 1:
-            axes.legend(fontsize=10)
+        _legend(axes, groups)
         return _figure(axes)
+
+
+def seeds(groups: Sequence[Group], figure: str) -> Figure:
+    """`test_accuracy` or `test_loss` of each run, a row a group, with the 95 % interval of the group's mean."""
+    with _axes(height=1.0 + 0.42 * len(groups)) as axes:
+        for number, group in enumerate(groups):
+            color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
+            values = [value for run in group.runs if (value := getattr(run, figure)) is not None]
+            spread = group.spread(figure)
+            if spread and spread.ci95:
+                axes.plot(spread.ci95, [number, number], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
+                axes.plot([spread.mean] * 2, [number - 0.28, number + 0.28], color=color)
+            axes.plot(values, [number] * len(values), marker, color=color, markersize=5)
+        axes.set_yticks(range(len(groups)), [group.name.partition(", ")[0] for group in groups], fontsize=10)
+        axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel=figure.replace("_", " "))
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        return _figure(axes)
+
+
+def heat_map(groups: Sequence[Group], rows: str, columns: str) -> Figure:
+    """The mean test accuracy of each pair of two fields' values; the higher, the deeper its colour."""
+    down, across = (_in_order(group.values[field] for group in groups) for field in (rows, columns))
+    means = np.full((len(down), len(across)), np.nan)
+    for group in groups:
+        place = down.index(group.values[rows]), across.index(group.values[columns])
+        means[place] = spread.mean if (spread := group.spread("test_accuracy")) else np.nan
+    low, high = np.nanmin(means), np.nanmax(means)
+    with _axes(1.4 + 0.95 * max(4, len(across)), 1.2 + 0.55 * max(3, len(down))) as axes:
+        axes.grid(False)
+        for (row, column), mean in np.ndenumerate(means):
+            if not np.isnan(mean):
+                strength = 0.06 + 0.54 * (mean - low) / max(high - low, 1e-12)
+                corner = column - 0.48, row - 0.48
+                axes.add_patch(Rectangle(corner, 0.96, 0.96, color=SERIES[0], alpha=strength, lw=0))
+            axes.text(column, row, "-" if np.isnan(mean) else f"{mean:.4f}", ha="center", va="center", fontsize=10)
+        axes.set(xlim=(-0.5, len(across) - 0.5), ylim=(len(down) - 0.5, -0.5), xlabel=columns, ylabel=rows)
+        axes.set_xticks(range(len(across)), [_short(value) for value in across])
+        axes.set_yticks(range(len(down)), [_short(value) for value in down])
+        return _figure(axes)
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    """Each once; numbers by size, others as they come."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return sorted(found) if all(isinstance(value, int | float) for value in found) else found
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def confusion(evaluation: Evaluation) -> Figure:

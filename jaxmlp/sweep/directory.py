@@ -92,7 +92,7 @@ class SweepDirectory:
         plan = read_plan(path)
         lock = Lock(path / LOCK)
         try:
-            sweep = cls(path, plan, _read_json(path / MANIFEST), lock)
+            sweep = cls(path, plan, read_manifest(path), lock)
             files.remove_temporaries(path)
             jsonl.cut_back(path / LANES, lambda line: True)
             if (path / GROUP / EPOCHS).exists():
@@ -203,14 +203,25 @@ def read_lanes(path: Path) -> list[LaneResult]:
         raise RunError(f"{path / LANES} is damaged: {error}. Sweep again in another folder.") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the bits of the sweep in the folder `path` depend on, and its status.
+
+    Raises:
+        RunError: It cannot be read.
+    """
     try:
-        found = json.loads(files.read(path))
+        found = json.loads(files.read(path / MANIFEST))
         if found["status"] in ("running", *ENDS):
             return dict(found)
     except (KeyError, TypeError, ValueError, RecursionError):
         pass
-    raise RunError(f"{path} is damaged. Restore it from a copy, or sweep again in another folder.")
+    raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or sweep again in another folder.")
+
+
+def list_sweeps() -> list[Path]:
+    """The sweeps in `runs_dir()`, the one begun last first."""
+    begun = [(plan.stat().st_mtime_ns, plan.parent) for plan in runs_dir().glob(f"*/{PLAN}")]
+    return [path for _, path in sorted(begun, reverse=True)]
 
 
 def find_sweep(name: str) -> Path:
@@ -221,7 +232,6 @@ def find_sweep(name: str) -> Path:
     """
     if name != "last":
         return Path(name)
-    plans = sorted(runs_dir().glob(f"*/{PLAN}"), key=lambda plan: plan.stat().st_mtime_ns)
-    if not plans:
+    if not (found := list_sweeps()):
         raise RunError(f"there is no last sweep: {runs_dir()} has none.")
-    return plans[-1].parent
+    return found[0]

@@ -137,22 +137,24 @@ class SweepResult:
             loss, accuracy = (each["figures"][name] for name in ("test_loss", "test_accuracy"))
             told = f"{each['n']}" + (f" ({each['diverged']} diverged)" if each["diverged"] else "")
             if not accuracy:
-                rows.append((_told(each["settings"]), told, "-", "-", "-", "-", "-"))
+                rows.append((setting_name(each["settings"]), told, "-", "-", "-", "-", "-"))
                 continue
             std = "-" if accuracy["std"] is None else f"{accuracy['std']:.4f}"
             ci95 = "-" if accuracy["ci95"] is None else "{:.4f} to {:.4f}".format(*accuracy["ci95"])
             best_seed = f"{each['best']['seed']} ({each['best']['test_accuracy']:.4f})"
             figures = (f"{accuracy['mean']:.4f}", std, ci95, f"{loss['mean']:.4f}")
-            rows.append((_told(each["settings"]), told, *figures, best_seed))
+            rows.append((setting_name(each["settings"]), told, *figures, best_seed))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if (best := self.best()) and len(lines) > 2:
-            lines.append(f"best by mean {best['by']}: {_told(best['settings'])} ({best['mean']:.4f})")
+            lines.append(f"best by mean {best['by']}: {setting_name(best['settings'])} ({best['mean']:.4f})")
         return "\n".join(lines)
 
 
-def _told(settings: Mapping[str, Any]) -> str:
-    """`optimizer.learning_rate=0.001 batch_size=64`."""
+def setting_name(settings: Mapping[str, Any], *, short: bool = False) -> str:
+    """`optimizer.learning_rate=0.001 batch_size=64`, for people; in short `learning_rate=0.001 batch_size=64`."""
+    if short and len({name.rpartition(".")[2] for name in settings}) == len(settings):
+        settings = {name.rpartition(".")[2]: value for name, value in settings.items()}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
     return " ".join(f"{name}={value}" for name, value in shown.items()) or "as it is"
 

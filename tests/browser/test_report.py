@@ -13,17 +13,29 @@ from jaxmlp.cli import main
 
 pytestmark = pytest.mark.browser
 
+ROOT = Path(__file__).parents[2]
 OpenPage = Callable[..., Any]
 WIDTHS = {"phone": 360, "desk": 1280}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
 
 
-@pytest.fixture(scope="module", params=["one", "two"])
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds of six settings; no runs are kept."""
+    out = tmp_path_factory.mktemp("lanes") / "sweep"
+    small = ("--model.hidden-sizes", "8", "--epochs", "2", "--verbose", "0", "--seeds", "0:2")
+    vary = ("--set", "optimizer.learning-rate=0.001,0.003,0.01", "--set", "batch-size=100,200")
+    assert main(["sweep", str(ROOT / "experiments" / "quickstart.py"), *small, *vary, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module", params=["one", "two", "sweep"])
 def report(
-    request: pytest.FixtureRequest, two_runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, two_runs: tuple[Path, Path], sweep: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     out = tmp_path_factory.mktemp(request.param) / "report.html"
-    assert main(["report", *map(str, two_runs[: 1 + (request.param == "two")]), "--out", str(out)]) == 0
+    runs = {"one": two_runs[:1], "two": two_runs, "sweep": (sweep,)}[request.param]
+    assert main(["report", *map(str, runs), "--out", str(out)]) == 0
     return out
 
 

@@ -1,0 +1,39 @@
+"""Runs that differ by their seed alone, together: what they are called, and what came out over their seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxmlp.report.facts import RunFacts
+from jaxmlp.run.listing import different_values
+from jaxmlp.sweep.result import Spread, setting_name
+
+
+class Group(NamedTuple):
+    """Runs of one experiment, a seed each."""
+
+    name: str
+    """What tells it from the report's other groups."""
+    values: dict[str, Any]
+    """Those of its config, by dotted field, in which groups differ."""
+    runs: list[RunFacts]
+
+    def spread(self, figure: str) -> Spread | None:
+        """Of `test_accuracy` or `test_loss`, over the runs that have it."""
+        return Spread.of([value for run in self.runs if (value := getattr(run, figure)) is not None])
+
+
+def group(runs: Sequence[RunFacts]) -> list[Group]:
+    """The groups, in the order of their first runs."""
+    found: dict[tuple[Any, str], list[RunFacts]] = {}
+    for run in runs:
+        found.setdefault((run.experiment, run.data_sha256), []).append(run)
+    differences = different_values([experiment for experiment, _ in found])
+    groups = []
+    for index, together in enumerate(found.values()):
+        values = {field: each[index] for field, each in differences.items()}
+        name = setting_name(values, short=True) if values else together[0].config.name
+        seeds = f", {len(together)} seeds"
+        groups.append(Group(together[0].name if len(together) == 1 else name + seeds, values, together))
+    return groups
