@@ -12,6 +12,8 @@ import pytest
 from jaxmlp import SGD, ExperimentConfig, RMSprop
 from jaxmlp.cli import COMMANDS, main
 from jaxmlp.run.listing import Listed, different_values, ordered
+from jaxmlp.sweep.directory import SweepDirectory
+from jaxmlp.sweep.lanes import make_plan
 
 
 @pytest.fixture
@@ -62,6 +64,22 @@ def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.
 def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
     assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train experiments/quickstart.py\n"
+
+
+def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = make_plan(ExperimentConfig(), [0, 1], [{"batch_size": 64}, {"batch_size": 128}])
+    with SweepDirectory.create(runs_dir / "good", plan, {}):
+        pass
+    (runs_dir / "bad").mkdir()
+    (runs_dir / "bad" / "sweep.json").write_text("{")
+    capsys.readouterr()
+    assert main(["runs", "--json"]) == 0
+    out, err = capsys.readouterr()
+    bad, good = json.loads(out)["sweeps"]
+    assert [good[name] for name in ("status", "ended", "lanes")] == ["interrupted", 0, 4]
+    assert good["sweep_dir"] == str(runs_dir / "good")
+    assert bad["status"] == "damaged" and "is not the plan of a sweep" in bad["problem"]
+    assert "sweep good: interrupted, 0 of 4 lanes ended\n" in err
 
 
 @pytest.mark.parametrize(

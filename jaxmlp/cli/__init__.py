@@ -30,7 +30,7 @@ COMMANDS = {
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
     "import-keras": "FILE            a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
     "report": "RUN...          one HTML file: result, curves, mistakes, weights; several runs side by side",
-    "runs": "[RUN]...        the runs, sorted; those named, with the values in which they differ",
+    "runs": "[RUN]...        the runs and sweeps, sorted; runs that are named, with the values in which they differ",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",

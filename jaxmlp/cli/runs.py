@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFlags(flags.Flags):
-    """The runs in JAXMLP_RUNS_DIR, or in runs; or those named, with the config values in which they differ."""
+    """The runs and sweeps in JAXMLP_RUNS_DIR, or in runs; or named runs, with the values in which they differ."""
 
     sort: Literal["begun", "name", "test_accuracy", "test_loss", "val_loss", "train_s"] = "begun"
     """begun: the last one first, or the order given; name; a figure: the best first."""
@@ -35,14 +35,38 @@ def run(argv: Sequence[str]) -> Answer:
     found = listing.ordered(map(listing.read, paths or list_runs()), chosen.sort)
     configs = [each.config for each in found if each.config]
     differences = listing.different_values(configs) if names else {}
+    sweeps = [] if names else _sweeps()
     if found:
         print("\n".join(_table(found)))
-    else:
+    elif not sweeps:
         print(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
     if differences:
         print("\n".join(["", *_differences(differences)]))
+    for sweep in sweeps:
+        told = sweep["problem"] or f"{sweep['ended']} of {sweep['lanes']} lanes ended"
+        print(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {told}")
     runs = [{**each._asdict(), "config": each.config and each.config.to_dict()} for each in found]
-    return Answer({"runs": runs, "differences": differences})
+    return Answer({"runs": runs, "differences": differences, "sweeps": sweeps})
+
+
+def _sweeps() -> list[dict[str, Any]]:
+    """Each as JSON values."""
+    from jaxmlp.errors import RunError
+    from jaxmlp.run.lock import is_held
+    from jaxmlp.sweep.directory import LOCK, list_sweeps, load, read_manifest
+
+    found = []
+    for path in list_sweeps():
+        told: dict[str, Any] = {"sweep_dir": str(path), "status": "damaged", "lanes": None, "ended": None}
+        try:
+            plan, lanes = load(path)
+            told |= {"lanes": len(plan.seeds) * len(plan.settings), "ended": len(lanes)}
+            status = read_manifest(path)["status"]
+            told["status"] = "interrupted" if status == "running" and not is_held(path / LOCK) else status
+        except RunError as error:
+            told["problem"] = str(error)
+        found.append({"problem": "", **told})
+    return found
 
 
 def _table(found: Sequence[Listed]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,11 @@ def run(argv: Sequence[str]) -> Answer:
         "not_covered": list(found.not_covered),
         "ended": found.ended,
     }
-    for name in found.not_covered:
-        print(f"{name}: not a run's file; nothing vouches for it")
+    if found.not_covered:
+        # A report has many plots.
+        tops = Counter(name.partition("/")[0] + "/" * ("/" in name) for name in found.not_covered)
+        told = ", ".join(f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
+        print(f"not the run's own, so nothing vouches for it: {told}")
     if not found.ended:
         print(f"The run has not ended: its logs have no sums until {SUMS} is written.")
     if found.damaged:
