@@ -1,7 +1,15 @@
-"""A user's mistake is said in the first line on stderr, without a traceback, and ends in the exit code of its kind."""
+"""A user's mistake is said in the first line on stderr, without a traceback, and ends in the exit code of its kind.
+
+Mistakes in a command line are in `test_cli.py`, stop signals in `test_signals.py`, lost processes in
+`test_distributed.py`.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
+import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmlp.cli import main
+from jaxmlp.cli import COMMANDS, main
+from jaxmlp.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
+NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
 Mistake = Callable[..., tuple[int, str]]
 
@@ -89,3 +99,71 @@ def test_a_folder_that_cannot_be_made_ends_in_8(mistake: Mistake, tmp_path: Path
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "run"
     assert mistake("train", QUICKSTART, "--out", str(out)) == (8, f"could not make the folder {out}: Not a directory.")
+
+
+SMALL = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0", "--checkpoint-s", "0")
+
+
+def test_a_data_file_that_does_not_decompress_ends_in_4_and_is_named(mistake: Mistake, tmp_path: Path) -> None:
+    for name in NAMES:
+        (tmp_path / f"{name}.gz").write_bytes(b"\x1f\x8b" + bytes(99))
+    code, said = mistake("train", str(ROOT / "experiments" / "relu_rmsprop.py"), "--manual-dir", str(tmp_path))
+    assert code == 4
+    assert f"{NAMES[0]}.gz" in said and "does not decompress" in said
+
+
+def test_a_folder_with_a_finished_run_ends_in_5_and_tells_its_accuracy(mistake: Mistake, run: Path) -> None:
+    accuracy = json.loads((run / "manifest.json").read_text())["result"]["test_accuracy"]
+    assert mistake("train", QUICKSTART, *SMALL, "--out", str(run)) == (
+        5,
+        f"{run} holds a finished run (test accuracy {accuracy:.4f}). `jaxmlp train --resume {run}` prints its result; "
+        "or name another folder with --out.",
+    )
+
+
+def test_a_run_that_a_process_is_at_ends_in_5_and_names_the_process(mistake: Mistake, run: Path) -> None:
+    with RunDirectory.open(run, write=True):
+        for words in (("train", QUICKSTART, *SMALL, "--out", str(run)), ("train", "--resume", str(run))):
+            code, said = mistake(*words)
+            assert code == 5
+            assert f"{run} is in use by process {os.getpid()} (since " in said
+
+
+def test_a_loss_that_is_not_finite_ends_in_7_and_tells_where_and_what_to_try(
+    mistake: Mistake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    code, said = mistake("train", QUICKSTART, *SMALL, "--optimizer.learning-rate", "1e35", "--out", str(out))
+    assert code == 7
+    assert re.match(r"diverged: the .* not finite at step \d+, epoch 1; .*; the last good checkpoint is step-", said)
+    assert json.loads((out / "manifest.json").read_text())["status"] == "diverged"
+
+
+def test_a_disk_that_fills_up_ends_in_8_and_names_the_checkpoint_that_is_intact(
+    mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, replace = tmp_path / "run", os.replace
+
+    def full(source: str, target: str) -> None:
+        if len(list((out / "checkpoints").glob("step-*"))) == 1 and "step-" in str(target):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    code, said = mistake("train", QUICKSTART, *SMALL, "--out", str(out))
+    (intact,) = (out / "checkpoints").glob("step-*.safetensors")
+    assert code == 8
+    assert "could not write" in said and "No space left on device" in said
+    assert f"{intact.name} is intact: free some space, and go on with --resume." in said
+    monkeypatch.undo()
+    assert mistake("train", "--resume", str(out))[0] == 0
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_answers_a_mistake_in_json_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main([command, "x", "--no-such-flag", "--json"]) in (2, 5)
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert document["status"] == "failed"
+    assert err.startswith(document["error"])
