@@ -27,6 +27,8 @@ help:
 train: $(READY)
 	$(BIN)/jaxmlp train experiments/quickstart.py
 	@echo
+	@echo 'What came out, as one HTML file:'
+	@echo '  $(BIN)/jaxmlp report last'
 	@echo 'The two experiments of the Keras tutorial, on MNIST (downloads 12 MB):'
 	@echo '  $(BIN)/jaxmlp train experiments/relu_rmsprop.py'
 	@echo '  $(BIN)/jaxmlp train experiments/tanh_sgd_nesterov.py'

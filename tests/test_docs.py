@@ -189,6 +189,22 @@ def test_every_file_that_a_document_names_is_there() -> None:
             assert (ROOT / path).exists(), f"{document.name}: {path}"
 
 
+def test_every_picture_in_a_document_is_there_in_light_and_dark_says_what_it_shows_and_is_used() -> None:
+    shown: set[Path] = set()
+    for document in DOCUMENTS:
+        for dark, light, alt in re.findall(
+            r'<picture>\n<source media="\(prefers-color-scheme: dark\)" srcset="(.+)">\n'
+            r'<img src="(.+?)".* alt="(.+)">\n</picture>',
+            text := document.read_text(),
+        ):
+            shown |= {document.parent / dark, document.parent / light}
+            assert len(alt) > 40
+        assert text.count("<img") == text.count("<picture>")
+    pictures = set((ROOT / "docs" / "pictures").iterdir())
+    assert shown == pictures
+    assert sum(picture.stat().st_size for picture in pictures) < 200_000
+
+
 def test_the_reference_has_every_command_and_every_exit_code() -> None:
     text = (ROOT / "docs" / "reference.md").read_text()
     for command in COMMANDS:
