@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+from jaxmlp.errors import printable
 from jaxmlp.history import EpochRecord
 
 Verbose: TypeAlias = Literal["auto", "0", "1", "2"]
@@ -32,7 +33,7 @@ class Notes(Progress):
 
     def note(self, text: str) -> None:
         """Print it at once."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class EpochLines(Notes):
@@ -92,7 +93,7 @@ def _live_line(epochs: int) -> Iterator[Progress]:
 
     class LiveLine(EpochLines):
         def note(self, text: str) -> None:
-            console.print(text, soft_wrap=True)
+            console.print(printable(text), soft_wrap=True)
 
         def steps_done(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
             description = f"loss: {loss:.4f} - accuracy: {accuracy:.4f}"

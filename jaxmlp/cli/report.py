@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import UsageError
 
 
@@ -35,16 +35,16 @@ def run(argv: Sequence[str]) -> Answer:
     except ModuleNotFoundError as error:
         raise UsageError(f"report needs {error.name}: pip install 'jaxmlp[report]'") from None
     paths = [find_run(name) for name in names]
-    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=print)
+    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=say)
     out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     written = write_report(runs, out)
     for run in runs:
         low, high = run.evaluation.ci95
-        print(f"{run.name}: test_accuracy: {run.evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+        say(f"{run.name}: test_accuracy: {run.evaluation.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
     for each in written.versus:
         split = f"{each.comparison.only_second} right here alone, {each.comparison.only_first} there"
-        print(f"{each.run.name} against {runs[0].name}: {split}, McNemar p = {each.comparison.p:.3g}")
-    print(f"{written.report}: {written.bytes / 1e6:.1f} MB")
+        say(f"{each.run.name} against {runs[0].name}: {split}, McNemar p = {each.comparison.p:.3g}")
+    say(f"{written.report}: {written.bytes / 1e6:.1f} MB")
     return Answer(
         {
             "report": str(written.report),

@@ -68,8 +68,11 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
             ("calibration", plots.calibration(run.calibration)),
         )
     }
-    page = _render(runs, groups, versus, shared | detailed)
+    # No encoding has the halves of surrogate pairs that stand for odd bytes in a folder's name.
+    page = _render(runs, groups, versus, shared | detailed).encode(errors="backslashreplace")
     folder = out.parent / "plots"
+    if folder.is_symlink():
+        raise DiskError(f"{folder} is a symbolic link: the plots must lie beside the report. Remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -78,8 +81,8 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     for (name, figure), kind in itertools.product((shared | detailed).items(), ("png", "svg")):
         written.append(folder / f"{name}.{kind}")
         files.write(written[-1], plots.as_file(figure, kind))
-    files.write(out, page.encode())
-    return Written(report=out, bytes=len(page.encode()), plots=tuple(written), versus=tuple(versus))
+    files.write(out, page)
+    return Written(report=out, bytes=len(page), plots=tuple(written), versus=tuple(versus))
 
 
 def group(runs: Sequence[RunFacts]) -> list[list[RunFacts]]:

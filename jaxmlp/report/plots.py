@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from jaxmlp.errors import printable
 from jaxmlp.inference import Evaluation
 from jaxmlp.report.facts import RunFacts
 from jaxmlp.report.scores import Calibration
@@ -57,6 +58,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxmlp",
     "text.color": INKS["ink"],
+    "text.parse_math": False,
     "xtick.color": INKS["muted"],
     "xtick.labelcolor": INKS["ink"],
     "ytick.color": INKS["muted"],
@@ -126,7 +128,8 @@ def curves(groups: Sequence[Sequence[RunFacts]], figure: str) -> Figure:
 
 def group_name(group: Sequence[RunFacts]) -> str:
     """What tells a group of runs from others."""
-    return group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more seeds"
+    name = printable(group[0].name, lines=False)
+    return name if len(group) == 1 else f"{name} and {len(group) - 1} more seeds"
 
 
 def _rows(group: Sequence[RunFacts], name: str) -> np.ndarray[Any, Any]:
