@@ -41,7 +41,7 @@ ARROWS = {
     "runtime": "distributed run",
     "train": "model objective optim prng shards",
     "feed": "data shards train",
-    "history": "train",
+    "history": "run train",
     "inference": "data feed history model run shards train",
     "network": "data model shards train",
     "api": "data history inference run runtime",

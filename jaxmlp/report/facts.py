@@ -14,6 +14,7 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
+from jaxmlp.history import EpochRecord
 from jaxmlp.inference import Evaluation, evaluate, load_model
 from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
@@ -134,7 +135,7 @@ def _gather(
             config=run.config,
             manifest=run.manifest,
             status=run.status,
-            epochs=run.epochs(),
+            epochs=[EpochRecord.from_line(line)._asdict() for line in run.epochs()],
             digests=run.digests(),
             step=model.step,
             train_examples=len(dataset.train.labels),
