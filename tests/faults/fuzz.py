@@ -160,7 +160,7 @@ def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
         for key in parents:
             node = node[key]
         if last is None:
-            return draw(st.sampled_from(HOSTILE))
+            return copy.deepcopy(draw(st.sampled_from(HOSTILE)))
         match draw(st.sampled_from(("replace", "replace", "replace", "leave out", "move", "add"))):
             case "replace":
                 node[last] = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
@@ -169,7 +169,8 @@ def altered(draw: st.DrawFn, documents: list[Any]) -> Any:
             case "move":
                 node[last] = copy.deepcopy(_at(plain, draw(st.sampled_from(list(places(plain))))))
             case "add" if isinstance(node, dict):
-                node[draw(st.sampled_from(("kind", "x", "__class__", "../x", "")))] = draw(st.sampled_from(HOSTILE))
+                name = draw(st.sampled_from(("kind", "x", "__class__", "../x", "")))
+                node[name] = copy.deepcopy(draw(st.sampled_from(HOSTILE)))
     return plain
 
 
