@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, TypeAlias
 
 from jaxmlp.errors import ConfigError
-from jaxmlp.fields import Part, from_plain, ranged, to_plain
+from jaxmlp.fields import Part, from_plain, parse_json, ranged, to_plain
+
+MAX_LAYERS = 1000
+"""Hidden layers that a config may have: tracing more would take hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,13 @@ class ModelConfig(Part):
     """Adds l1 * sum(|w|) over all kernels to the loss."""
     l2: float = ranged(0.0, "[0, inf)")
     """Adds l2 * sum(w^2) over all kernels to the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.hidden_sizes) > MAX_LAYERS:
+            raise ConfigError(
+                "model.hidden_sizes", f"must be of at most {MAX_LAYERS} layers, got {len(self.hidden_sizes)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,7 +291,7 @@ class ExperimentConfig(Part):
             raise ConfigError("name", f"must be letters, digits, '.', '_' and '-', got {self.name!r}")
         # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
-            works = [v for v in range(1, self.batch_size // 2 + 1) if self.batch_size % v == 0] or [1]
+            works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
             near = sorted(sorted(works, key=lambda v: abs(v - self.grad_shards))[:2])
             raise ConfigError(
                 "grad_shards",
@@ -326,7 +337,12 @@ class ExperimentConfig(Part):
             ConfigError: Not JSON, an unknown or missing field, by name, or a value that breaks its rule.
         """
         try:
-            plain = json.loads(text)
-        except (ValueError, RecursionError) as error:
+            plain = parse_json(text)
+        except ValueError as error:
             raise ConfigError("config", f"must be JSON: {error}") from None
         return cls.from_dict(plain)
+
+
+def _divisors(number: int) -> list[int]:
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})

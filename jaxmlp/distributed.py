@@ -76,6 +76,8 @@ def join(cluster: Cluster) -> None:
         jax.distributed.initialize(
             *cluster,
             initialization_timeout=JOIN_S,
+            # By default JAX listens on every address of the machine, for whoever connects.
+            coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or cluster.address,
             heartbeat_timeout_seconds=HEARTBEAT_S,
             shutdown_timeout_seconds=SHUTDOWN_S,
         )

@@ -78,6 +78,23 @@ class PeerLostError(JaxmlpError):
     exit_code = 9
 
 
+def printable(text: object, *, lines: bool = True) -> str:
+    r"""The text with all that could move a terminal, or that no encoding has, as escapes such as `\x1b`.
+
+    Names of files, and what files from strangers say, may hold anything.
+
+    Args:
+        text: What people are to read.
+        lines: Whether it may have several.
+    """
+
+    def shown(character: str) -> str:
+        is_plain = character.isprintable() or (lines and character == "\n")
+        return character if is_plain else character.encode("unicode_escape").decode()
+
+    return "".join(map(shown, str(text)))
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`" Did you mean X?"` for the known word nearest to `word`, or nothing where none is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)

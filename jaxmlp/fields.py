@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
+import struct
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import field
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias
 
 from jaxmlp.errors import ConfigError, did_you_mean
 
@@ -55,7 +57,7 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
         if choice is int and isinstance(value, Integral) and not is_bool:
             return _in_interval(path, int(value), metadata)
         if choice is float and isinstance(value, Real) and not is_bool:
-            return _in_interval(path, float(value), metadata)
+            return _in_interval(path, _as_float(typing.cast(float, value)), metadata)
         if isinstance(choice, type) and choice not in (bool, int, float) and isinstance(value, choice):
             return value
     raise ConfigError(path, f"must be {' or '.join(_described(choice) for choice in _choices(hint))}, got {value!r}")
@@ -68,15 +70,39 @@ def _described(choice: Any) -> str:
     return plain.get(choice) or str(choice.__name__)
 
 
+def _as_float(value: float) -> float:
+    """A whole number may be beyond every float."""
+    try:
+        return float(value)
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf
+
+
+def _as_float32(value: float) -> float:
+    try:
+        found: float = struct.unpack("f", struct.pack("f", value))[0]
+        return found
+    except OverflowError:
+        return -math.inf if value < 0 else math.inf
+
+
 def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
     interval = metadata["interval"]
     low, high = (float(bound) for bound in interval[1:-1].split(","))
-    above = value > low if interval[0] == "(" else value >= low
-    below = value < high if interval[-1] == ")" else value <= high
-    if above and below and math.isfinite(value):
-        return value
+
+    def is_in(number: float) -> bool:
+        above = number > low if interval[0] == "(" else number >= low
+        below = number < high if interval[-1] == ")" else number <= high
+        return above and below and math.isfinite(number)
+
+    shown = _as_float(value)
+    if is_in(shown):
+        # All arithmetic is float32's: a momentum that it rounds to 1 would be one of 1.
+        if isinstance(value, int) or is_in(rounded := _as_float32(value)):
+            return value
+        raise ConfigError(path, f"must be in {interval}, got {value!r}, which float32 rounds to {rounded:g}")
     hint = f". Did you mean {value / 100:g}?" if high == 1 and 1 < value < 100 else ""
-    raise ConfigError(path, f"must be in {interval}, got {value:g}{hint}")
+    raise ConfigError(path, f"must be in {interval}, got {shown:g}{hint}")
 
 
 class Part:
@@ -114,6 +140,26 @@ class Part:
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text, without what Python alone takes: NaN, Infinity, and halves of surrogate pairs.
+
+    Raises:
+        ValueError: It is no such text, or nested too deep.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        value = json.loads(text, parse_constant=_refuse)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
 def to_plain(value: Any) -> Any:
     """A part or value as JSON types; a part of several kinds says its own under `kind`."""
     if isinstance(value, Part):
@@ -134,7 +180,7 @@ def from_plain(path: str, hint: Any, plain: Any) -> Any:
     if len(parts) > 1:
         kinds = {part.kind: part for part in parts}
         kind = plain.pop("kind", None)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             names = ", ".join(kinds)
             raise ConfigError(f"{path}.kind", f"must be one of {names}, got {kind!r}.{did_you_mean(str(kind), kinds)}")
         cls: Any = kinds[kind]

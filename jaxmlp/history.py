@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import did_you_mean
+from jaxmlp.errors import RunError, did_you_mean
+from jaxmlp.run.known import wrong_fields
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -33,6 +34,19 @@ class EpochRecord(NamedTuple):
     """Of its last update."""
     seconds: float
     """Of its updates and evaluation."""
+
+    @classmethod
+    def from_line(cls, line: Any) -> EpochRecord:
+        """The epoch whose line, of JSON values, this is.
+
+        Raises:
+            RunError: It lacks a field, has another, or one of another type.
+        """
+        if not isinstance(line, Mapping) or wrong_fields(line) or {*line} != {*cls._fields}:
+            raise RunError("a log is damaged: it has an epoch without the fields of one")
+        if any(line[name] is None for name in cls._fields if not name.endswith(("loss", "val_accuracy"))):
+            raise RunError(f"a log is damaged: its epoch {line['epoch']} lacks a figure")
+        return cls(**line)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

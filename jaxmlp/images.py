@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxmlp.data import as_images, read_idx
 from jaxmlp.errors import DataError
@@ -16,6 +16,13 @@ from jaxmlp.prepare import SIDE, find_ink, prepare
 PICTURES = (".png", ".jpg", ".jpeg")
 OTHERS = (".npy", ".idx", "-ubyte", ".gz")
 """Ends of the names that a folder is searched for, besides pictures; a file that is named is read whatever its name."""
+
+MAX_BYTES = 1 << 29
+"""Of the images in one file, as they are in memory."""
+MAX_HEADER = 1 << 16
+"""Bytes of an `.npy` file before its array."""
+MAX_PIXELS = 1 << 26
+"""Of one picture."""
 
 MODES = {"L": "grey", "RGB": "colour", "LA": "grey with transparency", "RGBA": "colour with transparency"}
 """What people call Pillow's modes."""
@@ -53,12 +60,15 @@ def read_images(path: Path, image_shape: tuple[int, int, int], *, digits: bool =
 
 
 def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> np.ndarray[Any, Any]:
-    if not path.exists():
-        raise DataError(f"data: {path} is not there")
+    if not path.is_file():
+        # A pipe would be waited for.
+        raise DataError(f"data: {path} {'is no file' if path.exists() else 'is not there'}")
     suffix = path.suffix.lower()
     if suffix in PICTURES:
-        return _read_picture(path, image_shape, digits)
-    array = _read_npy(path) if suffix == ".npy" else read_idx(path)
+        # Pillow's are of no use to who cannot change the file.
+        with warnings.catch_warnings(action="ignore"):
+            return _read_picture(path, image_shape, digits)
+    array = _read_npy(path) if suffix == ".npy" else read_idx(path, limit_bytes=MAX_BYTES)
     if array.shape in (image_shape, image_shape[:2]):
         array = array[np.newaxis]
     try:
@@ -69,32 +79,48 @@ def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> np.nda
 
 def _read_npy(path: Path) -> np.ndarray[Any, Any]:
     try:
+        if (size := path.stat().st_size) > MAX_BYTES + MAX_HEADER:
+            raise DataError(f"data: {path} has {size:,} bytes, wanted {MAX_BYTES:,} at most")
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise DataError(f"data: {path} is an archive of arrays, wanted one array: save it with numpy.save")
         # Mapped, so that a header that promises too much is found out before memory is taken for it.
-        array = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (EOFError, OSError, ValueError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False, mmap_mode="r")
+    except DataError:
+        raise
+    except Exception as error:  # Of a header that is no Python, whatever Python's tokenizer and parser raise.
         raise DataError(f"data: {path} is not an array that NumPy saved: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise DataError(f"data: {path} is an archive of arrays, wanted one array: save it with numpy.save")
     return array
 
 
 def _read_picture(path: Path, image_shape: tuple[int, int, int], digits: bool) -> np.ndarray[Any, Any]:
     height, width, channels = image_shape
     mode, modes = ("L", ("L", "1", "P", "RGB")) if channels == 1 else ("RGB", ("RGB", "P"))
+    picture = _decoded(path)
+    fits = picture.size == (width, height) and picture.mode in modes
+    if digits and not (fits and _is_light_on_dark(picture)):
+        return _read_digit(path, picture)
+    if not fits:
+        found = f"{picture.height} x {picture.width} {MODES.get(picture.mode, picture.mode)}"
+        raise DataError(f"data: {path} is {found}, wanted {height} x {width} {MODES[mode]}")
+    return np.asarray(picture.convert(mode)).reshape(1, *image_shape)
+
+
+def _decoded(path: Path) -> Image.Image:
+    """The picture, whole in memory."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=("PNG", "JPEG")) as picture:
-                fits = picture.size == (width, height) and picture.mode in modes
-                if digits and not (fits and _is_light_on_dark(picture)):
-                    return _read_digit(path, picture)
-                if not fits:
-                    found = f"{picture.height} x {picture.width} {MODES.get(picture.mode, picture.mode)}"
-                    raise DataError(f"data: {path} is {found}, wanted {height} x {width} {MODES[mode]}")
-                return np.asarray(picture.convert(mode)).reshape(1, *image_shape)
+        with Image.open(path, formats=("PNG", "JPEG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                found = f"{picture.height} x {picture.width} pixels"
+                raise DataError(f"data: {path} has {found}, wanted {MAX_PIXELS:,} at most: make it smaller")
+            picture.load()
+            return picture
+    except DataError:
+        raise
     except UnidentifiedImageError:
         raise DataError(f"data: {path} is not a PNG or JPEG image") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, OSError, SyntaxError, ValueError) as error:
+    except Exception as error:  # Pillow raises whatever its decoders run into.
         raise DataError(f"data: {path} cannot be read as an image: {error}") from None
 
 
@@ -104,6 +130,10 @@ def _is_light_on_dark(picture: Image.Image) -> bool:
 
 
 def _read_digit(path: Path, picture: Image.Image) -> np.ndarray[Any, Any]:
+    try:
+        picture = ImageOps.exif_transpose(picture)
+    except Exception as error:  # As `_decoded`, of what the file says of its camera.
+        raise DataError(f"data: {path} cannot be read as an image: {error}") from None
     digit = prepare(find_ink(picture))
     if digit is None:
         raise DataError(f"data: {path} shows no digit: wanted one, dark on light or light on dark")

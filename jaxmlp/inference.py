@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jaxmlp import data, model, network, shards, train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DataError, RunError
+from jaxmlp.errors import ConfigError, DataError, RunError, printable
 from jaxmlp.feed import Feed
 from jaxmlp.history import History
 from jaxmlp.run.checkpoint_folder import Checkpoint
@@ -88,7 +88,7 @@ def apply(
 
 
 def _warn(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def load_model(

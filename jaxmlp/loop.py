@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxmlp import distributed, train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import DivergedError
+from jaxmlp.errors import DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.position import Position
 from jaxmlp.programs import Programs, means
@@ -72,6 +73,7 @@ class Loop:
         self._save(position)
         ended = time.perf_counter()
         test = self.programs.test(position) if status == "finished" else (None, None)
+        self._check_score("test", test[0], self.config.epochs)
         state = jax.device_get(position.state)
         history = History(
             config=self.config,
@@ -98,11 +100,13 @@ class Loop:
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
             position = position.moved_to(checkpoint.arrays, checkpoint.meta)
+            if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
+                raise RunError(f"{checkpoint.path.name} tells of a step that its epoch has not.")
         if jax.process_count() > 1:
             position = position.shared()
         if self.run:
             self.run.cut_back(position.epoch, position.step)
-            self.records = [EpochRecord(**line) for line in self.run.epochs()]
+            self.records = [EpochRecord.from_line(line) for line in self.run.epochs()]
         return self.programs.placed(position)
 
     def _compile(self, position: Position) -> None:
@@ -125,6 +129,7 @@ class Loop:
         validation = self.programs.validation
         loss, accuracy = means(position.sums)
         val_loss, val_accuracy = self.programs.evaluate(position, validation) if validation else (None, None)
+        self._check_score("validation", val_loss, position.epoch)
         rate, seconds = self.programs.learning_rate(position), position.epoch_s + time.perf_counter() - began
         record = EpochRecord(position.epoch, position.step, loss, accuracy, val_loss, val_accuracy, rate, seconds)
         position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
@@ -164,10 +169,18 @@ class Loop:
         what = "parameters are" if health.bad_loss_step == train.NEVER else "loss is"
         bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
         leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
+        raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {position.epoch}; {leaf}")
+
+    def _check_score(self, split: str, loss: float | None, epoch: int) -> None:
+        """Accuracy is no figure where the loss is none: of logits that are not numbers, any class is the largest."""
+        if loss is not None and not math.isfinite(loss):
+            raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
+
+    def _diverged(self, what: str) -> DivergedError:
         newest = self.run.checkpoints() if self.run else []
         kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
-        raise DivergedError(
-            f"diverged: the {what} not finite at step {position.step - 1}, epoch {position.epoch}; {leaf}; {kept}.\n"
+        return DivergedError(
+            f"diverged: the {what}; {kept}.\n"
             "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
         )
 

@@ -13,6 +13,7 @@ import numpy as np
 import safetensors.numpy
 
 from jaxmlp import distributed, train
+from jaxmlp.errors import RunError
 from jaxmlp.run.digest import leaves, restore
 
 
@@ -48,7 +49,14 @@ class Position:
         return dataclasses.replace(self, state=state, sums=sums)
 
     def moved_to(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> Position:
-        """Where these `arrays()` and this `meta()` of a run of the same shapes stand."""
+        """Where these `arrays()` and this `meta()` of a run of the same shapes stand.
+
+        Raises:
+            RunError: They are of other shapes, or not those of a position.
+        """
+        numbers = [meta.get(name) for name in ("epoch", "done", "epoch_s")]
+        if "best_val_loss" not in meta or None in numbers or not meta["epoch"]:
+            raise RunError("the checkpoint does not fit: its meta is not that of a run.")
         tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
         tree = restore(tree, arrays)
         best = math.inf if meta["best_val_loss"] is None else meta["best_val_loss"]

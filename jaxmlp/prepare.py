@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
 SIDE, BOX = 28, 20
@@ -55,9 +55,9 @@ def find_ink(picture: Image.Image) -> Float[np.ndarray, "height width"]:
     """The ink of a photograph, scan or drawing of one digit: 0 to 255, whichever of paper and ink is darker.
 
     Args:
-        picture: Of any mode and size.
+        picture: Of any mode and size, upright.
     """
-    grey = _grey(ImageOps.exif_transpose(picture))
+    grey = _grey(picture)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     # The border is paper, or most of it.
     dark_on_light = np.median(border) > (grey.min() + grey.max()) / 2
@@ -78,11 +78,13 @@ def find_ink(picture: Image.Image) -> Float[np.ndarray, "height width"]:
 def _grey(picture: Image.Image) -> Float[np.ndarray, "height width"]:
     """0 to 255, transparent parts as paper, no side longer than `PHOTO_SIDE`."""
     if picture.mode.startswith("I"):
-        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).clip(0, 255).astype(np.uint8))
+        picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         whole = picture.convert("RGBA")
-        alpha, brightness = (np.asarray(part, np.float64) for part in (whole.getchannel("A"), whole.convert("L")))
-        is_dark = (alpha * brightness).sum() < 127.5 * alpha.sum()
+        alpha, brightness = (np.asarray(part) for part in (whole.getchannel("A"), whole.convert("L")))
+        # Row by row, as the whole would take many times the picture's memory.
+        light = sum(int(row.astype(np.int64) @ other) for row, other in zip(alpha, brightness, strict=True))
+        is_dark = light < 127.5 * alpha.sum(dtype=np.int64)
         picture = Image.alpha_composite(Image.new("RGBA", whole.size, "white" if is_dark else "black"), whole)
     picture = picture.convert("L")
     return np.asarray(picture.reduce(-(-max(picture.size) // PHOTO_SIDE)), np.float64)

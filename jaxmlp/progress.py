@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias, get_args
 
-from jaxmlp.errors import ConfigError
+from jaxmlp.errors import ConfigError, printable
 from jaxmlp.history import EpochRecord
 
 Verbose: TypeAlias = Literal["auto", "0", "1", "2", 0, 1, 2]
@@ -44,7 +44,7 @@ class Notes(Progress):
 
     def note(self, text: str) -> None:
         """Print it at once."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class EpochLines(Notes):
@@ -147,7 +147,7 @@ def _live_line(epochs: int) -> Iterator[Progress]:
 
     class LiveLine(EpochLines):
         def note(self, text: str) -> None:
-            console.print(text, soft_wrap=True)
+            console.print(printable(text), soft_wrap=True)
 
         def compiling(self) -> AbstractContextManager[None]:
             return contextlib.nullcontext()  # The line says so from its beginning.

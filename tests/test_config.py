@@ -96,12 +96,20 @@ def number_type(cls: PartType, name: str) -> Any:
     return next((t for t in plain if t in (int, float)), None)
 
 
+def float32_ends(interval: str) -> tuple[float, float]:
+    """The least and the largest number of float32 in an interval."""
+    low, high = (np.float32(bound) for bound in interval[1:-1].split(","))
+    least = low if interval[0] == "[" else np.nextafter(low, np.float32(np.inf))
+    return float(least), float(high if interval[-1] == "]" else np.nextafter(high, np.float32(-np.inf)))
+
+
 def numbers(cls: PartType, name: str) -> st.SearchStrategy[Any]:
     interval = INTERVALS[cls][name]
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     if number_type(cls, name) is int:
         return st.integers(int(low), int(high))
-    return st.floats(low, high, exclude_min=interval[0] == "(", exclude_max=interval[-1] == ")", allow_infinity=False)
+    # Any number between two that float32 has is rounded to one between them.
+    return st.floats(*float32_ends(interval))
 
 
 @functools.cache
@@ -178,9 +186,12 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
     if number_type(cls, name) is int:
         taken, refused = [int(low), int(high)], [int(low) - 1, int(high) + 1]
     else:
-        first = low if interval[0] == "[" else math.nextafter(low, math.inf)
-        last = high if interval[-1] == "]" else math.nextafter(high, -math.inf)
-        taken, refused = [first, last], [math.nextafter(first, -math.inf), math.nextafter(last, math.inf), math.nan]
+        taken, refused = [*float32_ends(interval)], [math.nan]
+        # An end that is not in it, and what is so near that float32 takes it for that end, are refused.
+        refused += [math.nextafter(low, -math.inf)] if interval[0] == "[" else [low, math.nextafter(low, math.inf)]
+        refused += (
+            [math.nextafter(high, math.inf)] if interval[-1] == "]" else [high, min(math.nextafter(high, 0), 1e300)]
+        )
 
     def made_with(number: float) -> Any:
         default = getattr(cls(), name)

@@ -21,7 +21,8 @@ from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data import catalog
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.inference import evaluate, load_model
-from jaxmlp.keras import import_network, read_keras
+from jaxmlp.keras.files import parse_keras
+from jaxmlp.keras.imported import import_network
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 
@@ -109,7 +110,7 @@ def test_the_run_is_scored_evaluated_asked_and_trained_further(
 
 def test_flags_that_make_another_network_of_it_are_refused(tmp_path: Path) -> None:
     dataset = data.load(DataConfig(name="tiny", validation="test"))
-    network = read_keras(FILES / "keras3.keras")
+    network = parse_keras(FILES / "keras3.keras")
     for path, value in {"hidden_sizes": (7, 5), "activation": "relu"}.items():
         model = {"hidden_sizes": (6, 5), "activation": "tanh", path: value}
         config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | {"batch_size": 10})
@@ -195,7 +196,7 @@ def test_an_archive_that_is_no_stack_of_dense_layers_is_refused(case: str, tmp_p
     make, message = WRONG_ARCHIVES[case]
     (tmp_path / "x.keras").write_bytes(make())
     with pytest.raises(RunError, match=rf"x\.keras cannot be imported: {message}"):
-        read_keras(tmp_path / "x.keras")
+        parse_keras(tmp_path / "x.keras")
 
 
 def branched(config: dict[str, Any]) -> None:
@@ -214,7 +215,7 @@ def test_layers_that_do_not_follow_one_another_are_refused(tmp_path: Path) -> No
         new.writestr("config.json", json.dumps(config))
         new.writestr("model.weights.h5", weights)
     with pytest.raises(RunError, match="does not simply follow the one before"):
-        read_keras(tmp_path / "x.keras")
+        parse_keras(tmp_path / "x.keras")
 
 
 def replaced(file: h5py.File, **how: Any) -> None:
@@ -300,7 +301,7 @@ def test_weights_that_are_not_plain_arrays_of_the_file_itself_are_refused(case: 
     with h5py.File(path, "a") as file:
         change(file)
     with pytest.raises(RunError, match=rf"x\.weights\.h5 cannot be imported: .*{message}"):
-        read_keras(path)
+        parse_keras(path)
 
 
 def test_a_layer_list_that_names_a_layer_twice_or_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -313,7 +314,7 @@ def test_a_layer_list_that_names_a_layer_twice_or_is_no_text_is_refused(tmp_path
         with h5py.File(path, "a") as file:
             file.attrs["layer_names"] = np.array(names)
         with pytest.raises(RunError, match=message):
-            read_keras(path)
+            parse_keras(path)
 
 
 @pytest.mark.parametrize(
@@ -350,7 +351,7 @@ def test_a_damaged_file_gives_an_error_or_a_network_and_nothing_else(name: str, 
             del damaged[rng.integers(len(whole)) :]
         path.write_bytes(damaged)
         try:
-            read_keras(path)
+            parse_keras(path)
         except RunError:
             refused += 1
     assert refused > 30  # HDF5 has no sums: a changed weight is another weight

@@ -41,7 +41,7 @@ ARROWS = {
     "runtime": "distributed run",
     "train": "model objective optim prng shards",
     "feed": "data shards train",
-    "history": "data train",
+    "history": "data run train",
     "network": "data model shards train",
     "inference": "data feed history model network run shards train",
     "api": "data history inference run runtime",

@@ -159,7 +159,7 @@ def main(peer: str, config_file: str, data_file: str) -> None:
     importlib.import_module(library)
     with open(config_file, encoding="utf-8") as file:
         config = json.load(file)
-    data = dict(np.load(data_file))
+    data = dict(np.load(data_file, allow_pickle=False))
     versions = {name: metadata.version(name) for name in DISTRIBUTIONS.get(library, (library,))}
     print(json.dumps({"versions": {**versions, "python": platform.python_version()}}), file=answers, flush=True)
     began = time.perf_counter()

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jaxmlp
-from jaxmlp.errors import ConfigError, DivergedError, JaxmlpError, UsageError, did_you_mean
+from jaxmlp.errors import ConfigError, DivergedError, JaxmlpError, UsageError, did_you_mean, printable
 
 STARTED = time.perf_counter()
 """When the program began, for `total_s`."""
@@ -75,6 +75,11 @@ class Answer(NamedTuple):
     """For stderr."""
 
 
+def say(text: object) -> None:
+    """Print what people read, in which a name or a stranger's file can move no terminal."""
+    print(printable(text))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code.
 
@@ -110,7 +115,7 @@ def _run(argv: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         answer = _answer(argv[0], argv[1:])
         if answer.message:
-            print(answer.message, file=sys.stderr)
+            print(printable(answer.message), file=sys.stderr)
     if as_json:
         from jaxmlp.run.jsonl import finite
 

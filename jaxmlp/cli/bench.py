@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError, DiskError, UsageError
+from jaxmlp.fields import parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,11 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.bench.suite import run_suite
 
     document = run_suite(chosen.suite)
-    print("\n".join(_table(document)))
+    say("\n".join(_table(document)))
     if chosen.mllog:
         from jaxmlp.bench.mllog import mllog_lines
 
-        print("\n".join(mllog_lines(document)))
+        say("\n".join(mllog_lines(document)))
     answer = Answer(document)
     if base:
         answer = _compare(base, document, limit, chosen)
@@ -69,21 +70,36 @@ def _part(text: str) -> float:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parse_json(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}. Make one: jaxmlp bench --json > {path}") from None
-    if not isinstance(document, dict) or not {"suite", "rows", "manifest", "noise"} <= set(document):
+    if not _is_of_bench(document):
         raise UsageError(f"{path} is not a benchmark's. Make one: jaxmlp bench --json > {path}")
-    return document
+    found: dict[str, Any] = document
+    return found
+
+
+def _is_of_bench(document: Any) -> bool:
+    """Whether it has what a comparison reads."""
+    try:
+        facts = [document["manifest"][name] for name in ("binding", "not_binding")]
+        times = [seconds for row in document["rows"] for seconds in row["seconds"] or [0.0]]
+        texts = [document["suite"], *(row["key"] for row in document["rows"])]
+        noise = document["noise"]
+        texts += [noise["message"]] if noise["noisy"] else []
+        are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
+        return are_times and all(isinstance(text, str) for text in texts) and all(isinstance(f, dict) for f in facts)
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _self_check() -> Answer:
     from jaxmlp.bench.self_check import self_check
 
     found = self_check()
-    print("\n".join(f"{name}: {value}" for name, value in found.items()))
+    say("\n".join(f"{name}: {value}" for name, value in found.items()))
     failed = "the instrument erred on known answers: see above; a busy machine does that"
     return Answer(found) if found["passed"] else Answer(found, CheckFailed.exit_code, failed)
 
@@ -92,12 +108,12 @@ def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float,
     from jaxmlp.bench.compare import compare
 
     differences = compare(base, document, limit=limit, across_devices=chosen.across_devices)
-    print(f"\n{'':36}     base s     here s  ratio  effect       p")
+    say(f"\n{'':36}     base s     here s  ratio  effect       p")
     for found in differences:
         figures = f"{found.base_s:10.3g} {found.here_s:10.3g} {found.ratio:6.3f} {found.effect:7.2f} {found.p:7.2g}"
-        print(f"{found.key:36} {figures}  {found.verdict}")
+        say(f"{found.key:36} {figures}  {found.verdict}")
     if base["noise"]["noisy"]:
-        print(f"The base: {base['noise']['message']}")
+        say(f"The base: {base['noise']['message']}")
     answer = Answer({**document, "comparison": [found._asdict() for found in differences]})
     slower = [found.key for found in differences if found.verdict == "slower"]
     if not slower:
@@ -139,6 +155,6 @@ def _write(document: Mapping[str, Any], folder: Path) -> None:
     try:
         from jaxmlp.bench.plots import draw
     except ModuleNotFoundError:
-        print(f"{folder}/bench.json; pictures need matplotlib: pip install 'jaxmlp[report]'")
+        say(f"{folder}/bench.json; pictures need matplotlib: pip install 'jaxmlp[report]'")
         return
-    print(", ".join(map(str, [folder / "bench.json", *draw(document, folder)])))
+    say(", ".join(map(str, [folder / "bench.json", *draw(document, folder)])))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -33,11 +33,11 @@ def run(argv: Sequence[str]) -> Answer:
 
     folders = {"manual_dir": chosen.manual_dir, "data_dir": chosen.data_dir}
     if action == "prepare":
-        found = [data.prepare(name, **folders, report=print) for name in names or ["mnist"]]
+        found = [data.prepare(name, **folders, report=say) for name in names or ["mnist"]]
     else:
         found = [each for each in data.status(**folders) if not names or each.name in names]
     for each in found:
-        print("\n".join(_lines(each)))
+        say("\n".join(_lines(each)))
     return Answer({"data": [each._asdict() for each in found]})
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import jaxmlp
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed
 
 if TYPE_CHECKING:
@@ -41,14 +41,14 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.proof.references import record, self_test
 
     found = facts(chosen.manual_dir)
-    print("\n".join(_fact_lines(found)))
+    say("\n".join(_fact_lines(found)))
     tests = []
     for name in REFERENCED if chosen.full else ["quickstart"]:
-        dataset = data.load(REFERENCED[name].data, manual_dir=chosen.manual_dir, report=print)
+        dataset = data.load(REFERENCED[name].data, manual_dir=chosen.manual_dir, report=say)
         if chosen.record:
-            print(f"recorded: {record(name, dataset)}")
+            say(f"recorded: {record(name, dataset)}")
         tests.append(self_test(name, dataset, report=lambda _: None))
-        print("\n".join(_test_lines(tests[-1])))
+        say("\n".join(_test_lines(tests[-1])))
     document = {**found, "self_tests": [_plain(test) for test in tests]}
     left = [test.experiment for test in tests if test.verdict == "differs"]
     if not left:

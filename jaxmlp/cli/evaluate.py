@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError
 from jaxmlp.fields import ranged
 
@@ -33,12 +33,12 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.run.find import find_run
 
     model = load_model(find_run(name), chosen.checkpoint)
-    dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=say)
     split: data.Split | None = getattr(dataset, chosen.split)
     if split is None:
         raise ConfigError("split", "must be train or test: the run has no validation split")
     found = evaluate(model, split, chosen.split)
-    print(found)
+    say(str(found))
     document = {
         "split": found.split,
         "examples": found.examples,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,5 @@ def run(argv: Sequence[str]) -> Answer:
         same += f", whose own rounding is up to {found.rounding:.1e}"
     else:
         same = "the same bits as predict's"
-    print(f"{path}: {found.bytes:,} bytes; read back, and on 256 images {same}")
+    say(f"{path}: {found.bytes:,} bytes; read back, and on 256 images {same}")
     return Answer({"format": chosen.format, **found._asdict(), "path": str(path)})

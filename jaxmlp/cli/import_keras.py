@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp import runtime
-from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.config import ExperimentConfig
 
 
@@ -30,7 +30,7 @@ class ImportFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
 def run(argv: Sequence[str]) -> Answer:
     """Import FILE, and score it on the test split."""
     file = Path(flags.parse(ImportFlags(), argv, "import-keras", "FILE")[1][0])
-    from jaxmlp.keras import import_network, read_keras
+    from jaxmlp.keras.apart import read_keras
 
     network = read_keras(file)
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
@@ -42,18 +42,19 @@ def run(argv: Sequence[str]) -> Answer:
     default = dataclasses.replace(default, model=model, data=data_config)
     chosen = flags.parse(ImportFlags(config=default), argv, "import-keras", "FILE")[0]
     for note in network.notes:
-        print(f"{file}: {note}")
+        say(f"{file}: {note}")
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.fitting import check_batch_size
+    from jaxmlp.keras.imported import import_network
     from jaxmlp.run.find import default_run_dir
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
     check_batch_size(chosen.config, dataset)
     path = chosen.out or default_run_dir(chosen.config, datetime.now(UTC))
     history = import_network(network, chosen.config, dataset, path)
     layers = "-".join(map(str, (len(network.layers[0].kernel), *(len(layer.bias) for layer in network.layers))))
-    print(
+    say(
         f"{path}: {layers} {chosen.config.model.activation}, pixels times {chosen.config.data.pixel_scale:.6g}; "
         f"test_loss: {history.test_loss:.4f} - test_accuracy: {history.test_accuracy:.4f}"
     )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
-from jaxmlp.errors import DiskError
+from jaxmlp.cli import Answer, flags, say
+from jaxmlp.errors import DiskError, printable
 from jaxmlp.fields import ranged
 
 if TYPE_CHECKING:
@@ -58,9 +58,9 @@ def run(argv: Sequence[str]) -> Answer:
         likeliest = {"label": answer.label, "probability": answer.probability}
         predictions.append({"file": file, "index": index, **likeliest, "top": top})
         ranked = ", ".join(f"{label}: {probability:.4f}" for label, probability in answer.top)
-        print(f"{file}[{index}]: {answer.label} ({ranked})")
+        say(f"{printable(file, lines=False)}[{index}]: {answer.label} ({ranked})")
         if chosen.show:
-            print(_drawn(image))
+            say(_drawn(image))
     if chosen.csv:
         _write(chosen.csv, predictions)
     return Answer({"predictions": predictions})
@@ -75,7 +75,7 @@ def _drawn(image: np.ndarray[Any, Any]) -> str:
 
 def _write(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
     try:
-        with path.open("w", newline="", encoding="utf-8") as file:
+        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.writer(file)
             writer.writerow(["file", "index", "label", "probability", "top"])
             for each in predictions:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import UsageError
 
 
@@ -35,22 +35,22 @@ def run(argv: Sequence[str]) -> Answer:
     except ModuleNotFoundError as error:
         raise UsageError(f"report needs {error.name}: pip install 'jaxmlp[report]'") from None
     paths = [find_run(name) for name in names]
-    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=print)
+    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=say)
     out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     written = write_report(runs, out)
     for run in runs:
         if run.test_accuracy is None or run.ci95 is None:
-            print(f"{run.name}: {run.status}")
+            say(f"{run.name}: {run.status}")
         else:
             low, high = run.ci95
-            print(f"{run.name}: test_accuracy: {run.test_accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
+            say(f"{run.name}: test_accuracy: {run.test_accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
     if lanes := [run for run in runs if not run.answers]:
-        print(f"{lanes[0].path} kept no runs: no mistakes, calibration and weights. Sweep with --keep-runs for them.")
+        say(f"{lanes[0].path} kept no runs: no mistakes, calibration and weights. Sweep with --keep-runs for them.")
     first = next((run.name for run in runs if run.answers), "")
     for each in written.versus:
         split = f"{each.comparison.only_second} right here alone, {each.comparison.only_first} there"
-        print(f"{each.run.name} against {first}: {split}, McNemar p = {each.comparison.p:.3g}")
-    print(f"{written.report}: {written.bytes / 1e6:.1f} MB")
+        say(f"{each.run.name} against {first}: {split}, McNemar p = {each.comparison.p:.3g}")
+    say(f"{written.report}: {written.bytes / 1e6:.1f} MB")
     return Answer(
         {
             "report": str(written.report),

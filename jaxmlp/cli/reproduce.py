@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed
 from jaxmlp.fields import ranged
 
@@ -38,8 +38,8 @@ def run(argv: Sequence[str]) -> Answer:
 
     path = find_run(name)
     config = RunDirectory.open(path, write=False).config
-    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
-    found = reproduce(path, dataset, devices=chosen.devices, report=print)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
+    found = reproduce(path, dataset, devices=chosen.devices, report=say)
     difference = found.first_difference
     document = {
         "level": found.level,
@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> Answer:
     }
     lines = "\n".join(_lines(found))
     if found.same:
-        print(lines)
+        say(lines)
         return Answer(document)
     return Answer(document, CheckFailed.exit_code, lines)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxmlp.cli import Answer, flags
+from jaxmlp.cli import Answer, flags, say
+from jaxmlp.errors import printable
 
 if TYPE_CHECKING:
     from jaxmlp.run.listing import Listed
@@ -37,14 +38,14 @@ def run(argv: Sequence[str]) -> Answer:
     differences = listing.different_values(configs) if names else {}
     sweeps = [] if names else _sweeps()
     if found:
-        print("\n".join(_table(found)))
+        say("\n".join(_table(found)))
     elif not sweeps:
-        print(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
+        say(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
     if differences:
-        print("\n".join(["", *_differences(differences)]))
+        say("\n".join(["", *_differences(differences)]))
     for sweep in sweeps:
         told = sweep["problem"] or f"{sweep['ended']} of {sweep['lanes']} lanes ended"
-        print(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {told}")
+        say(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {told}")
     runs = [{**each._asdict(), "config": each.config and each.config.to_dict()} for each in found]
     return Answer({"runs": runs, "differences": differences, "sweeps": sweeps})
 
@@ -70,12 +71,13 @@ def _sweeps() -> list[dict[str, Any]]:
 
 
 def _table(found: Sequence[Listed]) -> Iterator[str]:
-    width = max(len(Path(each.run_dir).name) for each in found)
+    names = [printable(Path(each.run_dir).name, lines=False) for each in found]
+    width = max(map(len, names))
     yield f"{'run':{width}}  status       seed  epochs   val_loss  test_accuracy  test_loss  train_s  parameters"
-    for each in found:
-        name = f"{Path(each.run_dir).name:{width}}  {each.status:11}"
+    for name, each in zip(names, found, strict=True):
+        begin = f"{name:{width}}  {each.status:11}"
         if not each.config:
-            yield f"{name}  {each.problem}"
+            yield f"{begin}  {each.problem}"
             continue
         epochs = f"{each.epochs}/{each.config.epochs}"
         figures = [
@@ -85,7 +87,7 @@ def _table(found: Sequence[Listed]) -> Iterator[str]:
         ]
         seconds = "-" if each.train_s is None else f"{each.train_s:.1f}"
         digest = (each.params_sha256 or "-")[:12]
-        yield f"{name}  {each.seed:4}  {epochs:>7}  {'  '.join(figures)}  {seconds:>7}  {digest}"
+        yield f"{begin}  {each.seed:4}  {epochs:>7}  {'  '.join(figures)}  {seconds:>7}  {digest}"
 
 
 def _figure(value: float | None) -> str:

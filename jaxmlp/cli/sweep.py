@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import tyro
 
 from jaxmlp import runtime
-from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import join
 from jaxmlp.errors import ConfigError, DivergedError, UsageError
@@ -41,7 +41,8 @@ class SweepResumeFlags(flags.DataFlags, flags.DeviceFlags):
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share the lanes; by default all, on the CPU one a core."""
     distributed: str | None = None
-    """Join other processes, as for train: auto or HOST:PORT,PROCESSES,INDEX."""
+    """Join other processes, as for train: auto or HOST:PORT,PROCESSES,INDEX. The port of process 0 asks for no
+    password: keep it inside a network that you trust."""
     checkpoint_s: float = ranged(60.0, "[0, inf)")
     """Seconds between two checkpoints of the lanes in training."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
@@ -97,7 +98,7 @@ def _begin(chosen: SweepFlags, argv: Sequence[str]) -> Answer:
     from jaxmlp.run.find import new_folder
     from jaxmlp.sweep import sweep
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
     path = None
     if distributed.is_first():
         path = chosen.out or new_folder(f"{chosen.config.name}-sweep", datetime.now(UTC))
@@ -146,7 +147,7 @@ def _train(train: Callable[[SweepProgress, Stop], SweepResult], path: Path | Non
         result = train(progress, stop)
     document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
     if result.lanes and path:
-        print(f"{result.table()}\n{told}")
+        say(f"{result.table()}\n{told}")
     if result.status != "finished":
         assert stop.signal
         saved = f"{len(result.lanes)} of {result.total} lanes are done, those in training saved"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxmlp import runtime
-from jaxmlp.cli import STARTED, Answer, flags, summary
+from jaxmlp.cli import STARTED, Answer, flags, say, summary
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import CheckFailed, RunError, UsageError
@@ -95,7 +95,7 @@ def _begin(chosen: TrainFlags) -> Answer:
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
     check_batch_size(chosen.config, dataset)
     facts = _facts(chosen.config, dataset, chosen)
     if not distributed.is_first():
@@ -128,12 +128,12 @@ def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirector
     from jaxmlp.run.manifest import differences
 
     runtime.configure(chosen.device)
-    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     facts = _facts(config, dataset, chosen)
     for difference in differences(stored.manifest, facts) if stored else []:
         if difference.startswith("data_sha256"):
             raise RunError(f"{chosen.resume} was trained on other data: {difference}.")
-        print(f"The bits may differ from an uninterrupted run's: {difference}.")
+        say(f"The bits may differ from an uninterrupted run's: {difference}.")
     return _train(config, dataset, chosen, stored)
 
 
@@ -158,10 +158,10 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     used = len(shards.pick_devices(config.grad_shards, chosen.devices))
     verbose = chosen.verbose if stored else "0"
     for note in dataset.notes:
-        print(note)
+        say(note)
     if verbose != "0":
         devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
-        print(f"{path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
+        say(f"{path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
     boards = [_tensorboard(path, config, dataset)] if chosen.tensorboard and stored else []
     with make_progress(verbose, config.epochs) as progress, stop_signals() as stop:
         history = fit(
@@ -192,13 +192,15 @@ def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> Tens
     except ModuleNotFoundError as error:
         raise UsageError(f"--tensorboard needs {error.name}: pip install 'jaxmlp[tensorboard]'") from None
     height, width, channels = dataset.train.images.shape[1:]
+    if (path / "tensorboard").is_symlink():
+        raise RunError(f"{path / 'tensorboard'} is a symbolic link: it must lie in the run directory. Remove it.")
     return TensorBoard(path / "tensorboard", config, (height, width, channels))
 
 
 def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
     accuracy = result["test_accuracy"]
     if accuracy is not None:
-        print(f"test_loss: {result['test_loss']:.4f} - test_accuracy: {accuracy:.4f} - {path}")
+        say(f"test_loss: {result['test_loss']:.4f} - test_accuracy: {accuracy:.4f} - {path}")
     document = {"run_dir": str(path), **result, "total_s": time.perf_counter() - STARTED}
     if chosen.min_accuracy is None or accuracy is None or accuracy >= chosen.min_accuracy:
         return Answer(document)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxmlp.cli import Answer, flags
-from jaxmlp.errors import RunError
+from jaxmlp.cli import Answer, flags, say
+from jaxmlp.errors import RunError, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +35,12 @@ def run(argv: Sequence[str]) -> Answer:
         # A report has many plots.
         tops = Counter(name.partition("/")[0] + "/" * ("/" in name) for name in found.not_covered)
         told = ", ".join(f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
-        print(f"not the run's own, so nothing vouches for it: {told}")
+        say(f"not the run's own, so nothing vouches for it: {told}")
     if not found.ended:
-        print(f"The run has not ended: its logs have no sums until {SUMS} is written.")
+        say(f"The run has not ended: its logs have no sums until {SUMS} is written.")
     if found.damaged:
         problems = [f"{path} is damaged: {len(found.damaged)} of {found.files} files"]
-        problems += [f"{damage.file}: {damage.problem}" for damage in found.damaged]
+        problems += [f"{printable(damage.file, lines=False)}: {damage.problem}" for damage in found.damaged]
         return Answer(document, RunError.exit_code, "\n".join(problems))
-    print(f"{path}: {found.files} files and {found.tensors} tensors are as the run left them")
+    say(f"{path}: {found.files} files and {found.tensors} tensors are as the run left them")
     return Answer(document)

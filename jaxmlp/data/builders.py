@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from jaxmlp.data.dataset import Split
 from jaxmlp.data.idx import read_idx
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import DataError
+from jaxmlp.fields import parse_json
 
+FEATURES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_]+\.[A-Za-z]+")
+"""Names of the classes that a folder's features may be of: tfds imports the module of whatever name it finds."""
 READ_AT_ONCE = 2000
 """Records; one at a time takes six times as long."""
 
@@ -103,11 +107,20 @@ def read(folder: Path) -> tuple[Split, Split]:
         DataError: It is damaged, or holds other than images and labels.
     """
     try:
+        _check_features(parse_json((folder / "features.json").read_bytes()))
         builder = tfds.builder_from_directory(folder)
         return _read_split(builder, "train"), _read_split(builder, "test")
     # tfds, protobuf, array_record's C++ and Pillow each raise classes of their own for a damaged file.
     except Exception as error:
         raise DataError(f"data: {folder} cannot be read: {str(error).strip() or type(error).__name__}") from error
+
+
+def _check_features(plain: Any) -> None:
+    """Raise ValueError where a class would come from elsewhere than tfds's own features."""
+    for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ():
+        if key in ("pythonClassName", "python_class_name", "type") and not FEATURES.fullmatch(str(value)):
+            raise ValueError(f"features.json names the class {value!r}, which is none of tfds's features")
+        _check_features(value)
 
 
 def _read_split(builder: Any, split: str) -> Split:

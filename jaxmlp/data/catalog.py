@@ -13,7 +13,7 @@ from jaxmlp.data import cache, embedded, official, prepared
 from jaxmlp.data.arrays import Pair, from_arrays
 from jaxmlp.data.dataset import Dataset, make_dataset
 from jaxmlp.data.prepared import Report, Status
-from jaxmlp.errors import ConfigError, DataError, did_you_mean
+from jaxmlp.errors import ConfigError, DataError, did_you_mean, printable
 
 StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"
@@ -42,7 +42,7 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def load(

@@ -24,6 +24,7 @@ LIMIT_BYTES = 1 << 31
 """The most that `read_idx` decompresses, unless told."""
 DEFLATE_RATIO = 1032
 """No deflate stream expands more."""
+MAX_AXES = 32
 
 
 @contextlib.contextmanager
@@ -78,20 +79,23 @@ def read_idx(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) ->
         on_disk = path.stat().st_size
         zipped = isinstance(stream, gzip.GzipFile)
         ceiling = min(limit_bytes, on_disk * DEFLATE_RATIO if zipped else on_disk - 4 * (1 + len(shape)))
+        promised = f"its header says {_times(shape)}, which is {size:,} bytes"
         if size > ceiling:
-            promised = f"its header says {_times(shape)}, which is {size:,} bytes"
             raise DataError(f"data: {path} is not what it says: {promised}, and {ceiling:,} is the most it may hold")
         content = stream.read(size + 1)
     if len(content) != size:
         found = f"more than {size:,}" if len(content) > size else f"{len(content):,}"
         raise DataError(f"data: {path} holds {found} bytes after its header, which says {_times(shape)}: {size:,}")
-    array = np.frombuffer(content, element).reshape(shape)
+    try:
+        array = np.frombuffer(content, element).reshape(shape)
+    except ValueError:  # No example at all of one that no array could hold.
+        raise DataError(f"data: {path} is not what it says: {promised}, and no array has that shape") from None
     return array.astype(element.newbyteorder("="), copy=False)
 
 
 def _header(path: Path, stream: io.BufferedIOBase) -> tuple[np.dtype, tuple[int, ...]]:
     magic = stream.read(4)
-    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in ELEMENTS or not magic[3]:
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in ELEMENTS or not 0 < magic[3] <= MAX_AXES:
         raise DataError(f"data: {path} is not an IDX file: it starts with 0x{magic.hex()}, wanted 0x0000, type, axes")
     lengths = stream.read(4 * magic[3])
     if len(lengths) < 4 * magic[3]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxmlp.data import cache, official
 from jaxmlp.data.dataset import Split
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import DataError
+from jaxmlp.fields import parse_json
 
 Report: TypeAlias = Callable[[str], None]
 """Told, line by line, what takes long and what was damaged."""
@@ -152,7 +152,7 @@ def newest_version(folder: Path) -> Path | None:
     """`folder`, or the newest of the version folders in it, if tfds prepared it."""
 
     def version(path: Path) -> list[int]:
-        return [int(number) for number in path.name.split(".") if number.isdigit()]
+        return [int(number) for number in path.name.split(".") if number.isdecimal()]
 
     infos = [*folder.glob("dataset_info.json"), *folder.glob("*.*.*/dataset_info.json")]
     return max((info.parent for info in infos), key=version, default=None)
@@ -176,7 +176,7 @@ def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loa
     _check_format(name, folder)
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        sums = [hashlib.sha256(path.read_bytes()).digest() for path in files]
+        sums = [_sum(path) for path in files]
     except OSError as error:
         raise DataError(f"data: {folder} cannot be read: {error}") from None
     path = data_dir / f"{name}-{hashlib.sha256(b''.join(sums)).hexdigest()[:16]}.idx"
@@ -198,9 +198,14 @@ def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loa
     return Loaded(*copy, notes=() if copy[2] == SOURCES[name].sha256 else (f"{folder}: {SHUFFLED}",))
 
 
+def _sum(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
 def _check_format(name: str, folder: Path) -> None:
     try:
-        file_format = json.loads((folder / "dataset_info.json").read_text()).get("fileFormat", "tfrecord")
+        file_format = parse_json((folder / "dataset_info.json").read_bytes()).get("fileFormat", "tfrecord")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"data: {folder / 'dataset_info.json'} cannot be read: {error}") from None
     if file_format != "array_record":

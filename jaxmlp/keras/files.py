@@ -27,8 +27,8 @@ HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
 _DENSE = re.compile(r"dense(?:_(\d+))?")
 
 
-def read_keras(path: Path) -> KerasNetwork:
-    """The network in a file that Keras wrote.
+def parse_keras(path: Path) -> KerasNetwork:
+    """The network in a file that Keras wrote. Of a damaged one HDF5's library may never return: see `apart`.
 
     Raises:
         RunError: It is not there, no such file, damaged, or of a network that is no stack of Dense layers.
@@ -44,24 +44,24 @@ def read_keras(path: Path) -> KerasNetwork:
             if start == HDF5:
                 return _read_hdf5(Group.of_file(file, size))
             if start.startswith(ZIP):
-                return _read_archive(file)
+                return _read_archive(file, size)
             raise Refused("it is neither HDF5 nor a .keras archive")
     except Refused as error:
         raise RunError(f"{path} cannot be imported: {error}.") from error
-    except (KeyError, NotImplementedError, OSError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
         # Whichever h5py and zipfile run into in a damaged file.
         raise RunError(f"{path} cannot be imported: it is damaged ({error}).") from error
 
 
-def _read_archive(file: BinaryIO) -> KerasNetwork:
+def _read_archive(file: BinaryIO, size: int) -> KerasNetwork:
     with zipfile.ZipFile(file) as archive:
         config = _member(archive, "config.json", MAX_TEXT)
-        weights = _member(archive, "model.weights.h5", None)
+        weights = _member(archive, "model.weights.h5", size)
     root = Group.of_file(io.BytesIO(weights), len(weights))
     return assemble(checked_layers(_keras3_arrays(root)), parse_architecture(_json(config)))
 
 
-def _member(archive: zipfile.ZipFile, name: str, limit: int | None) -> bytes:
+def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     """A part of the archive; zipfile checks its sum."""
     if name not in archive.namelist():
         raise Refused(f"it has no {name}")
@@ -69,7 +69,7 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int | None) -> bytes:
     # Stored parts are no larger than the archive, so none of them unpacks into more than was given.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise Refused(f"its {name} is compressed: Keras stores it plain")
-    if limit and info.file_size > limit:
+    if info.file_size > limit:
         raise Refused(f"its {name} has {info.file_size} bytes, wanted {limit} at most")
     return archive.read(info)
 

@@ -85,6 +85,8 @@ class Group:
         texts = [text.decode() if isinstance(text, bytes) else text for text in found]
         if not all(isinstance(text, str) for text in texts):
             raise Refused(f"its attribute {name} is not text")
+        if sum(map(len, texts)) > MAX_TEXT:
+            raise Refused(f"its attribute {name} is too large")
         return texts
 
     def group(self, name: str) -> Group:

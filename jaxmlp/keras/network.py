@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlp.config import ModelConfig
+from jaxmlp.config import MAX_LAYERS, ModelConfig
 from jaxmlp.keras.hdf5 import Refused
 
 ACTIVATIONS: Final = {
@@ -121,7 +121,7 @@ def parse_architecture(plain: Any) -> Architecture:
     """
     try:
         return _architecture(plain["class_name"], plain["config"])
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise Refused(f"its config is not that of a Keras model ({type(error).__name__}: {error})") from error
 
 
@@ -130,6 +130,8 @@ def _architecture(kind: str, config: Any) -> Architecture:
         raise Refused(f"its model is {kind!r}, wanted Sequential or Functional; none of its Python is run")
     # Keras before 2.2.3 wrote the layers of a Sequential alone.
     layers: list[Mapping[str, Any]] = config if isinstance(config, list) else config["layers"]
+    if len(layers) > MAX_LAYERS:
+        raise Refused(f"its model has {len(layers)} layers, wanted {MAX_LAYERS} at most")
     if kind != "Sequential":
         _check_in_a_row(layers)
     units: list[int] = []

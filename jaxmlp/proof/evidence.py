@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmlp.errors import RunError
 from jaxmlp.proof import bits
 from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint
@@ -30,6 +31,8 @@ class Evidence:
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Evidence:
         """Of a line of `digests.jsonl`, or of a reference."""
+        if type(line.get("steps")) is not int:
+            raise RunError("a log of digests is damaged: a line lacks its steps")
         sha256 = {part: line[f"{part}_sha256"] for part in PARTS if f"{part}_sha256" in line}
         return cls(line["steps"], sha256, line.get("leaves_sha256", {}))
 
@@ -63,7 +66,7 @@ def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
         RunError: A log is damaged.
     """
     lines = run.digests()
-    found = {line["steps"]: Evidence.from_line(line) for line in [*run.trace(), *lines]}
+    found = {piece.step: piece for piece in map(Evidence.from_line, [*run.trace(), *lines])}
     for path in run.checkpoints():
         step = int(path.stem.removeprefix("step-"))
         found.setdefault(step, Evidence(step)).checkpoint = path

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxmlp import data
-from jaxmlp.errors import DiskError
+from jaxmlp.errors import DiskError, RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import PARTS, Evidence, FirstDifference
 from jaxmlp.proof.experiments import REFERENCED
 from jaxmlp.proof.training import Training
 from jaxmlp.run import files
 from jaxmlp.run.digest import digest, leaf_digests
+from jaxmlp.run.known import wrong_fields
 from jaxmlp.run.manifest import differences, manifest
 
 FOLDER = Path(__file__).parents[1] / "references"
@@ -124,9 +126,28 @@ def record(name: str, dataset: data.Dataset) -> Path:
 
 
 def references() -> list[Reference]:
-    """Those that come with the package, and those that were recorded here."""
-    read = ((path, json.loads(path.read_text())) for path in sorted(FOLDER.glob("*.json")))
-    return [Reference(path, found["platform"], found["experiments"]) for path, found in read]
+    """Those that come with the package, and those that were recorded here.
+
+    Raises:
+        RunError: One is damaged.
+    """
+    return [_read(path) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def _read(path: Path) -> Reference:
+    try:
+        found = parse_json(files.read(path))
+        platform, experiments = dict(found["platform"]), dict(found["experiments"])
+        for each in experiments.values():
+            named = {name: each[name] for name in ("config_sha256", "data_sha256", "order_sha256")}
+            points = [Evidence.from_line(line) for line in each["points"]]
+            if wrong_fields(named) or None in named.values() or any(wrong_fields(line) for line in each["points"]):
+                raise ValueError("a field of another type")
+            if [point.step for point in points] != sorted({point.step for point in points}):
+                raise ValueError("points out of order")
+        return Reference(path, platform, experiments)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged: it is not a reference ({error}). Install jaxmlp again.") from error
 
 
 def _platform(training: Training, dataset: data.Dataset) -> Platform:

@@ -7,7 +7,6 @@ found, and so is a file of another run. A forger who writes every file anew is n
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.run import checkpoint, files, jsonl, sums
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
@@ -166,7 +166,7 @@ def _check_lock(path: Path) -> None:
     """A lock that nobody holds is empty, or names the process that was killed with it."""
     text = files.read(path)
     try:
-        if not text or (type((holder := json.loads(text))["pid"]) is int and datetime.fromisoformat(holder["since"])):
+        if not text or (type((holder := parse_json(text))["pid"]) is int and datetime.fromisoformat(holder["since"])):
             return
     except (KeyError, TypeError, ValueError):
         pass

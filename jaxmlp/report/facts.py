@@ -17,6 +17,7 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
+from jaxmlp.history import EpochRecord
 from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
 from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
@@ -176,7 +177,7 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFa
         config=run.config,
         manifest=run.manifest,
         status=run.status,
-        epochs=run.epochs(),
+        epochs=[EpochRecord.from_line(line)._asdict() for line in run.epochs()],
         digests=run.digests(),
         step=model.step,
         train_s=result.get("train_s"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from jaxmlp.errors import printable
 from jaxmlp.report.facts import RunFacts
 from jaxmlp.run.listing import different_values
 from jaxmlp.sweep.result import Spread, setting_name
@@ -35,5 +36,6 @@ def group(runs: Sequence[RunFacts]) -> list[Group]:
         values = {field: each[index] for field, each in differences.items()}
         name = setting_name(values, short=True) if values else together[0].config.name
         seeds = f", {len(together)} seeds"
-        groups.append(Group(together[0].name if len(together) == 1 else name + seeds, values, together))
+        name = printable(together[0].name, lines=False) if len(together) == 1 else name + seeds
+        groups.append(Group(name, values, together))
     return groups

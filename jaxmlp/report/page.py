@@ -74,8 +74,11 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     for detail in details:
         figures["confusion" + detail.suffix] = plots.confusion(detail.answers.evaluation)
         figures["calibration" + detail.suffix] = plots.calibration(detail.answers.calibration)
-    page = _render(runs, groups, versus, details, figures, out)
+    # No encoding has the halves of surrogate pairs that stand for odd bytes in a folder's name.
+    page = _render(runs, groups, versus, details, figures, out).encode(errors="backslashreplace")
     folder = out.parent / "plots"
+    if folder.is_symlink():
+        raise DiskError(f"{folder} is a symbolic link: the plots must lie beside the report. Remove it.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,8 +87,8 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     for (name, figure), kind in itertools.product(figures.items(), ("png", "svg")):
         written.append(folder / f"{name}.{kind}")
         files.write(written[-1], plots.as_file(figure, kind))
-    files.write(out, page.encode())
-    return Written(report=out, bytes=len(page.encode()), plots=tuple(written), versus=tuple(versus))
+    files.write(out, page)
+    return Written(report=out, bytes=len(page), plots=tuple(written), versus=tuple(versus))
 
 
 def compare(runs: Sequence[RunFacts]) -> list[Versus]:

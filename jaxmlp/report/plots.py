@@ -57,6 +57,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jaxmlp",
     "text.color": INKS["ink"],
+    "text.parse_math": False,
     "xtick.color": INKS["muted"],
     "xtick.labelcolor": INKS["ink"],
     "ytick.color": INKS["muted"],

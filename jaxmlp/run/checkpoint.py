@@ -29,8 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmlp.errors import RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.run import files
 from jaxmlp.run.digest import little_endian_bytes
+from jaxmlp.run.known import wrong_fields
 
 MAX_HEADER = 1 << 22
 """Bytes of the longest header that is read."""
@@ -164,14 +166,16 @@ def _read_header(file: BufferedReader) -> tuple[list[_Tensor], dict[str, Any]]:
 
 def _parse(text: bytes) -> tuple[list[_Tensor], dict[str, Any]]:
     try:
-        header = json.loads(text)
+        header = parse_json(text)
         metadata = header.pop("__metadata__")
-        meta = json.loads(metadata["meta"])
+        meta = parse_json(metadata["meta"])
         tensors = [_parse_tensor(name, entry, metadata[f"sha256:{name}"]) for name, entry in header.items()]
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _Damaged("its header is not that of a checkpoint") from error
     if not isinstance(meta, dict):
         raise _Damaged("its meta is not a JSON object")
+    if wrong := wrong_fields(meta):
+        raise _Damaged(f"its meta has no such {', '.join(wrong)}")
     return sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)), meta
 
 
@@ -184,7 +188,10 @@ def _parse_tensor(name: str, entry: dict[str, Any], sha256: str) -> _Tensor:
 
 
 def _read_tensor(file: BufferedReader, tensor: _Tensor) -> NDArray[Any]:
-    data = np.empty(tensor.end - tensor.start, np.uint8)
+    try:
+        data = np.empty(tensor.end - tensor.start, np.uint8)
+    except MemoryError as error:
+        raise _Damaged(f"tensor {tensor.name} does not fit into this machine's memory") from error
     if file.readinto(data) != data.nbytes or hashlib.sha256(data).hexdigest() != tensor.sha256:
         raise _Damaged(f"tensor {tensor.name} is damaged (SHA-256 differs)")
     try:

@@ -185,7 +185,7 @@ class RunDirectory:
         """Keep the logs' lines before `epoch`, and the trace's up to `steps`; a resume writes the others anew."""
         for name in self._logs():
             if name == TRACE:
-                jsonl.cut_back(self.path / name, lambda line: line["steps"] <= steps)
+                jsonl.cut_back(self.path / name, lambda line: line.get("steps", 0) <= steps)
             else:
                 jsonl.cut_back(self.path / name, lambda line: line["epoch"] < epoch)
 

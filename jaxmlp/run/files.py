@@ -76,17 +76,17 @@ def open_plain(path: Path) -> BufferedReader:
     return open(descriptor, "rb")
 
 
-def read(path: Path) -> bytes:
+def read(path: Path, limit: int = MAX_TEXT) -> bytes:
     """The bytes of a text file of a run.
 
     Raises:
-        RunError: It cannot be read, is no plain file, or is longer than `MAX_TEXT`.
+        RunError: It cannot be read, is no plain file, or is longer than `limit` bytes.
     """
     try:
         with open_plain(path) as file:
-            text = file.read(MAX_TEXT + 1)
+            text = file.read(limit + 1)
     except OSError as error:
         raise RunError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(text) > MAX_TEXT:
-        raise RunError(f"{path} is longer than {MAX_TEXT} bytes: it is not a file of a run.")
+    if len(text) > limit:
+        raise RunError(f"{path} is longer than {limit} bytes: it is not a file of a run.")
     return text

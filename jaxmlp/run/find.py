@@ -20,7 +20,12 @@ def runs_dir() -> Path:
 
 def list_runs() -> list[Path]:
     """The runs in `runs_dir()`, the one begun last first."""
-    begun = [(config.stat().st_mtime_ns, config.parent) for config in runs_dir().glob(f"*/{CONFIG}")]
+    return last_begun_first(CONFIG)
+
+
+def last_begun_first(name: str) -> list[Path]:
+    """The folders in `runs_dir()` that have a file of this name, the newest file's first."""
+    begun = [(file.lstat().st_mtime_ns, file.parent) for file in runs_dir().glob(f"*/{name}")]
     return [path for _, path in sorted(begun, reverse=True)]
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp.errors import DiskError, RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.run import files
+from jaxmlp.run.known import wrong_fields
 
 
 def finite(value: Any) -> Any:
@@ -63,9 +65,9 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def _parsed(path: Path, number: int, raw: bytes) -> dict[str, Any]:
     try:
-        line = json.loads(raw)
-        if isinstance(line["epoch"], int):
-            return dict(line)
-    except (KeyError, TypeError, ValueError, RecursionError):
+        line = parse_json(raw)
+        if isinstance(line, dict) and "epoch" in line and not wrong_fields(line):
+            return line
+    except ValueError:
         pass
     raise RunError(f"{path}: line {number} is damaged. Restore the file from a copy, or train again in another folder.")

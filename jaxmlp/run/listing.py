@@ -43,11 +43,11 @@ def read(path: Path) -> Listed:
         status=run.status,
         seed=run.config.seed,
         epochs=len(epochs),
-        val_loss=epochs[-1]["val_loss"] if epochs else None,
+        val_loss=epochs[-1].get("val_loss") if epochs else None,
         test_accuracy=result.get("test_accuracy"),
         test_loss=result.get("test_loss"),
         train_s=result.get("train_s"),
-        params_sha256=digests[-1]["params_sha256"] if digests else None,
+        params_sha256=digests[-1].get("params_sha256") if digests else None,
         config=run.config,
     )
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlp.errors import DiskError, RunError
+from jaxmlp.fields import parse_json
 
 _TRIES, _PAUSE_S = 5, 0.02
 
@@ -27,7 +28,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
             if not _acquired(self._descriptor):
                 holder = _holder(os.pread(self._descriptor, 1000, 0))
                 os.close(self._descriptor)
@@ -59,16 +60,17 @@ def _acquired(descriptor: int) -> bool:
 
 def _holder(text: bytes) -> str:
     try:
-        holder = json.loads(text)
+        holder = parse_json(text)
         return f"process {int(holder['pid'])} (since {datetime.fromisoformat(holder['since']):%Y-%m-%d %H:%M:%S} UTC)"
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, OverflowError, TypeError, ValueError):
         return "another process"
 
 
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock of this file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # No waiting for whoever is at the other end of a pipe.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False
     try:

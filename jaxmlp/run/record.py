@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.run import files, jsonl
+from jaxmlp.run.known import wrong_fields
 
 ENDS = ("finished", "interrupted", "diverged", "failed")
 """What the status of a run can be, besides `running`."""
+
+MAX_DOCUMENT = 1 << 22
+"""Bytes of the longest config or manifest that is read."""
 
 CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.jsonl"
 
@@ -24,7 +28,7 @@ def read_config(path: Path) -> ExperimentConfig:
         RunError: It is damaged.
     """
     try:
-        return ExperimentConfig.from_json(files.read(path / CONFIG).decode())
+        return ExperimentConfig.from_json(files.read(path / CONFIG, MAX_DOCUMENT).decode())
     except (ConfigError, UnicodeDecodeError) as error:
         raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
 
@@ -36,12 +40,23 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: It is damaged.
     """
     try:
-        manifest = json.loads(files.read(path / MANIFEST))
-        if manifest["status"] in ("running", *ENDS) and isinstance(manifest["result"], dict | None):
-            return dict(manifest)
-    except (KeyError, TypeError, ValueError, RecursionError):
+        return checked_manifest(parse_json(files.read(path / MANIFEST, MAX_DOCUMENT)))
+    except ValueError:
         pass
     raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or name another folder with --out.")
+
+
+def checked_manifest(found: Any) -> dict[str, Any]:
+    """The manifest of a run or sweep, whose parts are of the types that their readers count on.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
+        parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "result")]
+        if all(isinstance(part, dict) and not wrong_fields(part) for part in parts):
+            return {"result": None, **found}
+    raise ValueError("it is no manifest")
 
 
 def taken(path: Path) -> str:

@@ -26,11 +26,12 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from jaxmlp.errors import ConfigError, DiskError, RunError
+from jaxmlp.fields import parse_json
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
-from jaxmlp.run.find import runs_dir
+from jaxmlp.run.find import last_begun_first, runs_dir
 from jaxmlp.run.lock import Lock
-from jaxmlp.run.record import CONFIG, ENDS, MANIFEST
+from jaxmlp.run.record import CONFIG, MANIFEST, checked_manifest
 from jaxmlp.sweep.lanes import Lane, Plan
 from jaxmlp.sweep.result import LaneResult
 
@@ -90,6 +91,9 @@ class SweepDirectory:
             DiskError: It cannot be written.
         """
         plan = read_plan(path)
+        for name in (GROUP, RUNS):
+            if (path / name).is_symlink():
+                raise RunError(f"{path / name} is a symbolic link: it must lie in the sweep's folder.")
         lock = Lock(path / LOCK)
         try:
             sweep = cls(path, plan, read_manifest(path), lock)
@@ -114,7 +118,7 @@ class SweepDirectory:
 
     def lanes(self) -> list[LaneResult]:
         """Those that ended."""
-        return read_lanes(self.path)
+        return read_lanes(self.path, self.plan)
 
     def append_lane(self, result: LaneResult) -> None:
         """Record a lane's end, which is on the disk before this returns."""
@@ -150,7 +154,10 @@ class SweepDirectory:
 
     def newest_group(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The group's newest good checkpoint, or none where there is no file of one."""
-        return self._checkpoints.newest(warn, set_aside=True)
+        found = self._checkpoints.newest(warn, set_aside=True)
+        if found:
+            _check_group(found.meta, found.arrays, self.plan)
+        return found
 
     def run_path(self, lane: Lane) -> Path:
         """Where the lane's run directory is, if runs are kept."""
@@ -174,7 +181,8 @@ def load(path: Path) -> tuple[Plan, list[LaneResult]]:
     Raises:
         RunError: There is no sweep, or it cannot be read.
     """
-    return read_plan(path), sorted(read_lanes(path), key=lambda result: result.lane)
+    plan = read_plan(path)
+    return plan, sorted(read_lanes(path, plan), key=lambda result: result.lane)
 
 
 def read_plan(path: Path) -> Plan:
@@ -186,21 +194,47 @@ def read_plan(path: Path) -> Plan:
     if not os.path.lexists(path / PLAN):
         raise RunError(f"{path} is not a sweep: it has no {PLAN}.")
     try:
-        return Plan.from_json(files.read(path / PLAN).decode())
-    except (ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
+        plan = Plan.from_json(files.read(path / PLAN).decode())
+        plan.lanes()
+        return plan
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / PLAN} is not the plan of a sweep: {error}.") from error
 
 
-def read_lanes(path: Path) -> list[LaneResult]:
+def read_lanes(path: Path, plan: Plan) -> list[LaneResult]:
     """The lanes that ended, in the order in which they did.
 
     Raises:
-        RunError: The log cannot be read.
+        RunError: The log cannot be read, or tells of other lanes than the plan's.
     """
     try:
-        return [LaneResult.from_line(line) for line in jsonl.read(path / LANES)]
-    except (KeyError, TypeError) as error:
+        found = {result.lane: result for result in map(LaneResult.from_line, jsonl.read(path / LANES))}
+        for lane, result in found.items():
+            if not _is_of_plan(result, plan):
+                raise ValueError(f"lane {lane} is none of the plan")
+        return list(found.values())
+    except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / LANES} is damaged: {error}. Sweep again in another folder.") from error
+
+
+def _is_of_plan(result: LaneResult, plan: Plan) -> bool:
+    setting, seed = divmod(result.lane, len(plan.seeds))
+    is_lane = setting < len(plan.settings)
+    return is_lane and (result.seed, dict(result.settings)) == (plan.seeds[seed], plan.settings[setting])
+
+
+def _check_group(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], plan: Plan) -> None:
+    """Raise RunError where they are not those of a group's checkpoint."""
+    lanes, diverged_in = (meta.get(name) for name in ("lanes", "diverged_in"))
+    numbers = [meta.get(name) for name in ("epoch", "done", "epoch_s", "train_s")]
+    if isinstance(lanes, list) and isinstance(diverged_in, list) and None not in numbers and meta["epoch"]:
+        count = len(plan.seeds) * len(plan.settings)
+        are_lanes = all(type(lane) is int and 0 <= lane < count for lane in lanes) and len(set(lanes)) == len(lanes)
+        are_epochs = all(epoch is None or type(epoch) is int for epoch in diverged_in)
+        have_rows = all(array.shape[:1] == (len(lanes),) for array in arrays.values())
+        if are_lanes and are_epochs and have_rows and len(lanes) == len(diverged_in):
+            return
+    raise RunError("the sweep's checkpoint is not that of its lanes. Sweep again in another folder.")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -210,18 +244,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: It cannot be read.
     """
     try:
-        found = json.loads(files.read(path / MANIFEST))
-        if found["status"] in ("running", *ENDS):
-            return dict(found)
-    except (KeyError, TypeError, ValueError, RecursionError):
+        return checked_manifest(parse_json(files.read(path / MANIFEST)))
+    except ValueError:
         pass
     raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or sweep again in another folder.")
 
 
 def list_sweeps() -> list[Path]:
     """The sweeps in `runs_dir()`, the one begun last first."""
-    begun = [(plan.stat().st_mtime_ns, plan.parent) for plan in runs_dir().glob(f"*/{PLAN}")]
-    return [path for _, path in sorted(begun, reverse=True)]
+    return last_begun_first(PLAN)
 
 
 def find_sweep(name: str) -> Path:

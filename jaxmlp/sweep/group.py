@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,12 +12,12 @@ import jax
 import numpy as np
 
 from jaxmlp import distributed, train
+from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.loop import agree, next_chunk
 from jaxmlp.programs import means
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
-from jaxmlp.run.jsonl import finite
 from jaxmlp.run.manifest import manifest
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.kept import KeptRun
@@ -115,10 +116,14 @@ class Group:
     def _read_records(self) -> None:
         lines = self.job.directory.epochs(self.epoch) if self.job.directory else []
         for line in json.loads(distributed.share(json.dumps(lines).encode())):
-            found = dict(zip(line["lanes"], line["records"], strict=True))
-            for lane, records in zip(self.lanes, self.records, strict=True):
-                if found[lane.index]:
-                    records.append(EpochRecord(**found[lane.index]))
+            try:
+                found = dict(zip(line["lanes"], line["records"], strict=True))
+                ours = [found[lane.index] for lane in self.lanes]
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunError(f"the log of the group's epochs is damaged: {error}. Sweep again elsewhere.") from error
+            for each, records in zip(ours, self.records, strict=True):
+                if each:
+                    records.append(EpochRecord.from_line(each))
 
     def _put_active(self) -> None:
         going = [epoch is None for epoch in self.diverged_in]
@@ -165,17 +170,20 @@ class Group:
         health = to_host(health, job.mesh)
         finite_params = np.all(list(leaves(health.finite_params).values()), axis=0)
         healthy = finite_params & (health.bad_loss_step == train.NEVER)
-        for row, lane in enumerate(self.lanes):
+        for row in range(len(self.lanes)):
             if self.diverged_in[row] is None and not healthy[row]:
-                self.diverged_in[row] = self.epoch
-                job.progress.note(f"Lane {lane.index + 1} (seed {lane.seed}) diverged in epoch {self.epoch}.")
-        if not healthy.all():
-            self._put_active()
+                self._diverge(row)
         seconds = time.perf_counter() - began
         self.epoch_s += seconds
         self.chunk = next_chunk(self.chunk, length, seconds, self.steps_per_epoch, CHUNK_S)
         job.progress.updates_done(self._where(), len(self.lanes) * length)
         self.done = stop
+
+    def _diverge(self, row: int) -> None:
+        self.diverged_in[row] = self.epoch
+        lane = self.lanes[row]
+        self.job.progress.note(f"Lane {lane.index + 1} (seed {lane.seed}) diverged in epoch {self.epoch}.")
+        self._put_active()
 
     def _orders(self) -> jax.Array:
         orders: jax.Array = epoch_orders(
@@ -205,8 +213,12 @@ class Group:
                 continue
             loss, accuracy = means(_row(sums[0], row))
             val_loss, val_accuracy = means(_row(sums[1], row)) if len(sums) > 1 else (None, None)
+            if val_loss is not None and not math.isfinite(val_loss):
+                self._diverge(row)
+                ended.append(None)
+                continue
             steps, rate = self.epoch * self.steps_per_epoch, float(rates[row])
-            record = EpochRecord(self.epoch, steps, loss, accuracy, finite(val_loss), val_accuracy, rate, seconds)
+            record = EpochRecord(self.epoch, steps, loss, accuracy, val_loss, val_accuracy, rate, seconds)
             records.append(record)
             ended.append(record)
         return ended
@@ -246,20 +258,22 @@ class Group:
         results = []
         for row, lane in enumerate(self.lanes):
             state, diverged_in = _row(states, row), self.diverged_in[row]
-            ended = diverged_in is None
-            loss, accuracy = means(_row(sums, row)) if ended else (None, None)
+            loss, accuracy = means(_row(sums, row))
+            ended = diverged_in is None and math.isfinite(loss)
             history = History(
                 config=lane.config, module=self.program.static["module"], dataset=job.dataset,
                 records=tuple(self.records[row]), state=state,
-                status="finished" if ended else "diverged", test_loss=finite(loss), test_accuracy=accuracy,
-                params_sha256=digest(state.params), state_sha256=digest(state), compile_s=job.compile_s,
-                train_s=train_s, devices=1, processes=jax.process_count(),
+                status="finished" if ended else "diverged", test_loss=loss if ended else None,
+                test_accuracy=accuracy if ended else None, params_sha256=digest(state.params),
+                state_sha256=digest(state), compile_s=job.compile_s, train_s=train_s,
+                devices=1, processes=jax.process_count(),
             )  # fmt: skip
             if self.kept:
                 self.kept[row].finish(history)
             result = LaneResult(
                 lane=lane.index, seed=lane.seed, settings=lane.settings, status=history.status,
-                epoch=diverged_in or self.config.epochs, test_loss=history.test_loss, test_accuracy=accuracy,
+                epoch=diverged_in or self.config.epochs, test_loss=history.test_loss,
+                test_accuracy=history.test_accuracy,
                 params_sha256=history.params_sha256 if ended else None,
                 state_sha256=history.state_sha256 if ended else None, train_s=train_s, metrics=history.records,
             )  # fmt: skip

@@ -11,12 +11,13 @@ import numpy as np
 
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.loop import state_digests
 from jaxmlp.position import Position
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.record import CONFIG
+from jaxmlp.run.record import CONFIG, read_config
 
 
 class KeptRun:
@@ -33,6 +34,10 @@ class KeptRun:
         self, path: Path, config: ExperimentConfig, manifest: Mapping[str, Any], before: list[EpochRecord]
     ) -> None:
         if (path / CONFIG).exists():
+            if path.is_symlink():
+                raise RunError(f"{path} is a symbolic link: it must lie in the sweep's folder.")
+            if read_config(path) != config:
+                raise RunError(f"{path} holds another run than the sweep's lane. Sweep again in another folder.")
             self.run = RunDirectory.open(path, write=True)
         else:
             path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
-from jaxmlp.fields import to_plain
+from jaxmlp.fields import parse_json, to_plain
 
 MAX_LANES = 65_536
 FIXED = {
@@ -92,10 +92,17 @@ class Plan:
             ConfigError: Its config breaks a rule.
             KeyError, TypeError, ValueError: It is none.
         """
-        plain = json.loads(text)
+        plain = parse_json(text)
         config = ExperimentConfig.from_dict(plain["config"])
-        lists = {"seeds": tuple(plain["seeds"]), "settings": tuple(plain["settings"])}
-        return cls(config=config, **lists, batching=plain["batching"], keep_runs=plain["keep_runs"])
+        seeds, settings = plain["seeds"], plain["settings"]
+        if not isinstance(seeds, list) or not isinstance(settings, list):
+            raise ValueError("its seeds and settings are no lists")
+        known = {*_names(config.to_dict())} - FIXED.keys()
+        if not all(isinstance(each, dict) and each.keys() <= known for each in settings):
+            raise ValueError("a setting is of what no lane may set")
+        if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
+            raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
+        return make_plan(config, seeds, settings, batching=plain["batching"], keep_runs=plain["keep_runs"])
 
 
 def make_settings(

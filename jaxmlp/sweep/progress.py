@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from jaxmlp.errors import printable
 from jaxmlp.history import EpochRecord
 from jaxmlp.progress import REDRAWS_PER_S, Verbose, choose
 
@@ -33,7 +34,7 @@ class Notes(SweepProgress):
 
     def note(self, text: str) -> None:
         """Print it at once."""
-        print(text, flush=True)
+        print(printable(text), flush=True)
 
 
 class Lines(Notes):
@@ -98,7 +99,7 @@ def _live_line() -> Iterator[SweepProgress]:
 
     class LiveLine(Lines):
         def note(self, text: str) -> None:
-            console.print(text, soft_wrap=True)
+            console.print(printable(text), soft_wrap=True)
 
         def updates_done(self, where: str, updates: int) -> None:
             super().updates_done(where, updates)

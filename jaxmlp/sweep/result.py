@@ -40,8 +40,15 @@ class LaneResult:
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> LaneResult:
-        """The lane whose line this is."""
-        return cls(**{**line, "metrics": tuple(EpochRecord(**epoch) for epoch in line["metrics"])})
+        """The lane whose line, of known fields of the right types, this is.
+
+        Raises:
+            RunError, TypeError, ValueError: It is none.
+        """
+        found = cls(**{**line, "metrics": tuple(map(EpochRecord.from_line, line["metrics"]))})
+        if found.status not in ("finished", "diverged") or None in (found.lane, found.train_s):
+            raise ValueError(f"lane {found.lane} is {found.status}")
+        return found
 
     def to_line(self) -> dict[str, Any]:
         """The line: JSON values."""

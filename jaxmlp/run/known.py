@@ -1,0 +1,52 @@
+"""Which type has each field of a run's JSON files? A file from a stranger may hold anything, and is read by many.
+
+A field that is here has its type wherever it is read; others are the caller's own, and shown as text at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+MAX_EPOCH, MAX_STEP = 1_000_001, 10**15
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value))
+
+
+def _is_epoch(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_EPOCH
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_STEP
+
+
+def _is_sum(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and len(value) == 64 and value.isalnum() and value.isascii())
+
+
+def _are_sums(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_sum, value.values()))
+
+
+_PREFIXES = ("", "train_", "val_", "test_")
+_FIGURES = [f"{prefix}{name}" for prefix in _PREFIXES for name in ("loss", "accuracy")]
+_FIGURES += ["learning_rate", "seconds", "epoch_s", "best_val_loss", "train_s", "compile_s"]
+_SUMS = ["params_sha256", "opt_state_sha256", "state_sha256", "order_sha256", "config_sha256", "data_sha256"]
+_COUNTS = ["steps", "step", "done", "lane", "seed", "devices", "processes"]
+
+TYPES: Final = {
+    **dict.fromkeys(_FIGURES, _is_figure),
+    **dict.fromkeys(_SUMS, _is_sum),
+    **dict.fromkeys(_COUNTS, _is_count),
+    "epoch": _is_epoch,
+    "leaves_sha256": _are_sums,
+}
+
+
+def wrong_fields(found: Mapping[str, Any]) -> list[str]:
+    """The names of the known fields whose values are of another type."""
+    return [name for name, value in found.items() if name in TYPES and not TYPES[name](value)]
