@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxmlp import data
-from jaxmlp.errors import DiskError
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import PARTS, Evidence, FirstDifference
 from jaxmlp.proof.experiments import REFERENCED
@@ -115,10 +114,8 @@ def record(name: str, dataset: data.Dataset) -> Path:
     path = FOLDER / _file_name(here.facts)
     before = next((each.experiments for each in references() if each.path == path), {})
     text = json.dumps({"platform": here.facts, "experiments": {**before, name: entry}}, indent=1)
-    try:
+    with files.trying_to(f"make the folder {FOLDER}"):
         FOLDER.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"could not make {FOLDER}: {error.strerror}.") from error
     files.write(path, text.encode() + b"\n")
     return path
 

@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 import jaxmlp
 from jaxmlp import pictures
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import DiskError
 from jaxmlp.fields import Part
 from jaxmlp.report import plots
 from jaxmlp.report.facts import RunFacts
@@ -70,10 +69,8 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     }
     page = _render(runs, groups, versus, shared | detailed)
     folder = out.parent / "plots"
-    try:
+    with files.trying_to(f"make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"could not make the folder {folder}: {error.strerror}.") from error
     written = []
     for (name, figure), kind in itertools.product((shared | detailed).items(), ("png", "svg")):
         written.append(folder / f"{name}.{kind}")
