@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from jaxmlp.data import Dataset
 
 DEVICES = 8
-KEPT = ("JAXMLP_MANUAL_DIR", "JAXMLP_TEST_DEVICE", "JAXMLP_KILLS", "JAXMLP_SWEEP")
+KEPT = ("JAXMLP_MANUAL_DIR", "JAXMLP_TEST_DEVICE", "JAXMLP_KILLS", "JAXMLP_SWEEP", "JAXMLP_FAULTS")
 """What a user may set: a folder with MNIST's four files; the JAX platform to test on, such as cuda or tpu; how many
-processes are killed, and how many random networks are compared."""
+processes are killed; how many random networks are compared; `all` for every fault of tests/faults."""
 
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)
