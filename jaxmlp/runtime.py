@@ -99,7 +99,9 @@ def _keep_compiled_programs() -> None:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
             return  # A home that cannot be written costs compile time, nothing else.
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        from jaxmlp import compiled
+
+        compiled.keep_in(folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

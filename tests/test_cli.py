@@ -550,6 +550,27 @@ def test_a_closed_pipe_ends_the_program_without_a_word(words: list[str], unbuffe
     assert "Error" not in ended.stderr and ("--json" in words or ended.stderr == "")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["data", "status"], ["data", "status", "--json"]])
+def test_an_output_on_a_full_disk_ends_the_program_with_8(words: list[str], unbuffered: str) -> None:
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "jaxmlp", *words]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, check=False, text=True)
+        silent = subprocess.run(command, stdout=full, stderr=full, env=env, check=False)
+    assert ended.returncode == silent.returncode == 8
+    assert ended.stderr.splitlines()[-1] == "could not write the output: No space left on device."
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
+
+
+def test_a_file_does_not_take_the_place_of_a_stream_that_was_closed(tmp_path: Path) -> None:
+    code = "import sys; from jaxmlp.cli import main; code = main(['--version']); file = open(sys.argv[1], 'w')\n"
+    code += "print('to stdout'); print('to stderr', file=sys.stderr); sys.exit(code or (0 if file.fileno() > 2 else 9))"
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", code, str(tmp_path / "file")]
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False).returncode == 0
+    assert (tmp_path / "file").read_text() == ""
+
+
 def test_an_experiment_runs_as_a_script(tmp_path: Path) -> None:
     ended = script(QUICKSTART, *SMALL, "--out", str(tmp_path / "run"), "--json")
     assert ended.returncode == 0, ended.stderr

@@ -22,6 +22,8 @@ import pytest
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError, RunError
+from jaxmlp.proof.verify import verify
+from jaxmlp.run.checkpoint_folder import CheckpointFolder
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.find import default_run_dir, find_run
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
@@ -326,7 +328,7 @@ def test_the_logs_are_on_the_disk_before_a_checkpoint_that_knows_them(
 def test_a_line_that_cannot_be_written_is_told(run: RunDirectory, path: Path) -> None:
     (path / "metrics.jsonl").unlink()
     (path / "metrics.jsonl").mkdir()
-    with pytest.raises(DiskError, match=r"could not write .*metrics\.jsonl: Is a directory\. .* intact"):
+    with pytest.raises(DiskError, match=r"could not write .*metrics\.jsonl, .* intact: Is a directory\."):
         append_epochs(run, 1)
 
 
@@ -449,6 +451,113 @@ def test_a_full_disk_names_the_checkpoint_that_is_intact(run: RunDirectory, monk
         save(run, 938)
     assert steps(run) == [469]
     assert run.newest_checkpoint(no_warning)
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, call: str, name: str = "") -> None:
+    """Let the system refuse this call for paths that have the name in them."""
+    real = getattr(os, call)
+
+    def refused(path: Any, *rest: Any, **named: Any) -> Any:
+        if name in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return real(path, *rest, **named)
+
+    monkeypatch.setattr(os, call, refused)
+
+
+def test_an_old_checkpoint_that_cannot_be_removed_is_told(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(run, 1)
+    save(run, 2)
+    refuse(monkeypatch, "unlink", "step-00000001")
+    with pytest.raises(DiskError, match=r"could not remove the old checkpoint .*step-00000001.*: Read-only"):
+        save(run, 3)
+    assert steps(run) == [3, 2, 1]
+
+
+def test_a_damaged_checkpoint_that_cannot_be_set_aside_is_told(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, 1)
+    damage(save(run, 2))
+    refuse(monkeypatch, "rename")
+    with pytest.raises(DiskError, match=r"could not set aside the damaged .*step-00000002.*: Read-only"):
+        run.newest_checkpoint(lambda _: None)
+
+
+def test_a_temporary_file_that_cannot_be_removed_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.mkdir(parents=True)
+    (path / ".jaxmlp-abc.tmp").touch()
+    refuse(monkeypatch, "unlink")
+    with pytest.raises(DiskError, match=r"could not begin a run in .*: Read-only"):
+        RunDirectory.create(path, CONFIG, MANIFEST)
+
+
+def test_a_write_that_fails_is_told_though_its_temporary_file_stays(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse(monkeypatch, "replace")
+    refuse(monkeypatch, "unlink")
+    with pytest.raises(DiskError, match=r"could not write .*step-00000001\.safetensors: Read-only"):
+        save(run, 1)
+
+
+def test_a_lock_goes_though_its_file_cannot_be_written(
+    run: RunDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        refuse(patched, "ftruncate")
+        run.close()
+        with pytest.raises(DiskError, match=r"could not lock .*: Read-only"):
+            RunDirectory.open(path, write=True)
+    RunDirectory.open(path, write=True).close()
+
+
+@pytest.mark.parametrize("killed_at", ["SHA256SUMS", "manifest.json"])
+def test_a_run_killed_before_it_could_say_that_it_has_finished_is_finished_again(
+    run: RunDirectory, path: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    real = os.replace
+
+    def killed(source: Any, target: Any) -> None:
+        if Path(target).name == killed_at:
+            raise KeyboardInterrupt
+        real(source, target)
+
+    append_epochs(run, 1)
+    save(run, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.finish("finished", {})
+    run.close()
+    with RunDirectory.open(path, write=True) as again:
+        assert again.status == "running"
+        again.finish("finished", {})
+        again.close()
+        assert verify(path).damaged == ()
+
+
+def test_a_reader_takes_no_checkpoint_for_damaged_that_a_writer_removed_meanwhile(
+    run: RunDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(run, 1, best=True)
+    listed = RunDirectory.open(path, write=False)
+    paths = CheckpointFolder.paths
+
+    def paths_then_written(folder: CheckpointFolder) -> list[Path]:
+        found = paths(folder)
+        monkeypatch.setattr(CheckpointFolder, "paths", paths)
+        for step in (2, 3, 4):
+            save(run, step, best=True)
+        return found
+
+    for read in (listed.newest_checkpoint, lambda _: listed.best_checkpoint()):
+        monkeypatch.setattr(CheckpointFolder, "paths", paths_then_written)
+        found = read(no_warning)
+        assert found and found.step == 4
+        for each in run.checkpoints():
+            each.unlink()
+        save(run, 1, best=True)
 
 
 def test_what_a_killed_process_was_writing_is_gone_after_the_next_open(run: RunDirectory, path: Path) -> None:

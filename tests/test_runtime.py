@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,13 @@ def test_a_jax_that_is_up_on_a_cpu_is_taken_as_it_is() -> None:
     assert python("import jax\njax.devices()\nfrom jaxmlp import configure\nconfigure('cpu')\nprint('ok')") == "ok\n"
 
 
+def flipped(kept: bytes) -> bytes:
+    return kept[:-9] + bytes([kept[-9] ^ 1]) + kept[-8:]
+
+
 COMPILED = """
+import warnings
+warnings.simplefilter("error")
 from jaxmlp import configure
 configure()
 import jax
@@ -121,10 +128,24 @@ def test_compiled_programs_are_kept_privately_for_this_kind_of_processor(tmp_pat
     folder = Path(python(COMPILED, XDG_CACHE_HOME=str(tmp_path)).strip())
     assert folder == tmp_path / "jaxmlp" / "compiled" / instruction_set()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    first = sorted(path.name for path in folder.iterdir() if path.name.endswith("-cache"))
+    first = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert first
     python(COMPILED, XDG_CACHE_HOME=str(tmp_path))
-    assert sorted(path.name for path in folder.iterdir() if path.name.endswith("-cache")) == first
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+
+
+@pytest.mark.parametrize("damage", [lambda kept: kept[:-1], lambda kept: kept[:40], lambda kept: b"", flipped])
+def test_a_damaged_compiled_program_is_compiled_again_in_silence(
+    damage: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    folder = Path(python(COMPILED, XDG_CACHE_HOME=str(tmp_path)).strip())
+    kept = {path: path.read_bytes() for path in folder.iterdir()}
+    for path, program in kept.items():
+        path.write_bytes(damage(program))
+    assert python(COMPILED, XDG_CACHE_HOME=str(tmp_path)).strip() == str(folder)
+    assert {path: path.stat().st_size for path in folder.iterdir()} == {path: len(kept[path]) for path in kept}
+    damaged = {path: damage(program) for path, program in kept.items()}
+    assert not any(path.read_bytes() == damaged[path] for path in damaged)
 
 
 def test_the_users_own_compile_cache_is_used(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ under `--json` that is the standard error stream, and the answer's document alon
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -14,10 +15,18 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jaxmlp
-from jaxmlp.errors import ConfigError, DivergedError, JaxmlpError, UsageError, did_you_mean, printable
+from jaxmlp.errors import (
+    ConfigError,
+    DiskError,
+    DivergedError,
+    JaxmlpError,
+    UsageError,
+    did_you_mean,
+    printable,
+)
 
 STARTED = time.perf_counter()
 """When the program began, for `total_s`."""
@@ -63,6 +72,8 @@ A RUN is the folder of a run, or `last`. Start with: jaxmlp train experiments/qu
 CLOSED_PIPE = 128 + 13
 """As shells count a program that SIGPIPE ended."""
 INTERRUPTED = 128 + 2
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What a disk says that takes no more; of a file, or of the output where that is one."""
 
 
 class Answer(NamedTuple):
@@ -87,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The command and its arguments; by default the process's own.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    _open_closed_streams()
     if "--no-color" in argv or os.environ.get("NO_COLOR"):
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
-    stdout = sys.stdout
+    stdout, code = sys.stdout, 0
     try:
         try:
             code = _run(argv)
@@ -97,11 +109,31 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = int(end.code or 0)
         # Here, where a closed pipe is caught.
         stdout.flush()
-        return code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stdout.fileno())
-        return CLOSED_PIPE
+        code = CLOSED_PIPE
+    except OSError as error:
+        if code != DiskError.exit_code:
+            _tell(_refusal(error))
+        code = DiskError.exit_code
+    for stream in filter(_is_full, (stdout, sys.stderr)):
+        # Python flushes it once more at exit, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Let a stream that the caller closed lead nowhere: the next file opened would take its place, and its words."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w")
+    sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _tell(message: str) -> None:
+    """On stderr; the exit code alone where that takes nothing."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 def _run(argv: list[str]) -> int:
@@ -115,12 +147,25 @@ def _run(argv: list[str]) -> int:
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         answer = _answer(argv[0], argv[1:])
         if answer.message:
-            print(printable(answer.message), file=sys.stderr)
+            _tell(printable(answer.message))
     if as_json:
         from jaxmlp.run.jsonl import finite
 
         print(json.dumps(finite(answer.document), allow_nan=False))
     return answer.exit_code
+
+
+def _is_full(stream: TextIO) -> bool:
+    """Whether it takes no more of what was printed: the disk is full, or nobody reads it any more."""
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
+
+
+def _refusal(error: OSError) -> str:
+    return f"could not write {error.filename or 'the output'}: {error.strerror}."
 
 
 def _answer(command: str, argv: list[str]) -> Answer:
@@ -139,6 +184,10 @@ def _answer(command: str, argv: list[str]) -> Answer:
     except BrokenPipeError:
         raise
     except Exception as error:
-        traceback.print_exc()
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            message = _refusal(error)
+            return Answer({"status": "failed", "error": message}, DiskError.exit_code, message)
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         message = f"This is a bug in jaxmlp {jaxmlp.__version__}: please report it with the lines above."
         return Answer({"status": "failed", "error": f"{type(error).__name__}: {error}"}, 1, message)

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmlp.errors import DiskError, RunError, UsageError
+from jaxmlp.errors import RunError, UsageError
 from jaxmlp.inference import Model
 from jaxmlp.run import files
 from jaxmlp.run.digest import leaves, restore
@@ -36,19 +36,16 @@ def write(path: Path, model: Model) -> None:
     """
     if os.path.lexists(path):
         raise RunError(f"{path} is there already: remove it, or name another with --out.")
-    temporary: Path | None = None
-    try:
+    with files.trying_to(f"write {path}"):
         temporary = Path(tempfile.mkdtemp(prefix=".jaxmlp-", suffix=".tmp", dir=path.parent))
-        with _checkpointer() as checkpointer:
-            checkpointer.save(temporary.resolve() / "params", model.params)
-        for each in temporary.rglob("*"):
-            files.sync(each)
-        os.rename(temporary / "params", path)
-        files.sync(path.parent)
-    except OSError as error:
-        raise DiskError(f"could not write {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary:
+        try:
+            with _checkpointer() as checkpointer:
+                checkpointer.save(temporary.resolve() / "params", model.params)
+            for each in temporary.rglob("*"):
+                files.sync(each)
+            os.rename(temporary / "params", path)
+            files.sync(path.parent)
+        finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxmlp import data
-from jaxmlp.errors import DiskError, RunError
+from jaxmlp.errors import RunError
 from jaxmlp.fields import parse_json
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import PARTS, Evidence, FirstDifference
@@ -117,10 +117,8 @@ def record(name: str, dataset: data.Dataset) -> Path:
     path = FOLDER / _file_name(here.facts)
     before = next((each.experiments for each in references() if each.path == path), {})
     text = json.dumps({"platform": here.facts, "experiments": {**before, name: entry}}, indent=1)
-    try:
+    with files.trying_to(f"make the folder {FOLDER}"):
         FOLDER.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"could not make {FOLDER}: {error.strerror}.") from error
     files.write(path, text.encode() + b"\n")
     return path
 

@@ -79,10 +79,8 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     folder = out.parent / "plots"
     if folder.is_symlink():
         raise DiskError(f"{folder} is a symbolic link: the plots must lie beside the report. Remove it.")
-    try:
+    with files.trying_to(f"make the folder {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DiskError(f"could not make the folder {folder}: {error.strerror}.") from error
     written = []
     for (name, figure), kind in itertools.product(figures.items(), ("png", "svg")):
         written.append(folder / f"{name}.{kind}")

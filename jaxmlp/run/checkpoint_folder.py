@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from jaxmlp.errors import DiskError, RunError
-from jaxmlp.run import checkpoint
+from jaxmlp.run import checkpoint, files
 
 _FILE = re.compile(r"step-(\d{8,15})\.safetensors")
 
@@ -59,7 +59,7 @@ class CheckpointFolder:
             best: Whether it is better than all before.
 
         Raises:
-            DiskError: It could not be written; names one that is intact.
+            DiskError: It could not be written; names one that is intact. Or an older one could not be removed.
         """
         path = self.path / f"step-{step:08d}.safetensors"
         before = self.paths()
@@ -73,7 +73,8 @@ class CheckpointFolder:
         best_paths = [each for each in found if _is_best(each)]
         for each in found:
             if each not in (*found[:2], *best_paths[:1]):
-                each.unlink(missing_ok=True)
+                with files.trying_to(f"remove the old checkpoint {each}"):
+                    each.unlink(missing_ok=True)
         return path
 
     def newest(self, warn: Callable[[str], None], *, set_aside: bool) -> Checkpoint | None:
@@ -84,6 +85,7 @@ class CheckpointFolder:
             set_aside: Add `.damaged` to the names of these files, so that they do not count as the last two.
 
         Raises:
+            DiskError: A damaged one could not be set aside.
             RunError: There are checkpoints, but none is good; names them.
         """
         damaged: list[tuple[Path, RunError]] = []
@@ -91,12 +93,16 @@ class CheckpointFolder:
             try:
                 good = _load(path)
             except RunError as error:
+                if not path.exists():
+                    # A process that writes here has newer ones, and has removed it since.
+                    return self.newest(warn, set_aside=set_aside)
                 damaged.append((path, error))
                 continue
             for bad, problem in damaged:
                 warn(f"{problem}. {path.name} is used, the next older good one.")
                 if set_aside:
-                    bad.rename(f"{bad}.damaged")
+                    with files.trying_to(f"set aside the damaged {bad}"):
+                        bad.rename(f"{bad}.damaged")
             return good
         if damaged:
             problems = "; ".join(str(problem) for _, problem in damaged)
@@ -110,8 +116,14 @@ class CheckpointFolder:
             RunError: It is damaged, or a damaged newer one could be it.
         """
         for path in self.paths():
-            if checkpoint.load_meta(path).get("best"):
-                return _load(path)
+            try:
+                if checkpoint.load_meta(path).get("best"):
+                    return _load(path)
+            except RunError:
+                if path.exists():
+                    raise
+                # A process that writes here has newer ones, and has removed it since.
+                return self.best()
         return None
 
     def at(self, step: int) -> Checkpoint:

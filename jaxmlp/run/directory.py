@@ -23,7 +23,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import DiskError, RunError
+from jaxmlp.errors import RunError
 from jaxmlp.run import files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
@@ -65,10 +65,8 @@ class RunDirectory:
         path = Path(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file. Name another folder with --out.")
-        try:
+        with files.trying_to(f"make the folder {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"could not make the folder {path}: {error.strerror}.") from error
         lock = Lock(path / LOCK)
         try:
             if os.path.lexists(path / CONFIG):
@@ -81,18 +79,16 @@ class RunDirectory:
             raise
 
     def _begin(self) -> None:
-        files.remove_temporaries(self.path)
         ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS)
         stale = [name for name in ours if os.path.lexists(self.path / name)]
-        try:
+        with files.trying_to(f"begin a run in {self.path}"):
+            files.remove_temporaries(self.path)
             if stale:
                 aside = tempfile.mkdtemp(prefix="set-aside-", dir=self.path)
                 for name in stale:
                     os.rename(self.path / name, Path(aside, name))
             (self.path / CHECKPOINTS).mkdir(mode=0o700)
             files.sync(self.path.parent)
-        except OSError as error:
-            raise DiskError(f"could not begin a run in {self.path}: {error.strerror}.") from error
         self._write_manifest()
         files.write(self.path / METRICS)
         files.write(self.path / DIGESTS)
@@ -127,13 +123,11 @@ class RunDirectory:
             raise
 
     def _begin_again(self) -> None:
-        try:
+        with files.trying_to(f"write in {self.path}"):
             files.remove_temporaries(self.path)
             files.remove_temporaries(self._checkpoints.path)
             # Before the files that it vouches for change.
             (self.path / SUMS).unlink(missing_ok=True)
-        except OSError as error:
-            raise DiskError(f"could not write in {self.path}: {error.strerror}.") from error
         self.cut_back()
         self.manifest.update(status="running", result=None)
         self._write_manifest()
@@ -179,6 +173,9 @@ class RunDirectory:
 
     def append_trace(self, digests: Mapping[str, Any]) -> None:
         """Add a line to the trace, with the `epoch` and the `steps` made in it."""
+        if TRACE not in self._logs():
+            # So that a power cut leaves it its name.
+            files.write(self.path / TRACE)
         jsonl.append(self.path / TRACE, digests)
 
     def cut_back(self, epoch: float = math.inf, steps: float = math.inf) -> None:
@@ -201,7 +198,7 @@ class RunDirectory:
     ) -> Path:
         """Write the checkpoint of `step`, and keep the last two and the best; as `CheckpointFolder.save`."""
         # A power cut must not take epochs from the logs that a checkpoint knows.
-        self._sync_logs()
+        self.sync_logs()
         return self._checkpoints.save(step, arrays, meta, best=best)
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -230,20 +227,27 @@ class RunDirectory:
             raise ValueError(f"status must be one of {', '.join(ENDS)}, got {status!r}")
         files.write(self.path / HISTORY, history_table(self.epochs()))
         self.manifest.update(status=status, result=jsonl.finite(result))
+        self.sync_logs()
+        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY)]
+        sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
+        # Last, because a run that says that it has finished is not opened for writing again.
         self._write_manifest()
-        self._sync_logs()
-        names = [self.path / name for name in (CONFIG, MANIFEST, *self._logs(), HISTORY)]
-        sums.write(self.path / SUMS, (*names, *self.checkpoints()))
 
-    def _sync_logs(self) -> None:
-        try:
+    def sync_logs(self) -> None:
+        """Wait until the logs are on the disk: before a checkpoint that knows them, whoever writes it.
+
+        Raises:
+            DiskError: The system cannot say so.
+        """
+        with files.trying_to(f"write the logs of {self.path}"):
             for name in self._logs():
                 files.sync(self.path / name)
-        except OSError as error:
-            raise DiskError(f"could not write the logs of {self.path}: {error.strerror}.") from error
 
     def _write_manifest(self) -> None:
-        files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2, allow_nan=False) + "\n").encode())
+        files.write(self.path / MANIFEST, self._manifest_text())
+
+    def _manifest_text(self) -> bytes:
+        return (json.dumps(self.manifest, indent=2, allow_nan=False) + "\n").encode()
 
 
 def history_table(epochs: Sequence[Mapping[str, Any]]) -> bytes:

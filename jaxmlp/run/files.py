@@ -6,11 +6,12 @@ leaves the old file or the new one, and at most a temporary one that `remove_tem
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import tempfile
-from collections.abc import Buffer
+from collections.abc import Buffer, Iterator
 from io import BufferedReader
 from pathlib import Path
 
@@ -22,31 +23,47 @@ MAX_TEXT = 1 << 28
 _PREFIX, _SUFFIX = ".jaxmlp-", ".tmp"
 
 
+@contextlib.contextmanager
+def trying_to(do: str) -> Iterator[None]:
+    """Tell what the system refuses in the block as a DiskError: `could not DO: No space left on device`.
+
+    Raises:
+        DiskError: For an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"could not {do}: {error.strerror or error}.") from error
+
+
 def write(path: Path, *chunks: Buffer) -> None:
     """Replace the file `path` by `chunks`, one after the other.
 
     Raises:
         DiskError: It could not be written; a former file of this name is as it was.
     """
-    temporary: Path | None = None
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
-        temporary = Path(name)
-        with open(descriptor, "wb") as file:
-            file.writelines(chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with trying_to(f"write {path}"):
+        descriptor, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.writelines(chunks)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            # On a disk that refuses this too, it is left for `remove_temporaries`.
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
         sync(path.parent)
-    except OSError as error:
-        raise DiskError(f"could not write {path}: {error.strerror or error}.") from error
-    finally:
-        if temporary:
-            temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk itself; a folder holds the names of its files."""
+    """Wait until the file or folder `path` is on the disk itself; a folder holds the names of its files.
+
+    Raises:
+        OSError: The system cannot say so.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +72,11 @@ def sync(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process was writing in `folder`; only for who holds its lock."""
+    """Remove what a killed process was writing in `folder`; only for who holds its lock.
+
+    Raises:
+        OSError: One could not be removed.
+    """
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         path.unlink(missing_ok=True)
 

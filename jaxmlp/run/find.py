@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import DiskError, RunError
+from jaxmlp.errors import RunError
+from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
 
 
@@ -45,15 +46,13 @@ def new_folder(name: str, now: datetime) -> Path:
         DiskError: It cannot be made.
     """
     name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
-    try:
+    with files.trying_to(f"make a folder in {runs_dir()}"):
         runs_dir().mkdir(parents=True, exist_ok=True)
         for number in itertools.count(1):
             path = runs_dir() / (name if number == 1 else f"{name}-{number}")
             with contextlib.suppress(FileExistsError):
                 path.mkdir(mode=0o700)
                 break
-    except OSError as error:
-        raise DiskError(f"could not make a folder in {runs_dir()}: {error.strerror}.") from error
     return path
 
 

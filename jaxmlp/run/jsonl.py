@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmlp.errors import DiskError, RunError
+from jaxmlp.errors import RunError
 from jaxmlp.fields import parse_json
 from jaxmlp.run import files
 from jaxmlp.run.known import wrong_fields
@@ -30,11 +30,8 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
         DiskError: It could not be written; the lines before are intact.
     """
     text = json.dumps(finite(line), allow_nan=False)
-    try:
-        with open(path, "ab") as file:
-            file.write(text.encode() + b"\n")
-    except OSError as error:
-        raise DiskError(f"could not write {path}: {error.strerror}. Its lines before are intact.") from error
+    with files.trying_to(f"write {path}, whose lines before are intact"), open(path, "ab") as file:
+        file.write(text.encode() + b"\n")
 
 
 def read(path: Path) -> list[dict[str, Any]]:

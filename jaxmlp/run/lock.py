@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -9,8 +10,9 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from jaxmlp.errors import DiskError, RunError
+from jaxmlp.errors import RunError
 from jaxmlp.fields import parse_json
+from jaxmlp.run import files
 
 _TRIES, _PAUSE_S = 5, 0.02
 
@@ -27,24 +29,29 @@ class Lock:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
+        with files.trying_to(f"lock {path.parent}"):
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-            if not _acquired(self._descriptor):
-                holder = _holder(os.pread(self._descriptor, 1000, 0))
+            try:
+                if not _acquired(self._descriptor):
+                    holder = _holder(os.pread(self._descriptor, 1000, 0))
+                    raise RunError(f"{path.parent} is in use by {holder}. Wait for its end, or use another --out.")
+                since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+                os.ftruncate(self._descriptor, 0)
+                os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "since": since}).encode() + b"\n", 0)
+            except BaseException:
                 os.close(self._descriptor)
-                raise RunError(f"{path.parent} is in use by {holder}. Wait for its end, or use another --out.")
-            since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, json.dumps({"pid": os.getpid(), "since": since}).encode() + b"\n", 0)
-        except OSError as error:
-            raise DiskError(f"could not lock {path.parent}: {error.strerror}.") from error
+                raise
 
     def release(self) -> None:
         """Let others have it. Idempotent."""
         if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = None
+            try:
+                # A name that stays does no harm: the lock itself goes with the descriptor.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._descriptor, 0)
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = None
 
 
 def _acquired(descriptor: int) -> bool:

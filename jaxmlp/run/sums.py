@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jaxmlp.errors import RunError
@@ -14,13 +14,21 @@ _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 _LAST = "# {}  the lines above\n"
 
 
-def write(path: Path, covered: Iterable[Path]) -> None:
+def write(path: Path, covered: Iterable[Path], coming: Mapping[str, bytes]) -> None:
     """Write the sums of files beside or below `path`, by their names from there.
 
+    Args:
+        path: The file of sums.
+        covered: Files that are there.
+        coming: Those that will be, by their names.
+
     Raises:
-        DiskError: It could not be written.
+        DiskError: It could not be written, or a covered file not be read.
     """
-    text = "".join(f"{sha256(each)}  {each.relative_to(path.parent)}\n" for each in covered)
+    with files.trying_to(f"write {path}"):
+        found = {str(each.relative_to(path.parent)): sha256(each) for each in covered}
+    found |= {name: hashlib.sha256(content).hexdigest() for name, content in coming.items()}
+    text = "".join(f"{sha256}  {name}\n" for name, sha256 in found.items())
     files.write(path, (text + _LAST.format(hashlib.sha256(text.encode()).hexdigest())).encode())
 
 

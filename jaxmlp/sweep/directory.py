@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from jaxmlp.errors import ConfigError, DiskError, RunError
+from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fields import parse_json
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
@@ -60,10 +60,8 @@ class SweepDirectory:
         """
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file. Name another folder with --out.")
-        try:
+        with files.trying_to(f"make the folder {path}"):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DiskError(f"could not make the folder {path}: {error.strerror}.") from error
         lock = Lock(path / LOCK)
         try:
             if os.path.lexists(path / CONFIG):
@@ -72,6 +70,7 @@ class SweepDirectory:
                 resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}"
                 raise RunError(f"{path} holds a sweep. Go on with `{resume}`, or name another folder with --out.")
             sweep = cls(path, plan, {**manifest, "status": "running"}, lock)
+            sweep._remove_temporaries()
             sweep._write_manifest()
             files.write(path / LANES)
             sweep.begin_group()
@@ -97,16 +96,19 @@ class SweepDirectory:
         lock = Lock(path / LOCK)
         try:
             sweep = cls(path, plan, read_manifest(path), lock)
-            files.remove_temporaries(path)
+            sweep._remove_temporaries()
             jsonl.cut_back(path / LANES, lambda line: True)
-            if (path / GROUP / EPOCHS).exists():
-                files.remove_temporaries(path / GROUP)
-            else:
+            if not (path / GROUP / EPOCHS).exists():
                 sweep.begin_group()
             return sweep
         except BaseException:
             lock.release()
             raise
+
+    def _remove_temporaries(self) -> None:
+        with files.trying_to(f"write in {self.path}"):
+            files.remove_temporaries(self.path)
+            files.remove_temporaries(self.path / GROUP)
 
     def __enter__(self) -> Self:
         return self
@@ -121,9 +123,13 @@ class SweepDirectory:
         return read_lanes(self.path, self.plan)
 
     def append_lane(self, result: LaneResult) -> None:
-        """Record a lane's end, which is on the disk before this returns."""
+        """Record a lane's end, which is on the disk before this returns.
+
+        Raises:
+            DiskError: It could not be written.
+        """
         jsonl.append(self.path / LANES, result.to_line())
-        files.sync(self.path / LANES)
+        self._sync(self.path / LANES)
 
     def begin_group(self) -> None:
         """Forget the group before, checkpoints first.
@@ -131,11 +137,9 @@ class SweepDirectory:
         Raises:
             DiskError: The folder cannot be written.
         """
-        try:
+        with files.trying_to(f"make the folder {self.path / GROUP}"):
             shutil.rmtree(self.path / GROUP, ignore_errors=True)
             (self.path / GROUP).mkdir(mode=0o700)
-        except OSError as error:
-            raise DiskError(f"could not make the folder {self.path / GROUP}: {error.strerror}.") from error
         files.write(self.path / GROUP / EPOCHS)
 
     def append_epoch(self, line: Mapping[str, Any]) -> None:
@@ -148,8 +152,12 @@ class SweepDirectory:
         return jsonl.read(self.path / GROUP / EPOCHS)
 
     def save_group(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        """Write the group's checkpoint, and keep the last two."""
-        files.sync(self.path / GROUP / EPOCHS)
+        """Write the group's checkpoint, and keep the last two.
+
+        Raises:
+            DiskError: It could not be written.
+        """
+        self._sync(self.path / GROUP / EPOCHS)
         self._checkpoints.save(step, arrays, meta, best=False)
 
     def newest_group(self, warn: Callable[[str], None]) -> Checkpoint | None:
@@ -170,6 +178,10 @@ class SweepDirectory:
         self._write_manifest()
         if status == "finished":
             shutil.rmtree(self.path / GROUP, ignore_errors=True)
+
+    def _sync(self, path: Path) -> None:
+        with files.trying_to(f"write {path}"):
+            files.sync(path)
 
     def _write_manifest(self) -> None:
         files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())

@@ -58,6 +58,13 @@ class Group:
             checkpoint: In the first process: where some lanes stood.
             go_on: Whether these are among them.
         """
+        try:
+            return self._run(checkpoint, go_on=go_on)
+        finally:
+            for kept in self.kept:
+                kept.run.close()
+
+    def _run(self, checkpoint: Checkpoint | None, *, go_on: bool) -> list[LaneResult] | None:
         self._start(checkpoint if go_on else None, go_on)
         jax.block_until_ready((self._orders(), self._rates()))  # Compiled before the clock starts.
         self.began = self.saved_at = time.perf_counter()
@@ -65,8 +72,6 @@ class Group:
             self._epoch()
         if self.job.stopping:
             self._save()
-            for kept in self.kept:
-                kept.run.close()
             return None
         return self._results()
 
@@ -237,6 +242,7 @@ class Group:
             return
         for kept in self.kept:
             kept.save_best()
+            kept.run.sync_logs()
         meta = {
             "lanes": [lane.index for lane in self.lanes],
             "diverged_in": self.diverged_in,

@@ -15,6 +15,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.loop import state_digests
 from jaxmlp.position import Position
+from jaxmlp.run import files
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_config
@@ -40,9 +41,14 @@ class KeptRun:
                 raise RunError(f"{path} holds another run than the sweep's lane. Sweep again in another folder.")
             self.run = RunDirectory.open(path, write=True)
         else:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            with files.trying_to(f"make the folder {path.parent}"):
+                path.parent.mkdir(mode=0o700, exist_ok=True)
             self.run = RunDirectory.create(path, config, manifest)
-        self.run.cut_back(len(before) + 1)
+        try:
+            self.run.cut_back(len(before) + 1)
+        except BaseException:
+            self.run.close()
+            raise
         losses = [record.val_loss for record in before if record.val_loss is not None]
         self.best_val_loss = min(losses, default=math.inf)
         self.unsaved_best: Position | None = None
@@ -65,12 +71,11 @@ class KeptRun:
             self.unsaved_best = None
 
     def finish(self, history: History) -> None:
-        """Write the last state and the result, and let the run go."""
+        """Write the last state and the result."""
         self.save_best()
         if history.records:
             self._save(self._after(history.records[-1], history.state), best=False)
         self.run.finish(history.status, history.result())
-        self.run.close()
 
     def _save(self, position: Position, *, best: bool) -> None:
         self.run.save_checkpoint(int(position.state.step), position.arrays(), position.meta(), best=best)
