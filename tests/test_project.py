@@ -56,7 +56,7 @@ ARROWS = {
     "proof": "data feed fitting model programs run runtime shards train",
     "sweep": "data distributed fitting history loop model position programs progress run runtime shards signals train",
     "bench": "data feed fitting history model network run shards sweep train",
-    "report": "jaxmlp data inference pictures run sweep",
+    "report": "jaxmlp data history inference pictures run sweep",
     "tracking": "history pictures train",
     "cli": "*",
     "__main__": "cli",
