@@ -186,6 +186,9 @@ def _environment(name: str, device: str, folder: Path) -> dict[str, str]:
         "KERAS_BACKEND": "jax",
         "KERAS_HOME": cache,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # They share the accelerator's memory.
+        # glibc gives large freed arrays back, and the system fills their pages with zeros again at each step.
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     }
     return environment | ({"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {})
 
