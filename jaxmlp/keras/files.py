@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from jaxmlp.errors import RunError
+from jaxmlp.errors import RunError, UsageError
 from jaxmlp.keras.hdf5 import MAX_TEXT, Group, Refused
 from jaxmlp.keras.network import KerasNetwork, assemble, checked_layers, parse_architecture
 
@@ -48,8 +48,9 @@ def parse_keras(path: Path) -> KerasNetwork:
             raise Refused("it is neither HDF5 nor a .keras archive")
     except Refused as error:
         raise RunError(f"{path} cannot be imported: {error}.") from error
-    except (EOFError, KeyError, OSError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        # Whichever h5py and zipfile run into in a damaged file.
+    except (MemoryError, UsageError):
+        raise
+    except Exception as error:  # Whichever h5py and zipfile run into in a damaged file.
         raise RunError(f"{path} cannot be imported: it is damaged ({error}).") from error
 
 

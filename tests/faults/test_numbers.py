@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = ModelConfig(hidden_sizes=(5,), dropout_rate=0.0)
 OPTIMIZERS = (SGD, RMSprop, Adam, AdamW)
 LOSSES = (ClippedCrossEntropy(), CrossEntropy(), MeanSquaredError())
-PAIRS = [pytest.param(optimizer, LOSSES[i % 3], id=optimizer.kind) for i, optimizer in enumerate(OPTIMIZERS)]
+PAIRS = [pytest.param(optimizer, LOSSES[i % 3], id=optimizer.__name__) for i, optimizer in enumerate(OPTIMIZERS)]
 
 
 def dataset(examples: int, *, classes: int = 3, images: Any = None, labels: Any = None) -> data.Dataset:
