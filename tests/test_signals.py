@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxmlp.signals import STOP_SIGNALS, stop_signals
+from jaxmlp.signals import STOP_SIGNALS, kept_interrupts, stop_signals
 
 WAITING = """
 import time
@@ -44,6 +45,26 @@ def test_an_ignored_signal_stays_ignored() -> None:
             assert stop.signal is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_ctrl_c_that_meets_jaxs_garbage_callback_is_raised_after_it() -> None:
+    returned = []
+
+    def _xla_gc_callback(*arguments: object) -> None:
+        if not returned:  # It is called before and after.
+            os.kill(os.getpid(), signal.SIGINT)
+        returned.append(True)
+
+    with kept_interrupts():
+        gc.callbacks.append(_xla_gc_callback)
+        try:
+            with pytest.raises(KeyboardInterrupt):  # noqa: PT012
+                gc.collect(0)
+                time.sleep(1)
+        finally:
+            gc.callbacks.remove(_xla_gc_callback)
+    assert returned
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_second_ctrl_c_ends_the_process_at_once() -> None:

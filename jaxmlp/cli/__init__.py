@@ -27,6 +27,7 @@ from jaxmlp.errors import (
     did_you_mean,
     printable,
 )
+from jaxmlp.signals import kept_interrupts
 
 STARTED = time.perf_counter()
 """When the program began, for `total_s`."""
@@ -173,7 +174,8 @@ def _answer(command: str, argv: list[str]) -> Answer:
         if command not in (*COMMANDS, *SCRIPTS):
             known = f"The commands: {', '.join(COMMANDS)}"
             raise UsageError(f"{command} is not a command of jaxmlp.{did_you_mean(command, COMMANDS)} {known}")
-        answer: Answer = importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(argv)
+        with kept_interrupts():
+            answer: Answer = importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(argv)
         return answer
     except JaxmlpError as error:
         message = error.as_flag() if isinstance(error, ConfigError) else str(error)

@@ -67,8 +67,8 @@ class CheckpointFolder:
             # Written once more, the best stays the best.
             checkpoint.save(path, arrays, {**meta, "step": step, "best": best or _is_best(path)})
         except DiskError as error:
-            ways_on = f" {before[0].name} is intact: free some space, and go on with --resume." if before else ""
-            raise DiskError(f"{error}{ways_on}") from error
+            intact = f" {before[0].name} is intact: make room for more, and go on with --resume." if before else ""
+            raise DiskError(f"{error}{intact}") from error
         found = self.paths()
         best_paths = [each for each in found if _is_best(each)]
         for each in found:

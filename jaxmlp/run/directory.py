@@ -228,6 +228,9 @@ class RunDirectory:
         files.write(self.path / HISTORY, history_table(self.epochs()))
         self.manifest.update(status=status, result=jsonl.finite(result))
         self.sync_logs()
+        with files.trying_to(f"write in {self.path}"):
+            # A power cut must not bring back a checkpoint that was removed: no sum covers it.
+            files.sync(self._checkpoints.path)
         covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY)]
         sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
         # Last, because a run that says that it has finished is not opened for writing again.

@@ -119,6 +119,7 @@ def test_processes_that_prepare_the_same_data_wait_for_the_first(number: int, tm
     first, *others = [start("tests/faults/start.py", *words, "--json") for _ in range(3)]
     if number % 2:
         first.kill()
+        first.communicate()
     for process in others if number % 2 else (first, *others):
         code, out, err = ended(process)
         assert code == 0 and json.loads(out)["data"][0]["prepared"], err
