@@ -48,7 +48,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_a_ctrl_c_that_meets_jaxs_garbage_callback_is_raised_after_it() -> None:
-    returned = []
+    returned: list[bool] = []
 
     def _xla_gc_callback(*arguments: object) -> None:
         if not returned:  # It is called before and after.
