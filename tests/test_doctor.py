@@ -59,7 +59,7 @@ def test_bits_that_leave_the_reference_end_in_3_with_update_and_leaf(
 ) -> None:
     at = ("experiments", "quickstart", "points", 2)  # after the first epoch
     change(recorded, *at, "params_sha256", to="0" * 64)
-    change(recorded, *at, "leaves_sha256", "params/Dense_1/bias", to="0" * 16)
+    change(recorded, *at, "leaves_sha256", "params/Dense_1/bias", to="0" * 64)
     assert main(["doctor", "--json"]) == 3
     found = self_test(capsys)
     assert found["verdict"] == "differs"
