@@ -1,6 +1,6 @@
 """SIGKILL at random moments of real runs: no directory is left unreadable, and every resume ends in the same bits.
 
-Ten kills by default. A hundred, as README reports: `JAXMLP_KILLS=100 python -m pytest tests/test_kills.py`
+Ten kills by default. A hundred, as docs/exactness.md reports: `JAXMLP_KILLS=100 python -m pytest tests/test_kills.py`
 """
 
 from __future__ import annotations
