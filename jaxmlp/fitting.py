@@ -16,8 +16,7 @@ from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, Loop
 from jaxmlp.programs import Programs
-from jaxmlp.progress import Progress as Progress
-from jaxmlp.progress import Verbose, make_progress
+from jaxmlp.progress import Progress, Verbose, make_progress
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop

@@ -11,9 +11,8 @@ import time
 import pytest
 
 from jaxmlp import progress as progress_of
-from jaxmlp.fitting import Progress
 from jaxmlp.history import EpochRecord
-from jaxmlp.progress import epoch_line, folded, make_progress
+from jaxmlp.progress import Progress, epoch_line, folded, make_progress
 
 RECORD = EpochRecord(1, 469, 0.24512, 0.92571, 0.10611, 0.96721, 0.001, 1.31)
 LINE = "Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672"
