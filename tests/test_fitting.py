@@ -16,6 +16,7 @@ from jaxmlp import data, fitting, loop, train
 from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
+from jaxmlp.progress import Progress
 from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
@@ -42,7 +43,7 @@ def dataset() -> data.Dataset:
     return data.from_arrays((images[:70], labels[:70]), test, validation=test)
 
 
-class Interrupt(fitting.Progress):
+class Interrupt(Progress):
     """Sends a stop signal after so many chunks, as a user would."""
 
     def __init__(self, after: int | None) -> None:
