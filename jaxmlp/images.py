@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from jaxmlp.data import as_images, read_idx
@@ -84,6 +85,12 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
         with path.open("rb") as file:
             if file.read(2) == b"PK":
                 raise DataError(f"data: {path} is an archive of arrays, wanted one array: save it with numpy.save")
+            file.seek(0)
+            old = npy.read_magic(file) == (1, 0)
+            with warnings.catch_warnings(action="ignore"):
+                _, _, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(file)
+            if not dtype.itemsize:  # NumPy would divide by it, and the processor end the process.
+                raise DataError(f"data: {path} is an array of nothing ({dtype}), wanted numbers")
         # Mapped, so that a header that promises too much is found out before memory is taken for it.
         with warnings.catch_warnings(action="ignore"):
             array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False, mmap_mode="r")

@@ -78,9 +78,9 @@ def npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def npy_header(shape: tuple[int, ...]) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: str = "|u1") -> bytes:
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
     return file.getvalue()
 
 
@@ -110,6 +110,7 @@ def png(image: np.ndarray) -> bytes:
         ("x.npy", b"hello", "x.npy is not an array that NumPy saved"),
         ("x.npy", npy(np.zeros((9, 28, 28)))[:500], "x.npy is not an array that NumPy saved"),
         ("x.npy", npy_header((1 << 40, 28, 28)), "x.npy is not an array that NumPy saved"),
+        ("x.npy", npy_header((-1,), "|V0") + bytes(64), "x.npy is an array of nothing"),
         ("x.npy", npy(np.full((1, 28, 28), np.nan)), "x.npy: images must be finite"),
         ("x.npy", npy(np.full((1, 28, 28), 256)), r"x.npy: whole-number pixels must be in \[0, 255\], got 256 to 256"),
         ("labels", b"".join(idx_parts(np.zeros(5, np.uint8))), r"labels: images must be .*, got \(5,\)"),
