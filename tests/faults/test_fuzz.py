@@ -162,12 +162,14 @@ import io, json, sys
 from pathlib import Path
 from jaxmlp.keras import apart
 apart.limit_memory(0)
+print("ready", flush=True)
 for line in sys.stdin:
     out = io.BytesIO()
     apart.answer(Path(line.rstrip()), "x", out)
     print("refused" if b"refused" in out.getvalue().partition(b"\\n")[0] else "accepted", flush=True)
 """
-PATIENCE_S = 2.0
+PATIENCE_S = 4.0
+"""That reading one file may take in the process apart; the slowest whole file takes a hundredth."""
 
 
 class Reader:
@@ -180,11 +182,11 @@ class Reader:
         if not self._process or self._process.poll() is not None:
             command = [sys.executable, "-c", READER]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(f"{path}\n".encode())
         self._process.stdin.flush()
-        # The first answer takes Python's start.
-        ready, _, _ = select.select([self._process.stdout], [], [], 10 * PATIENCE_S)
+        ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE_S)
         told = self._process.stdout.readline().decode().strip() if ready else ""
         if not told:
             self._process.kill()
