@@ -90,11 +90,11 @@ def no_warning(text: str) -> None:
 def test_a_run_reads_back_as_it_was_written(run: RunDirectory, path: Path) -> None:
     append_epochs(run, 1, 2)
     save(run, 9380)
-    run.finish("finished", {"test_accuracy": 0.98})
+    run.finish("finished", {"test_loss": 0.1, "test_accuracy": 0.98})
     read = RunDirectory.open(path, write=False)
     assert read.config == CONFIG
     assert read.status == "finished"
-    assert read.manifest == {**MANIFEST, "status": "finished", "result": {"test_accuracy": 0.98}}
+    assert read.manifest == {**MANIFEST, "status": "finished", "result": {"test_loss": 0.1, "test_accuracy": 0.98}}
     assert read.epochs() == [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
     assert [line["epoch"] for line in read.digests()] == [1, 2]
     assert (path / "history.csv").read_text() == "epoch,loss\n1,1.0\n2,0.5\n"
@@ -144,7 +144,7 @@ def test_figures_that_are_not_finite_are_written_as_null(run: RunDirectory, path
 def test_a_folder_with_a_finished_run_is_refused_with_its_accuracy_and_the_ways_on(
     run: RunDirectory, path: Path
 ) -> None:
-    run.finish("finished", {"test_accuracy": 0.98254})
+    run.finish("finished", {"test_loss": 0.1, "test_accuracy": 0.98254})
     run.close()
     with pytest.raises(RunError, match=r"finished run \(test accuracy 0\.9825\)\. .*--resume '.*/a run'.*--out"):
         RunDirectory.create(path, CONFIG, MANIFEST)
@@ -210,6 +210,16 @@ def test_a_damaged_config_or_manifest_is_named(run: RunDirectory, path: Path, na
         RunDirectory.open(path, write=False)
     with pytest.raises(RunError, match=name):
         RunDirectory.create(path, CONFIG, MANIFEST)
+
+
+def test_a_result_without_the_test_scores_is_a_damaged_manifest(run: RunDirectory, path: Path) -> None:
+    run.finish("finished", {"test_loss": None, "test_accuracy": None})
+    run.close()
+    RunDirectory.open(path, write=False)
+    text = (path / "manifest.json").read_text()
+    (path / "manifest.json").write_text(text.replace("test_loss", "loss"))
+    with pytest.raises(RunError, match=r"manifest\.json is damaged"):
+        RunDirectory.open(path, write=False)
 
 
 # The lock
@@ -577,7 +587,7 @@ def test_what_a_killed_process_was_writing_is_gone_after_the_next_open(run: RunD
 
 def test_opening_a_finished_run_changes_none_of_its_files(run: RunDirectory, path: Path) -> None:
     append_epochs(run, 1)
-    run.finish("finished", {"test_accuracy": 1.0})
+    run.finish("finished", {"test_loss": 0.0, "test_accuracy": 1.0})
     run.close()
     before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
     with RunDirectory.open(path, write=True) as again:

@@ -40,7 +40,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: It is damaged.
     """
     try:
-        return checked_manifest(parse_json(files.read(path / MANIFEST, MAX_DOCUMENT)))
+        manifest = checked_manifest(parse_json(files.read(path / MANIFEST, MAX_DOCUMENT)))
+        if not manifest["result"] or manifest["result"].keys() >= {"test_loss", "test_accuracy"}:
+            return manifest
     except ValueError:
         pass
     raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or name another folder with --out.")
