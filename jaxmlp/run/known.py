@@ -6,10 +6,12 @@ A field that is here has its type wherever it is read; others are the caller's o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
 MAX_EPOCH, MAX_STEP = 1_000_001, 10**15
+SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _is_figure(value: Any) -> bool:
@@ -25,7 +27,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_sum(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and len(value) == 64 and value.isalnum() and value.isascii())
+    return value is None or (isinstance(value, str) and SHA256.fullmatch(value) is not None)
 
 
 def _are_sums(value: Any) -> bool:
