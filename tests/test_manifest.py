@@ -1,0 +1,78 @@
+"""The manifest tells what a run's bits depend on, and names no user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_stand_in import CONFIG, MANIFEST
+
+from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
+
+
+def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_force_host_platform_device_count=8")
+    facts = manifest(CONFIG, "d" * 64, devices=4)
+    assert json.loads(json.dumps(facts)) == facts
+    assert facts["binding"]["config_sha256"] == hashlib.sha256(CONFIG.to_json().encode()).hexdigest()
+    assert facts["binding"]["data_sha256"] == "d" * 64
+    assert facts["binding"]["xla_flags"] == "--xla_gpu_deterministic_ops=true"
+    assert {"jax", "jaxlib", "flax", "optax", "prng", "matmul_precision", "x64", "device_kind", "isa"} <= facts[
+        "binding"
+    ].keys()
+    assert facts["not_binding"].keys() == {"devices", "processes", "threads", "python", "os"}
+    assert facts["not_binding"]["devices"] == 4
+
+
+def test_differences_name_the_binding_facts_with_both_values() -> None:
+    here: dict[str, Any] = {"binding": {"jax": "0.13.0", "x64": False, "isa": "aarch64"}, "not_binding": {"devices": 1}}
+    assert differences(MANIFEST, here) == ["jax: 0.12.0 there, 0.13.0 here", "isa: None there, aarch64 here"]
+    assert differences(MANIFEST, {**MANIFEST, "not_binding": {"devices": 1}, "status": "finished"}) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "binding"),
+    [
+        ("", ""),
+        ("--xla_b=1 --xla_a=2", "--xla_a=2 --xla_b=1"),
+        ("--xla_a=1 --xla_a=2", "--xla_a=2"),
+        ("--xla_flag", "--xla_flag"),
+        ("--xla_force_host_platform_device_count=8 --xla_dump_to=/home/ann/x --xla_dump_hlo_as_text", ""),
+        ("--xla_gpu_cuda_data_dir=/home/ann/cuda-13", "--xla_gpu_cuda_data_dir=cuda-13"),
+    ],
+)
+def test_flags_that_change_no_bit_or_name_a_user_are_left_out(flags: str, binding: str) -> None:
+    assert binding_flags(flags) == binding
+
+
+def test_the_instruction_set_is_a_name_that_a_folder_can_have() -> None:
+    assert re.fullmatch(r"[a-z0-9_]+(-[a-z0-9_]+-[0-9a-f]{8})?", instruction_set())
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "name"),
+    [
+        ("x86_64", "flags\t\t: fpu sse4_2 avx avx2 fma hypervisor\n", "x86_64-avx2-"),
+        ("x86_64", "flags\t\t: fpu avx512f avx2 avx512_bf16 amx_tile\n", "x86_64-amx_tile-"),
+        ("aarch64", "Features\t: fp asimd sve\n", "aarch64-sve-"),
+    ],
+)
+def test_the_instruction_set_is_named_by_its_widest_vectors(
+    monkeypatch: pytest.MonkeyPatch, machine: str, cpuinfo: str, name: str
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: cpuinfo)
+    assert instruction_set().startswith(name)
+
+
+def test_only_vector_instructions_of_the_cpu_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    names = []
+    for flags in ("avx2 fma", "fma avx2 hypervisor md_clear", "avx2"):
+        monkeypatch.setattr(Path, "read_text", lambda *_, flags=flags, **__: f"flags : {flags}\n")
+        names.append(instruction_set())
+    assert names[0] == names[1] != names[2]
