@@ -1,7 +1,7 @@
 """A user's mistake is said in the first line on stderr, without a traceback, and ends in the exit code of its kind.
 
-Mistakes in a command line are in `test_cli.py`, stop signals in `test_signals.py`, lost processes in
-`test_distributed.py`.
+Mistakes in a command line are in `test_flags.py` and `test_commands.py`, stop signals in `test_signals.py`, lost
+processes in `test_distributed.py`.
 """
 
 from __future__ import annotations
