@@ -1,15 +1,10 @@
-"""A sweep's promises: each lane is its solo run, however lanes are spread, grouped, stopped, killed and resumed."""
+"""A sweep's promises: each lane is its solo run, however lanes are spread, grouped, stopped and resumed."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,38 +13,21 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from small_sweep import CONFIG, without_times
 
 from jaxmlp import data
-from jaxmlp.cli import main
-from jaxmlp.cli.sweep import parse_seeds, parse_vary
-from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, ModelConfig, Piecewise
+from jaxmlp.config import Cosine, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
-from jaxmlp.sweep import LaneResult, Range, SweepResult, group, load, memory, resume, sweep
-from jaxmlp.sweep.lanes import MAX_LANES, make_plan, make_settings
+from jaxmlp.sweep import LaneResult, SweepResult, group, load, memory, resume, sweep
+from jaxmlp.sweep.lanes import make_plan, make_settings
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines, SweepProgress
 from jaxmlp.sweep.result import Spread
 
-CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
-    data=DataConfig(validation="test"),
-    optimizer=SGD(learning_rate=0.1, momentum=0.9, schedule=Cosine()),
-    batch_size=16,
-    epochs=2,
-)
 VARY = {"optimizer.learning_rate": [0.05, 0.1], "optimizer.momentum": [0.0, 0.9]}
-TIMES = ("train_s", "compile_s", "total_s", "seconds")
-EXPERIMENT = """
-from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
-
-CONFIG = ExperimentConfig(
-    name="small", model=ModelConfig(hidden_sizes=(32,)), data=DataConfig(name="mnist_5k"), epochs=4, batch_size=16
-)
-"""
-SETS = ("--seeds", "0:3", "--set", "optimizer.learning-rate=0.0003,0.001")
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +37,6 @@ def dataset() -> data.Dataset:
     labels = rng.integers(0, 10, 110, np.int32)
     test = (images[70:], labels[70:])
     return data.from_arrays((images[:70], labels[:70]), test, validation=test)
-
-
-@pytest.fixture(scope="module")
-def experiment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("experiment") / "small.py"
-    path.write_text(EXPERIMENT)
-    return path
-
-
-def without_times(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: without_times(inner) for name, inner in value.items() if name not in TIMES}
-    return [without_times(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def figures(lane: LaneResult) -> Any:
@@ -309,127 +274,6 @@ def test_the_time_left_is_told_from_the_updates_made(monkeypatch: pytest.MonkeyP
     assert lines.left() == "about 80 s left"
 
 
-# --- What is drawn, and what is refused.
-
-
-def test_draws_are_of_the_seed_and_more_of_them_only_add() -> None:
-    vary = {"optimizer.learning_rate": Range(low=1e-4, high=1e-1, log=True), "batch_size": Range(low=16, high=64)}
-    drawn = make_settings(CONFIG, vary, draws=20)
-    assert make_settings(CONFIG, vary, draws=50)[:20] == drawn
-    assert make_settings(CONFIG, vary, draws=20, random_seed=1) != drawn
-    assert all(1e-4 <= each["optimizer.learning_rate"] <= 1e-1 for each in drawn)
-    # Half of them below the middle of the logarithms: 20 draws have fewer than 4 with a chance of 0.1 %.
-    assert 4 <= sum(each["optimizer.learning_rate"] < 10**-2.5 for each in drawn) <= 16
-    assert {type(each["batch_size"]) for each in drawn} == {int}
-    alone = make_settings(CONFIG, {"optimizer.learning_rate": vary["optimizer.learning_rate"]}, draws=20)
-    assert [each["optimizer.learning_rate"] for each in drawn] == [each["optimizer.learning_rate"] for each in alone]
-
-
-@pytest.mark.parametrize(
-    ("vary", "said"),
-    [
-        ({"optimizer.momentun": [1]}, r"optimizer.momentun is not a field.* Did you mean optimizer.momentum"),
-        ({"optimizer.learning_rate": [0.1, -1]}, r"optimizer.learning_rate must be in \[0, inf\), got -1"),
-        ({"optimizer.learning_rate": []}, "optimizer.learning_rate needs a list of one value or more"),
-        ({"optimizer.learning_rate": "0.1"}, "optimizer.learning_rate needs a list of one value or more"),
-        ({"optimizer.learning_rate": [1, 1.0]}, r"must make settings that all differ, got .*=1.0 2 times"),
-        ({"batch_size": [16, 3], "grad_shards": [2]}, "grad_shards must divide batch_size 3"),
-        ({"seed": [1]}, "seed is what --seeds gives"),
-        ({"data.name": ["mnist"]}, "data.name cannot vary: the lanes of a sweep share one data set"),
-        ({"data.validation": [0.1, 0.2]}, "data.validation cannot vary"),
-        ({"name": ["a", "b"]}, "name names the sweep"),
-        ({"batch_size": Range(low=1, high=2)}, r"batch_size is drawn from uniform\(1,2\): .* --random N"),
-        ({"batch_size": list(range(1, MAX_LANES + 2))}, "sweep must be of 1 to 65,536 settings, got 65,537"),
-    ],
-)  # fmt: skip
-def test_settings_that_cannot_be_are_refused(vary: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        make_settings(CONFIG, vary)
-
-
-@pytest.mark.parametrize(
-    ("vary", "said"),
-    [
-        ({"batch_size": [16]}, "random needs a field with a range"),
-        ({"optimizer.learning_rate": Range(low=0, high=1, log=True)}, "needs a range above 0"),
-        ({"optimizer.learning_rate": Range(low=1, high=1)}, "needs a range that rises"),
-        ({"optimizer.momentum": Range(low=0, high=2)}, r"optimizer.momentum must be in \[0, 1\)"),
-        ({"batch_size": Range(low=1, high=4)}, "random must be at most the 4 different settings"),
-    ],
-)
-def test_draws_that_cannot_be_are_refused(vary: dict[str, Any], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        make_settings(CONFIG, vary, draws=20)
-
-
-@pytest.mark.parametrize(
-    ("seeds", "said"),
-    [
-        ([], "seeds must make 1 to"),
-        ([1, 2, 1], "seeds must all differ, got 1 2 times"),
-        ([-1], "seed must be in"),
-        (range(MAX_LANES + 1), "seeds must make 1 to"),
-    ],
-)
-def test_seeds_that_cannot_be_are_refused(seeds: Sequence[int], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        make_plan(CONFIG, seeds, [{}])
-
-
-def test_seeds_are_a_range_a_number_or_a_list() -> None:
-    assert parse_seeds("0:16") == list(range(16))
-    assert parse_seeds("3") == [3]
-    assert parse_seeds("1,5,7") == [1, 5, 7]
-    assert parse_seeds("0:2,9") == [0, 1, 9]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((), "sweep needs --seeds or --set"),
-        (("--seeds", "4:4"), "--seeds must not be empty, got 4:4"),
-        (("--seeds", "a"), "--seeds must be such as 0:16, 3 or 1,5,7, got 'a'"),
-        (("--seeds", "1,1"), "--seeds must all differ, got 1 2 times"),
-        (("--seeds", "0:99999999999"), "--seeds must be at most 65,536"),
-        (("--set", "optimizer.learning-rate"), "--set must be FIELD=a,b,..."),
-        (("--set", "optimizer.learning-rat=1"), "--optimizer.learning-rat is not a field of this experiment. Did you"),
-        (("--set", "optimizer.learning-rate=0.1,fast"), "--optimizer.learning-rate must be a number, got 'fast'"),
-        (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of one value or more"),
-        (("--set", "epochs=1", "--set", "epochs=2"), "--epochs is set twice"),
-        (("--set", "optimizer=adam"), "--optimizer is a part of the experiment, and no value: set its fields"),
-        (("--set", "optimizer.learning-rate=log(1,x)"), "--optimizer.learning-rate must have two numbers"),
-        (("--set", "optimizer.learning-rate=log(1e-4,1)"), "--optimizer.learning-rate is drawn from log(0.0001,1)"),
-        (("--set", "shuffle=maybe"), "--shuffle must be true or false, got 'maybe'"),
-        (("--seeds", "0", "--keep"), "--keep is not a flag of sweep. Did you mean --keep-runs?"),
-        (("--seeds", "0:2", "--batch-size", "100000"), "--batch-size must be at most the"),
-        (("--resume", "x", "--seeds", "0:2"), "--seeds is not a flag of sweep --resume DIR."),
-    ],
-)
-def test_a_command_line_that_cannot_be_is_refused_in_one_line(
-    words: tuple[str, ...], said: str, experiment: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = () if "--resume" in words else (str(experiment),)
-    assert main(["sweep", *file, *words]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith(said), err
-    assert "Traceback" not in err
-
-
-def test_values_are_read_as_their_fields_types() -> None:
-    words = [
-        "model.hidden-sizes=8 4,8",
-        "shuffle=true,false",
-        "optimizer.learning-rate=log(1e-4, 0.1)",
-        "precision=bfloat16",
-    ]
-    assert parse_vary(words, CONFIG) == {
-        "model.hidden_sizes": [(8, 4), (8,)],
-        "shuffle": [True, False],
-        "optimizer.learning_rate": Range(low=1e-4, high=0.1, log=True),
-        "precision": ["bfloat16"],
-    }
-
-
 def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resumed(
     dataset: data.Dataset, tmp_path: Path
 ) -> None:
@@ -448,88 +292,3 @@ def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resume
     (path / "lanes.jsonl").write_text('{"epoch": 1, "lane": 0}\n')
     with pytest.raises(RunError, match="is damaged"):
         load(path)
-
-
-# --- In processes of their own.
-
-
-def program(*words: object, devices: int | None = None) -> subprocess.Popen[str]:
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}" if devices else ""}
-    command = [sys.executable, "-m", "jaxmlp", "sweep", *map(str, words), "--json"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | flags)
-
-
-def answered(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    document: dict[str, Any] = json.loads(out)
-    return document
-
-
-def told(document: dict[str, Any]) -> Any:
-    """All that may not depend on times, folders and machines' sizes."""
-    free = {"sweep_dir", "devices", "processes"}
-    return without_times({name: value for name, value in document.items() if name not in free})
-
-
-@pytest.fixture(scope="module")
-def whole(experiment: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
-    """An uninterrupted sweep, and how long it took."""
-    began = time.monotonic()
-    document = answered(program(experiment, *SETS, "--out", tmp_path_factory.mktemp("whole") / "sweep"))
-    return told(document), time.monotonic() - began
-
-
-@pytest.mark.slow
-def test_killed_at_three_random_moments_a_sweep_ends_in_the_same_json(
-    experiment: Path, whole: tuple[Any, float], tmp_path: Path
-) -> None:
-    path = tmp_path / "sweep"
-
-    def go_on() -> subprocess.Popen[str]:
-        words = ("--resume", path) if (path / "sweep.json").exists() else (experiment, *SETS, "--out", path)
-        return program(*words, "--checkpoint-s", "0")
-
-    draw = random.Random(0)
-    for _ in range(3):
-        process = go_on()
-        time.sleep(draw.uniform(0.4, 1) * whole[1])
-        process.kill()
-        process.communicate()
-    assert told(answered(go_on())) == whole[0]
-
-
-@pytest.mark.slow
-def test_two_processes_of_two_devices_give_the_same_lanes(
-    experiment: Path, whole: tuple[Any, float], tmp_path: Path
-) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    words = (experiment, *SETS, "--out", tmp_path / "sweep", "--checkpoint-s", "0")
-    started = [program(*words, "--distributed", f"{address},2,{index}", devices=2) for index in range(2)]
-    try:
-        documents = [answered(process) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    for document in documents:
-        assert (document["devices"], document["processes"]) == (4, 2)
-        assert told(document) == whole[0]
-
-
-@pytest.mark.slow
-def test_a_stop_signal_saves_and_tells_how_to_go_on(experiment: Path, whole: tuple[Any, float], tmp_path: Path) -> None:
-    path = tmp_path / "sweep"
-    process = program(experiment, *SETS, "--epochs", "100000", "--out", path, "--checkpoint-s", "0")
-    deadline = time.monotonic() + 60
-    while not list(path.glob("group/step-*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert f"SIGTERM: 0 of 6 lanes are done, those in training saved. Go on: jaxmlp sweep --resume {path}" in err
-    assert json.loads(out)["status"] == "interrupted"
-    assert json.loads((path / "manifest.json").read_text())["status"] == "interrupted"
