@@ -180,6 +180,7 @@ class Reader:
 
     def outcome(self, path: Path) -> str:
         if not self._process or self._process.poll() is not None:
+            self.close()
             command = [sys.executable, "-c", READER]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             assert self._process.stdout and self._process.stdout.readline() == b"ready\n"
