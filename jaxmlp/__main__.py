@@ -1,8 +1,6 @@
 """`python -m jaxmlp`: the program without its script."""
 
-import sys
-
-from jaxmlp.cli import main
+from jaxmlp.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -133,6 +133,18 @@ def test_a_file_does_not_take_the_place_of_a_stream_that_was_closed(tmp_path: Pa
     assert (tmp_path / "file").read_text() == ""
 
 
+def test_the_programs_end_is_short_but_what_was_to_come_at_exit_does() -> None:
+    code = (
+        "import atexit; from jaxmlp.cli import program\n"
+        "class Long:\n"
+        "    def __del__(self): print('taken apart')\n"
+        "kept = Long()\n"
+        "program(lambda argv: atexit.register(print, 'at exit') and 3)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, "at exit\n", "")
+
+
 def test_an_experiment_runs_as_a_script(tmp_path: Path) -> None:
     ended = script(QUICKSTART, *SMALL, "--out", str(tmp_path / "run"), "--json")
     assert ended.returncode == 0, ended.stderr

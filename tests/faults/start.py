@@ -24,4 +24,6 @@ def start(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(start(sys.argv[1:]))
+    from jaxmlp.cli import program
+
+    program(start)
