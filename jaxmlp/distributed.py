@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
+from jaxmlp.fields import dotted
 from jaxmlp.signals import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def agree(facts: Mapping[str, Any]) -> None:
         RunError: They do not; names each fact that differs, its values, and whose they are.
         PeerLostError: Another process is gone.
     """
-    mine = json.dumps(_flat(facts)).encode()
+    mine = json.dumps(dotted(facts)).encode()
     size = int(gather([len(mine)]).max())
     rows = gather(list(mine.ljust(size)))
     everyone = [json.loads(bytes(row.tolist())) for row in rows]
@@ -151,14 +152,6 @@ def agree(facts: Mapping[str, Any]) -> None:
             different.append(f"{name}: {told}")
     if different:
         raise RunError("the processes of this run differ, so their bits would:\n" + "\n".join(different))
-
-
-def _flat(facts: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The facts by dotted path."""
-    flat: dict[str, Any] = {}
-    for name, value in facts.items():
-        flat |= _flat(value, f"{path}{name}.") if isinstance(value, Mapping) else {f"{path}{name}": value}
-    return flat
 
 
 @contextlib.contextmanager

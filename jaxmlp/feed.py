@@ -56,10 +56,10 @@ class Feed:
         """Arguments of `train_steps` for the epoch's updates `start` to `stop`: split, order, start and stop."""
         if self.resident:
             return self.resident, order, start, stop
-        rows = np.full(self.steps * self.batch_size, -1, np.int32)
+        rows = np.full(self.steps * self.batch_size, train.PADDING, np.int32)
         wanted = np.asarray(order)[start * self.batch_size : stop * self.batch_size]
         rows[: len(wanted)] = wanted
-        local = jnp.where(rows >= 0, jnp.arange(len(rows), dtype=jnp.int32), -1)
+        local = jnp.where(rows >= 0, jnp.arange(len(rows), dtype=jnp.int32), train.PADDING)
         return self._rows(rows), shards.replicate(local, self.mesh), 0, stop - start
 
     def evaluate(self, params: Any, *, config: ExperimentConfig, module: nn.Module) -> train.Sums:
@@ -77,7 +77,7 @@ class Feed:
         examples = len(self.split.labels)
         for first in range(0, examples, self.piece_rows):
             rows = np.arange(first, first + self.piece_rows)
-            yield self._rows(np.where(rows < examples, rows, -1))
+            yield self._rows(np.where(rows < examples, rows, train.PADDING))
 
     def _rows(self, rows: np.ndarray[tuple[int], np.dtype[np.integer]]) -> train.Split:
         labels = np.where(rows >= 0, self.split.labels[rows], train.PADDING)

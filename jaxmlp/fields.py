@@ -20,6 +20,14 @@ Hyperparameters: TypeAlias = dict[str, Any]
 """The traced values of a config part: floats by field name, nested as the config is."""
 
 
+def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their dotted paths."""
+    found: dict[str, Any] = {}
+    for name, value in plain.items():
+        found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return found
+
+
 def ranged(default: Any, interval: str, *, traced: bool = False) -> Any:
     """A field of one number or more in `interval`, the rule as people write it, such as `[0, 1)` or `(0, inf)`."""
     return field(default=default, metadata={"interval": interval, "traced": traced})

@@ -146,7 +146,7 @@ class Loop:
         length = min(self.chunk, self.programs.limit(position) - position.done)
         if self.digest_every:
             length = min(length, self.digest_every - position.step % self.digest_every)
-        length, self.stopping, _ = agree(length, self.stop)
+        length, self.stopping, _ = agree_on_chunk(length, self.stop)
         return length
 
     def _chunk(self, position: Position, order: jax.Array, length: int) -> None:
@@ -206,7 +206,7 @@ class Loop:
         self.saved_at = time.perf_counter()
 
 
-def agree(length: int, stop: Stop, due: bool = False) -> tuple[int, bool, bool]:
+def agree_on_chunk(length: int, stop: Stop, due: bool = False) -> tuple[int, bool, bool]:
     """What all processes do next: the shortest length, whether one is to stop, and what is due in the first."""
     plans = [(length, stop.signal or 0, due)]
     if jax.process_count() > 1:

@@ -12,10 +12,13 @@ from tensorboardX.writer import SummaryWriter
 
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.fields import dotted
 from jaxmlp.history import EpochRecord
 from jaxmlp.pictures import strongest_tiles, weights_sheet
 
 TILES = 64
+TAKEN = (bool, int, float, str)
+"""Types of hyperparameters that TensorBoard takes; others become text."""
 
 
 class TensorBoard:
@@ -50,16 +53,7 @@ class TensorBoard:
         """Write the hyperparameters with the run's result, as `History.result` has it."""
         if self._writer:
             figures = {name: value for name, value in result.items() if isinstance(value, float)}
-            self._writer.add_hparams(dict(_flat(self.config.to_dict())), figures, name="result")
+            values = dotted(self.config.to_dict())
+            taken = {name: value if isinstance(value, TAKEN) else str(value) for name, value in values.items()}
+            self._writer.add_hparams(taken, figures, name="result")
             self._writer.close()
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names with values that TensorBoard takes."""
-    found: dict[str, Any] = {}
-    for name, value in plain.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{prefix}{name}.")
-        else:
-            found[prefix + name] = value if isinstance(value, bool | int | float | str) else str(value)
-    return found

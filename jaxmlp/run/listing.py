@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
+from jaxmlp.fields import dotted
 from jaxmlp.run.directory import RunDirectory
 
 
@@ -75,14 +76,7 @@ def ordered(runs: Iterable[Listed], by: str) -> list[Listed]:
 
 def different_values(configs: Sequence[ExperimentConfig]) -> dict[str, list[Any]]:
     """The dotted fields in which the configs differ, each with the value of every config; none where it has no such."""
-    flat = [_flat(config.to_dict()) for config in configs]
+    flat = [dotted(config.to_dict()) for config in configs]
     names = dict.fromkeys(name for values in flat for name in values)
     found = {name: [values.get(name) for values in flat] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}
-
-
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in plain.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return found

@@ -14,7 +14,7 @@ import numpy as np
 from jaxmlp import distributed, train
 from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import agree, next_chunk
+from jaxmlp.loop import agree_on_chunk, next_chunk
 from jaxmlp.programs import means
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
@@ -146,7 +146,7 @@ class Group:
         while self.done < self.steps_per_epoch:
             length = min(self.chunk, self.steps_per_epoch - self.done)
             due = time.perf_counter() - self.saved_at > job.checkpoint_s
-            length, job.stopping, due = agree(length, job.stop, due)
+            length, job.stopping, due = agree_on_chunk(length, job.stop, due)
             if job.stopping:
                 return
             if due:
