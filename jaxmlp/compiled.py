@@ -16,9 +16,14 @@ from jax._src.compilation_cache_interface import CacheInterface
 from jaxmlp.errors import DiskError
 from jaxmlp.run import files
 
+DAY_S = 86_400.0
+"""After which no process is still writing a program."""
+
 
 def keep_in(folder: Path) -> None:
     """Let JAX keep compiled programs in a folder; before its first use."""
+    with contextlib.suppress(OSError):
+        files.remove_temporaries(folder, older_than_s=DAY_S)
     compilation_cache.get_file_cache = lambda path: (CompiledPrograms(Path(path)), path)
     compilation_cache.set_cache_dir(str(folder))
 

@@ -6,11 +6,13 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jaxmlp import compiled
 from jaxmlp.run.manifest import instruction_set
 
 
@@ -132,6 +134,15 @@ def test_compiled_programs_are_kept_privately_for_this_kind_of_processor(tmp_pat
     assert first
     python(COMPILED, XDG_CACHE_HOME=str(tmp_path))
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first
+
+
+def test_what_a_killed_process_was_writing_into_the_compile_cache_goes_after_a_day(tmp_path: Path) -> None:
+    old, new = tmp_path / ".jaxmlp-old.tmp", tmp_path / ".jaxmlp-new.tmp"
+    old.touch()
+    new.touch()
+    os.utime(old, (time.time() - 2 * compiled.DAY_S,) * 2)
+    python(f"from pathlib import Path; from jaxmlp import compiled; compiled.keep_in(Path({str(tmp_path)!r}))")
+    assert list(tmp_path.iterdir()) == [new]
 
 
 @pytest.mark.parametrize("damage", [lambda kept: kept[:-1], lambda kept: kept[:40], lambda kept: b"", flipped])

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Buffer, Iterator
 from io import BufferedReader
 from pathlib import Path
@@ -71,14 +72,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what a killed process was writing in `folder`; only for who holds its lock.
+def remove_temporaries(folder: Path, older_than_s: float = 0) -> None:
+    """Remove what a killed process was writing in `folder`; for who holds its lock, or of an age that none is at.
 
     Raises:
         OSError: One could not be removed.
     """
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        if not older_than_s or time.time() - path.lstat().st_mtime > older_than_s:
+            path.unlink(missing_ok=True)
 
 
 def open_plain(path: Path) -> BufferedReader:
