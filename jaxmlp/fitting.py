@@ -23,6 +23,8 @@ from jaxmlp.signals import Stop
 
 CHECKPOINT_S = 60.0
 """Seconds between two checkpoints."""
+MAX_STEPS = 2**31 - 1
+"""Updates of a run: int32 counts them."""
 
 
 def fit(
@@ -103,11 +105,15 @@ def _run(loop: Loop) -> History:
 
 
 def check_batch_size(config: ExperimentConfig, dataset: data.Dataset) -> None:
-    """Make sure that an epoch has one full batch.
+    """Make sure that an epoch has one full batch, and that the run has no more updates than int32 can count.
 
     Raises:
-        ConfigError: It has not.
+        ConfigError: It has not, or has.
     """
     examples = len(dataset.train.labels)
     if config.batch_size > examples:
         raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
+    most = MAX_STEPS // -(-examples // config.batch_size)
+    if config.epochs > most:
+        wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
+        raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import signal
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_a_batch_larger_than_the_data_is_refused(dataset: data.Dataset) -> None:
     config = ExperimentConfig(batch_size=71)
     with pytest.raises(ConfigError, match="batch_size must be at most the 70 training examples, got 71"):
         fitting.fit(config, dataset)
+
+
+def test_a_run_of_more_updates_than_int32_counts_is_refused_before_it_has_a_folder(tmp_path: Path) -> None:
+    many = (np.zeros((2500, 1, 1, 1), np.uint8), np.zeros(2500, np.int32))
+    dataset = data.from_arrays(many, many, num_classes=10)
+    most = (2**31 - 1) // 2500
+    config = dataclasses.replace(CONFIG, batch_size=1, epochs=most + 1)
+    with pytest.raises(ConfigError, match=f"epochs must be at most {most} of 2500 examples .*, got {most + 1}"):
+        fitting.fit(config, dataset, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    fitting.check_batch_size(dataclasses.replace(config, epochs=most), dataset)
 
 
 def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
