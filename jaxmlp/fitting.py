@@ -66,7 +66,7 @@ def fit(
         The history, with the last state.
 
     Raises:
-        ConfigError: The config does not fit the data or the devices.
+        ConfigError: The config does not fit the data or the devices, or the module the data.
         DataError: The data cannot be had.
         DeviceError: The devices are not there.
         DivergedError: Loss or parameters are no longer finite.
@@ -81,7 +81,11 @@ def fit(
         dataset = dataset or data.load(config.data, report=told.note)
         check_batch_size(config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        module = model.hashable(module or model.make_mlp(config.model, dataset.num_classes, config.precision))
+        if module:
+            module = model.hashable(module)
+            model.check_logits(module, dataset.train.images.shape[1:], dataset.num_classes)
+        else:
+            module = model.make_mlp(config.model, dataset.num_classes, config.precision)
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
         if out and not run and distributed.is_first():

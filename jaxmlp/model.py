@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Key
 from jaxmlp import layers
 from jaxmlp.config import ModelConfig
 from jaxmlp.errors import ConfigError
+from jaxmlp.prng import Stream, stream_key
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": nn.relu,
@@ -126,6 +127,24 @@ def init_params(module: nn.Module, image_shape: tuple[int, ...], key: Key[Array,
             "Replace layers such as BatchNorm by ones without running state, such as LayerNorm",
         )
     return dict(variables["params"])
+
+
+def check_logits(module: nn.Module, image_shape: tuple[int, ...], num_classes: int) -> None:
+    """Make sure that the module answers an image with a logit for every class at least; nothing is computed.
+
+    Raises:
+        ConfigError: It does not; or as `init_params`.
+    """
+
+    def logits_of(key: Key[Array, ""], images: Float[Array, "batch ..."]) -> Any:
+        params = init_params(module, image_shape, key)
+        return module.apply({"params": params}, images, **train_flag(module, False))
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    found = jax.eval_shape(logits_of, stream_key(0, Stream.INIT), images).shape
+    if len(found) != 2 or found[0] != 1 or found[1] < num_classes:
+        wanted = f"must give an image logits of shape [1, {num_classes}] or wider"
+        raise ConfigError("module", f"{wanted}, got {list(found)}")
 
 
 def train_flag(module: nn.Module, train: bool) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,6 +18,7 @@ import jaxmlp
 from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, ModelConfig, RunError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.sweep.start import sweep
 from jaxmlp.train import TrainState
 
 CONFIG = ExperimentConfig(model=ModelConfig(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)
@@ -90,6 +92,25 @@ class Scaled(nn.Module):
 def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None:
     with pytest.raises(ConfigError, match=r"module must be hashable, but has scales of type ndarray"):
         fit(CONFIG, small_dataset, module=Scaled(np.ones(10, np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (nn.Sequential((flat, nn.Dense(5))), [1, 5]),
+        (nn.Dense(10), [1, 28, 28, 10]),
+        (nn.Sequential((jnp.ravel, nn.Dense(10))), [10]),
+    ],
+)
+def test_a_module_without_a_logit_for_each_image_and_class_is_refused(
+    module: nn.Module, shape: list[int], small_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    wanted = re.escape(f"module must give an image logits of shape [1, 10] or wider, got {shape}")
+    with pytest.raises(ConfigError, match=wanted):
+        fit(CONFIG, small_dataset, module=module, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match=wanted):
+        sweep(CONFIG, small_dataset, seeds=[0], module=module)
 
 
 @pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 1), (2, 1), ("auto", 1)])

@@ -28,7 +28,7 @@ ARROWS = {
     "data": "",
     "prng": "",
     "layers": "prng",
-    "model": "layers",
+    "model": "layers prng",
     "objective": "",
     "optim": "",
     "shards": "",

@@ -63,6 +63,8 @@ def make_program(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> 
     """
     began = time.perf_counter()
     config, devices = lanes[0].config, job.mesh.size
+    if job.module:
+        model.check_logits(job.module, job.dataset.train.images.shape[1:], job.dataset.num_classes)
     module = job.module or model.make_mlp(config.model, job.dataset.num_classes, config.precision)
     static: dict[str, Any] = {"config": config.program(), "module": module, "mesh": job.mesh}
     budget = int(memory.SHARE * memory.free_bytes(job.mesh)) >> 20
