@@ -11,7 +11,7 @@ import jax
 
 from jaxmlp import data, distributed, model, runtime, shards
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DivergedError, PeerLostError
+from jaxmlp.errors import ConfigError, DivergedError, PeerLostError, RunError
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, Loop
@@ -72,14 +72,16 @@ def fit(
         DivergedError: Loss or parameters are no longer finite.
         DiskError: The run directory cannot be written.
         PeerLostError: Another process of the run is gone.
-        RunError: `out` holds a run; the run's checkpoints do not fit, or none is whole; or the run's processes differ
-            in what binds bits.
+        RunError: `out` holds a run; the run is of another config or other data; its checkpoints do not fit, or none is
+            whole; or its processes differ in what binds bits.
     """
     runtime.configure()
     with contextlib.ExitStack() as stack:
         told = progress or stack.enter_context(make_progress(verbose, config.epochs))
         dataset = dataset or data.load(config.data, report=told.note)
         check_batch_size(config, dataset)
+        if run:
+            _check_run(run, config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if module:
             module = model.hashable(module)
@@ -106,6 +108,15 @@ def _run(loop: Loop) -> History:
         if jax.process_count() > 1 and distributed.is_lost_peer(error):
             raise PeerLostError("distributed: another process of this run is gone.") from None
         raise
+
+
+def _check_run(run: RunDirectory, config: ExperimentConfig, dataset: data.Dataset) -> None:
+    there = run.config.to_dict()
+    if changed := [name for name, value in config.to_dict().items() if value != there[name]]:
+        raise RunError(f"{run.path} is of a config with another {', '.join(changed)}. Go on with fit(run.config, ...).")
+    told = (run.manifest.get("binding") or {}).get("data_sha256", dataset.sha256)
+    if told != dataset.sha256:
+        raise RunError(f"{run.path} was trained on other data: data_sha256: {told} there, {dataset.sha256} here.")
 
 
 def check_batch_size(config: ExperimentConfig, dataset: data.Dataset) -> None:
