@@ -125,7 +125,9 @@ def share(data: bytes) -> bytes:
 
     if jax.process_count() == 1:
         return data
-    size = int(gather([len(data)])[0, 0])
+    # In two numbers: a state of 2 GiB is longer than an int32 says.
+    high, low = gather(divmod(len(data), 1 << 30))[0]
+    size = (int(high) << 30) + int(low)
     with _peers():
         padded = np.frombuffer(data[:size].ljust(size, b"\0"), np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()

@@ -14,9 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
-from jaxmlp.distributed import Cluster
+from jaxmlp.distributed import Cluster, share
 from jaxmlp.errors import ConfigError
 from jaxmlp.run.directory import RunDirectory
 
@@ -137,6 +140,21 @@ def test_a_cluster_that_cannot_be_is_refused(text: str) -> None:
 def test_a_cluster_is_detected_or_told() -> None:
     assert Cluster.parse("auto") == Cluster()
     assert Cluster.parse("node1:1234,8,7") == Cluster("node1:1234", 8, 7)
+
+
+def test_bytes_of_more_than_2_gib_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def first_of(padded: np.ndarray) -> np.ndarray:
+        sizes.append(padded.size)
+        return padded[:3]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda values: np.stack([values, 0 * values]))
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", first_of)
+    # Zeros that nobody touches take no memory.
+    assert share(bytes((2 << 30) + 7)) == bytes(3)
+    assert sizes == [(2 << 30) + 7]
 
 
 @pytest.mark.slow
