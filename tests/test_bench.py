@@ -114,6 +114,14 @@ def test_an_evaluations_flops_are_the_forward_products() -> None:
     assert eval_work(config, (28, 28, 1), 10, 3000).flops == 2 * 3000 * (784 * 32 + 32 * 10)
 
 
+def test_an_evaluation_reads_the_parameters_for_each_batch_and_for_what_is_left_over() -> None:
+    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(32,)), batch_size=8)
+    one, two, more = (eval_work(config, (28, 28, 1), 10, 1024 * 2 + extra).bytes for extra in (-1024, 0, 1))
+    params = 4 * (784 * 32 + 32 + 32 * 10 + 10)
+    an_example = (two - one - params) // 1024
+    assert more - two == params + an_example
+
+
 def times(rng: np.random.Generator, factor: float = 1.0) -> list[float]:
     """Of a quiet machine, supposed: 1.5 % of spread to the right, a stray in 50. With one in 20 some are missed."""
     strays = np.where(rng.random(20) < 0.02, 1.5, 1.0)

@@ -39,6 +39,7 @@ def eval_work(config: ExperimentConfig, image_shape: tuple[int, ...], num_classe
     found = summary(dataclasses.replace(config, batch_size=rows), image_shape, num_classes)
     sizes = (math.prod(image_shape), *config.model.hidden_sizes, num_classes)
     products = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
-    per_batch = found.params_bytes + 2 * found.activations_bytes
+    params = found.params_bytes * -(-examples // rows)
+    activations = 2 * found.activations_bytes * examples // rows
     read = examples * (math.prod(image_shape) + LABEL_BYTES)
-    return Work(2 * examples * products, per_batch * examples // rows + read)
+    return Work(2 * examples * products, params + activations + read)
