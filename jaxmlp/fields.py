@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias
 from jaxmlp.errors import ConfigError, did_you_mean
 
 Hyperparameters: TypeAlias = dict[str, Any]
-"""The traced values of a config part: floats by field name, nested as the config is."""
+"""The traced values of a config part: a number or a tuple of numbers by field name, nested as the config is."""
 
 
 def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

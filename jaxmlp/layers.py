@@ -40,6 +40,9 @@ class Dense(nn.Module):
 class Dropout(nn.Module):
     """Drops a unit with probability `rate`, and divides the others by 1 - rate, so that means stay.
 
+    They stay to a part of 2^-17 / (1 - rate): the probability to be kept is rounded to a multiple of 2^-16, the divisor
+    is not.
+
     Differs from: flax's `Dropout` in its random bits, a quarter as many threefry blocks (`prng.bernoulli`).
     """
 
