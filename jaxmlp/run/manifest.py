@@ -1,4 +1,9 @@
-"""What a run's bits depend on: two runs of equal `binding` have the same bits; `not_binding` changes none."""
+"""What a run's bits depend on: of a config and the data set that it names, equal `binding` has the same bits.
+
+`not_binding` changes none. Not bound is what Python gives in place of what a config says: the module of `fit`, whose
+repr may be another in each process; validation split and number of classes of `from_arrays`, as the sum of the data is
+of the training and test examples alone. Nor are the weights of an import.
+"""
 
 from __future__ import annotations
 
