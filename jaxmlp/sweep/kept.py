@@ -71,10 +71,12 @@ class KeptRun:
             self.unsaved_best = None
 
     def finish(self, history: History) -> None:
-        """Write the last state and the result."""
+        """Write the last state and the result; neither of a lane that diverged, whose state is none to go on from."""
         self.save_best()
-        if history.records:
-            self._save(self._after(history.records[-1], history.state), best=False)
+        if history.status == "diverged":
+            self.run.finish("diverged", None)
+            return
+        self._save(self._after(history.records[-1], history.state), best=False)
         self.run.finish(history.status, history.result())
 
     def _save(self, position: Position, *, best: bool) -> None:
