@@ -137,12 +137,14 @@ def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
     """The devices that share so many lanes, as many of each process.
 
     Raises:
-        ConfigError: `wanted` is no multiple of the processes.
+        ConfigError: `wanted` is below 1, or no multiple of the processes.
         DeviceError: There are fewer devices than `wanted`.
     """
     there, processes = jax.devices(), jax.process_count()
     if wanted is None:
         wanted = len(there) if processes > 1 else min(len(there), lanes)
+    if wanted < 1:
+        raise ConfigError("devices", f"must be 1 or more, got {wanted}")
     if wanted % processes:
         raise ConfigError("devices", f"must be a multiple of the {processes} processes, got {wanted}")
     if wanted > len(there):
