@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,13 @@ from jaxmlp.run import files
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_config
+from jaxmlp.sweep.lanes import MAX_LANES
+
+
+def most_at_once() -> int:
+    """How many may be in training: each holds a file open, its lock, and half the files are left for all else."""
+    files_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_LANES if files_open == resource.RLIM_INFINITY else min(MAX_LANES, files_open // 2)
 
 
 class KeptRun:

@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlp import distributed, model, train
-from jaxmlp.sweep import memory
+from jaxmlp.sweep import kept, memory
 from jaxmlp.sweep.job import Job
-from jaxmlp.sweep.lanes import Lane
+from jaxmlp.sweep.lanes import MAX_LANES, Lane
 from jaxmlp.sweep.over_lanes import ROWS, WHOLE, evaluate_lanes, init_lanes, train_lanes
 
 
@@ -54,7 +54,7 @@ class Program:
 
 
 def make_program(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> Program:
-    """Compile what trains these lanes, in groups that the devices' free memory holds.
+    """Compile what trains these lanes, in groups that the devices' free memory, and the files of kept runs, hold.
 
     Args:
         job: The sweep.
@@ -68,10 +68,11 @@ def make_program(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> 
     module = job.module or model.make_mlp(config.model, job.dataset.num_classes, config.precision)
     static: dict[str, Any] = {"config": config.program(), "module": module, "mesh": job.mesh}
     budget = int(memory.SHARE * memory.free_bytes(job.mesh)) >> 20
+    most_lanes = kept.most_at_once() if job.keep_runs else MAX_LANES
     if jax.process_count() > 1:
-        budget = int(distributed.gather([budget]).min())
+        budget, most_lanes = distributed.gather([budget, most_lanes]).min(axis=0).tolist()
     each = memory.lane_bytes(*_shapes(job, static, lanes[0], devices)[::2][:2])
-    fits = max(1, (budget << 20) // each)
+    fits = max(1, min((budget << 20) // each, most_lanes // devices))
     while True:
         most = len(lanes) if together else min(len(lanes), fits * devices)
         groups = -(-len(lanes) // most)
