@@ -187,12 +187,13 @@ class SweepDirectory:
         files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
 
-def load(path: Path) -> tuple[Plan, list[LaneResult]]:
+def load(path: str | Path) -> tuple[Plan, list[LaneResult]]:
     """A sweep's plan, and the lanes that ended, by their numbers; also while it is running.
 
     Raises:
         RunError: There is no sweep, or it cannot be read.
     """
+    path = Path(path)
     plan = read_plan(path)
     return plan, sorted(read_lanes(path, plan), key=lambda result: result.lane)
 

@@ -41,7 +41,7 @@ def sweep(
     random_seed: int = 0,
     batching: Batching = "map",
     module: nn.Module | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     keep_runs: bool = False,
     progress: SweepProgress | None = None,
     devices: int | None = None,
@@ -88,12 +88,12 @@ def sweep(
     if not out or not distributed.is_first():
         return _train(plan, dataset, None, mesh_devices, module, progress, stop, checkpoint_s)
     facts = manifest(config, dataset.sha256, devices=len(mesh_devices))
-    with SweepDirectory.create(out, plan, facts) as directory:
+    with SweepDirectory.create(Path(out), plan, facts) as directory:
         return _train(plan, dataset, directory, mesh_devices, module, progress, stop, checkpoint_s)
 
 
 def resume(
-    path: Path | None,
+    path: str | Path | None,
     dataset: data.Dataset | None = None,
     *,
     manual_dir: Path | None = None,
@@ -120,7 +120,7 @@ def resume(
     """
     progress = progress or SweepProgress()
     runtime.configure(cpu_devices=MAX_LANES)
-    with SweepDirectory.open(path) if path and distributed.is_first() else nullcontext() as directory:
+    with SweepDirectory.open(Path(path)) if path and distributed.is_first() else nullcontext() as directory:
         stored = directory.plan.to_json() if directory else ""
         plan = Plan.from_json(distributed.share(stored.encode()).decode())
         dataset = dataset or data.load(plan.config.data, manual_dir=manual_dir, report=progress.note)
