@@ -85,6 +85,8 @@ class SweepDirectory:
     def open(cls, path: Path) -> SweepDirectory:
         """Open a sweep to go on with; what a killed process left half written is gone.
 
+        One that has not finished is `running` again.
+
         Raises:
             RunError: There is no sweep, it cannot be read, or another process is at it.
             DiskError: It cannot be written.
@@ -98,8 +100,11 @@ class SweepDirectory:
             sweep = cls(path, plan, read_manifest(path), lock)
             sweep._remove_temporaries()
             jsonl.cut_back(path / LANES, lambda line: True)
-            if not (path / GROUP / EPOCHS).exists():
-                sweep.begin_group()
+            if not sweep.finished:
+                if not (path / GROUP / EPOCHS).exists():
+                    sweep.begin_group()
+                sweep.manifest["status"] = "running"
+                sweep._write_manifest()
             return sweep
         except BaseException:
             lock.release()
@@ -117,6 +122,12 @@ class SweepDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lock.release()
+
+    @property
+    def finished(self) -> bool:
+        """Whether its result is written, and no lane is lost from the log since."""
+        count = len(self.plan.seeds) * len(self.plan.settings)
+        return bool(self.manifest["status"] == "finished") and len(self.lanes()) == count
 
     def lanes(self) -> list[LaneResult]:
         """Those that ended."""
@@ -173,11 +184,12 @@ class SweepDirectory:
 
     def finish(self, status: str, result: Mapping[str, Any]) -> None:
         """Record how the sweep ended."""
-        files.write(self.path / RESULT, (json.dumps(jsonl.finite(result), indent=2) + "\n").encode())
-        self.manifest["status"] = status
-        self._write_manifest()
         if status == "finished":
             shutil.rmtree(self.path / GROUP, ignore_errors=True)
+        files.write(self.path / RESULT, (json.dumps(jsonl.finite(result), indent=2) + "\n").encode())
+        # Last, because a sweep that says that it has finished is not written again.
+        self.manifest["status"] = status
+        self._write_manifest()
 
     def _sync(self, path: Path) -> None:
         with files.trying_to(f"write {path}"):

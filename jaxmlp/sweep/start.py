@@ -195,7 +195,7 @@ def _train(
         devices=len(devices),
         processes=jax.process_count(),
     )
-    if directory:
+    if directory and not directory.finished:
         directory.finish(result.status, result.result())
     return result
 
