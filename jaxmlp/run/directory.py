@@ -115,14 +115,15 @@ class RunDirectory:
         try:
             run = cls(path, read_config(path), read_manifest(path), lock)
             if write and run.status != "finished":
-                run._begin_again()
+                run.begin_again()
             return run
         except BaseException:
             if lock:
                 lock.release()
             raise
 
-    def _begin_again(self) -> None:
+    def begin_again(self) -> None:
+        """Make the run, which is open for writing, `running` again: its result and its sums are gone."""
         with files.trying_to(f"write in {self.path}"):
             files.remove_temporaries(self.path)
             files.remove_temporaries(self._checkpoints.path)

@@ -53,6 +53,8 @@ class KeptRun:
                 path.parent.mkdir(mode=0o700, exist_ok=True)
             self.run = RunDirectory.create(path, config, manifest)
         try:
+            if self.run.status == "finished":  # By a process that was killed before the sweep knew of it.
+                self.run.begin_again()
             self.run.cut_back(len(before) + 1)
         except BaseException:
             self.run.close()
