@@ -92,8 +92,8 @@ def _begin(chosen: SweepFlags, argv: Sequence[str]) -> Answer:
     vary = parse_vary(chosen.set, chosen.config)
     # Mistakes are told before JAX starts.
     settings = make_settings(chosen.config, vary, draws=chosen.random, random_seed=chosen.random_seed)
-    lanes = make_plan(chosen.config, seeds, settings).lanes()
-    _configure(chosen, argv, len(lanes))
+    make_plan(chosen.config, seeds, settings)
+    _configure(chosen, argv, len(seeds) * len(settings))
     from jaxmlp import data, distributed
     from jaxmlp.run.find import new_folder
     from jaxmlp.sweep import sweep

@@ -219,9 +219,7 @@ def read_plan(path: Path) -> Plan:
     if not os.path.lexists(path / PLAN):
         raise RunError(f"{path} is not a sweep: it has no {PLAN}.")
     try:
-        plan = Plan.from_json(files.read(path / PLAN).decode())
-        plan.lanes()
-        return plan
+        return Plan.from_json(files.read(path / PLAN).decode())
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / PLAN} is not the plan of a sweep: {error}.") from error
 

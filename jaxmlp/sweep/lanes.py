@@ -89,7 +89,7 @@ class Plan:
         """The plan that `to_json` wrote.
 
         Raises:
-            ConfigError: Its config breaks a rule.
+            ConfigError: Its config, or a setting of it, breaks a rule.
             KeyError, TypeError, ValueError: It is none.
         """
         plain = parse_json(text)
@@ -102,6 +102,8 @@ class Plan:
             raise ValueError("a setting is of what no lane may set")
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
             raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
+        for values in settings:
+            with_values(config, values)
         return make_plan(config, seeds, settings, batching=plain["batching"], keep_runs=plain["keep_runs"])
 
 

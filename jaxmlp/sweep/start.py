@@ -78,18 +78,19 @@ def sweep(
     plan = make_plan(config, seeds, settings, batching=batching, keep_runs=keep_runs)
     if keep_runs and not out:
         raise ConfigError("keep_runs", "needs a folder to keep them in: give out")
-    runtime.configure(cpu_devices=len(plan.lanes()))
+    lanes = plan.lanes()
+    runtime.configure(cpu_devices=len(lanes))
     progress = progress or SweepProgress()
     dataset = dataset or data.load(config.data, report=progress.note)
     # Before a folder is made.
-    for lane in plan.lanes():
+    for lane in lanes:
         check_batch_size(lane.config, dataset)
-    mesh_devices = pick_devices(len(plan.lanes()), devices)
+    mesh_devices = pick_devices(len(lanes), devices)
     if not out or not distributed.is_first():
-        return _train(plan, dataset, None, mesh_devices, module, progress, stop, checkpoint_s)
+        return _train(plan, lanes, dataset, None, mesh_devices, module, progress, stop, checkpoint_s)
     facts = manifest(config, dataset.sha256, devices=len(mesh_devices))
     with SweepDirectory.create(Path(out), plan, facts) as directory:
-        return _train(plan, dataset, directory, mesh_devices, module, progress, stop, checkpoint_s)
+        return _train(plan, lanes, dataset, directory, mesh_devices, module, progress, stop, checkpoint_s)
 
 
 def resume(
@@ -129,8 +130,9 @@ def resume(
             if difference.startswith("data_sha256"):
                 raise RunError(f"{path} was trained on other data: {difference}.")
             progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
-        picked = pick_devices(len(plan.lanes()), devices)
-        return _train(plan, dataset, directory, picked, module, progress, stop, checkpoint_s)
+        lanes = plan.lanes()
+        picked = pick_devices(len(lanes), devices)
+        return _train(plan, lanes, dataset, directory, picked, module, progress, stop, checkpoint_s)
 
 
 def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
@@ -161,6 +163,7 @@ def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
 
 def _train(
     plan: Plan,
+    lanes: Sequence[Lane],
     dataset: data.Dataset,
     directory: SweepDirectory | None,
     devices: Sequence[jax.Device],
@@ -172,7 +175,6 @@ def _train(
     if jax.process_count() > 1:
         facts = manifest(plan.config, dataset.sha256)["binding"]
         distributed.agree(plan.config.to_dict() | facts | {"sweep": plan.to_json(), "devices": len(devices)})
-    lanes = plan.lanes()
     for note in dataset.notes:
         progress.note(note)
     job = Job(
