@@ -9,34 +9,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
-from small_sweep import CONFIG, without_times
+import small_sweep
+from command_line import QUICKSTART
+from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
 from jaxmlp import data
+from jaxmlp.cli import main
 from jaxmlp.config import Cosine, DataConfig, ExperimentConfig, ModelConfig, Piecewise
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import LaneResult, SweepResult, group, load, memory, resume, sweep
-from jaxmlp.sweep.lanes import make_plan, make_settings
+from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
 from jaxmlp.sweep.program import side_by_side
-from jaxmlp.sweep.progress import Lines, SweepProgress
+from jaxmlp.sweep.progress import Lines
 from jaxmlp.sweep.result import Spread
 
-VARY = {"optimizer.learning_rate": [0.05, 0.1], "optimizer.momentum": [0.0, 0.9]}
-
-
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (110, 28, 28, 1), np.uint8)
-    labels = rng.integers(0, 10, 110, np.int32)
-    test = (images[70:], labels[70:])
-    return data.from_arrays((images[:70], labels[:70]), test, validation=test)
+dataset = small_sweep.dataset
 
 
 def figures(lane: LaneResult) -> Any:
@@ -103,24 +98,6 @@ def test_lanes_spread_over_devices_keep_their_bits(dataset: data.Dataset, swept:
     assert [figures(lane) for lane in spread.lanes] == [figures(lane) for lane in swept.lanes]
 
 
-class Interrupt(SweepProgress):
-    """Sends a stop signal after so many chunks, as a user would."""
-
-    def __init__(self, after: int | None = None) -> None:
-        self.stop = Stop()
-        self.left = after
-        self.notes: list[str] = []
-
-    def updates_done(self, *_: Any) -> None:
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                self.stop.signal = signal.SIGTERM
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
 def test_lanes_train_in_groups_that_fit_the_memory(
     dataset: data.Dataset, swept: SweepResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,23 +150,6 @@ def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     assert [lane.name for lane in (path / "runs").glob("*")] == [] or keep_runs
     if keep_runs:
         assert_kept_runs(path, dataset, tmp_path)
-
-
-def assert_kept_runs(path: Path, dataset: data.Dataset, tmp_path: Path) -> None:
-    for lane in load(path)[0].lanes()[::3]:
-        with RunDirectory.create(tmp_path / f"solo-{lane.index}", lane.config, {}) as solo:
-            fit(lane.config, dataset, run=solo, devices=1)
-        with RunDirectory.open(path / "runs" / f"{lane.index:04d}-s{lane.seed}", write=False) as kept:
-            assert kept.status == "finished"
-            assert kept.digests() == solo.digests()
-            assert without_times(kept.epochs()) == without_times(solo.epochs())
-            assert without_times(kept.manifest["result"]) == without_times(solo.manifest["result"])
-            for mine, other in [
-                (kept.best_checkpoint(), solo.best_checkpoint()),
-                (kept.newest_checkpoint(pytest.fail), solo.newest_checkpoint(pytest.fail)),
-            ]:
-                assert mine and other and mine.step == other.step and mine.arrays.keys() == other.arrays.keys()
-                assert all(np.array_equal(mine.arrays[name], other.arrays[name]) for name in mine.arrays)
 
 
 def test_a_lane_that_diverges_stops_no_other(dataset: data.Dataset, swept: SweepResult, tmp_path: Path) -> None:
@@ -292,3 +252,23 @@ def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resume
     (path / "lanes.jsonl").write_text('{"epoch": 1, "lane": 0}\n')
     with pytest.raises(RunError, match="is damaged"):
         load(path)
+
+
+def test_a_call_makes_its_lanes_once(dataset: data.Dataset, tmp_path: Path) -> None:
+    """One takes about half a millisecond, so that 65,536 of them take half a minute."""
+    path, stop = tmp_path / "sweep", Stop()
+    stop.signal = signal.SIGTERM
+    with mock.patch.object(Plan, "lanes", autospec=True, side_effect=Plan.lanes) as lanes:
+        sweep(CONFIG, dataset, seeds=[0], devices=1, out=path, stop=stop)
+        assert lanes.call_count == 1
+        resume(path, dataset, devices=1, stop=stop)
+        assert lanes.call_count == 2
+        assert main(["sweep", QUICKSTART, "--seeds", "0:3", "--batch-size", "100000"]) == 2
+        assert lanes.call_count == 3
+
+
+def test_a_sweep_s_folder_may_be_named_by_a_string(dataset: data.Dataset, tmp_path: Path) -> None:
+    path = str(tmp_path / "sweep")
+    lanes = sweep(CONFIG, dataset, seeds=[0], out=path, devices=1).lanes
+    assert resume(path, dataset).lanes == lanes
+    assert tuple(load(path)[1]) == lanes

@@ -15,6 +15,7 @@ from jaxmlp.cli.sweep import parse_seeds, parse_vary
 from jaxmlp.errors import ConfigError
 from jaxmlp.sweep import Range
 from jaxmlp.sweep.lanes import MAX_LANES, make_plan, make_settings
+from jaxmlp.sweep.start import pick_devices
 
 experiment = small_sweep.experiment
 
@@ -135,3 +136,9 @@ def test_values_are_read_as_their_fields_types() -> None:
         "optimizer.learning_rate": Range(low=1e-4, high=0.1, log=True),
         "precision": ["bfloat16"],
     }
+
+
+@pytest.mark.parametrize("devices", [0, -1])
+def test_lanes_need_a_device(devices: int) -> None:
+    with pytest.raises(ConfigError, match=f"devices must be 1 or more, got {devices}"):
+        pick_devices(8, devices)

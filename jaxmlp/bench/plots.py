@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from jaxmlp.report.plots import MARKERS, SERIES
-
-DASHES = ("-", "--", "-.", ":", "-", "--")
+INKS = ("#0072b2", "#b84a00", "#00795a", "#a3497a", "#7d6200", "#4f5b93")
+"""Okabe and Ito's hues, dark enough for lines on white; a marker and a dash go with each."""
+MARKERS, DASHES = "os^Dv*", ("-", "--", "-.", ":", "-", "--")
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -49,13 +49,13 @@ def roofline(document: Mapping[str, Any]) -> Figure:
     reach = np.geomspace(min(intensities + ridges) / 3, max(intensities + ridges) * 3, 200)
     for number, (precision, peak) in enumerate(peaks["flops_per_s"].items()):
         roof = np.minimum(peak, reach * peaks["bytes_per_s"])
-        axes.plot(reach, roof, DASHES[number], color=SERIES[number], label=f"roof, {precision}")
+        axes.plot(reach, roof, DASHES[number], color=INKS[number], label=f"roof, {precision}")
         for what, marker in (("step", "o"), ("epoch", "^"), ("evaluation", "s")):
             points = [row for row in rows if (row["what"], row["precision"]) == (what, precision)]
             x = [row["flops"] / row["bytes"] for row in points]
             y = [row["flops_per_s"] for row in points]
-            face = SERIES[number] if number == 0 else "white"
-            axes.plot(x, y, marker, color=SERIES[number], markerfacecolor=face, label=f"{what}, {precision}")
+            face = INKS[number] if number == 0 else "white"
+            axes.plot(x, y, marker, color=INKS[number], markerfacecolor=face, label=f"{what}, {precision}")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="FLOP/s", title=_title(document, "roofline"))
     axes.legend(loc="lower right", ncols=2)
     return figure
@@ -83,9 +83,9 @@ def scaling(document: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
     for number, (axes, fit) in enumerate(zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True)):
         sizes = np.asarray(fit["sizes"])
-        axes.plot(sizes, fit["median_s"], MARKERS[number], color=SERIES[number], label="median")
+        axes.plot(sizes, fit["median_s"], MARKERS[number], color=INKS[number], label="median")
         label = f"size ^ {fit['exponent']:.2f}"
-        axes.plot(sizes, fit["factor"] * sizes ** fit["exponent"], "--", color=SERIES[number], label=label)
+        axes.plot(sizes, fit["factor"] * sizes ** fit["exponent"], "--", color=INKS[number], label=label)
         axes.set_xscale("log", base=2)
         axes.set(yscale="log", xlabel=fit["size"].replace("_", " "), ylabel=f"seconds, {fit['what']}")
         axes.legend()
@@ -94,7 +94,7 @@ def scaling(document: Mapping[str, Any]) -> Figure:
 
 
 def _line(axes: Axes, number: int, x: Any, y: Any, label: str) -> None:
-    style: Any = {"color": SERIES[number % 6], "marker": MARKERS[number % 6], "label": label}
+    style: Any = {"color": INKS[number % 6], "marker": MARKERS[number % 6], "label": label}
     axes.plot(x, y, DASHES[(number + number // 6) % 6], **style)
 
 

@@ -37,7 +37,6 @@ INKS = {
     "series-5": "#4f5b93",
 }
 SERIES = [color for name, color in INKS.items() if name.startswith("series")]
-"""Okabe and Ito's hues, dark enough for lines on white; a marker goes with each."""
 MARKERS = "os^Dv*"
 
 STYLE: Any = {
