@@ -21,6 +21,7 @@ from jaxmlp.cli import main
 from jaxmlp.report import RunFacts, expand, groups, plots, scores
 from jaxmlp.report import page as page_of
 from jaxmlp.report.page import experiment_file
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.lanes import make_plan
 from jaxmlp.sweep.result import Spread
 
@@ -227,6 +228,35 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
     assert not page.all("img") and len(page.all("svg")) == 6
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in the first epoch", "later"])
+def test_a_run_that_diverged_is_told_of_without_a_result(
+    late: bool, two_runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = two_runs[0], tmp_path / "bad"
+    shutil.copytree(two_runs[1], bad)
+    with RunDirectory.open(bad, write=True) as run:
+        run.cut_back(2 if late else 1)
+        run.finish("diverged", None)
+    if not late:
+        shutil.rmtree(bad / "checkpoints")
+    capsys.readouterr()
+    assert main(["report", str(good), str(bad), "--out", str(tmp_path / "report.html"), "--json"]) == 0
+    out, told = capsys.readouterr()
+    document = json.loads(out)
+    known, unknown = document["runs"]
+    assert known["accuracy"] is not None and (unknown["status"], unknown["accuracy"]) == ("diverged", None)
+    assert document["mcnemar"] == []
+    assert "bad: diverged" in told
+    words = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
+    assert f"bad1diverged after {int(late)} of 2 epochs" in words
+    assert "kept no runs" not in words + told and "shown in detail" not in words
+    assert ("The figures of bad, epoch by epoch" in words) == late
+    assert main(["report", str(bad), "--out", str(tmp_path / "alone" / "report.html")]) == 0
+    words = " ".join(Page((tmp_path / "alone" / "report.html").read_text()).text.split())
+    assert "A run that diverged has no result" in words
+    assert "The manifest of bad" in words and "run jaxmlp train again.py" in words
+
+
 def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_drawn() -> None:
     config = ExperimentConfig(name="relu")
     seeds = [facts(dataclasses.replace(config, seed=seed), 0.9 + seed / 100) for seed in range(3)]
@@ -239,9 +269,9 @@ def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_d
 
 def facts(config: ExperimentConfig, accuracy: float) -> RunFacts:
     return RunFacts(
-        path=Path("sweep"), name=f"seed {config.seed}", config=config, manifest={"binding": {"data_sha256": "0"}},
-        status="finished", epochs=[], digests=[], step=0, train_s=1.0, compile_s=None, train_examples=100,
-        test_examples=100, test_loss=0.1, test_accuracy=accuracy, answers=None,
+        path=Path("sweep"), lane=True, name=f"seed {config.seed}", config=config, status="finished",
+        manifest={"binding": {"data_sha256": "0"}}, epochs=[], digests=[], step=0, train_s=1.0, compile_s=None,
+        train_examples=100, test_examples=100, test_loss=0.1, test_accuracy=accuracy, answers=None,
     )  # fmt: skip
 
 

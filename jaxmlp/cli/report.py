@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> Answer:
         else:
             low, high = run.ci95
             say(f"{run.name}: test_accuracy: {run.test_accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    if lanes := [run for run in runs if not run.answers]:
+    if lanes := [run for run in runs if run.lane and run.status != "diverged"]:
         say(f"{lanes[0].path} kept no runs: no mistakes, calibration and weights. Sweep with --keep-runs for them.")
     first = next((run.name for run in runs if run.answers), "")
     for each in written.versus:

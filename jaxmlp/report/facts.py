@@ -1,6 +1,6 @@
 """What a report tells of a run: its record, and its model's answers to all test images.
 
-A lane of a sweep that kept no runs has its record alone.
+A lane of a sweep that kept no runs has its record alone, and so has a run that diverged, which has no result.
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ class RunFacts:
 
     path: Path
     """Its folder, or the sweep's."""
+    lane: bool
+    """Of a sweep that kept no runs: the folder and the manifest are the sweep's."""
     name: str
     """What tells it from the report's other runs."""
     config: ExperimentConfig
@@ -74,16 +76,16 @@ class RunFacts:
     digests: list[dict[str, Any]]
     """Of a lane the last ones alone."""
     step: int
-    """Updates that made the model's parameters."""
+    """Updates that made the model's parameters; of a run that diverged, those of its whole epochs."""
     train_s: float | None
     compile_s: float | None
     train_examples: int
     test_examples: int
     test_loss: float | None
     test_accuracy: float | None
-    """None of a lane that diverged."""
+    """None of a run that diverged."""
     answers: Answers | None
-    """None of a lane, whose model is gone."""
+    """None of a lane, whose model is gone, and of a run that diverged."""
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -134,7 +136,7 @@ def gather(
     manual_dir: Path | None = None,
     report: Callable[[str], None],
 ) -> list[RunFacts]:
-    """What is known of runs; the models of run directories are loaded and scored.
+    """What is known of runs; the models of run directories are loaded and scored, but for those that diverged.
 
     Args:
         paths: Run directories, and sweeps that kept none.
@@ -167,25 +169,28 @@ def gather(
 
 def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFacts:
     run = RunDirectory.open(path, write=False)
-    model = load_model(run, checkpoint)
+    # A checkpoint of a run that diverged is no result: training went on from there.
+    model = None if run.status == "diverged" else load_model(run, checkpoint)
     dataset = dataset_of(run.config, path, run.manifest)
-    answers = _answers(model, dataset.test)
+    answers = _answers(model, dataset.test) if model else None
+    epochs = [EpochRecord.from_line(line) for line in run.epochs()]
     result = run.manifest["result"] or {}
     return RunFacts(
         path=path,
+        lane=False,
         name=name,
         config=run.config,
         manifest=run.manifest,
         status=run.status,
-        epochs=[EpochRecord.from_line(line)._asdict() for line in run.epochs()],
+        epochs=[record._asdict() for record in epochs],
         digests=run.digests(),
-        step=model.step,
+        step=model.step if model else _steps(epochs),
         train_s=result.get("train_s"),
         compile_s=result.get("compile_s"),
         train_examples=len(dataset.train.labels),
-        test_examples=answers.evaluation.examples,
-        test_loss=answers.evaluation.loss,
-        test_accuracy=answers.evaluation.accuracy,
+        test_examples=len(dataset.test.labels),
+        test_loss=answers.evaluation.loss if answers else None,
+        test_accuracy=answers.evaluation.accuracy if answers else None,
         answers=answers,
     )
 
@@ -216,13 +221,14 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]
         last = {"epoch": result.epoch, "params_sha256": result.params_sha256, "state_sha256": result.state_sha256}
         yield RunFacts(
             path=path,
+            lane=True,
             name=f"{prefix}{setting}seed {result.seed}",
             config=lane.config,
             manifest=manifest,
             status=result.status,
             epochs=[record._asdict() for record in result.metrics],
             digests=[last] if result.params_sha256 else [],
-            step=result.metrics[-1].steps if result.metrics else 0,
+            step=_steps(result.metrics),
             train_s=result.train_s,
             compile_s=None,
             train_examples=len(dataset.train.labels),
@@ -231,6 +237,10 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]
             test_accuracy=result.test_accuracy,
             answers=None,
         )
+
+
+def _steps(epochs: Sequence[EpochRecord]) -> int:
+    return epochs[-1].steps if epochs else 0
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

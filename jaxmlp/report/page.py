@@ -171,7 +171,7 @@ def _render(
 
 def _command(group: Group) -> str:
     """What trains a group again, once its experiment is a file."""
-    if len(group.runs) == 1 and group.runs[0].answers:
+    if len(group.runs) == 1 and not group.runs[0].lane:
         return "jaxmlp train again.py"
     return f"jaxmlp sweep again.py --seeds {','.join(str(run.config.seed) for run in group.runs)} --keep-runs"
 
