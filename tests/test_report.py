@@ -267,6 +267,17 @@ def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_d
     assert [each.values for each in page_of.drawn(groups.group(many))] == [{"batch_size": n} for n in range(104, 110)]
 
 
+def test_a_rerun_of_a_seed_is_no_other_seed() -> None:
+    runs = [facts(ExperimentConfig(seed=seed), accuracy) for seed, accuracy in ((0, 0.9), (0, 0.9), (1, 0.8))]
+    (two,) = groups.group(runs)
+    assert two.name == "experiment, 2 seeds"
+    assert two.spread("test_accuracy") == Spread.of([0.9, 0.8])
+    assert page_of._command(two) == "jaxmlp sweep again.py --seeds 0,1 --keep-runs"
+    (one,) = groups.group(runs[:2])
+    assert one.name == "experiment, 2 runs of seed 0"
+    assert one.spread("test_accuracy") == Spread.of([0.9])
+
+
 def facts(config: ExperimentConfig, accuracy: float) -> RunFacts:
     return RunFacts(
         path=Path("sweep"), lane=True, name=f"seed {config.seed}", config=config, status="finished",

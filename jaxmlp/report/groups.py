@@ -12,7 +12,7 @@ from jaxmlp.sweep.result import Spread, setting_name
 
 
 class Group(NamedTuple):
-    """Runs of one experiment, a seed each."""
+    """Runs of one experiment."""
 
     name: str
     """What tells it from the report's other groups."""
@@ -20,9 +20,20 @@ class Group(NamedTuple):
     """Those of its config, by dotted field, in which groups differ."""
     runs: list[RunFacts]
 
+    def of_seeds(self) -> list[RunFacts]:
+        """One run of each seed, as another one is no other draw: of those with a result the first."""
+        found: dict[int, RunFacts] = {}
+        for run in sorted(self.runs, key=lambda run: run.test_accuracy is None):
+            found.setdefault(run.config.seed, run)
+        return list(found.values())
+
+    def values_of(self, figure: str) -> list[float]:
+        """`test_accuracy` or `test_loss` of the seeds that have it."""
+        return [value for run in self.of_seeds() if (value := getattr(run, figure)) is not None]
+
     def spread(self, figure: str) -> Spread | None:
-        """Of `test_accuracy` or `test_loss`, over the runs that have it."""
-        return Spread.of([value for run in self.runs if (value := getattr(run, figure)) is not None])
+        """Of `test_accuracy` or `test_loss`, over the seeds that have it."""
+        return Spread.of(self.values_of(figure))
 
 
 def group(runs: Sequence[RunFacts]) -> list[Group]:
@@ -35,7 +46,8 @@ def group(runs: Sequence[RunFacts]) -> list[Group]:
     for index, together in enumerate(found.values()):
         values = {field: each[index] for field, each in differences.items()}
         name = setting_name(values, short=True) if values else together[0].config.name
-        seeds = f", {len(together)} seeds"
-        name = printable(together[0].name, lines=False) if len(together) == 1 else name + seeds
+        seeds = {run.config.seed for run in together}
+        told = f"{len(seeds)} seeds" if len(seeds) > 1 else f"{len(together)} runs of seed {seeds.pop()}"
+        name = printable(together[0].name, lines=False) if len(together) == 1 else f"{name}, {told}"
         groups.append(Group(name, values, together))
     return groups

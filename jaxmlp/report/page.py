@@ -66,7 +66,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
         "accuracy": plots.curves(shown, "accuracy"),
         "learning_rate": plots.learning_rate(shown),
     }
-    if len(groups) < len(runs):
+    if any(len(each.of_seeds()) > 1 for each in groups):
         figures["seeds_accuracy"] = plots.seeds(shown, "test_accuracy")
         figures["seeds_loss"] = plots.seeds(shown, "test_loss")
     if heat := _heat_fields(groups):
@@ -162,6 +162,7 @@ def _render(
         drawn=min(len(groups), DRAWN),
         details=details,
         heat=_heat_fields(groups),
+        over_seeds="seeds_accuracy" in figures,
         most=DETAILED,
         versus=versus,
         plot=plot,
@@ -171,16 +172,16 @@ def _render(
 
 def _command(group: Group) -> str:
     """What trains a group again, once its experiment is a file."""
-    if len(group.runs) == 1 and not group.runs[0].lane:
+    seeds = dict.fromkeys(run.config.seed for run in group.runs)
+    if len(seeds) == 1 and not any(run.lane for run in group.runs):
         return "jaxmlp train again.py"
-    return f"jaxmlp sweep again.py --seeds {','.join(str(run.config.seed) for run in group.runs)} --keep-runs"
+    return f"jaxmlp sweep again.py --seeds {','.join(map(str, seeds))} --keep-runs"
 
 
 def _title(groups: Sequence[Group]) -> str:
     names = {run.config.name for group in groups for run in group.runs}
     if len(groups) == 1:
-        seeds = f", {len(groups[0].runs)} seeds" if len(groups[0].runs) > 1 else ""
-        return f"{groups[0].runs[0].config.name}{seeds}" if seeds else groups[0].name
+        return groups[0].name
     if len(names) == 1:
         return f"{names.pop()}, {len(groups)} settings"
     return f"{groups[0].name} and {len(groups) - 1} more"

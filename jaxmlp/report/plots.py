@@ -141,8 +141,8 @@ def _legend_height(groups: Sequence[Group]) -> float:
 
 
 def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
-    """[runs, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
-    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group.runs]
+    """[seeds, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
+    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group.of_seeds()]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
@@ -163,11 +163,11 @@ def learning_rate(groups: Sequence[Group]) -> Figure:
 
 
 def seeds(groups: Sequence[Group], figure: str) -> Figure:
-    """`test_accuracy` or `test_loss` of each run, a row a group, with the 95 % interval of the group's mean."""
+    """`test_accuracy` or `test_loss` of each seed, a row a group, with the 95 % interval of the group's mean."""
     with _axes(height=1.0 + 0.42 * len(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
-            values = [value for run in group.runs if (value := getattr(run, figure)) is not None]
+            values = group.values_of(figure)
             spread = group.spread(figure)
             if spread and spread.ci95:
                 axes.plot(spread.ci95, [number, number], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
