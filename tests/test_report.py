@@ -267,6 +267,13 @@ def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_d
     assert [each.values for each in page_of.drawn(groups.group(many))] == [{"batch_size": n} for n in range(104, 110)]
 
 
+def test_a_row_of_the_seeds_plot_is_labelled_by_all_values_of_its_setting() -> None:
+    configs = [ExperimentConfig(model=ModelConfig(hidden_sizes=sizes)) for sizes in ((4, 5), (4, 6))]
+    runs = [facts(dataclasses.replace(config, seed=seed), 0.9) for config in configs for seed in range(2)]
+    (axes,) = plots.seeds(groups.group(runs), "test_accuracy").axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["hidden_sizes=[4, 5]", "hidden_sizes=[4, 6]"]
+
+
 def test_a_rerun_of_a_seed_is_no_other_seed() -> None:
     runs = [facts(ExperimentConfig(seed=seed), accuracy) for seed, accuracy in ((0, 0.9), (0, 0.9), (1, 0.8))]
     (two,) = groups.group(runs)

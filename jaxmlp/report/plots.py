@@ -173,7 +173,8 @@ def seeds(groups: Sequence[Group], figure: str) -> Figure:
                 axes.plot(spread.ci95, [number, number], color=color, lw=7, alpha=0.3, solid_capstyle="butt")
                 axes.plot([spread.mean] * 2, [number - 0.28, number + 0.28], color=color)
             axes.plot(values, [number] * len(values), marker, color=color, markersize=5)
-        axes.set_yticks(range(len(groups)), [group.name.partition(", ")[0] for group in groups], fontsize=10)
+        labels = [group.name.rpartition(", ")[0] or group.name for group in groups]
+        axes.set_yticks(range(len(groups)), labels, fontsize=10)
         axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel=figure.replace("_", " "))
         axes.xaxis.set_major_locator(MaxNLocator(5))
         return _figure(axes)
