@@ -10,6 +10,7 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -283,6 +284,18 @@ def test_a_rerun_of_a_seed_is_no_other_seed() -> None:
     (one,) = groups.group(runs[:2])
     assert one.name == "experiment, 2 runs of seed 0"
     assert one.spread("test_accuracy") == Spread.of([0.9])
+
+
+def test_the_first_run_with_a_model_is_the_one_that_others_are_compared_with() -> None:
+    def run(seed: int, data_sha256: str, correct: list[bool] | None) -> RunFacts:
+        answers = correct and SimpleNamespace(correct=np.array(correct))
+        manifest = {"binding": {"data_sha256": data_sha256}}
+        return dataclasses.replace(facts(ExperimentConfig(seed=seed), 0.5), manifest=manifest, answers=answers)  # type: ignore[arg-type]
+
+    # A lane on other data; then the first model; then one on the lane's data, and one to compare with the first.
+    runs = [run(0, "a", None), run(1, "b", [True, False]), run(2, "a", [True, True]), run(3, "b", [False, False])]
+    (versus,) = page_of.compare(runs)
+    assert (versus.run, versus.comparison.only_first, versus.comparison.only_second) == (runs[3], 1, 0)
 
 
 def facts(config: ExperimentConfig, accuracy: float) -> RunFacts:

@@ -91,10 +91,11 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
 
 def compare(runs: Sequence[RunFacts]) -> list[Versus]:
     """The first run whose model is known against each other one, where they have the same test images."""
-    known = [(run, run.answers) for run in runs if run.answers and run.data_sha256 == runs[0].data_sha256]
+    known = [(run, run.answers) for run in runs if run.answers]
     if not known:
         return []
-    (_, first), *others = known
+    (base, first), *others = known
+    others = [(run, answers) for run, answers in others if run.data_sha256 == base.data_sha256]
     found = [mcnemar(first.correct, answers.correct) for _, answers in others]
     adjusted = holm([each.p for each in found])
     return [Versus(*each) for each in zip([run for run, _ in others], found, adjusted, strict=True)]
