@@ -94,7 +94,7 @@ class RunFacts:
 
     @property
     def data_sha256(self) -> str:
-        """Of the examples; the same test images have the same."""
+        """Of the examples of all splits: where it is the same, the test images are."""
         return str(self.manifest["binding"]["data_sha256"])
 
     @property
