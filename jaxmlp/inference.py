@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -165,7 +166,8 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise ConfigError("checkpoint", f"must be last, best or the step of one, got {which!r}")
     found = run.newest_checkpoint(warn)
     if not found:
-        raise RunError(f"{run.path} has no checkpoint yet. Go on with `jaxmlp train --resume {run.path}`.")
+        resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}"
+        raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
     return found

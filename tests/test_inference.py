@@ -192,8 +192,8 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
 def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
     with pytest.raises(ConfigError, match="checkpoint must be last, best or the step of one, got 'worst'"):
         load_model(trained[0], "worst")
-    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
-        with pytest.raises(RunError, match="has no checkpoint yet"):
+    with RunDirectory.create(tmp_path / "a run", CONFIG, {}) as run:
+        with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):
             load_model(run)
         run.save_checkpoint(24, load_checkpoint(trained[0]), {})
         with pytest.raises(RunError, match="has no best checkpoint, as it has no validation split"):

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 from collections import Counter
 from html.parser import HTMLParser
@@ -157,7 +158,11 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
     [
         ("{here}/no", 5, "{here}/no is not there. `jaxmlp runs` lists the runs."),
         ("{here}", 5, "{here} is not a run directory, and holds none. `jaxmlp runs` lists the runs."),
-        ("{here}/sweep", 5, "no lane of {here}/sweep has ended yet. Go on with `jaxmlp sweep --resume {here}/sweep`."),
+        (
+            "'{here}/a sweep'",
+            5,
+            "no lane of {here}/a sweep has ended yet. Go on with `jaxmlp sweep --resume '{here}/a sweep'`.",
+        ),
         ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
         ("{other}", 5, "{other} was trained on other data: the SHA-256 of mnist_5k differs."),
         ("", 2, "report needs RUN...: jaxmlp report RUN..."),
@@ -172,10 +177,10 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").touch()
-    (tmp_path / "sweep").mkdir()
+    (tmp_path / "a sweep").mkdir()
     plan = make_plan(ExperimentConfig(), [0], [{}])
-    (tmp_path / "sweep" / "sweep.json").write_text(plan.to_json())
-    (tmp_path / "sweep" / "lanes.jsonl").touch()
+    (tmp_path / "a sweep" / "sweep.json").write_text(plan.to_json())
+    (tmp_path / "a sweep" / "lanes.jsonl").touch()
     other = tmp_path / "elsewhere" / "other"
     shutil.copytree(two_runs[0], other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -187,7 +192,7 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
         facts["here"] = str(tmp_path / "empty")
         (tmp_path / "empty").mkdir()
     capsys.readouterr()
-    assert main(["report", *words.format(**facts).split()]) == code
+    assert main(["report", *shlex.split(words.format(**facts))]) == code
     assert capsys.readouterr().err.partition("\n")[0] == message.format(**facts)
 
 

@@ -6,6 +6,7 @@ A lane of a sweep that kept no runs has its record alone, and so has a run that 
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,7 +213,8 @@ def _answers(model: Model, test: data.Split) -> Answers:
 def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]:
     plan, results = load(path)
     if not results:
-        raise RunError(f"no lane of {path} has ended yet. Go on with `jaxmlp sweep --resume {path}`.")
+        resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}"
+        raise RunError(f"no lane of {path} has ended yet. Go on with `{resume}`.")
     lanes, manifest = plan.lanes(), read_manifest(path)
     for result in results:
         lane = lanes[result.lane]
