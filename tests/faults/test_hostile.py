@@ -372,7 +372,7 @@ def test_commands_that_load_a_model_take_any_record_or_refuse_it(run: Path, tmp_
         assert not page.exists() or "script" not in Markup(page.read_text()).tags
         return "refused" if codes - {0} else "accepted"
 
-    fuzz("evaluate, report", altered(documents), feed, 12)
+    fuzz("evaluate, report", altered(documents), feed, 6)
 
 
 LISTENING = """
