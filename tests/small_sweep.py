@@ -28,11 +28,6 @@ VARY = {"optimizer.learning_rate": [0.05, 0.1], "optimizer.momentum": [0.0, 0.9]
 TIMES = ("train_s", "compile_s", "total_s", "seconds")
 EXPERIMENT = """
 from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
-from jaxmlp.fitting import fit
-from jaxmlp.run.directory import RunDirectory
-from jaxmlp.signals import Stop
-from jaxmlp.sweep import load
-from jaxmlp.sweep.progress import SweepProgress
 
 CONFIG = ExperimentConfig(
     name="small", model=ModelConfig(hidden_sizes=(32,)), data=DataConfig(name="mnist_5k"), epochs=4, batch_size=16
