@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import small_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,14 +35,7 @@ CONFIG = ExperimentConfig(
 )
 TIMES = ("seconds",)
 
-
-@pytest.fixture(scope="module")
-def dataset() -> data.Dataset:
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (110, 28, 28, 1), np.uint8)
-    labels = rng.integers(0, 10, 110, np.int32)
-    test = (images[70:], labels[70:])
-    return data.from_arrays((images[:70], labels[:70]), test, validation=test)
+dataset = small_sweep.dataset
 
 
 class Interrupt(Progress):
