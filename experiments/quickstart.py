@@ -2,10 +2,10 @@
 
 import sys
 
-from jaxmlp import DataConfig, ExperimentConfig, ModelConfig, RMSprop
+from jaxmlp import DataConfig, ExperimentConfig, MLP, RMSprop
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2),
+    model=MLP(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2),
     data=DataConfig(name="mnist_5k", validation="test"),
     optimizer=RMSprop(learning_rate=0.001),
     batch_size=128,

@@ -5,10 +5,10 @@ The tutorial reports a test accuracy of 0.9805 and a test loss of 0.1148 after 2
 
 import sys
 
-from jaxmlp import ClippedCrossEntropy, DataConfig, ExperimentConfig, ModelConfig, RMSprop
+from jaxmlp import ClippedCrossEntropy, DataConfig, ExperimentConfig, MLP, RMSprop
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2, kernel_init="glorot_uniform"),
+    model=MLP(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2, kernel_init="glorot_uniform"),
     data=DataConfig(name="mnist", validation="test", pixel_scale=1 / 255),
     optimizer=RMSprop(learning_rate=0.001, rho=0.9, epsilon=1e-7, epsilon_in_sqrt=False),
     loss=ClippedCrossEntropy(epsilon=1e-7),

@@ -15,10 +15,10 @@ seeds 12 to 49, which it did not see, have the same mean of 0.9817.
 import sys
 from pathlib import Path
 
-from jaxmlp import AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp import AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig, MLP
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(256,), activation="relu", dropout_rate=0.0, kernel_init="he_normal"),
+    model=MLP(hidden_sizes=(256,), activation="relu", dropout_rate=0.0, kernel_init="he_normal"),
     data=DataConfig(name="mnist", validation=None),
     optimizer=AdamW(learning_rate=0.012, b2=0.95, weight_decay=0.05, schedule=Cosine(warmup_fraction=0.3)),
     loss=CrossEntropy(label_smoothing=0.1),

@@ -5,10 +5,10 @@ The tutorial reports a test accuracy of 0.9248 and a test loss of 0.246470 after
 
 import sys
 
-from jaxmlp import SGD, ClippedCrossEntropy, DataConfig, ExperimentConfig, InverseTime, ModelConfig
+from jaxmlp import SGD, ClippedCrossEntropy, DataConfig, ExperimentConfig, InverseTime, MLP
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5, kernel_init="glorot_uniform"),
+    model=MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5, kernel_init="glorot_uniform"),
     data=DataConfig(name="mnist", validation=0.3, pixel_scale=1.0),
     optimizer=SGD(learning_rate=0.01, momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-6)),
     loss=ClippedCrossEntropy(epsilon=1e-7),

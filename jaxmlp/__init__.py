@@ -1,6 +1,6 @@
-"""Multilayer perceptrons in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
+"""Networks in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
 
-Importing this starts no JAX: a name that needs it loads its module when it is first used.
+Importing this starts no JAX: a name loads its module when it is first used.
 """
 
 from __future__ import annotations
@@ -8,23 +8,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxmlp.config import (
-    SGD,
-    Adam,
-    AdamW,
-    ClippedCrossEntropy,
-    Constant,
-    Cosine,
-    CrossEntropy,
-    DataConfig,
-    ExperimentConfig,
-    Exponential,
-    InverseTime,
-    MeanSquaredError,
-    ModelConfig,
-    Piecewise,
-    RMSprop,
-)
 from jaxmlp.errors import (
     CheckFailed,
     ConfigError,
@@ -42,13 +25,39 @@ if TYPE_CHECKING:
     from jaxmlp.api import evaluate as evaluate
     from jaxmlp.api import load_model as load_model
     from jaxmlp.api import predict as predict
+    from jaxmlp.config import DataConfig as DataConfig
+    from jaxmlp.config import ExperimentConfig as ExperimentConfig
+    from jaxmlp.fields import named as named
+    from jaxmlp.fields import ranged as ranged
     from jaxmlp.fitting import fit as fit
+    from jaxmlp.losses import ClippedCrossEntropy as ClippedCrossEntropy
+    from jaxmlp.losses import CrossEntropy as CrossEntropy
+    from jaxmlp.losses import MeanSquaredError as MeanSquaredError
+    from jaxmlp.metrics import Accuracy as Accuracy
+    from jaxmlp.metrics import MeanAbsoluteError as MeanAbsoluteError
+    from jaxmlp.metrics import TopK as TopK
+    from jaxmlp.mlp import MLP as MLP
     from jaxmlp.network import summary as summary
+    from jaxmlp.optimizers import SGD as SGD
+    from jaxmlp.optimizers import Adam as Adam
+    from jaxmlp.optimizers import AdamW as AdamW
+    from jaxmlp.optimizers import RMSprop as RMSprop
+    from jaxmlp.parts import Augmentation as Augmentation
+    from jaxmlp.parts import Loss as Loss
+    from jaxmlp.parts import Metric as Metric
+    from jaxmlp.parts import Model as Model
+    from jaxmlp.parts import Optimizer as Optimizer
+    from jaxmlp.parts import Schedule as Schedule
     from jaxmlp.proof.bits import assert_same_bits as assert_same_bits
     from jaxmlp.proof.reproduce import reproduce as reproduce
     from jaxmlp.proof.verify import verify as verify
     from jaxmlp.run.digest import digest as digest
     from jaxmlp.runtime import configure as configure
+    from jaxmlp.schedules import Constant as Constant
+    from jaxmlp.schedules import Cosine as Cosine
+    from jaxmlp.schedules import Exponential as Exponential
+    from jaxmlp.schedules import InverseTime as InverseTime
+    from jaxmlp.schedules import Piecewise as Piecewise
     from jaxmlp.train import TrainState as TrainState
     from jaxmlp.train import train_step as train_step
 else:  # Hidden from type checkers, which would take every misspelt name to be known.
@@ -61,46 +70,37 @@ else:  # Hidden from type checkers, which would take every misspelt name to be k
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "TrainState": "jaxmlp.train",
-    "assert_same_bits": "jaxmlp.proof.bits",
-    "configure": "jaxmlp.runtime",
-    "digest": "jaxmlp.run.digest",
-    "evaluate": "jaxmlp.api",
-    "fit": "jaxmlp.fitting",
-    "load_model": "jaxmlp.api",
-    "predict": "jaxmlp.api",
-    "reproduce": "jaxmlp.proof.reproduce",
-    "summary": "jaxmlp.network",
-    "train_step": "jaxmlp.train",
-    "verify": "jaxmlp.proof.verify",
+_ROOMS = {
+    "api": "evaluate load_model predict",
+    "config": "DataConfig ExperimentConfig",
+    "fields": "named ranged",
+    "fitting": "fit",
+    "losses": "ClippedCrossEntropy CrossEntropy MeanSquaredError",
+    "metrics": "Accuracy MeanAbsoluteError TopK",
+    "mlp": "MLP",
+    "network": "summary",
+    "optimizers": "SGD Adam AdamW RMSprop",
+    "parts": "Augmentation Loss Metric Model Optimizer Schedule",
+    "proof.bits": "assert_same_bits",
+    "proof.reproduce": "reproduce",
+    "proof.verify": "verify",
+    "run.digest": "digest",
+    "runtime": "configure",
+    "schedules": "Constant Cosine Exponential InverseTime Piecewise",
+    "train": "TrainState train_step",
 }
-"""The modules of the names that load when they are used; type checkers read the imports above instead."""
+"""The names of each module that load when they are used; type checkers read the imports above instead."""
+_HOMES = {name: f"jaxmlp.{room}" for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [
-    "SGD",
-    "Adam",
-    "AdamW",
     "CheckFailed",
-    "ClippedCrossEntropy",
     "ConfigError",
-    "Constant",
-    "Cosine",
-    "CrossEntropy",
-    "DataConfig",
     "DataError",
     "DeviceError",
     "DiskError",
     "DivergedError",
-    "ExperimentConfig",
-    "Exponential",
-    "InverseTime",
     "JaxmlpError",
-    "MeanSquaredError",
-    "ModelConfig",
     "PeerLostError",
-    "Piecewise",
-    "RMSprop",
     "RunError",
     "UsageError",
     *_HOMES,

@@ -1,4 +1,7 @@
-"""How a config part checks its fields where it is made, and how it becomes JSON and comes back."""
+"""How a value of a config or a flag is checked where it is made, and how a config becomes JSON and comes back.
+
+This module starts no JAX: the flags of every command are made of `Checked` classes.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,12 @@ import math
 import struct
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from numbers import Integral, Real
-from typing import Any, ClassVar, Literal, NoReturn, Self, TypeAlias
+from typing import Any, ClassVar, Literal, NoReturn
 
 from jaxmlp.errors import ConfigError, did_you_mean
-
-Hyperparameters: TypeAlias = dict[str, Any]
-"""The traced values of a config part: a number or a tuple of numbers by field name, nested as the config is."""
 
 
 def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -28,29 +28,83 @@ def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def ranged(default: Any, interval: str, *, traced: bool = False) -> Any:
-    """A field of one number or more in `interval`, the rule as people write it, such as `[0, 1)` or `(0, inf)`."""
-    return field(default=default, metadata={"interval": interval, "traced": traced})
+def ranged(default: Any, interval: str, *, traced: bool = False, host: bool = False) -> Any:
+    """A field of one number or more in an interval.
+
+    Args:
+        default: The field's default.
+        interval: The rule as people write it, such as `[0, 1)` or `(0, inf)`.
+        traced: Whether compiled programs take the value as an argument, so that another value compiles nothing anew.
+        host: Whether compiled programs never see the value, so that it is at its default inside them.
+    """
+    return field(default=default, metadata={"interval": interval, "traced": traced, "host": host})
+
+
+def host(default: Any) -> Any:
+    """A field that compiled programs never see: it is at its default inside them."""
+    return field(default=default, metadata={"host": True})
+
+
+def filled_in(*, traced: bool = False) -> Any:
+    """A field that training fills in from the data: no flag, and not in JSON."""
+    return field(default=None, metadata={"traced": traced, "filled_in": True})
+
+
+def named(default: str, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """A field that takes the name of a known function, or a function of the user's own."""
+    return field(default=default, metadata={"known": known})
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
+def hints(cls: Any) -> dict[str, Any]:
+    """The types of a class's fields."""
     return typing.get_type_hints(cls)
 
 
-def _dotted(path: str, name: str) -> str:
+def join_path(path: str, name: str) -> str:
+    """The dotted path of a field."""
     return f"{path}.{name}" if path else name
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
+def choices(hint: Any) -> tuple[Any, ...]:
     """The alternatives of a union, or the one type itself."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
+class Checked:
+    """A frozen dataclass whose fields are checked against their type and interval when it is made.
+
+    Only Python's and NumPy's values are checked: a transformation of JAX puts its own in their place.
+    """
+
+    path: ClassVar[str] = ""
+    """The dotted path of the part in an experiment, for messages."""
+
+    def __post_init__(self) -> None:
+        types_of = hints(typing.cast(Any, type(self)))
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if not _is_given(value):
+                continue
+            checked = _checked(join_path(self.path, item.name), types_of[item.name], value, item.metadata)
+            object.__setattr__(self, item.name, checked)
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a person gave the value: a tracer, a JAX array or a placeholder stands for one that was checked."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_given, value))
+    # NumPy's numbers are a person's; its arrays, and all arrays of JAX, are what a transformation put in their place.
+    is_array = hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, Real | Integral)
+    return not is_array and type(value) is not object
+
+
 def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
     """`value` as its type says, or ConfigError with the rule it breaks."""
+    if "known" in metadata:
+        return _named(path, value, metadata["known"])
     is_bool = isinstance(value, bool)
-    for choice in _choices(hint):
+    for choice in choices(hint):
         if typing.get_origin(choice) is Literal:
             known = typing.get_args(choice)
             if value in known:
@@ -60,7 +114,7 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
         if typing.get_origin(choice) is tuple and isinstance(value, list | tuple):
             element = typing.get_args(choice)[0]
             return tuple(_checked(path, element, item, metadata) for item in value)
-        if choice is bool and is_bool:
+        if choice is Any or (choice is bool and is_bool):
             return value
         if choice is int and isinstance(value, Integral) and not is_bool:
             return _in_interval(path, int(value), metadata)
@@ -68,7 +122,14 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
             return _in_interval(path, _as_float(typing.cast(float, value)), metadata)
         if isinstance(choice, type) and choice not in (bool, int, float) and isinstance(value, choice):
             return value
-    raise ConfigError(path, f"must be {' or '.join(_described(choice) for choice in _choices(hint))}, got {value!r}")
+    raise ConfigError(path, f"must be {' or '.join(_described(choice) for choice in choices(hint))}, got {value!r}")
+
+
+def _named(path: str, value: Any, known: Mapping[str, Any]) -> Any:
+    if callable(value) or (isinstance(value, str) and value in known):
+        return value
+    names = ", ".join(known)
+    raise ConfigError(path, f"must be a function or one of {names}, got {value!r}.{did_you_mean(str(value), known)}")
 
 
 def _described(choice: Any) -> str:
@@ -95,7 +156,9 @@ def _as_float32(value: float) -> float:
 
 
 def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
-    interval = metadata["interval"]
+    interval = metadata.get("interval")
+    if not interval:
+        return value
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
     def is_in(number: float) -> bool:
@@ -111,41 +174,6 @@ def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
         raise ConfigError(path, f"must be in {interval}, got {value!r}, which float32 rounds to {rounded:g}")
     hint = f". Did you mean {value / 100:g}?" if high == 1 and 1 < value < 100 else ""
     raise ConfigError(path, f"must be in {interval}, got {shown:g}{hint}")
-
-
-class Part:
-    """A frozen dataclass whose fields are checked against their type and interval when it is made."""
-
-    path: ClassVar[str] = ""
-    kind: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        hints = _hints(typing.cast(Any, type(self)))
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            checked = _checked(_dotted(self.path, item.name), hints[item.name], getattr(self, item.name), item.metadata)
-            object.__setattr__(self, item.name, checked)
-
-    def hyperparameters(self) -> Hyperparameters:
-        """The traced values, nested as the config is."""
-        found: Hyperparameters = {}
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if item.metadata.get("traced"):
-                found[item.name] = value
-            elif isinstance(value, Part) and (inner := value.hyperparameters()):
-                found[item.name] = inner
-        return found
-
-    def program(self) -> Self:
-        """The same part with every traced value at its default: what a compiled program depends on."""
-        changes: dict[str, Any] = {}
-        for item in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, item.name)
-            if item.metadata.get("traced"):
-                changes[item.name] = item.default
-            elif isinstance(value, Part):
-                changes[item.name] = value.program()
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -166,39 +194,3 @@ def parse_json(text: str | bytes) -> Any:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
-
-
-def to_plain(value: Any) -> Any:
-    """A part or value as JSON types; a part of several kinds says its own under `kind`."""
-    if isinstance(value, Part):
-        plain: dict[str, Any] = {"kind": value.kind} if value.kind else {}
-        items = dataclasses.fields(value)  # type: ignore[arg-type]
-        return plain | {item.name: to_plain(getattr(value, item.name)) for item in items}
-    return list(value) if isinstance(value, tuple) else value
-
-
-def from_plain(path: str, hint: Any, plain: Any) -> Any:
-    """The part or value of type `hint` that `plain`, read from JSON, stands for."""
-    parts = [c for c in _choices(hint) if isinstance(c, type) and issubclass(c, Part)]
-    if not parts:
-        return plain
-    if not isinstance(plain, Mapping):
-        raise ConfigError(path or "config", f"must be a JSON object, got {plain!r}")
-    plain = dict(plain)
-    if len(parts) > 1:
-        kinds = {part.kind: part for part in parts}
-        kind = plain.pop("kind", None)
-        if not isinstance(kind, str) or kind not in kinds:
-            names = ", ".join(kinds)
-            raise ConfigError(f"{path}.kind", f"must be one of {names}, got {kind!r}.{did_you_mean(str(kind), kinds)}")
-        cls: Any = kinds[kind]
-    else:
-        cls = parts[0]
-    known = [item.name for item in dataclasses.fields(cls)]
-    for name in plain:
-        if name not in known:
-            raise ConfigError(_dotted(path, str(name)), f"is not a field.{did_you_mean(str(name), known)}")
-    for name in known:
-        if name not in plain:
-            raise ConfigError(_dotted(path, name), "is missing")
-    return cls(**{name: from_plain(_dotted(path, name), _hints(cls)[name], plain[name]) for name in known})

@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 
-from jaxmlp import data, distributed, model, runtime, shards
+from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DivergedError, PeerLostError, RunError
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
-from jaxmlp.loop import Hook, Loop
+from jaxmlp.loop import Hook, RunLoop
+from jaxmlp.network import check_network
 from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress, Verbose, make_progress
 from jaxmlp.run.directory import RunDirectory
@@ -31,7 +31,6 @@ def fit(
     config: ExperimentConfig,
     dataset: data.Dataset | None = None,
     *,
-    module: nn.Module | None = None,
     out: str | Path | None = None,
     run: RunDirectory | None = None,
     verbose: Verbose = 0,
@@ -48,8 +47,6 @@ def fit(
     Args:
         config: The experiment.
         dataset: Its data; by default what `config.data` names.
-        module: Any flax module from `images: float32 [batch, height, width, channels]`, scaled, to
-            `logits [batch, classes]`, in place of the MLP; dropout draws from its `dropout` stream.
         out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
         run: In its place, a run directory that is open: a new one, or one to go on with.
         verbose: What is printed: 0 only what must be known, such as a download; 1 a live line on a terminal; 2 a line
@@ -66,7 +63,7 @@ def fit(
         The history, with the last state.
 
     Raises:
-        ConfigError: The config does not fit the data or the devices, or the module the data.
+        ConfigError: The config does not fit the data or the devices.
         DataError: The data cannot be had.
         DeviceError: The devices are not there.
         DivergedError: Loss or parameters are no longer finite.
@@ -79,25 +76,20 @@ def fit(
     with contextlib.ExitStack() as stack:
         told = progress or stack.enter_context(make_progress(verbose, config.epochs))
         dataset = dataset or data.load(config.data, report=told.note)
-        check_batch_size(config, dataset)
+        check_data(config, dataset)
         if run:
             _check_run(run, config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        if module:
-            module = model.hashable(module)
-            model.check_logits(module, dataset.train.images.shape[1:], dataset.num_classes)
-        else:
-            module = model.make_mlp(config.model, dataset.num_classes, config.precision)
         if jax.process_count() > 1:
-            distributed.agree(config.to_dict() | manifest(config, dataset.sha256)["binding"])
+            distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])
         if out and not run and distributed.is_first():
-            facts = manifest(config, dataset.sha256, devices=mesh.size)
+            facts = manifest(config, dataset, devices=mesh.size)
             run = stack.enter_context(RunDirectory.create(out, config, facts))
-        programs = Programs(config, dataset, module, mesh, resident_bytes)
-        return _run(Loop(config, programs, mesh.size, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
+        programs = Programs(config, dataset, mesh, resident_bytes)
+        return _run(RunLoop(config, programs, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
 
 
-def _run(loop: Loop) -> History:
+def _run(loop: RunLoop) -> History:
     try:
         return loop.run_all()
     except DivergedError:
@@ -119,16 +111,17 @@ def _check_run(run: RunDirectory, config: ExperimentConfig, dataset: data.Datase
         raise RunError(f"{run.path} was trained on other data: data_sha256: {told} there, {dataset.sha256} here.")
 
 
-def check_batch_size(config: ExperimentConfig, dataset: data.Dataset) -> None:
-    """Make sure that an epoch has one full batch, and that the run has no more updates than int32 can count.
+def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
+    """Make sure that config and data fit: one full batch, updates that int32 can count, a network for the examples.
 
     Raises:
-        ConfigError: It has not, or has.
+        ConfigError: They do not.
     """
-    examples = len(dataset.train.labels)
+    examples = len(dataset.train.targets)
     if config.batch_size > examples:
         raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
     most = MAX_STEPS // -(-examples // config.batch_size)
     if config.epochs > most:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
+    check_network(config, dataset.facts)

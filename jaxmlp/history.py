@@ -6,47 +6,59 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError, did_you_mean
 from jaxmlp.run.known import wrong_fields
 
 if TYPE_CHECKING:
-    import flax.linen as nn
-
     from jaxmlp.data import Dataset
     from jaxmlp.train import TrainState
 
 
-class EpochRecord(NamedTuple):
-    """One epoch's figures, a line of `metrics.jsonl`; `loss` and `accuracy` are means in training mode."""
+@dataclass(frozen=True)
+class EpochRecord:
+    """One epoch's figures, a line of `metrics.jsonl`."""
 
     epoch: int
     """From 1."""
     steps: int
     """Updates made by its end, since the run's start."""
-    loss: float
-    accuracy: float
-    val_loss: float | None
-    val_accuracy: float | None
-    learning_rate: float
-    """Of its last update."""
+    figures: Mapping[str, float | None]
+    """`loss` and the metrics by name: in training mode, and of the validation split with `val_` before the name."""
+    learning_rate: float | None
+    """Rate of its last update; None of an optimizer whose rate is not known."""
     seconds: float
-    """Of its updates and evaluation."""
+    """Time of its updates and evaluation."""
+
+    def __getattr__(self, name: str) -> float | None:
+        """A figure by its name; None where the epoch has no such figure."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self.figures.get(name)
+
+    def line(self) -> dict[str, Any]:
+        """All figures by name, flat: JSON values."""
+        head = {"epoch": self.epoch, "steps": self.steps}
+        return {**head, **self.figures, "learning_rate": self.learning_rate, "seconds": self.seconds}
 
     @classmethod
     def from_line(cls, line: Any) -> EpochRecord:
         """The epoch whose line, of JSON values, this is.
 
         Raises:
-            RunError: It lacks a field, has another, or one of another type.
+            RunError: It lacks a field, or has one of another type.
         """
-        if not isinstance(line, Mapping) or wrong_fields(line) or {*line} != {*cls._fields}:
+        named = ("epoch", "steps", "learning_rate", "seconds")
+        if not isinstance(line, Mapping) or wrong_fields(line) or not {*named, "loss"} <= {*line}:
             raise RunError("a log is damaged: it has an epoch without the fields of one")
-        if any(line[name] is None for name in cls._fields if not name.endswith(("loss", "val_accuracy"))):
+        if any(line[name] is None for name in ("epoch", "steps", "seconds")):
             raise RunError(f"a log is damaged: its epoch {line['epoch']} lacks a figure")
-        return cls(**line)
+        figures = {name: value for name, value in line.items() if name not in named}
+        if not all(value is None or type(value) in (int, float) for value in figures.values()):
+            raise RunError(f"a log is damaged: its epoch {line['epoch']} has a figure that is no number")
+        return cls(line["epoch"], line["steps"], figures, line["learning_rate"], line["seconds"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,16 +66,14 @@ class History:
     """A run's figures and its last state; `history["val_loss"]` is a list of one figure an epoch."""
 
     config: ExperimentConfig
-    module: nn.Module
     dataset: Dataset
     records: tuple[EpochRecord, ...]
     state: TrainState
     """Arrays on the host."""
     status: str
     """`finished`, or `interrupted` by a stop signal."""
-    test_loss: float | None
-    """Of the last parameters; none where the run was interrupted, as `test_accuracy`."""
-    test_accuracy: float | None
+    test: Mapping[str, float]
+    """Loss and metrics of the last parameters on the test split; empty where the run was interrupted."""
     params_sha256: str
     state_sha256: str
     compile_s: float
@@ -73,18 +83,29 @@ class History:
     devices: int
     processes: int
 
+    @property
+    def test_loss(self) -> float | None:
+        """Loss on the test split; None where the run was interrupted."""
+        return self.test.get("loss")
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Accuracy on the test split; None where the run was interrupted, or has no such metric."""
+        return self.test.get("accuracy")
+
     def __getitem__(self, name: str) -> list[Any]:
-        """One figure an epoch, by the name of a field of `EpochRecord`.
+        """One figure an epoch, by its name in a line of `metrics.jsonl`.
 
         Raises:
             KeyError: There is no such figure; names those there are.
         """
-        if name not in EpochRecord._fields:
-            known = ", ".join(EpochRecord._fields)
+        metrics = ("loss", *(metric.name for metric in self.config.metrics))
+        known = ("epoch", "steps", *metrics, *(f"val_{each}" for each in metrics), "learning_rate", "seconds")
+        if name not in known:
             raise KeyError(
-                f"{name} is not a figure of an epoch.{did_you_mean(name, EpochRecord._fields)} There are {known}"
+                f"{name} is not a figure of an epoch.{did_you_mean(name, known)} There are {', '.join(known)}"
             )
-        return [getattr(record, name) for record in self.records]
+        return [record.line().get(name) for record in self.records]
 
     def __repr__(self) -> str:
         figures = {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
@@ -117,12 +138,25 @@ class History:
             "val_accuracy": last and last.val_accuracy,
             "test_loss": self.test_loss,
             "test_accuracy": self.test_accuracy,
+            "metrics": self.metrics(),
             "params_sha256": self.params_sha256,
             "state_sha256": self.state_sha256,
             "compile_s": self.compile_s,
             "train_s": self.train_s,
             "devices": self.devices,
             "processes": self.processes,
+        }
+
+    def metrics(self) -> dict[str, dict[str, float | None]]:
+        """The last figures of each metric, by its name and then by split: `train`, `val` and `test`."""
+        last = self.records[-1].figures if self.records else {}
+        return {
+            metric.name: {
+                "train": last.get(metric.name),
+                "val": last.get(f"val_{metric.name}"),
+                "test": self.test.get(metric.name),
+            }
+            for metric in self.config.metrics
         }
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import math
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,74 +20,147 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from jaxmlp import data, model, network, shards, train
+from jaxmlp import data, modules, network, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError, printable
 from jaxmlp.feed import Feed
 from jaxmlp.history import History
+from jaxmlp.programs import figures
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
 
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard deviations of a normal distribution."""
-PARAMS = "state/params/"
-"""Where a checkpoint has the parameters."""
+WEIGHTS = ("state/params/", "state/variables/")
+"""Where a checkpoint has what a model is made of."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A module with its parameters, and all that is needed to use it."""
+    """A network with its parameters, and all that is needed to use it."""
 
     config: ExperimentConfig
-    module: nn.Module
+    facts: data.Facts
+    """Shapes and types of the examples that it was trained on."""
     params: Any
-    image_shape: tuple[int, int, int]
-    """Height, width and channels of an image."""
-    num_classes: int
+    variables: dict[str, Any]
+    """What the module keeps beside its parameters, by flax collection."""
     step: int
     """Updates that made the parameters."""
 
+    @property
+    def module(self) -> nn.Module:
+        """The network in flax."""
+        return modules.hashable(self.config.model.module(self.facts.outputs, self.config.precision))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image.
+
+        Raises:
+            DataError: The model takes something else than images.
+        """
+        if shape := self.facts.image_shape:
+            return shape
+        raise DataError(f"data: this needs a model of images, and {self.config.name} takes {_shown(self.facts)}")
+
+    @property
+    def num_classes(self) -> int:
+        """How many probabilities it gives: a network may have more outputs than the data has classes."""
+        logits = jax.eval_shape(partial(_logits, self.module, self.config), self._weights, self.facts.zeros(1).inputs)
+        return int(logits.shape[-1])
+
+    @property
+    def _weights(self) -> tuple[Any, Any]:
+        return self.params, self.variables
+
     def __repr__(self) -> str:
-        name, shape, classes = self.config.name, _times(self.image_shape), self.num_classes
-        return f"Model({name}: images [n, {shape}] to {classes} classes, after {self.step} updates)"
+        name, classes = self.config.name, self.num_classes
+        return f"Model({name}: {_shown(self.facts)} to {classes} classes, after {self.step} updates)"
 
     def _repr_html_(self) -> str:
         """Its layers, for notebooks."""
-        return network.summary(self.config, self.image_shape, self.num_classes, module=self.module)._repr_html_()
+        return network.summary(self.config, self.facts)._repr_html_()
 
-    def probabilities(self, images: Shaped[np.ndarray, "n height width channels"]) -> Float[np.ndarray, "n classes"]:
-        """The classes' probabilities, float32.
+    def logits(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
+        """The network's outputs, float32.
 
         Args:
-            images: Pixels as the run's data has them, 0 to 255 for MNIST; scaled here.
+            inputs: As the run's data has them; pixels 0 to 255 for MNIST, scaled here.
 
         Raises:
-            DataError: Images of another shape; or pixels of 0 to 1 for a model that divides by 255.
+            DataError: Inputs of another shape; or pixels of 0 to 1 for a model that divides by 255.
         """
-        if images.shape[1:] != self.image_shape:
-            raise DataError(f"data: images must be [n, {_times(self.image_shape)}], got [{_times(images.shape)}]")
-        scale = self.config.data.pixel_scale
-        if images.dtype.kind == "f" and scale < 0.01 and 0 < images.max(initial=0) <= 1:
-            raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
-        rows = train.EVAL_ROWS
+        return self._answers(inputs, _logits)
+
+    def probabilities(self, inputs: Any) -> Float[np.ndarray, "n classes"]:
+        """The classes' probabilities, float32.
+
+        Args, Raises: As `logits`.
+        """
+        return self._answers(inputs, _probabilities)
+
+    def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
+        self.check(inputs)
+        rows, examples = train.EVAL_ROWS, len(jax.tree.leaves(inputs)[0])
         found = [np.zeros((0, self.num_classes), np.float32)]
-        for start in range(0, len(images), rows):
-            batch = images[start : start + rows]
-            # Padded to one shape, so that one program serves every number of images.
-            padded = np.pad(batch, [(0, rows - len(batch)), (0, 0), (0, 0), (0, 0)])
-            found.append(np.asarray(apply(self.params, padded, scale, module=self.module))[: len(batch)])
+        for start in range(0, examples, rows):
+            batch = jax.tree.map(lambda leaf: leaf[start : start + rows], inputs)  # noqa: B023
+            # Padded to one shape, so that one program serves every number of inputs.
+            padded = jax.tree.map(
+                lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch
+            )
+            answers = _jitted(function, self.module, self.config)(self._weights, padded)
+            found.append(np.asarray(answers)[: examples - start])
         return np.concatenate(found)
 
+    def check(self, inputs: Any) -> None:
+        """Make sure that these are inputs as the model was trained on.
 
-@partial(jax.jit, static_argnames="module")
-def apply(
-    params: Any, images: Shaped[Array, "batch ..."], scale: Float[Array, ""], *, module: nn.Module
-) -> Float[Array, "batch classes"]:
-    """The classes' probabilities of images whose pixels are yet to be multiplied by `scale`."""
-    logits = model.apply_eval(module, params, images.astype(jnp.float32) * jnp.float32(scale))
+        Raises:
+            DataError: They are not.
+        """
+        wanted = self.facts.zeros(1).inputs
+        there, known = (jax.tree.structure(tree) for tree in (inputs, wanted))
+        if there != known:
+            raise DataError(f"data: inputs must be {_shown(self.facts)}, got {there}")
+        for leaf, known_leaf in zip(jax.tree.leaves(inputs), jax.tree.leaves(wanted), strict=True):
+            if leaf.shape[1:] != known_leaf.shape[1:]:
+                raise DataError(f"data: images must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
+            scale = self.config.data.pixel_scale
+            if leaf.dtype.kind == "f" and scale < 0.01 and 0 < leaf.max(initial=0) <= 1:
+                raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
+
+
+def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
+    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+
+
+def _shown(facts: data.Facts) -> str:
+    """Such as `images [n, 28, 28, 1]`."""
+    if isinstance(facts.inputs, dict):
+        return ", ".join(f"{name} [n, {_times(each.shape)}]" for name, each in facts.inputs.items())
+    return f"{'images ' if facts.image_shape else ''}[n, {_times(facts.inputs.shape)}]"
+
+
+@functools.lru_cache(maxsize=8)
+def _jitted(function: Any, module: nn.Module, config: ExperimentConfig) -> Any:
+    return jax.jit(partial(function, module, config))
+
+
+def _logits(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:
+    return modules.apply_eval(module, *weights, train.scaled(config, inputs))
+
+
+def _probabilities(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:
     # jaxlib 0.12 fuses a softmax into a bfloat16 product on CPUs, and gives NaN from 512 rows on.
-    return jax.nn.softmax(jax.lax.optimization_barrier(logits))
+    return jax.nn.softmax(jax.lax.optimization_barrier(_logits(module, config, weights, inputs)))
+
+
+def probabilities(model: Model) -> Callable[[Any, Any], Array]:
+    """The function `(weights, inputs) -> probabilities` of a model, to be compiled or exported."""
+    return partial(_probabilities, model.module, model.config)
 
 
 def _warn(text: str) -> None:
@@ -96,66 +171,39 @@ def load_model(
     run: str | Path | RunDirectory,
     checkpoint: str | int = "last",
     *,
-    module: nn.Module | None = None,
-    image_shape: tuple[int, int, int] | None = None,
     warn: Callable[[str], None] = _warn,
 ) -> Model:
     """The model of a run.
 
     Args:
         run: The run, or its folder.
-        checkpoint: `last`, `best` (the lowest validation loss), or the step of one that is there.
-        module: What the run trained in place of the MLP, where it did.
-        image_shape: Height, width and channels of an image, for a module, or where images are not square.
+        checkpoint: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
         warn: Told of damaged checkpoints that are passed over for an older one.
 
     Raises:
-        ConfigError: `checkpoint` is none of these, or `image_shape` is needed.
+        ConfigError: `checkpoint` is none of these.
         RunError: There is no such run or checkpoint, it is damaged, or has other shapes than the config.
     """
     run = run if isinstance(run, RunDirectory) else RunDirectory.open(run, write=False)
+    config, facts = run.config, run.facts
     found = _checkpoint(run, checkpoint, warn)
-    arrays = {name: array for name, array in found.arrays.items() if name.startswith(PARAMS)}
-    if module:
-        module = model.hashable(module)
-    else:
-        first, last = (f"{PARAMS}Dense_{i}/kernel" for i in (0, len(run.config.model.hidden_sizes)))
-        if first not in arrays or last not in arrays:
-            raise RunError(f"{found.path} has no parameters of an MLP. Give the module that the run trained.")
-        image_shape = image_shape or _square(arrays[first].shape[0])
-        module = model.make_mlp(run.config.model, arrays[last].shape[1], run.config.precision)
-    if not image_shape:
-        raise ConfigError("image_shape", "must be given with a module: (height, width, channels)")
-    make_state = partial(train.init_state, config=run.config.program(), module=module, image_shape=image_shape)
-    wanted = jax.eval_shape(make_state, jax.eval_shape(partial(train.make_hyper, run.config, 1)))
-    params = restore({"state": {"params": wanted.params}}, arrays)["state"]["params"]
-    return Model(
-        config=run.config,
-        module=module,
-        params=jax.device_put(params),
-        image_shape=image_shape,
-        num_classes=_num_classes(module, params, image_shape),
-        step=found.step,
-    )
-
-
-def _num_classes(module: nn.Module, params: Any, image_shape: tuple[int, int, int]) -> int:
-    """Logits of an image: a module may have more than the data has classes."""
-    logits = jax.eval_shape(partial(model.apply_eval, module), params, jnp.zeros((1, *image_shape)))
-    return int(logits.shape[-1])
+    arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
+    on_data = config.on_data(facts.outputs, 1)
+    wanted = jax.eval_shape(train.init_state, on_data, facts.zeros(1).inputs)
+    weights = {"params": wanted.params, "variables": wanted.variables}
+    restored = restore({"state": weights}, arrays)["state"]
+    return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step)
 
 
 def model_of(history: History) -> Model:
     """The model that `fit` has just trained."""
-    height, width, channels = history.dataset.train.images.shape[1:]
-    image_shape, params = (height, width, channels), history.state.params
+    state = history.state
     return Model(
         config=history.config,
-        module=history.module,
-        params=jax.device_put(params),
-        image_shape=image_shape,
-        num_classes=_num_classes(history.module, params, image_shape),
-        step=int(history.state.step),
+        facts=history.dataset.facts,
+        params=jax.device_put(state.params),
+        variables=jax.device_put(state.variables),
+        step=int(state.step),
     )
 
 
@@ -171,15 +219,6 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
     return found
-
-
-def _square(pixels: int) -> tuple[int, int, int]:
-    """The shape of square images of so many numbers: grey, or else red, green and blue."""
-    for channels in (1, 3):
-        side = math.isqrt(pixels // channels)
-        if side * side * channels == pixels:
-            return side, side, channels
-    raise ConfigError("image_shape", f"must be given: {pixels} numbers are no square image")
 
 
 class ClassScore(NamedTuple):
@@ -201,11 +240,14 @@ class Evaluation(NamedTuple):
     examples: int
     loss: float
     """Mean of the config's loss."""
-    accuracy: float
-    ci95: tuple[float, float]
+    accuracy: float | None = None
+    """Part of the examples that are answered rightly; None where targets are no labels, as all that follows."""
+    ci95: tuple[float, float] | None = None
     """Wilson's 95 % interval of the accuracy."""
-    confusion: Int[np.ndarray, "true predicted"]
-    per_class: tuple[ClassScore, ...]
+    confusion: Int[np.ndarray, "true predicted"] | None = None
+    per_class: tuple[ClassScore, ...] = ()
+    metrics: Mapping[str, float] = MappingProxyType({})
+    """The config's metrics, by name."""
 
     def __str__(self) -> str:
         return "\n".join(_table(self))
@@ -216,9 +258,14 @@ class Evaluation(NamedTuple):
 
 
 def _table(found: Evaluation) -> Iterator[str]:
-    low, high = found.ci95
     yield f"{found.split}: {found.examples:,} examples"
-    yield f"loss: {found.loss:.4f} - accuracy: {found.accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})"
+    figures = [f"loss: {found.loss:.4f}"]
+    if found.ci95:
+        figures.append("accuracy: {:.4f} (95 % interval {:.4f} to {:.4f})".format(found.accuracy, *found.ci95))
+    figures += [f"{name}: {value:.4f}" for name, value in found.metrics.items() if name != "accuracy"]
+    yield " - ".join(figures)
+    if found.confusion is None:
+        return
     yield ""
     yield "class  examples  recall  precision"
     for score in found.per_class:
@@ -243,24 +290,40 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
     Raises:
         DataError: Images of another shape, or a label that the model has no class for.
     """
-    examples = len(split.labels)
-    if split.labels.max(initial=0) >= loaded.num_classes:
-        raise DataError(f"data: labels must be in [0, {loaded.num_classes - 1}], got {split.labels.max()}")
-    predicted = loaded.probabilities(split.images).argmax(axis=1)
-    confusion = np.zeros((loaded.num_classes, loaded.num_classes), np.int64)
-    np.add.at(confusion, (split.labels, predicted), 1)
-    feed = Feed(split, loaded.config, shards.make_mesh(jax.devices()[:1]))
-    sums = feed.evaluate(loaded.params, config=loaded.config.program(), module=loaded.module)
+    examples, classes = len(split.targets), loaded.num_classes
+    is_labelled = split.targets.dtype.kind in "iu"
+    if is_labelled and split.targets.max(initial=0) >= classes:
+        raise DataError(f"data: labels must be in [0, {classes - 1}], got {split.targets.max()}")
+    scored = _figures(loaded, split)
+    if not is_labelled:
+        return Evaluation(name, examples, scored.pop("loss"), metrics=scored)
+    answers = loaded.logits(split.inputs).argmax(axis=1)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (split.targets, answers), 1)
     correct = int(confusion.trace())
     return Evaluation(
         split=name,
         examples=examples,
-        loss=float(sums.loss) / examples,
+        loss=scored.pop("loss"),
         accuracy=correct / examples,
         ci95=wilson_interval(correct, examples),
         confusion=confusion,
-        per_class=tuple(_class_score(label, confusion) for label in range(loaded.num_classes)),
+        per_class=tuple(_class_score(label, confusion) for label in range(classes)),
+        metrics=scored,
     )
+
+
+def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
+    """Loss and metrics on all examples, as training computes them."""
+    loaded.check(split.inputs)
+    config = loaded.config.on_data(loaded.facts.outputs, 1)
+    mesh = shards.make_mesh(jax.devices()[:1])
+    feed = Feed(split, config.batch_size, config.grad_shards, partial(shards.replicate, mesh=mesh))
+    state = train.TrainState(jnp.int32(0), loaded.params, (), loaded.variables)
+    sums = train.zero_sums(config, state, train.Split(*loaded.facts.zeros(1)))
+    for piece in feed.pieces():
+        sums = train.evaluate(config, loaded.params, loaded.variables, piece, sums)
+    return figures(loaded.config, jax.device_get(sums))
 
 
 def _class_score(label: int, confusion: Int[np.ndarray, "true predicted"]) -> ClassScore:

@@ -1,12 +1,16 @@
-"""The host's loop over chunks of updates: progress, history, digests, checkpoints, stop signals. No numerics."""
+"""The host's loop over chunks of updates: progress, figures, digests, checkpoints, stop signals. No numerics.
+
+`Loop` drives one run or lanes that train side by side: it makes the chunks, and ends and evaluates the epochs.
+`RunLoop` is a run of its own, with a run directory and hooks; `jaxmlp.sweep.group` has a sweep's lanes.
+"""
 
 from __future__ import annotations
 
+import abc
 import math
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -17,7 +21,7 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.position import Position
-from jaxmlp.programs import Programs, means
+from jaxmlp.programs import Programs, figures
 from jaxmlp.progress import Progress
 from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
@@ -36,26 +40,178 @@ class Hook(Protocol):
         """See the epoch's record, and the state, which it must not keep: the next step takes its memory."""
 
 
-@dataclass
-class Loop:
+class Loop(abc.ABC):
+    """Updates in chunks, epoch by epoch, from a position to the end or to a stop signal.
+
+    Args:
+        config: What all lanes share: epochs, batch size, metrics.
+        programs: What they compute.
+        stop: Watched between chunks.
+        checkpoint_s: Seconds between two checkpoints.
+        lanes: How many train side by side.
+    """
+
+    chunk_s = CHUNK_S
+
+    def __init__(
+        self, config: ExperimentConfig, programs: Programs, stop: Stop, checkpoint_s: float, lanes: int = 1
+    ) -> None:
+        self.config, self.programs, self.stop, self.checkpoint_s = config, programs, stop, checkpoint_s
+        self.chunk = 1
+        """Updates a call, fitted to `chunk_s`."""
+        self.stopping = False
+        """Whether all processes know that one has a stop signal."""
+        self.saved_at, self._saved = 0.0, (0, 0)
+        self.records: list[list[EpochRecord]] = [[] for _ in range(lanes)]
+        """Of each lane, epoch by epoch."""
+        self.diverged_in: list[int | None] = [None] * lanes
+        """The epoch that each lane diverged in."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left, or no lane that has not diverged."""
+        return self.position.epoch > self.config.epochs or None not in self.diverged_in
+
+    position: Position
+
+    def train(self) -> None:
+        """Train from the position to the end, or to a stop signal; save the position there."""
+        self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
+        while not self.ended and not self.stopping:
+            self._epoch()
+        self._keep_position()
+
+    def _keep_position(self) -> None:
+        self._save()
+        self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
+
+    def _epoch(self) -> None:
+        """The epoch's updates that are left, unless stopped; then its evaluation and its records."""
+        position, programs = self.position, self.programs
+        order = programs.order(position.epoch)
+        while position.done < programs.steps_per_epoch:
+            due = time.perf_counter() - self.saved_at > self.checkpoint_s
+            length, self.stopping, due = agree_on_chunk(self._length(), self.stop, due)
+            if self.stopping:
+                return
+            if due and self._saved != (position.epoch, position.done):
+                self._keep_position()
+            self._chunk(order, length)
+        records = self._evaluated()
+        position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
+        position.sums = programs.zero_sums(position)
+        self._epoch_ended(records, order)
+
+    def _length(self) -> int:
+        """Updates of the next chunk, at most."""
+        return min(self.chunk, self.programs.limit(self.position) - self.position.done)
+
+    def _chunk(self, order: jax.Array, length: int) -> None:
+        position, began = self.position, time.perf_counter()
+        start = position.done
+        health = self.programs.rows(self.programs.advance(position, order, start + length))
+        for lane, each in enumerate(health[: len(self.records)]):
+            if self.diverged_in[lane] is None and not is_finite(each):
+                self._diverge(lane, start)
+        seconds = time.perf_counter() - began
+        position.epoch_s += seconds
+        self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        self._chunk_ended(length)
+
+    def _evaluated(self) -> list[EpochRecord | None]:
+        """The epoch's record of each lane that has not diverged, added to its others."""
+        position, programs, began = self.position, self.programs, time.perf_counter()
+        trained = programs.rows(position.sums)
+        validated = programs.evaluate(position, "validation") if programs.dataset.validation else None
+        rates = programs.learning_rates(position)
+        seconds = (position.epoch_s + time.perf_counter() - began) / len(self.records)
+        ended: list[EpochRecord | None] = []
+        for lane, records in enumerate(self.records):
+            if self.diverged_in[lane] is not None:
+                ended.append(None)
+                continue
+            found: dict[str, float | None] = dict(figures(self.config, trained[lane]))
+            scored = figures(self.config, validated[lane]) if validated else dict.fromkeys(found)
+            if validated and not self._is_sound(lane, "validation", scored["loss"]):
+                ended.append(None)
+                continue
+            found |= {f"val_{name}": value for name, value in scored.items()}
+            steps = position.epoch * programs.steps_per_epoch
+            record = EpochRecord(position.epoch, steps, found, rates[lane], seconds)
+            records.append(record)
+            ended.append(record)
+        return ended
+
+    @abc.abstractmethod
+    def _diverge(self, lane: int, start: int) -> None:
+        """A lane has left the finite numbers in the chunk that began with the epoch's update `start`."""
+
+    @abc.abstractmethod
+    def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
+        """Whether the loss of a split is finite; if it is not, metrics of the lane mean nothing."""
+
+    @abc.abstractmethod
+    def _chunk_ended(self, length: int) -> None:
+        """A chunk of updates is made."""
+
+    @abc.abstractmethod
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
+        """An epoch is over; the position stands at the next one's start."""
+
+    @abc.abstractmethod
+    def _save(self) -> None:
+        """Write a checkpoint of the position."""
+
+
+class Keeper:
+    """Writes what one run leaves: its logs, the best state, and the state where it stands.
+
+    Args:
+        run: Its directory, open for writing.
+        config: The experiment.
+        best_score: The lowest of the epochs before.
+    """
+
+    def __init__(self, run: RunDirectory, config: ExperimentConfig, best_score: float | None = None) -> None:
+        self.run, self.config, self.best_score = run, config, best_score
+        self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
+
+    def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
+        """Log the epoch; keep the state, which is on the host, if it is the best so far."""
+        line = state_digests(record.epoch, position.state) | {"order_sha256": digest({"order": order})}
+        self.run.append_epoch(record.line(), line)
+        score = self.config.score(record.figures)
+        if score is not None and (self.best_score is None or score < self.best_score):
+            self.best_score = position.best_score = score
+            self._unsaved = record.steps, position.arrays(), position.meta()
+
+    def save(self, position: Position | None) -> None:
+        """Write the best state if it is not written, then the position: no checkpoint knows a best that is lost."""
+        best, self._unsaved = self._unsaved, None
+        is_best = bool(best and position and best[0] == position.step)
+        if best and not is_best:
+            self.run.save_checkpoint(*best, best=True)
+        if position:
+            position.best_score = self.best_score
+            self.run.save_checkpoint(position.step, position.arrays(), position.meta(), best=is_best)
+
+
+class RunLoop(Loop):
     """One call of `fit`, whose arguments it has."""
 
-    config: ExperimentConfig
-    programs: Programs
-    devices: int
-    run: RunDirectory | None
-    progress: Progress
-    hooks: Sequence[Hook]
-    stop: Stop
-    checkpoint_s: float
-    digest_every: int | None
-    chunk: int = 1
-    """Updates a call, fitted to CHUNK_S."""
-    stopping: bool = False
-    """Whether all processes know that one has a stop signal."""
-    saved_at: float = 0.0
-    unsaved_best: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
-    records: list[EpochRecord] = field(default_factory=list)
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        programs: Programs,
+        run: RunDirectory | None,
+        progress: Progress,
+        hooks: Sequence[Hook],
+        stop: Stop,
+        checkpoint_s: float,
+        digest_every: int | None,
+    ) -> None:
+        super().__init__(config, programs, stop, checkpoint_s)
+        self.run, self.progress, self.hooks, self.digest_every = run, progress, hooks, digest_every
 
     def run_all(self) -> History:
         """Train from where the run stands to its end, or to a stop signal.
@@ -64,31 +220,28 @@ class Loop:
         """
         began = time.perf_counter()
         with self.progress.compiling():
-            position = self._start()
-            self._compile(position)
-        self.saved_at = first_update = time.perf_counter()
-        while position.epoch <= self.config.epochs and not self.stopping:
-            self._epoch(position)
-        status = "finished" if position.epoch > self.config.epochs else "interrupted"
-        self._save(position)
+            self.position = self._start()
+            self._compile()
+        self.keeper = self.run and Keeper(self.run, self.config, self.position.best_score)
+        first_update = time.perf_counter()
+        self.train()
         ended = time.perf_counter()
-        test = self.programs.test(position) if status == "finished" else (None, None)
-        self._check_score("test", test[0], self.config.epochs)
-        state = jax.device_get(position.state)
+        status = "finished" if self.ended else "interrupted"
+        tested = figures(self.config, self.programs.evaluate(self.position, "test")[0]) if self.ended else {}
+        self._is_sound(0, "test", tested.get("loss", 0.0))
+        state = jax.device_get(self.position.state)
         history = History(
             config=self.config,
-            module=self.programs.module,
             dataset=self.programs.dataset,
-            records=tuple(self.records),
+            records=tuple(self.records[0]),
             state=state,
             status=status,
-            test_loss=test[0],
-            test_accuracy=test[1],
+            test=tested,
             params_sha256=digest(state.params),
             state_sha256=digest(state),
             compile_s=first_update - began,
             train_s=ended - first_update,
-            devices=self.devices,
+            devices=self.programs.mesh.size,
             processes=jax.process_count(),
         )
         if self.run:
@@ -96,85 +249,78 @@ class Loop:
         return history
 
     def _start(self) -> Position:
+        position = self._stored()
+        if self.run:
+            self.run.cut_back(position.epoch, position.step)
+            self.records = [[EpochRecord.from_line(line) for line in self.run.epochs()]]
+        return position
+
+    def _stored(self) -> Position:
+        """Where the newest good checkpoint stands, or the start, on the devices of all processes."""
         position = self.programs.first()
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
             position = position.moved_to(checkpoint.arrays, checkpoint.meta)
             if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
-                raise RunError(f"{checkpoint.path.name} tells of a step that its epoch has not.")
-        if jax.process_count() > 1:
-            position = position.shared()
-        if self.run:
-            self.run.cut_back(position.epoch, position.step)
-            self.records = [EpochRecord.from_line(line) for line in self.run.epochs()]
-        return self.programs.placed(position)
+                raise RunError(f"{checkpoint.path.name} is of a step that is not in its epoch.")
+        return self.programs.placed(position.shared() if jax.process_count() > 1 else position)
 
-    def _compile(self, position: Position) -> None:
+    def _compile(self) -> None:
         """Run every program once: the updates are none, so that nothing changes."""
-        self.programs.advance(self.programs.copied(position), self.programs.order(position.epoch), position.done)
-        if self.programs.validation:
-            self.programs.evaluate(position, self.programs.validation)
+        copied = self.programs.copied(self.position)
+        self.programs.advance(copied, self.programs.order(copied.epoch), copied.done)
+        if self.programs.dataset.validation:
+            self.programs.evaluate(self.position, "validation")
 
-    def _epoch(self, position: Position) -> None:
-        """The epoch's updates that are left, unless stopped; then its evaluation and its record."""
-        order = self.programs.order(position.epoch)
-        while position.done < self.programs.steps_per_epoch:
-            length = self._agree(position)
-            if self.stopping:
-                return
-            self._chunk(position, order, length)
-            if time.perf_counter() - self.saved_at > self.checkpoint_s:
-                self._save(position)
-        began = time.perf_counter()
-        validation = self.programs.validation
-        loss, accuracy = means(position.sums)
-        val_loss, val_accuracy = self.programs.evaluate(position, validation) if validation else (None, None)
-        self._check_score("validation", val_loss, position.epoch)
-        rate, seconds = self.programs.learning_rate(position), position.epoch_s + time.perf_counter() - began
-        record = EpochRecord(position.epoch, position.step, loss, accuracy, val_loss, val_accuracy, rate, seconds)
-        position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
-        position.sums = self.programs.zero_sums()
-        self.records.append(record)
-        if self.run:
-            self._write(record, position, order)
-        for hook in self.hooks:
-            hook(record, position.state)
-        self.progress.epoch_ended(record)
+    def _length(self) -> int:
+        length = super()._length()
+        return min(length, self.digest_every - self.position.step % self.digest_every) if self.digest_every else length
 
-    def _agree(self, position: Position) -> int:
-        """The length of the next chunk, the shortest of all processes'; stop where one of them is to."""
-        length = min(self.chunk, self.programs.limit(position) - position.done)
-        if self.digest_every:
-            length = min(length, self.digest_every - position.step % self.digest_every)
-        length, self.stopping, _ = agree_on_chunk(length, self.stop)
-        return length
-
-    def _chunk(self, position: Position, order: jax.Array, length: int) -> None:
-        began, before = time.perf_counter(), self.programs.copied(position)
-        health = self.programs.advance(position, order, position.done + length)
-        sums, health = jax.device_get((position.sums, health))
-        if not _is_finite(health):
-            self._diverge(before, order, position.done)
-        seconds = time.perf_counter() - began
-        position.epoch_s += seconds
-        self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch)
+    def _chunk_ended(self, length: int) -> None:
+        position = self.position
         if self.run and self.digest_every and position.step % self.digest_every == 0:
             self.run.append_trace(state_digests(position.epoch, jax.device_get(position.state)))
-        self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, *means(sums))
+        means = figures(self.config, self.programs.rows(position.sums)[0])
+        self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, means)
 
-    def _diverge(self, position: Position, order: jax.Array, stop: int) -> None:
-        """Go through a chunk once more, step by step, so that no length of chunks changes what is named."""
-        while position.done < stop and _is_finite(health := self.programs.advance(position, order, position.done + 1)):
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
+        (record,) = records
+        assert record
+        if self.keeper:
+            on_host = self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
+            self.keeper.epoch_ended(record, on_host, np.asarray(order)[: self.programs.examples])
+        for hook in self.hooks:
+            hook(record, self.position.state)
+        self.progress.epoch_ended(record)
+
+    def _diverge(self, lane: int, start: int) -> None:
+        """Go through the chunk once more, step by step, so that no length of chunks changes what is named.
+
+        The state before the chunk is trained again, from the newest checkpoint or the start: none is kept for this.
+        """
+        stop, programs = self.position.done, self.programs
+        epoch, position = self.position.epoch, self._stored()
+        while (position.epoch, position.done) < (epoch, start):
+            order = programs.order(position.epoch)
+            until = start if position.epoch == epoch else programs.steps_per_epoch
+            while position.done < until:
+                programs.advance(position, order, min(until, programs.limit(position)))
+            if position.done == programs.steps_per_epoch:
+                position.epoch, position.done = position.epoch + 1, 0
+                position.sums = programs.zero_sums(position)
+        order = programs.order(epoch)
+        while position.done < stop and is_finite(health := programs.advance(position, order, position.done + 1)):
             pass
         what = "parameters are" if health.bad_loss_step == train.NEVER else "loss is"
         bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
         leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
-        raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {position.epoch}; {leaf}")
+        raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {epoch}; {leaf}")
 
-    def _check_score(self, split: str, loss: float | None, epoch: int) -> None:
-        """Accuracy is no figure where the loss is none: of logits that are not numbers, any class is the largest."""
-        if loss is not None and not math.isfinite(loss):
-            raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
+    def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
+        if loss is None or math.isfinite(loss):
+            return True
+        epoch = min(self.position.epoch, self.config.epochs)
+        raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
 
     def _diverged(self, what: str) -> DivergedError:
         newest = self.run.checkpoints() if self.run else []
@@ -184,29 +330,12 @@ class Loop:
             "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
         )
 
-    def _write(self, record: EpochRecord, position: Position, order: jax.Array) -> None:
-        """The epoch's lines; and the best state, kept until the next checkpoint writes it."""
-        assert self.run
-        order_sha256 = digest({"order": np.asarray(order)[: self.programs.examples]})
-        digests = state_digests(record.epoch, jax.device_get(position.state)) | {"order_sha256": order_sha256}
-        self.run.append_epoch(record._asdict(), digests)
-        if record.val_loss is not None and record.val_loss < position.best_val_loss:
-            position.best_val_loss = record.val_loss
-            self.unsaved_best = (record.steps, position.arrays(), position.meta())
-
-    def _save(self, position: Position) -> None:
-        """A checkpoint of this position; before it the best one's, so that no checkpoint knows a best that is lost."""
-        if not self.run:
-            return
-        best, self.unsaved_best = self.unsaved_best, None
-        if best and best[0] != position.step:
-            self.run.save_checkpoint(*best, best=True)
-        is_best = bool(best and best[0] == position.step)
-        self.run.save_checkpoint(position.step, position.arrays(), position.meta(), best=is_best)
-        self.saved_at = time.perf_counter()
+    def _save(self) -> None:
+        if self.keeper:
+            self.keeper.save(self.position)
 
 
-def agree_on_chunk(length: int, stop: Stop, due: bool = False) -> tuple[int, bool, bool]:
+def agree_on_chunk(length: int, stop: Stop, due: bool) -> tuple[int, bool, bool]:
     """What all processes do next: the shortest length, whether one is to stop, and what is due in the first."""
     plans = [(length, stop.signal or 0, due)]
     if jax.process_count() > 1:
@@ -217,7 +346,7 @@ def agree_on_chunk(length: int, stop: Stop, due: bool = False) -> tuple[int, boo
     return min(length for length, _, _ in plans), bool(signals), bool(plans[0][2])
 
 
-def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float | None = None) -> int:
+def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float = CHUNK_S) -> int:
     """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`.
 
     Args:
@@ -225,19 +354,20 @@ def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float 
         made: Updates, fewer where the chunk met an end.
         seconds: That they took.
         most: Updates that a chunk may be.
-        chunk_s: What a chunk should take; by default CHUNK_S.
+        chunk_s: What a chunk should take.
     """
-    wanted = CHUNK_S if chunk_s is None else chunk_s
-    return max(1, min(int(made * wanted / seconds), GROWTH * chunk, most))
+    return max(1, min(int(made * chunk_s / seconds), GROWTH * chunk, most))
 
 
-def _is_finite(health: train.Health) -> bool:
+def is_finite(health: train.Health) -> bool:
+    """Whether loss and parameters are."""
     return bool(health.bad_loss_step == train.NEVER) and all(map(bool, jax.tree.leaves(health.finite_params)))
 
 
 def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
     """The line of `digests.jsonl` for a state in `epoch`, without the order's."""
-    parts = {"params": state.params, "opt_state": state.opt_state}
+    parts: Mapping[str, Any] = {"params": state.params, "opt_state": state.opt_state}
+    parts = {**parts, **{name: tree for name in ("variables", "controllers") if (tree := getattr(state, name))}}
     return {
         "epoch": epoch,
         "steps": int(state.step),

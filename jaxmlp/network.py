@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxmlp import data, model, shards, train
+from jaxmlp import data, modules, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.official import SOURCES
+
+MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32", ()), 10)
 
 
 class Layer(NamedTuple):
@@ -35,10 +37,14 @@ class Summary:
     name: str
     layers: tuple[Layer, ...]
     params: int
-    """All of them trainable: a module with other state is refused."""
+    """Numbers that are trained."""
+    variables: int
+    """Numbers that the module keeps beside them, such as BatchNorm's statistics."""
     batch_size: int
     flops_per_step: int
     """Of the matrix products and convolutions of one update, forward and backward, for a full batch."""
+    flops_per_evaluation: int
+    """Of the same for evaluating a full batch."""
     params_bytes: int
     opt_state_bytes: int
     activations_bytes: int
@@ -65,9 +71,9 @@ class Summary:
                 "=" * width,
                 f"\n{'_' * width}\n".join(body),
                 "=" * width,
-                f"Total params: {self.params:,}",
+                f"Total params: {self.params + self.variables:,}",
                 f"Trainable params: {self.params:,}",
-                "Non-trainable params: 0",
+                f"Non-trainable params: {self.variables:,}",
                 "_" * width,
                 f"FLOPs a step of {self.batch_size}: {self.flops_per_step:,}",
                 f"Bytes: parameters {self.params_bytes:,}, optimizer state {self.opt_state_bytes:,}, "
@@ -76,50 +82,47 @@ class Summary:
         )
 
 
-def summary(
-    config: ExperimentConfig,
-    image_shape: tuple[int, ...] = (28, 28, 1),
-    num_classes: int = 10,
-    *,
-    module: nn.Module | None = None,
-) -> Summary:
-    """What `fit(config, module=module)` would train.
+def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summary:
+    """What `fit(config)` would train.
 
     Args:
         config: The experiment.
-        image_shape: Height, width and channels of an image.
-        num_classes: Of the MLP.
-        module: Any flax module that `fit` takes in place of the MLP.
+        facts: Shapes of an example; by default those of MNIST's.
 
     Raises:
-        ConfigError: The module keeps more than parameters.
+        ConfigError: The network does not fit the example.
     """
-    module = model.hashable(module) if module else model.make_mlp(config.model, num_classes, config.precision)
-    program = config.program()
-    hyper = jax.eval_shape(partial(train.make_hyper, config, 1))
-    make_state = partial(train.init_state, config=program, module=module, image_shape=image_shape)
-    state: train.TrainState = jax.eval_shape(make_state, hyper)
-    images, labels = ((config.batch_size, *image_shape), jnp.float32), (config.batch_size, jnp.int32)
-    split = jax.eval_shape(lambda: train.Split(jnp.zeros(*images), jnp.zeros(*labels)))
+    facts = facts or MNIST
+    check_network(config, facts)
+    on_data = config.on_data(facts.outputs, 1)
+    split = train.Split(*facts.zeros(config.batch_size))
+    order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+    state: train.TrainState = jax.eval_shape(train.init_state, on_data, split.inputs)
+    zero = train.zero_sums(on_data, state, split)
     # The loop over an epoch's updates, whose body is counted once.
-    steps = partial(train.train_steps, config=program, module=module, mesh=shards.make_mesh(jax.devices()[:1]))
-    jaxpr = jax.make_jaxpr(steps)(state, train.Sums.zero(), split, split.labels, 0, 1, hyper)
-    outputs = _outputs(module, state.params, split.images)
+    jaxpr = jax.make_jaxpr(train.train_steps)(on_data, state, zero, split, order, 0, 1)
+
+    def evaluate(state: train.TrainState, inputs: Any) -> Any:
+        return modules.apply_eval(on_data.module(), state.params, state.variables, train.scaled(on_data, inputs))
+
+    outputs = _outputs(on_data.module(), state, jax.eval_shape(partial(train.scaled, on_data), split.inputs))
     innermost = [path for path in outputs if not any(other[: len(path)] == path != other for other in outputs)]
     return Summary(
         name=config.name,
-        layers=_layers(outputs, state.params),
-        params=model.num_params(state.params),
+        layers=_layers(outputs, state),
+        params=modules.num_params(state.params),
+        variables=modules.num_params(state.variables),
         batch_size=config.batch_size,
         flops_per_step=_flops(jaxpr),
+        flops_per_evaluation=_flops(jax.make_jaxpr(evaluate)(state, split.inputs)),
         params_bytes=_bytes(state.params),
         opt_state_bytes=_bytes(state.opt_state),
         activations_bytes=sum(_bytes(outputs[path][1]) for path in innermost),
     )
 
 
-def example_shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
-    """The shape of an image, and the number of classes; of MNIST and its kin without their data.
+def facts_of(config: DataConfig) -> data.Facts:
+    """The shapes of an example; of MNIST and its kin without their data.
 
     Raises:
         ConfigError: An unknown data set.
@@ -127,15 +130,26 @@ def example_shape(config: DataConfig) -> tuple[tuple[int, ...], int]:
     """
     if config.name in SOURCES:
         source = SOURCES[config.name]
-        return (*source.files[0].shape[1:], 1), source.num_classes
-    dataset = data.load(config)
-    return dataset.train.images.shape[1:], dataset.num_classes
+        shape = (*source.files[0].shape[1:], 1)
+        return MNIST._replace(inputs=data.ArrayFacts("uint8", shape), outputs=source.num_classes)
+    return data.load(config).facts
+
+
+def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
+    """Make sure that the network answers an example with enough numbers; nothing is computed.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    module = modules.hashable(config.model.module(facts.outputs, config.precision))
+    example = jax.eval_shape(partial(train.scaled, config), facts.zeros(1).inputs)
+    modules.check_outputs(module, example, facts.outputs)
 
 
 _Path = tuple[str, ...]
 
 
-def _outputs(module: nn.Module, params: Any, images: jax.Array) -> dict[_Path, tuple[str, Any]]:
+def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_Path, tuple[str, Any]]:
     """Type and output of every module inside, by path, in the order of their first calls."""
     found: dict[_Path, tuple[str, Any]] = {}
 
@@ -149,18 +163,19 @@ def _outputs(module: nn.Module, params: Any, images: jax.Array) -> dict[_Path, t
         return output
 
     with nn.intercept_methods(record):
-        jax.eval_shape(partial(model.apply_eval, module), params, images)
+        jax.eval_shape(partial(modules.apply_eval, module), state.params, state.variables, inputs)
     return found
 
 
-def _layers(outputs: dict[_Path, tuple[str, Any]], params: Any) -> tuple[Layer, ...]:
-    """The modules directly inside, with all parameters below them; and what the outer one holds itself."""
+def _layers(outputs: dict[_Path, tuple[str, Any]], state: train.TrainState) -> tuple[Layer, ...]:
+    """The modules directly inside, with all numbers below them; and what the outer one holds itself."""
+    trees = [state.params, *state.variables.values()]
     layers = []
     for path, (kind, output) in outputs.items():
         if len(path) == 1:
             shape = jax.tree.leaves(output)[-1].shape[1:]
-            layers.append(Layer(path[0], kind, shape, model.num_params(params.get(path[0], {}))))
-    others = model.num_params(params) - sum(layer.params for layer in layers)
+            layers.append(Layer(path[0], kind, shape, sum(modules.num_params(tree.get(path[0], {})) for tree in trees)))
+    others = modules.num_params(trees) - sum(layer.params for layer in layers)
     return (*layers, Layer("(its own)", "Module", (), others)) if others else tuple(layers)
 
 

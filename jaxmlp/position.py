@@ -1,10 +1,9 @@
-"""Where a run stands: with the config and the data, all that its future depends on; what a checkpoint holds."""
+"""Where a training stands: with the config and the data, all that its future depends on; what a checkpoint holds."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,26 +18,27 @@ from jaxmlp.run.digest import leaves, restore
 
 @dataclass
 class Position:
-    """Between two updates."""
+    """Between two updates, of one run or of lanes that train side by side: their arrays have a row a lane then."""
 
     state: train.TrainState
     sums: train.Sums
-    """Of the epoch so far."""
+    """Sums over the epoch so far."""
     epoch: int = 1
     done: int = 0
     """Updates made in this epoch."""
     epoch_s: float = 0.0
-    best_val_loss: float = math.inf
+    """Seconds that the epoch has taken so far."""
+    best_score: float | None = None
+    """Lowest score of an epoch so far; None before the first one, and without validation."""
 
     @property
     def step(self) -> int:
-        """Updates made since the run's start."""
-        return int(self.state.step)
+        """Updates made since the run's start; of lanes, the first one's."""
+        return int(np.ravel(self.state.step)[0])
 
     def meta(self) -> dict[str, Any]:
         """All of it that is no array, as JSON values."""
-        best = None if math.isinf(self.best_val_loss) else self.best_val_loss
-        return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_val_loss": best}
+        return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_score": self.best_score}
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """All the arrays, on the host, by path."""
@@ -55,12 +55,11 @@ class Position:
             RunError: They are of other shapes, or not those of a position.
         """
         numbers = [meta.get(name) for name in ("epoch", "done", "epoch_s")]
-        if "best_val_loss" not in meta or None in numbers or not meta["epoch"]:
+        if "best_score" not in meta or None in numbers or not meta["epoch"]:
             raise RunError("the checkpoint does not fit: its meta is not that of a run.")
         tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
         tree = restore(tree, arrays)
-        best = math.inf if meta["best_val_loss"] is None else meta["best_val_loss"]
-        return Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"], best)
+        return Position(tree["state"], tree["sums"], *numbers, meta["best_score"])
 
     def shared(self) -> Position:
         """Where the first process of the run stands."""

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Bool, Int, Key
+from jaxtyping import Array, Bool, Int, Key, UInt32
 
 IMPLEMENTATION = "threefry2x32"
 """JAX documents its bits as the same on CPU, GPU and TPU, however arrays are sharded."""
@@ -24,17 +24,26 @@ class Stream(enum.IntEnum):
     INIT = 0
     DROPOUT = 1
     SHUFFLE = 2
+    AUGMENTATION = 3
 
 
-def stream_key(seed: int | Int[Array, ""], stream: Stream, position: int | Int[Array, ""] = 0) -> Key[Array, ""]:
-    """fold_in(fold_in(key(seed), stream), position).
+def root_key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
+    """The key that all streams of a run come from.
 
     Args:
         seed: In [0, 2^32).
-        stream: What the key is for.
-        position: Where in the stream: the step for dropout, the epoch for shuffling.
     """
-    root = jax.random.key(seed, impl=IMPLEMENTATION)
+    return jax.random.key(seed, impl=IMPLEMENTATION)
+
+
+def stream_key(root: Key[Array, ""], stream: Stream, position: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+    """fold_in(fold_in(root, stream), position).
+
+    Args:
+        root: From `root_key`.
+        stream: What the key is for.
+        position: Where in the stream: the step for dropout and augmentation, the epoch for shuffling.
+    """
     return jax.random.fold_in(jax.random.fold_in(root, int(stream)), position)
 
 

@@ -1,94 +1,103 @@
-"""What a run computes on its devices: the programs of `train`, bound to its config, data and mesh."""
+"""What one run computes on its devices: the functions of `train`, bound to a config, its data and the devices."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxmlp import data, shards, train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.feed import Feed
+from jaxmlp.feed import RESIDENT_BYTES, Feed
 from jaxmlp.position import Position
 
 
 class Programs:
-    """The compiled programs of one run, with the arrays that they share on the devices."""
+    """The compiled programs of one run, with the arrays that they share on the devices.
+
+    A sweep has the same programs over lanes (`jaxmlp.sweep.program`); the host's loop knows no difference, as
+    `rows` takes the arrays of several lanes apart.
+    """
 
     def __init__(
-        self, config: ExperimentConfig, dataset: data.Dataset, module: nn.Module, mesh: Mesh, resident_bytes: int
+        self, config: ExperimentConfig, dataset: data.Dataset, mesh: Mesh, resident_bytes: int = RESIDENT_BYTES
     ) -> None:
-        self._config = config
-        self.module = module
         self.dataset = dataset
-        self._mesh = mesh
-        self._resident_bytes = resident_bytes
-        self.examples = len(dataset.train.labels)
+        self.mesh = mesh
+        self.examples = len(dataset.train.targets)
         self.steps_per_epoch = -(-self.examples // config.batch_size)
-        self._static: dict[str, Any] = {"config": config.program(), "module": module}
-        self._hyper = self._put(train.make_hyper(config, self.steps_per_epoch))
-        self._train_feed = self._feed(dataset.train)
-        self.validation = dataset.validation and self._feed(dataset.validation)
+        self.config = self.put(config.on_data(dataset.num_classes, self.steps_per_epoch))
+        self._batch, self._resident_bytes = (config.batch_size, config.grad_shards), resident_bytes
+        self.feeds = {name: self._feed(name) for name in ("train", "validation") if getattr(dataset, name)}
+
+    def _feed(self, name: str) -> Feed:
+        return Feed(getattr(self.dataset, name), *self._batch, self.put, resident_bytes=self._resident_bytes)
+
+    def put[T](self, tree: T) -> T:
+        """The tree's arrays, whole on every device."""
+        return shards.replicate(tree, self.mesh)
+
+    def rows[T](self, tree: T) -> list[T]:
+        """The tree on the host, for each lane: here there is one."""
+        return [jax.device_get(tree)]
 
     def first(self) -> Position:
         """Where the run starts."""
-        image_shape = self.dataset.train.images.shape[1:]
-        return Position(train.init_state(self._hyper, **self._static, image_shape=image_shape), train.Sums.zero())
+        state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs)
+        return self.placed(Position(state, self._zero(state)))
+
+    def _zero(self, state: Any) -> train.Sums:
+        return train.zero_sums(self.config, state, train.Split(*self.dataset.facts.zeros(1)))
 
     def placed(self, position: Position) -> Position:
-        """The position with its arrays on every device."""
-        return position.holding(*self._put((position.state, position.sums)))
+        """The position with its arrays on the devices."""
+        return position.holding(*self.put((position.state, position.sums)))
 
-    def zero_sums(self) -> train.Sums:
-        """Of an epoch's start."""
-        return self._put(train.Sums.zero())
+    def zero_sums(self, position: Position) -> train.Sums:
+        """The sums at an epoch's start."""
+        return self.put(self._zero(position.state))
 
     def order(self, epoch: int) -> jax.Array:
         """The examples of epoch `epoch`, from 1, padded to whole batches."""
-        order: jax.Array = train.epoch_order(
-            self._hyper.seed, epoch - 1, examples=self.examples, batch_size=self._config.batch_size,
-            shuffle=self._config.shuffle,
-        )  # fmt: skip
-        return self._put(order)
+        return self.put(train.epoch_order(self.config, jnp.int32(epoch - 1), examples=self.examples))
 
     def limit(self, position: Position) -> int:
         """The last of the epoch's updates that one `advance` can reach."""
-        return self._train_feed.limit(position.done, self.steps_per_epoch)
+        return self.feeds["train"].limit(position.done, self.steps_per_epoch)
 
     def advance(self, position: Position, order: jax.Array, stop: int) -> train.Health:
         """Make the epoch's updates from where the position stands up to `stop`, and move it there."""
-        health: train.Health
-        examples = self._train_feed.updates(order, position.done, stop)
-        position.state, position.sums, health = train.train_steps(
-            position.state, position.sums, *examples, self._hyper, **self._static, mesh=self._mesh
-        )
+        updates = self.feeds["train"].updates(order, position.done, stop)
+        position.state, position.sums, health = self.train(position, *updates)
         position.done = stop
         return health
+
+    def train(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
+        """`train.train_steps` on these examples; the position's arrays are gone then."""
+        return train.train_steps(
+            self.config, position.state, position.sums, split, order, jnp.int32(start), jnp.int32(stop), mesh=self.mesh
+        )
 
     def copied(self, position: Position) -> Position:
         """The position with arrays of its own: those of the other are gone once it moves."""
         return position.holding(*_copied((position.state, position.sums)))
 
-    def learning_rate(self, position: Position) -> float:
-        """The rate of the update that led to the position."""
-        return float(train.learning_rate(position.state.step - 1, self._hyper, config=self._static["config"]))
+    def learning_rates(self, position: Position) -> list[float | None]:
+        """The rate of the update that led to the position, for each lane; None where it is not known."""
+        return [known(rate) for rate in self.rows(train.learning_rate(self.config, position.state.step - 1))]
 
-    def evaluate(self, position: Position, feed: Feed) -> tuple[float, float]:
-        """Loss and accuracy on all of a split."""
-        return means(feed.evaluate(position.state.params, **self._static))
-
-    def test(self, position: Position) -> tuple[float, float]:
-        """Loss and accuracy on the test split, which is put on the devices for this alone."""
-        return self.evaluate(position, self._feed(self.dataset.test))
-
-    def _feed(self, split: data.Split) -> Feed:
-        return Feed(split, self._config, self._mesh, self._resident_bytes)
-
-    def _put[T](self, tree: T) -> T:
-        return shards.replicate(tree, self._mesh)
+    def evaluate(self, position: Position, name: str) -> list[train.Sums]:
+        """The sums over all of a split, for each lane."""
+        feed = self.feeds.get(name)
+        # The test split is put on the devices for its evaluation alone.
+        feed = self.feeds.get(name) or self._feed(name)
+        state, sums = position.state, self.zero_sums(position)
+        for piece in feed.pieces():
+            sums = train.evaluate(self.config, state.params, state.variables, piece, sums, mesh=self.mesh)
+        return self.rows(sums)
 
 
 @jax.jit
@@ -97,6 +106,13 @@ def _copied[T](tree: T) -> T:
     return copied
 
 
-def means(sums: train.Sums) -> tuple[float, float]:
-    """Loss and accuracy, divided once, on the host."""
-    return float(sums.loss) / int(sums.examples), int(sums.correct) / int(sums.examples)
+def known(rate: Any) -> float | None:
+    """The rate; None for the NaN of an optimizer whose rate is not known."""
+    return None if math.isnan(rate) else float(rate)
+
+
+def figures(config: ExperimentConfig, sums: train.Sums) -> dict[str, float]:
+    """Loss and metrics by name: the sums, divided once, on the host."""
+    examples = int(sums["examples"])
+    metrics = {metric.name: metric.result(sums[metric.sums_name], examples) for metric in config.metrics}
+    return {"loss": float(sums["loss"]) / examples, **metrics}

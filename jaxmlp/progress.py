@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias, get_args
 
@@ -32,8 +32,8 @@ class Progress:
         """The programs are compiled while the block lasts."""
         return contextlib.nullcontext()
 
-    def steps_done(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
-        """`done` of the epoch's `total` updates are made; the means are the epoch's so far."""
+    def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
+        """`done` of the epoch's `total` updates are made; the figures are the epoch's so far."""
 
     def epoch_ended(self, record: EpochRecord) -> None:
         """An epoch is over and recorded."""
@@ -86,8 +86,7 @@ def folded(line: str, width: int) -> str:
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
     """`Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672`, as Keras's."""
-    shown = {name: getattr(record, name) for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
-    figures = [f"{name}: {value:.4f}" for name, value in shown.items() if value is not None]
+    figures = [f"{name}: {value:.4f}" for name, value in record.figures.items() if value is not None]
     return " - ".join([f"Epoch {record.epoch}/{epochs}", f"{record.seconds:.1f}s", *figures])
 
 
@@ -152,10 +151,10 @@ def _live_line(epochs: int) -> Iterator[Progress]:
         def compiling(self) -> AbstractContextManager[None]:
             return contextlib.nullcontext()  # The line says so from its beginning.
 
-        def steps_done(self, epoch: int, done: int, total: int, loss: float, accuracy: float) -> None:
-            figures = f"loss: {loss:.4f}" + (f" - accuracy: {accuracy:.4f}" if wide else "")
+        def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
+            shown = [f"{name}: {value:.4f}" for name, value in figures.items()][: None if wide else 1]
             steps = f"{done:{len(str(total))}}/{total}"
-            bar.update(task, completed=done, total=total, description=figures, epoch=epoch, steps=steps)
+            bar.update(task, completed=done, total=total, description=" - ".join(shown), epoch=epoch, steps=steps)
 
         def epoch_ended(self, record: EpochRecord) -> None:
             console.print(folded(epoch_line(record, epochs), console.width), soft_wrap=True)

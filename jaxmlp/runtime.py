@@ -25,6 +25,31 @@ MATMUL_PRECISION: Final = "highest"
 _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
 
+def prepare(device: Device = "auto") -> None:
+    """Set XLA's flags and the device, before anything can start JAX; does not start it. Idempotent."""
+    import jax
+
+    if not _is_up():
+        os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *_missing_flags()])
+        if device == "cpu":
+            jax.config.update("jax_platforms", "cpu")
+
+
+def started_by() -> bool:
+    """Whether JAX is up already: started by somebody else's code, if `configure` has not been called."""
+    return _is_up()
+
+
+def _is_up() -> bool:
+    from jax._src import xla_bridge  # JAX has no public way to ask whether it is up.
+
+    return bool(xla_bridge.backends_are_initialized())
+
+
+def _missing_flags() -> list[str]:
+    return [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
+
+
 def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_devices: int | None = None) -> None:
     """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
 
@@ -37,17 +62,12 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
         DeviceError: The device is not there, or JAX is already up on another one or without the flags.
     """
     import jax
-    from jax._src import xla_bridge  # JAX has no public way to ask whether it is up.
 
-    logging.getLogger(xla_bridge.__name__).addFilter(_name_the_extra)
-    up = xla_bridge.backends_are_initialized()
-    missing = [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
-    if not up:
-        os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *missing])
-        if device == "cpu":
-            jax.config.update("jax_platforms", "cpu")
-        if cpu_devices and "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
-            jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
+    logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
+    up, missing = _is_up(), _missing_flags()
+    prepare(device)
+    if not up and cpu_devices and "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
+        jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     jax.config.update("jax_threefry_partitionable", True)
     _keep_compiled_programs()

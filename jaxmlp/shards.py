@@ -68,7 +68,12 @@ def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
 
 
 def sum_over_shards(
-    function: Callable[[Any, Any, Int[Array, ""]], Any], whole: Any, batch: Any, *, num_shards: int, mesh: Mesh
+    function: Callable[[Any, Any, Int[Array, ""]], Any],
+    whole: Any,
+    batch: Any,
+    *,
+    num_shards: int,
+    mesh: Mesh | None = None,
 ) -> Any:
     """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
 
@@ -77,8 +82,9 @@ def sum_over_shards(
         whole: Arguments that every shard sees whole.
         batch: Arrays `[batch, ...]`; shard `index` holds rows `index * batch / num_shards` and on.
         num_shards: Divides the batch, and is divided by the number of devices.
-        mesh: From `make_mesh`.
+        mesh: From `make_mesh`; by default one device computes all.
     """
+    devices = mesh.size if mesh else 1
     if num_shards == 1:
         return function(whole, batch, jnp.int32(0))
 
@@ -91,13 +97,13 @@ def sum_over_shards(
         if len(indices).bit_count() == 1:
             # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
             parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)
-        if mesh.size > 1:
+        if devices > 1:
             parts = lax.all_gather(parts, AXIS, tiled=True)
         return jax.tree.map(pairwise_sum, parts)
 
     shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)
     everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
-    if mesh.size > 1:  # One device needs none, and a sweep, inside one over its lanes, could not have another.
+    if devices > 1:  # One device needs none, and a sweep, inside one over its lanes, could not have another.
         sum_on_device = jax.shard_map(
             sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
         )

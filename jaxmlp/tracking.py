@@ -27,10 +27,10 @@ class TensorBoard:
     Args:
         folder: Of the files; a resumed run's go into the same, and hide what it trains again.
         config: Its values become the hyperparameters.
-        image_shape: Height, width and channels of an image.
+        image_shape: Height, width and channels of an image; None where inputs are none.
     """
 
-    def __init__(self, folder: Path, config: ExperimentConfig, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, folder: Path, config: ExperimentConfig, image_shape: tuple[int, int, int] | None) -> None:
         self.folder = folder
         self.config = config
         self.image_shape = image_shape
@@ -40,11 +40,11 @@ class TensorBoard:
         """Write an epoch."""
         # Made late, when it is known from which update on a resumed run trains again.
         self._writer = self._writer or SummaryWriter(str(self.folder), purge_step=record.steps)
-        for name, value in record._asdict().items():
+        for name, value in record.line().items():
             if value is not None and name not in ("epoch", "steps"):
                 self._writer.add_scalar(name, value, record.steps)
         kernel = state.params.get("Dense_0", {}).get("kernel")
-        if kernel is not None and len(kernel) == np.prod(self.image_shape):
+        if kernel is not None and self.image_shape and len(kernel) == np.prod(self.image_shape):
             sheet = weights_sheet(strongest_tiles(jax.device_get(kernel), self.image_shape, TILES))
             self._writer.add_image("first_layer", sheet, record.steps, dataformats="HWC")
         self._writer.flush()

@@ -1,31 +1,29 @@
 """The algorithm: one update, the compiled loop over an epoch's updates, and evaluation. Pure functions of arrays.
 
-    state -> train_step -> state          one update from one batch and one dropout key
-    state -> train_steps -> state         any run of an epoch's updates, one compiled loop, whatever its bounds
-    params -> evaluate -> sums            loss and hits over all examples of a split
+    config, state, batch, key -> train_step -> state, sums     one update from one batch
+    config, state, split, order -> train_steps -> state, sums  any run of an epoch's updates, one compiled loop
+    config, params, split -> evaluate -> sums                  loss and metrics over all examples of a split
 
-Metrics are sums and counts, divided once, on the host. `config` is `ExperimentConfig.program()`: rates, seed and
-length of the run arrive as arguments (`Hyper`), so that they compile nothing anew.
+Metrics are sums and counts, divided once, on the host. `config` is `ExperimentConfig.on_data(...)`: its rates, its
+seed and the length of the run are arguments of the compiled programs, so that other values compile nothing anew.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
-from jaxmlp import model, objective, optim, shards
+from jaxmlp import modules, shards
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.fields import Hyperparameters
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.prng import Stream, root_key, stream_key
 
 EVAL_ROWS = 1024
 """Rows evaluated at a time, about."""
@@ -34,6 +32,11 @@ PADDING = -1
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
+Inputs: TypeAlias = Any
+"""An array `[examples, ...]`, or a tree of such arrays."""
+Sums: TypeAlias = dict[str, Any]
+"""Over examples, by name: `loss`, `examples`, and those of each metric."""
+
 
 class TrainState(NamedTuple):
     """All that an update reads and writes."""
@@ -41,43 +44,33 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: Any
     opt_state: optax.OptState
-
-
-class Hyper(NamedTuple):
-    """All that a run varies without another program."""
-
-    optimizer: Hyperparameters
-    seed: Int[Array, ""]
-    total_steps: Int[Array, ""]
+    variables: dict[str, Any] = {}  # noqa: RUF012
+    """Statistics that the module keeps beside its parameters, by flax collection; empty for most modules."""
+    controllers: dict[str, Any] = {}  # noqa: RUF012
+    """State of what steers the run, such as a plateau's patience, by name; empty where nothing does."""
 
 
 class Split(NamedTuple):
     """Examples on the device; pixels are scaled in the step."""
 
-    images: Shaped[Array, "examples height width channels"]
-    labels: Int[Array, " examples"]
-    """Or `PADDING`."""
+    inputs: Inputs
+    targets: Num[Array, "examples ..."]
+    """Class ids, distributions or numbers; `PADDING`, or zeros, in rows that are no examples."""
+    weights: Float[Array, " examples"] | None = None
+    """Of each example's loss; None counts all alike."""
+    mask: Bool[Array, " examples"] | None = None
+    """False in rows that are no examples; None where all are."""
 
 
 class Batch(NamedTuple):
-    """One update's examples; weight 0 marks padding, 1 the rest."""
+    """The rows of an update, or of one shard of it."""
 
-    images: Shaped[Array, "batch height width channels"]
-    labels: Int[Array, " batch"]
-    weights: Float[Array, " batch"]
-
-
-class Sums(NamedTuple):
-    """Over examples; divide by their number for means."""
-
-    loss: Float[Array, ""]
-    correct: Int[Array, ""]
-    examples: Int[Array, ""]
-
-    @classmethod
-    def zero(cls) -> Sums:
-        """Of no examples."""
-        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    inputs: Inputs
+    targets: Num[Array, "batch ..."]
+    mask: Float[Array, " batch"]
+    """1 for an example, 0 for padding."""
+    weights: Float[Array, " batch"] | None = None
+    """Of each example's loss, apart from the mask; None counts all alike."""
 
 
 class Health(NamedTuple):
@@ -89,122 +82,139 @@ class Health(NamedTuple):
     """The parameters' tree, with whether all of a leaf is finite after the last step."""
 
 
-def make_hyper(config: ExperimentConfig, steps_per_epoch: int) -> Hyper:
-    """The config's traced values, as arrays of fixed types."""
-    return Hyper(
-        optimizer=jax.tree.map(_as_array, config.optimizer.hyperparameters()),
-        seed=jnp.uint32(config.seed),
-        total_steps=jnp.int32(config.epochs * steps_per_epoch),
-    )
+def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
+    """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
+
+    def of_a_batch(state: TrainState, split: Split) -> Sums:
+        batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
+        logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
+        return _sums(config, config.loss(logits, batch.targets), logits, batch)
+
+    shapes = jax.eval_shape(of_a_batch, state, split)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _as_array(value: float) -> Shaped[Array, ""]:
-    return jnp.asarray(value, jnp.int32 if isinstance(value, int) else jnp.float32)
+@jax.jit
+def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
+    """The state before the first update, from the seed alone.
 
-
-@partial(jax.jit, static_argnames=("config", "module", "image_shape"))
-def init_state(
-    hyper: Hyper, *, config: ExperimentConfig, module: nn.Module, image_shape: tuple[int, ...]
-) -> TrainState:
-    """The state before the first update, from the seed alone."""
-    params = model.init_params(module, image_shape, stream_key(hyper.seed, Stream.INIT))
-    optimizer = optim.make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
-    return TrainState(jnp.int32(0), params, optimizer.init(params))
+    Args:
+        config: From `ExperimentConfig.on_data`.
+        inputs: One example, `[1, ...]` or a tree of such arrays, for its shapes.
+    """
+    key = stream_key(root_key(config.seed), Stream.INIT)
+    params, variables = modules.init(config.module(), scaled(config, inputs), key)
+    return TrainState(jnp.int32(0), params, _optimizer(config).init(params), variables)
 
 
 def _train_step(
-    state: TrainState,
-    batch: Batch,
-    dropout_key: Key[Array, ""],
-    hyper: Hyper,
-    *,
-    config: ExperimentConfig,
-    module: nn.Module,
-    mesh: Mesh,
+    config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""], *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Sums]:
     """One update: gradients of the mean loss over the batch's own rows, then the optimizer's rule.
 
     Args:
+        config: From `ExperimentConfig.on_data`.
         state: Before the update.
         batch: `config.batch_size` rows, padding included.
-        dropout_key: `stream_key(seed, Stream.DROPOUT, state.step)`; a shard folds its index into it.
-        hyper: From `make_hyper`.
-        config: `ExperimentConfig.program()`.
-        module: Maps scaled images to logits.
-        mesh: Whose devices share the batch.
+        key: The run's, `root_key(config.seed)`, the same in every step: dropout and augmentation draw from their
+            streams at `state.step`, each shard from a part of its own.
+        mesh: Whose devices share the batch; by default one device has it.
 
     Returns:
         The state after the update, and the batch's sums, in training mode, before it.
     """
-    loss_fn = objective.make_loss(config.loss)
-    rows = jnp.sum(batch.weights)
+    module = config.module()
+    rows = jnp.sum(batch.mask)
 
-    def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums]:
-        params, dropout_key, row_weight = whole
+    def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
+        params, variables, dropout_key, augmentation_key, rows, row_weight = whole
+        if variables:
+            own = modules.own_rows(shard._replace(mask=None), shard.mask > 0)
+            shard = own._replace(mask=shard.mask)
+        shard = shard._replace(inputs=scaled(config, shard.inputs))
+        for number, augment in enumerate(config.augmentation):
+            shard = augment(jax.random.fold_in(jax.random.fold_in(augmentation_key, index), number), shard)
 
-        def shard_loss(params: Any) -> tuple[Float[Array, ""], Sums]:
-            images = _scaled(shard.images, config)
-            logits = model.apply_train(module, params, images, jax.random.fold_in(dropout_key, index))
-            losses = loss_fn(logits, shard.labels)
-            return jnp.sum(losses * (shard.weights * row_weight)), _sums(losses, logits, shard)
+        def shard_loss(params: Any) -> tuple[Float[Array, ""], Any]:
+            own_key = jax.random.fold_in(dropout_key, index)
+            logits, updated = modules.apply_train(module, params, variables, shard.inputs, own_key)
+            losses = config.loss(logits, shard.targets)
+            return jnp.sum(losses * (_weights(shard) * row_weight)), (_sums(config, losses, logits, shard), updated)
 
-        grads, sums = jax.grad(shard_loss, has_aux=True)(params)
-        return grads, sums
+        grads, (sums, updated) = jax.grad(shard_loss, has_aux=True)(params)
+        if variables:
+            grads, updated = _share_of_shard(grads, updated, jnp.sum(shard.mask), rows, index)
+        return grads, sums, updated
 
-    # A product, not a quotient: see objective.py.
-    whole = (state.params, dropout_key, 1 / rows)
-    grads, sums = shards.sum_over_shards(shard_gradients, whole, batch, num_shards=config.grad_shards, mesh=mesh)
-    if config.model.l1 or config.model.l2:
-        cost, cost_grads = jax.value_and_grad(partial(objective.penalty, config.model))(state.params)
+    dropout_key = stream_key(key, Stream.DROPOUT, state.step)
+    augmentation_key = stream_key(key, Stream.AUGMENTATION, state.step)
+    # A product, not a quotient: see losses.py.
+    whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
+    grads, sums, variables = shards.sum_over_shards(
+        shard_gradients, whole, batch, num_shards=config.grad_shards, mesh=mesh
+    )
+    if config.model.penalty(state.params) is not None:
+        cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
-        sums = sums._replace(loss=sums.loss + cost * rows)
-    optimizer = optim.make_optimizer(config.optimizer, hyper.optimizer, hyper.total_steps)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        sums = {**sums, "loss": sums["loss"] + cost * rows}
+    updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), sums
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state, variables=variables), sums
 
 
-train_step = jax.jit(_train_step, static_argnames=("config", "module", "mesh"))
+def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
+    """What a shard adds to gradients and variables: nothing where it has no row, even if it computed a NaN.
+
+    Variables of floats are averaged over the shards by their numbers of rows; others are the first shard's.
+    """
+    has_rows = own_rows > 0
+    share = jnp.where(own_rows == rows, 1, own_rows * (1 / rows))
+
+    def share_of(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return jnp.where(has_rows, leaf * share.astype(leaf.dtype), 0)
+        return jnp.where(index == 0, leaf, jnp.zeros_like(leaf))
+
+    return jax.tree.map(lambda leaf: jnp.where(has_rows, leaf, 0), grads), jax.tree.map(share_of, variables)
 
 
-@partial(jax.jit, static_argnames=("config", "module", "mesh"), donate_argnames=("state", "sums"))
+train_step = jax.jit(_train_step, static_argnames="mesh")
+
+
+@partial(jax.jit, static_argnames="mesh", donate_argnames=("state", "sums"))
 def train_steps(
+    config: ExperimentConfig,
     state: TrainState,
     sums: Sums,
     split: Split,
     order: Int[Array, " padded"],
     start: Int[Array, ""],
     stop: Int[Array, ""],
-    hyper: Hyper,
     *,
-    config: ExperimentConfig,
-    module: nn.Module,
-    mesh: Mesh,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Sums, Health]:
     """An epoch's updates `start` to `stop`; the bounds are arguments, so every length runs the same program.
 
     Args:
+        config: From `ExperimentConfig.on_data`.
         state: Before update `start`; donated.
         sums: Of the epoch so far; donated.
         split: The training examples.
         order: From `epoch_order`.
         start: First update, counted within the epoch.
         stop: One past the last.
-        hyper: From `make_hyper`.
-        config: `ExperimentConfig.program()`.
-        module: Maps scaled images to logits.
-        mesh: Whose devices share each batch.
+        mesh: Whose devices share each batch; by default one device has it.
 
     Returns:
         The state and the sums after update `stop - 1`, and what was not finite on the way.
     """
+    key = root_key(config.seed)
 
     def body(index: Int[Array, ""], carry: tuple[TrainState, Sums, Int[Array, ""]]) -> Any:
         state, sums, bad_loss_step = carry
         batch = take_batch(split, order, index, config.batch_size)
-        dropout_key = stream_key(hyper.seed, Stream.DROPOUT, state.step)
-        next_state, added = _train_step(state, batch, dropout_key, hyper, config=config, module=module, mesh=mesh)
-        bad_now = jnp.where(jnp.isfinite(added.loss), NEVER, state.step)
+        next_state, added = _train_step(config, state, batch, key, mesh=mesh)
+        bad_now = jnp.where(jnp.isfinite(added["loss"]), NEVER, state.step)
         return next_state, _add(sums, added), jnp.minimum(bad_loss_step, bad_now)
 
     state, sums, bad_loss_step = lax.fori_loop(start, stop, body, (state, sums, jnp.int32(NEVER)))
@@ -212,22 +222,31 @@ def train_steps(
     return state, sums, Health(bad_loss_step, finite_params)
 
 
-@partial(jax.jit, static_argnames=("examples", "batch_size", "shuffle"))
-def epoch_order(
-    seed: Int[Array, ""], epoch: Int[Array, ""], *, examples: int, batch_size: int, shuffle: bool
-) -> Int[Array, " padded"]:
-    """The epoch's order of examples, every one once, then `PADDING` up to a whole number of batches."""
+@partial(jax.jit, static_argnames="examples")
+def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: int) -> Int[Array, " padded"]:
+    """The order of examples in an epoch, from 0: every one once, then `PADDING` up to a whole number of batches."""
     order = jnp.arange(examples, dtype=jnp.int32)
-    if shuffle:
-        order = jax.random.permutation(stream_key(seed, Stream.SHUFFLE, epoch), order)
-    return jnp.pad(order, (0, -examples % batch_size), constant_values=PADDING)
+    if config.shuffle:
+        order = jax.random.permutation(stream_key(root_key(config.seed), Stream.SHUFFLE, epoch), order)
+    return jnp.pad(order, (0, -examples % config.batch_size), constant_values=PADDING)
 
 
 def take_batch(split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Batch:
-    """Batch `index` of an epoch in this order; padding has weight 0."""
+    """Batch `index` of an epoch in this order; padding has mask 0."""
     rows = lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
-    labels = jnp.where(rows == PADDING, PADDING, split.labels[rows])
-    return Batch(split.images[rows], labels, (labels != PADDING).astype(jnp.float32))
+    is_example = rows != PADDING if split.mask is None else (rows != PADDING) & split.mask[rows]
+
+    def of_examples(leaf: Array, padding: int) -> Array:
+        shape = (batch_size,) + (1,) * (leaf.ndim - 1)
+        return jnp.where(is_example.reshape(shape), leaf[rows], jnp.asarray(padding, leaf.dtype))
+
+    is_label = jnp.issubdtype(split.targets.dtype, jnp.integer)
+    return Batch(
+        inputs=jax.tree.map(lambda leaf: leaf[rows], split.inputs),
+        targets=of_examples(split.targets, PADDING if is_label else 0),
+        mask=is_example.astype(jnp.float32),
+        weights=None if split.weights is None else of_examples(split.weights, 0),
+    )
 
 
 def eval_batch_size(examples: int, grad_shards: int) -> int:
@@ -235,47 +254,77 @@ def eval_batch_size(examples: int, grad_shards: int) -> int:
     return -(-min(EVAL_ROWS, examples) // grad_shards) * grad_shards
 
 
-@partial(jax.jit, static_argnames=("config", "module", "mesh"))
-def evaluate(params: Any, split: Split, sums: Sums, *, config: ExperimentConfig, module: nn.Module, mesh: Mesh) -> Sums:
+@partial(jax.jit, static_argnames="mesh")
+def evaluate(
+    config: ExperimentConfig,
+    params: Any,
+    variables: dict[str, Any],
+    split: Split,
+    sums: Sums,
+    *,
+    mesh: Mesh | None = None,
+) -> Sums:
     """`sums`, and those over all examples of `split`, dropout off."""
-    loss_fn = objective.make_loss(config.loss)
-    cost = objective.penalty(config.model, params)
-    examples = split.labels.shape[0]
+    module = config.module()
+    cost = config.model.penalty(params)
+    examples = split.targets.shape[0]
     batch_size = eval_batch_size(examples, config.grad_shards)
     order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size), constant_values=PADDING)
 
-    def shard_sums(params: Any, shard: Batch, index: Int[Array, ""]) -> Sums:
-        logits = model.apply_eval(module, params, _scaled(shard.images, config))
-        return _sums(loss_fn(logits, shard.labels), logits, shard)
+    def shard_sums(whole: Any, shard: Batch, index: Int[Array, ""]) -> Sums:
+        logits = modules.apply_eval(module, *whole, scaled(config, shard.inputs))
+        return _sums(config, config.loss(logits, shard.targets), logits, shard)
 
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
         batch = take_batch(split, order, index, batch_size)
-        added = shards.sum_over_shards(shard_sums, params, batch, num_shards=config.grad_shards, mesh=mesh)
-        return _add(sums, added._replace(loss=added.loss + cost * jnp.float32(added.examples)))
+        added = shards.sum_over_shards(shard_sums, (params, variables), batch, num_shards=config.grad_shards, mesh=mesh)
+        if cost is not None:
+            added = {**added, "loss": added["loss"] + cost * jnp.float32(added["examples"])}
+        return _add(sums, added)
 
     total: Sums = lax.fori_loop(0, len(order) // batch_size, body, sums)
     return total
 
 
-@partial(jax.jit, static_argnames="config")
-def learning_rate(step: Int[Array, ""], hyper: Hyper, *, config: ExperimentConfig) -> Float[Array, ""]:
-    """The rate of the update that starts at `step`."""
-    return optim.learning_rate(config.optimizer, hyper.optimizer, hyper.total_steps, step)
+@jax.jit
+def learning_rate(config: ExperimentConfig, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known."""
+    return config.optimizer.rate(config.total_steps)(step)
 
 
-def _scaled(images: Shaped[Array, "batch ..."], config: ExperimentConfig) -> Float[Array, "batch ..."]:
-    return images.astype(jnp.float32) * jnp.float32(config.data.pixel_scale)
+def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
+    """The inputs as the module takes them: pixels and other numbers scaled and float32, whole numbers as they are."""
+
+    def of(leaf: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
+        if jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype != jnp.uint8:
+            return leaf
+        return leaf.astype(jnp.float32) * jnp.float32(config.data.pixel_scale)
+
+    return jax.tree.map(of, inputs)
 
 
-def _sums(losses: Float[Array, " batch"], logits: Float[Array, "batch classes"], batch: Batch) -> Sums:
-    present = batch.weights > 0
-    hits = present & objective.correct(logits, batch.labels)
-    return Sums(
-        loss=jnp.sum(losses * batch.weights),
-        correct=jnp.sum(hits, dtype=jnp.int32),
-        examples=jnp.sum(present, dtype=jnp.int32),
-    )
+def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
+    return optax.with_extra_args_support(config.optimizer.transformation(config.total_steps))
+
+
+def _weights(batch: Batch) -> Float[Array, " batch"]:
+    return batch.mask if batch.weights is None else batch.mask * batch.weights
+
+
+def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Array, batch: Batch) -> Sums:
+    present = batch.mask > 0
+
+    def total(values: Shaped[Array, "batch ..."]) -> Shaped[Array, "..."]:
+        shown = present.reshape(present.shape + (1,) * (values.ndim - 1))
+        dtype = jnp.float32 if jnp.issubdtype(values.dtype, jnp.floating) else jnp.int32
+        return jnp.sum(jnp.where(shown, values, jnp.zeros_like(values)), axis=0, dtype=dtype)
+
+    sums = {
+        metric.sums_name: jax.tree.map(total, metric.of_examples(logits, batch.targets)) for metric in config.metrics
+    }
+    examples = jnp.sum(present, dtype=jnp.int32)
+    return {"loss": jnp.sum(losses * _weights(batch)), "examples": examples, **sums}
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
-    return Sums(*map(jnp.add, sums, more))
+    return jax.tree.map(jnp.add, sums, more)

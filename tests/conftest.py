@@ -103,12 +103,12 @@ def small_dataset() -> Dataset:
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
     from jaxmlp import data, fitting
-    from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
+    from jaxmlp.config import DataConfig, ExperimentConfig, MLP
     from jaxmlp.run.directory import RunDirectory
 
     config = ExperimentConfig(
         name="digits",
-        model=ModelConfig(hidden_sizes=(96, 64)),
+        model=MLP(hidden_sizes=(96, 64)),
         data=DataConfig(name="mnist_5k", validation=None),
         batch_size=64,
         epochs=12,

@@ -122,7 +122,7 @@ def load(name: str = "mnist", validation: float | str | None = None, **folders: 
 
 
 def same(found: Split, wanted: Split) -> bool:
-    return np.array_equal(found.images, wanted.images) and np.array_equal(found.labels, wanted.labels)
+    return np.array_equal(found.inputs, wanted.inputs) and np.array_equal(found.targets, wanted.targets)
 
 
 def without_tfds(monkeypatch: pytest.MonkeyPatch) -> None:

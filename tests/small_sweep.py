@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data
-from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, MLP
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
@@ -18,7 +18,7 @@ from jaxmlp.sweep import load
 from jaxmlp.sweep.progress import SweepProgress
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    model=MLP(hidden_sizes=(12,), dropout_rate=0.3),
     data=DataConfig(validation="test"),
     optimizer=SGD(learning_rate=0.1, momentum=0.9, schedule=Cosine()),
     batch_size=16,
@@ -27,10 +27,10 @@ CONFIG = ExperimentConfig(
 VARY = {"optimizer.learning_rate": [0.05, 0.1], "optimizer.momentum": [0.0, 0.9]}
 TIMES = ("train_s", "compile_s", "total_s", "seconds")
 EXPERIMENT = """
-from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp import DataConfig, ExperimentConfig, MLP
 
 CONFIG = ExperimentConfig(
-    name="small", model=ModelConfig(hidden_sizes=(32,)), data=DataConfig(name="mnist_5k"), epochs=4, batch_size=16
+    name="small", model=MLP(hidden_sizes=(32,)), data=DataConfig(name="mnist_5k"), epochs=4, batch_size=16
 )
 """
 

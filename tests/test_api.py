@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, ModelConfig, RunError, data, fit, summary
+from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, MLP, RunError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep
 from jaxmlp.train import TrainState
 
-CONFIG = ExperimentConfig(model=ModelConfig(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)
+CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_a_history_of_another_module_and_other_data_is_asked_of_these(small_data
     found = fit(CONFIG, small_dataset, module=nn.Sequential((flat, nn.Dense(12))))
     scored = jaxmlp.evaluate(found)
     assert (scored.examples, scored.loss, scored.accuracy) == (80, found.test_loss, found.test_accuracy)
-    answers = jaxmlp.predict(found, small_dataset.test.images)
-    assert np.mean([each.label for each in answers] == small_dataset.test.labels) == found.test_accuracy
+    answers = jaxmlp.predict(found, small_dataset.test.inputs)
+    assert np.mean([each.label for each in answers] == small_dataset.test.targets) == found.test_accuracy
 
 
 def test_a_module_of_lists_trains_as_one_of_tuples_does(small_dataset: data.Dataset) -> None:

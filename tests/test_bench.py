@@ -22,7 +22,7 @@ from jaxmlp.bench.timing import Program, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.cli.experiment import load_config
-from jaxmlp.config import AdamW, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import AdamW, DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def test_a_copy_of_known_bytes_has_its_rate() -> None:
 
 
 def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(32, 16)), batch_size=8)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(32, 16)), batch_size=8)
     kernels = [784 * 32, 32 * 16, 16 * 10]
     found = step_work(config, (28, 28, 1), 10)
     # Forward, a gradient for each kernel, and one for each input but the images.
@@ -110,12 +110,12 @@ def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
 
 
 def test_an_evaluations_flops_are_the_forward_products() -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(32,)), batch_size=8)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), batch_size=8)
     assert eval_work(config, (28, 28, 1), 10, 3000).flops == 2 * 3000 * (784 * 32 + 32 * 10)
 
 
 def test_an_evaluation_reads_the_parameters_for_each_batch_and_for_what_is_left_over() -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(32,)), batch_size=8)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), batch_size=8)
     one, two, more = (eval_work(config, (28, 28, 1), 10, 1024 * 2 + extra).bytes for extra in (-1024, 0, 1))
     params = 4 * (784 * 32 + 32 + 32 * 10 + 10)
     an_example = (two - one - params) // 1024
@@ -334,7 +334,7 @@ def test_peers_are_raced_only_in_what_all_of_them_run_alike(
 
 @pytest.mark.slow
 def test_a_peer_trains_its_epochs_in_turns_and_alone(small_dataset: data.Dataset) -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(64,)), batch_size=32, epochs=4)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(64,)), batch_size=32, epochs=4)
     (peer,) = race.race(config, small_dataset, ["jaxmlp"], pythons={}, whole_runs=1, tell=lambda _: None)
     assert (len(peer.epoch_s), len(peer.whole_s)) == (3, 1)
     assert peer.test_accuracy > 0.5
@@ -353,7 +353,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_word(
 
 
 def test_a_speedrun_times_every_seed_and_says_when_the_mean_reached_the_target(small_dataset: data.Dataset) -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(32,)), epochs=6)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), epochs=6)
     found = speedrun.speedrun(config, small_dataset, range(3), target=0.3, tell=lambda _: None)
     assert len(found["train_s"]) == len(found["test_accuracy"]) == 3
     assert found["mean_test_accuracy"] == pytest.approx(np.mean(found["test_accuracy"]))

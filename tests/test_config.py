@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import config as cfg
-from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError
 from jaxmlp.fields import Part
 
@@ -30,7 +30,7 @@ INTERVALS: dict[PartType, dict[str, str]] = {
         "seed": "[0, 4294967295]",
         "grad_shards": "[1, 65536]",
     },
-    ModelConfig: {"hidden_sizes": "[1, 1000000]", "dropout_rate": "[0, 1)", "l1": "[0, inf)", "l2": "[0, inf)"},
+    MLP: {"hidden_sizes": "[1, 1000000]", "dropout_rate": "[0, 1)", "l1": "[0, inf)", "l2": "[0, inf)"},
     DataConfig: {"validation": "(0, 1)", "pixel_scale": "(0, inf)"},
     cfg.SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
     cfg.RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
@@ -305,8 +305,8 @@ def test_a_part_is_frozen_hashable_and_made_by_keywords_only(cls: PartType) -> N
 
 
 def test_numpy_numbers_and_lists_become_plain_values() -> None:
-    config = ExperimentConfig(seed=np.uint32(3), model=ModelConfig(hidden_sizes=[np.int64(4)], l1=np.float32(0.5)))
-    plain = ExperimentConfig(seed=3, model=ModelConfig(hidden_sizes=(4,), l1=0.5))
+    config = ExperimentConfig(seed=np.uint32(3), model=MLP(hidden_sizes=[np.int64(4)], l1=np.float32(0.5)))
+    plain = ExperimentConfig(seed=3, model=MLP(hidden_sizes=(4,), l1=0.5))
     assert (config, config.to_json()) == (plain, plain.to_json())
 
 

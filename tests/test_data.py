@@ -112,7 +112,7 @@ def test_arrays_make_a_data_set() -> None:
     dataset = data.from_arrays((GREY, [0, 1, 2, 3, 4]), (GREY[:2], [0, 1]), validation=(GREY[2:], [2, 3, 4]))
     assert dataset.num_classes == 5
     assert dataset.validation is not None
-    assert dataset.validation.labels.tolist() == [2, 3, 4]
+    assert dataset.validation.targets.tolist() == [2, 3, 4]
     one_hot = data.from_arrays((GREY, np.eye(7)[:5]), (GREY[:2], np.eye(7)[:2]))
     assert (one_hot.num_classes, one_hot.sha256) == (7, dataset.sha256)
 
@@ -137,9 +137,9 @@ def test_a_fraction_is_cut_off_the_end_as_keras_cuts_it(examples: int, fraction:
     labels = np.arange(examples) % 2
     dataset = data.from_arrays((images, labels), (images[:1], labels[:1]), validation=fraction)
     assert dataset.validation is not None
-    np.testing.assert_array_equal(dataset.train.images, images[:kept])
-    np.testing.assert_array_equal(dataset.validation.images, images[kept:])
-    np.testing.assert_array_equal(dataset.validation.labels, labels[kept:])
+    np.testing.assert_array_equal(dataset.train.inputs, images[:kept])
+    np.testing.assert_array_equal(dataset.validation.inputs, images[kept:])
+    np.testing.assert_array_equal(dataset.validation.targets, labels[kept:])
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
@@ -192,7 +192,7 @@ def test_a_new_data_set_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("jaxmlp.data.catalog._registered", {})
     data.register("squares", lambda: ((GREY, [0, 1, 2, 3, 4]), (GREY[:2], [0, 1])))
     dataset = load("squares", validation=0.4)
-    assert (dataset.name, len(dataset.train.labels), dataset.num_classes) == ("squares", 3, 5)
+    assert (dataset.name, len(dataset.train.targets), dataset.num_classes) == ("squares", 3, 5)
     assert data.names()[-1] == "squares"
     with pytest.raises(ConfigError, match=r"data\.name must be a new name, got 'mnist'"):
         data.register("mnist", lambda: ((GREY, [0]), (GREY, [0])))
@@ -217,15 +217,15 @@ def test_the_embedded_digits_hold_out_the_last_hundred_of_each_class() -> None:
     rows = table.reshape(10, 500, 785)
     for split, of_class in ((dataset.train, rows[:, :400]), (dataset.test, rows[:, 400:])):
         wanted = of_class.swapaxes(0, 1)
-        np.testing.assert_array_equal(split.images.reshape(-1, 784), wanted[..., :784].reshape(-1, 784))
-        np.testing.assert_array_equal(split.labels, wanted[..., 784].reshape(-1))
+        np.testing.assert_array_equal(split.inputs.reshape(-1, 784), wanted[..., :784].reshape(-1, 784))
+        np.testing.assert_array_equal(split.targets, wanted[..., 784].reshape(-1))
     assert dataset.sha256 == digest(dataset.train, dataset.test)
 
 
 def test_a_validation_fraction_of_the_embedded_digits_holds_as_many_of_each_class() -> None:
     held_out = load("mnist_5k", validation=0.3).validation
     assert held_out is not None
-    assert np.bincount(held_out.labels).tolist() == [120] * 10
+    assert np.bincount(held_out.targets).tolist() == [120] * 10
 
 
 def test_embedded_digits_that_are_altered_or_absent_are_refused(

@@ -66,8 +66,8 @@ def test_a_damaged_copy_is_made_again_from_what_tfds_prepared(
 def test_a_copy_in_another_order_is_not_taken_for_the_official_one(files: Path, tmp_path: Path) -> None:
     train, test = read_stand_in(files)
     load(manual_dir=files)
-    cache.write_copy(tmp_path / "data/mnist.idx", Split(train.images[::-1], train.labels[::-1]), test)
-    assert load(report=lambda line: None).train.labels.tolist() == train.labels.tolist()
+    cache.write_copy(tmp_path / "data/mnist.idx", Split(train.inputs[::-1], train.targets[::-1]), test)
+    assert load(report=lambda line: None).train.targets.tolist() == train.targets.tolist()
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -162,9 +162,9 @@ def test_a_stock_folder_is_read_and_its_order_is_said(
     dataset = load(validation=0.3, manual_dir=manual_dir, report=lines.append)
     train, test = read_stand_in(files)
     assert dataset.validation is not None
-    found = np.concatenate([dataset.train.images, dataset.validation.images])
-    assert not np.array_equal(found, train.images)
-    assert sorted(map(bytes, found)) == sorted(map(bytes, train.images))
+    found = np.concatenate([dataset.train.inputs, dataset.validation.inputs])
+    assert not np.array_equal(found, train.inputs)
+    assert sorted(map(bytes, found)) == sorted(map(bytes, train.inputs))
     assert official.contents_digest(train, dataset.test) == official.contents_digest(train, test)
     assert dataset.sha256 != official.SOURCES["mnist"].sha256
     assert any(str(folder) in note and prepared.SHUFFLED in note for note in dataset.notes)
@@ -281,8 +281,8 @@ def test_mnist_is_loaded_in_the_order_of_its_files(manual_dir: Path) -> None:
         (dataset.validation, images[42000:], labels[42000:]),
         (dataset.test, test_images, test_labels),
     ):
-        np.testing.assert_array_equal(split.labels, wanted_labels)
-        np.testing.assert_array_equal(split.images[..., 0], wanted_images)
+        np.testing.assert_array_equal(split.targets, wanted_labels)
+        np.testing.assert_array_equal(split.inputs[..., 0], wanted_images)
 
 
 @pytest.mark.slow

@@ -24,11 +24,11 @@ from jaxmlp.errors import ConfigError
 from jaxmlp.run.directory import RunDirectory
 
 EXPERIMENT = """
-from jaxmlp import DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp import DataConfig, ExperimentConfig, MLP
 
 CONFIG = ExperimentConfig(
     name="small",
-    model=ModelConfig(hidden_sizes=(64, 64)),
+    model=MLP(hidden_sizes=(64, 64)),
     data=DataConfig(name="mnist_5k"),
     epochs=2,
     grad_shards=4,
@@ -38,7 +38,7 @@ CONFIG = ExperimentConfig(
 OWN_DATA = """
 import os
 import numpy as np
-from jaxmlp import DataConfig, DataError, ExperimentConfig, ModelConfig
+from jaxmlp import DataConfig, DataError, ExperimentConfig, MLP
 from jaxmlp import data
 
 def load():
@@ -49,7 +49,7 @@ def load():
 
 data.register("own", load)
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(4,)), data=DataConfig(name="own", validation=None), epochs=1, batch_size=32
+    model=MLP(hidden_sizes=(4,)), data=DataConfig(name="own", validation=None), epochs=1, batch_size=32
 )
 """
 

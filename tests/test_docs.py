@@ -95,7 +95,7 @@ def workplace(two_runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.M
     """A folder with what the documents name: the experiments, a last run, digits."""
     from PIL import Image
 
-    digit = Image.fromarray(data.load(DataConfig(name="mnist_5k")).test.images[0, ..., 0])
+    digit = Image.fromarray(data.load(DataConfig(name="mnist_5k")).test.inputs[0, ..., 0])
     digit.save(tmp_path / "digit.png")
     digit.resize((280, 280)).save(tmp_path / "photograph.jpg")
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments")

@@ -25,7 +25,7 @@ from jaxmlp.config import (
     ExperimentConfig,
     InverseTime,
     MeanSquaredError,
-    ModelConfig,
+    MLP,
     RMSprop,
 )
 from jaxmlp.layers import Dropout
@@ -36,7 +36,7 @@ EXAMPLES, STEPS = 330, 4  # Both experiments' batch sizes leave a partial last b
 
 RELU = ExperimentConfig(grad_shards=8)
 TANH = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5),
+    model=MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5),
     data=DataConfig(pixel_scale=1.0),
     optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime()),
     batch_size=200,
@@ -48,7 +48,7 @@ CASES = {
     "relu_bfloat16": ExperimentConfig(precision="bfloat16", grad_shards=8),
     "adamw_cosine_smoothed_l1_l2": ExperimentConfig(
         optimizer=AdamW(schedule=Cosine()),
-        model=ModelConfig(l1=1e-5, l2=1e-4),
+        model=MLP(l1=1e-5, l2=1e-4),
         loss=CrossEntropy(label_smoothing=0.1),
         grad_shards=8,
     ),
@@ -101,7 +101,7 @@ def drawn(seed: int) -> ExperimentConfig:
     draw = random.Random(seed)
     shards = draw.choice([2, 3, 4])
     return ExperimentConfig(
-        model=ModelConfig(
+        model=MLP(
             hidden_sizes=tuple(draw.choice([3, 12, 17, 32]) for _ in range(draw.randint(1, 2))),
             activation=draw.choice(["relu", "tanh", "gelu"]),
             dropout_rate=draw.choice([0.0, 0.3]),

@@ -18,7 +18,7 @@ import safetensors.numpy
 from jaxmlp import data, model, train
 from jaxmlp.cli import main
 from jaxmlp.cli.export import ExportFlags
-from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import CheckFailed, DiskError, JaxmlpError, RunError, UsageError
 from jaxmlp.export import FORMATS, checked, export, stablehlo
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
@@ -36,12 +36,12 @@ def digits(digits_run: Path) -> Model:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     """All 1,000 test digits of mnist_5k."""
-    return data.load(DataConfig(name="mnist_5k", validation=None)).test.images
+    return data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
 
 
 def made(image_shape: tuple[int, int, int] = (28, 28, 1), precision: str = "float32", **changes: Any) -> Model:
     """A network fresh from its initial parameters, with biases that count."""
-    settings = {"name": "made", "precision": precision, "model": {**vars(ModelConfig(hidden_sizes=(9, 7))), **changes}}
+    settings = {"name": "made", "precision": precision, "model": {**vars(MLP(hidden_sizes=(9, 7))), **changes}}
     config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | settings)
     module = model.make_mlp(config.model, 10, config.precision)
     state = train.init_state(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, model, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig, RMSprop
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, MLP, RMSprop
 from jaxmlp.errors import ConfigError
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, stream_key
@@ -26,13 +26,13 @@ IMAGE = (6, 6, 1)
 
 # Both experiments, small: a partial last batch (6 of 16, 10 of 20), three epochs.
 RELU = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12, 9), activation="relu", dropout_rate=0.2),
+    model=MLP(hidden_sizes=(12, 9), activation="relu", dropout_rate=0.2),
     optimizer=RMSprop(),
     batch_size=16,
     epochs=3,
 )
 TANH = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(11, 8), activation="tanh", dropout_rate=0.5),
+    model=MLP(hidden_sizes=(11, 8), activation="tanh", dropout_rate=0.5),
     data=DataConfig(pixel_scale=1 / 64),
     optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-2)),
     batch_size=20,
@@ -141,7 +141,7 @@ def keras_fit(config: ExperimentConfig, dataset: data.Dataset) -> tuple[list[ker
 
 
 def scaled(config: ExperimentConfig, split: data.Split) -> tuple[keras.Array, keras.Array]:
-    return split.images.astype(np.float64) * config.data.pixel_scale, split.labels
+    return split.inputs.astype(np.float64) * config.data.pixel_scale, split.targets
 
 
 FIGURES = ("loss", "accuracy", "val_loss", "val_accuracy")
@@ -233,17 +233,17 @@ def test_a_validation_fraction_is_cut_off_the_end_where_keras_cuts(examples: int
     made = data.from_arrays((images, labels), (images, labels), validation=fraction)
     cut = keras.split_at(examples, fraction)
     assert made.validation
-    np.testing.assert_array_equal(made.train.images, images[:cut])
-    np.testing.assert_array_equal(made.train.labels, labels[:cut])
-    np.testing.assert_array_equal(made.validation.images, images[cut:])
-    np.testing.assert_array_equal(made.validation.labels, labels[cut:])
+    np.testing.assert_array_equal(made.train.inputs, images[:cut])
+    np.testing.assert_array_equal(made.train.targets, labels[:cut])
+    np.testing.assert_array_equal(made.validation.inputs, images[cut:])
+    np.testing.assert_array_equal(made.validation.targets, labels[cut:])
 
 
 def test_the_tanh_experiment_trains_on_the_first_42000_images() -> None:
     images, labels = np.zeros((60_000, 1, 1, 1), np.uint8), np.arange(60_000) % 10
     made = data.from_arrays((images, labels), (images[:10], labels[:10]), validation=0.3)
     assert made.validation
-    assert (len(made.train.labels), len(made.validation.labels)) == (42_000, 18_000)
+    assert (len(made.train.targets), len(made.validation.targets)) == (42_000, 18_000)
 
 
 class ConvNet(nn.Module):

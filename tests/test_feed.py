@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, train
-from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, ExperimentConfig, MLP
 from jaxmlp.history import History
 
 IMAGE_BYTES = 28 * 28
 BATCH = 16
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3, l2=1e-4),
+    model=MLP(hidden_sizes=(12,), dropout_rate=0.3, l2=1e-4),
     optimizer=SGD(learning_rate=0.1, momentum=0.9),
     batch_size=BATCH,
     epochs=2,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import data, fitting, loop, train
-from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, ModelConfig, Piecewise
+from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, MLP, Piecewise
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.progress import Progress
@@ -27,7 +27,7 @@ from jaxmlp.signals import Stop
 EPOCHS, STEPS = 3, 5
 DIGEST_EVERY = 2
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    model=MLP(hidden_sizes=(12,), dropout_rate=0.3),
     data=DataConfig(validation="test"),
     optimizer=SGD(learning_rate=0.1, momentum=0.9),
     batch_size=16,
@@ -175,7 +175,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_
 
 
 def test_a_checkpoint_of_other_shapes_is_refused_by_name(dataset: data.Dataset, tmp_path: Path) -> None:
-    other = ExperimentConfig(model=ModelConfig(hidden_sizes=(13,)), optimizer=CONFIG.optimizer, batch_size=16, epochs=1)
+    other = ExperimentConfig(model=MLP(hidden_sizes=(13,)), optimizer=CONFIG.optimizer, batch_size=16, epochs=1)
     with RunDirectory.create(tmp_path / "other", other, {}) as run:
         fitting.fit(other, dataset, run=run)
         arrays, meta = checkpoint.load(run.checkpoints()[0])
@@ -220,7 +220,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
     dataset: data.Dataset, tmp_path: Path
 ) -> None:
     config = ExperimentConfig(
-        model=ModelConfig(hidden_sizes=(12,), activation="linear"),
+        model=MLP(hidden_sizes=(12,), activation="linear"),
         optimizer=SGD(learning_rate=1e30),
         batch_size=16,
     )
@@ -254,7 +254,7 @@ def test_what_is_not_finite_is_named_alike_whatever_the_chunks(
     case: str, dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step a chunk is the oracle: no step after the first bad one is made."""
-    model = ModelConfig(hidden_sizes=(12,), activation="linear", dropout_rate=0.0)
+    model = MLP(hidden_sizes=(12,), activation="linear", dropout_rate=0.0)
     config = ExperimentConfig(model=model, optimizer=DIVERGING[case][0], loss=CrossEntropy(), batch_size=16)
     told = []
     for length in (1, 2, 3, STEPS):

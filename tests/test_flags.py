@@ -27,7 +27,7 @@ EXPERIMENTS = {
     "other.py": "CONFIG = {'epochs': 3}",
     "raises.py": "x = 1\nx / 0",
     "leaves.py": "import sys\nsys.exit('no')",
-    "wrong.py": "from jaxmlp import ModelConfig\nModelConfig(dropout_rate=50)",
+    "wrong.py": "from jaxmlp import MLP\nMLP(dropout_rate=50)",
     "bad name.py": "from jaxmlp import ExperimentConfig\nCONFIG = ExperimentConfig()",
 }
 

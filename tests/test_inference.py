@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, inference, model, train
-from jaxmlp.config import SGD, CrossEntropy, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, CrossEntropy, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
@@ -22,7 +22,7 @@ from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.directory import RunDirectory
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12, 11), dropout_rate=0, l2=1e-3),
+    model=MLP(hidden_sizes=(12, 11), dropout_rate=0, l2=1e-3),
     optimizer=SGD(learning_rate=0.02),
     loss=CrossEntropy(label_smoothing=0.1),
     batch_size=16,
@@ -83,7 +83,7 @@ def test_evaluation_is_over_all_examples_with_the_configs_loss(
     found = evaluate(loaded, dataset.test)
     history = trained[1]
     assert (found.loss, found.accuracy, found.examples) == (history.test_loss, history.test_accuracy, EXAMPLES)
-    labels, answers = dataset.test.labels, loaded.probabilities(dataset.test.images).argmax(axis=1)
+    labels, answers = dataset.test.targets, loaded.probabilities(dataset.test.inputs).argmax(axis=1)
     assert len(np.unique(answers)) > 3, "it answers hardly any class: this test shows little"
     for true, predicted in np.ndindex(10, 10):
         assert found.confusion[true, predicted] == np.sum((labels == true) & (answers == predicted))
@@ -95,8 +95,8 @@ def test_evaluation_is_over_all_examples_with_the_configs_loss(
 
 
 def test_a_class_without_examples_has_no_recall(loaded: Model, dataset: data.Dataset) -> None:
-    zeros = dataset.test.labels == 0
-    found = evaluate(loaded, data.Split(dataset.test.images[zeros], dataset.test.labels[zeros]))
+    zeros = dataset.test.targets == 0
+    found = evaluate(loaded, data.Split(dataset.test.inputs[zeros], dataset.test.targets[zeros]))
     assert [score.recall is None for score in found.per_class] == [False, *[True] * 9]
 
 
@@ -104,7 +104,7 @@ def test_a_class_without_examples_has_no_recall(loaded: Model, dataset: data.Dat
 def test_probabilities_are_those_of_each_image_alone_and_sum_to_one(
     n: int, loaded: Model, dataset: data.Dataset
 ) -> None:
-    images = dataset.test.images[:n]
+    images = dataset.test.inputs[:n]
     found = loaded.probabilities(images)
     assert found.shape == (n, 10) and found.dtype == np.float32
     np.testing.assert_allclose(found.sum(axis=1), 1, rtol=1e-6)  # ten float32 roundings
@@ -136,12 +136,12 @@ def test_one_program_serves_every_number_of_images(loaded: Model, dataset: data.
     program: Any = inference.apply
     program.clear_cache()
     for n in (1, 5, train.EVAL_ROWS, EXAMPLES):
-        loaded.probabilities(dataset.test.images[:n])
+        loaded.probabilities(dataset.test.inputs[:n])
     assert program._cache_size() == 1
 
 
 def test_predictions_are_the_likeliest_classes_in_order(loaded: Model, dataset: data.Dataset) -> None:
-    images = dataset.test.images[:20]
+    images = dataset.test.inputs[:20]
     for answer, row in zip(predict(loaded, images, top=4), loaded.probabilities(images), strict=True):
         assert [label for label, _ in answer.top] == sorted(range(10), key=lambda label: -row[label])[:4]
         assert answer.top == tuple((label, float(row[label])) for label, _ in answer.top)
@@ -175,7 +175,7 @@ def test_a_run_of_another_module_is_loaded_with_that_module(dataset: data.Datase
 
 
 def test_parameters_of_other_shapes_than_the_configs_are_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
-    wider = ExperimentConfig(model=ModelConfig(hidden_sizes=(12, 13)))
+    wider = ExperimentConfig(model=MLP(hidden_sizes=(12, 13)))
     checkpoint = load_checkpoint(trained[0])
     with RunDirectory.create(tmp_path / "run", wider, {}) as run:
         run.save_checkpoint(1, checkpoint, {})

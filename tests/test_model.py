@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 
 from jaxmlp import model
-from jaxmlp.config import ModelConfig
+from jaxmlp.config import MLP
 from jaxmlp.errors import ConfigError
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, stream_key
 
-RELU = ModelConfig()
-TANH = ModelConfig(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5)
+RELU = MLP()
+TANH = MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5)
 IMAGE = (28, 28, 1)
 jitted_init = jax.jit(model.init_params, static_argnums=(0, 1))
 
 
-def init(config: ModelConfig, seed: int = 0, precision: str = "float32") -> tuple[model.MLP, Any]:
+def init(config: MLP, seed: int = 0, precision: str = "float32") -> tuple[model.MLP, Any]:
     module = model.make_mlp(config, 10, precision)
     return module, jitted_init(module, IMAGE, stream_key(seed, Stream.INIT))
 
@@ -35,15 +35,15 @@ def random_images(count: int = 16) -> jax.Array:
 
 @pytest.mark.parametrize(
     ("config", "expected"),
-    [(RELU, 669_706), (TANH, 648_010), (ModelConfig(hidden_sizes=()), 7_850)],
+    [(RELU, 669_706), (TANH, 648_010), (MLP(hidden_sizes=()), 7_850)],
     ids=["relu", "tanh", "linear"],
 )
-def test_the_parameters_are_as_many_as_kerass_summary_says(config: ModelConfig, expected: int) -> None:
+def test_the_parameters_are_as_many_as_kerass_summary_says(config: MLP, expected: int) -> None:
     assert model.num_params(init(config)[1]) == expected
 
 
 @pytest.mark.parametrize("config", [RELU, TANH], ids=["relu", "tanh"])
-def test_kernels_start_glorot_uniform_and_biases_at_zero(config: ModelConfig) -> None:
+def test_kernels_start_glorot_uniform_and_biases_at_zero(config: MLP) -> None:
     sizes = [784, *config.hidden_sizes, 10]
     params = init(config)[1]
     assert len(params) == len(sizes) - 1
@@ -67,7 +67,7 @@ SCALES = {"glorot": (1.0, "both"), "he": (2.0, "in"), "lecun": (1.0, "in")}
 @pytest.mark.parametrize("family", SCALES)
 def test_every_initializer_has_its_variance(family: str, distribution: str) -> None:
     """Source: keras/initializers.py, `VarianceScaling`; its normal is cut at two deviations and widened for it."""
-    config = ModelConfig(hidden_sizes=(300,), kernel_init=f"{family}_{distribution}")  # type: ignore[arg-type]
+    config = MLP(hidden_sizes=(300,), kernel_init=f"{family}_{distribution}")  # type: ignore[arg-type]
     kernel = init(config)[1]["Dense_0"]["kernel"]
     scale, fans = SCALES[family]
     variance = scale / ((784 + 300) / 2 if fans == "both" else 784)
@@ -78,7 +78,7 @@ def test_every_initializer_has_its_variance(family: str, distribution: str) -> N
 
 
 def test_every_layer_and_seed_draws_its_own_kernel() -> None:
-    config = ModelConfig(hidden_sizes=(50, 50, 50))
+    config = MLP(hidden_sizes=(50, 50, 50))
     kernels = [init(config, seed)[1][layer]["kernel"] for seed in (0, 1) for layer in ("Dense_1", "Dense_2")]
     assert len({kernel.tobytes() for kernel in map(np.asarray, kernels)}) == 4
 
@@ -98,7 +98,7 @@ def dropouts(module: nn.Module, params: Any, images: jax.Array, *, train: bool, 
 
 @pytest.mark.parametrize("rate", [0.2, 0.5])
 def test_dropout_drops_the_rate_and_divides_what_is_kept_by_the_rest(rate: float) -> None:
-    module, params = init(ModelConfig(hidden_sizes=(500, 500), activation="sigmoid", dropout_rate=rate))
+    module, params = init(MLP(hidden_sizes=(500, 500), activation="sigmoid", dropout_rate=rate))
     images = random_images(200)
     whole = dropouts(module, params, images, train=False)[0]
     first, second = dropouts(module, params, images, train=True)
@@ -110,7 +110,7 @@ def test_dropout_drops_the_rate_and_divides_what_is_kept_by_the_rest(rate: float
 
 
 def test_dropout_is_the_identity_in_evaluation_and_at_rate_zero() -> None:
-    module, params = init(ModelConfig(dropout_rate=0.5))
+    module, params = init(MLP(dropout_rate=0.5))
     images = random_images()
     still = module.clone(dropout_rate=0.0)
     expected = model.apply_eval(still, params, images)
@@ -128,7 +128,7 @@ def test_masks_come_from_the_key_alone() -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_the_logits_are_those_of_dense_activation_dense(activation: str) -> None:
-    module, params = init(ModelConfig(hidden_sizes=(30, 20), activation=activation))  # type: ignore[arg-type]
+    module, params = init(MLP(hidden_sizes=(30, 20), activation=activation))  # type: ignore[arg-type]
     exact = jax.tree.map(np.float64, params)
     x = np.asarray(random_images(), np.float64).reshape(16, -1)
     for layer in ("Dense_0", "Dense_1"):
@@ -154,7 +154,7 @@ def test_bfloat16_keeps_float32_parameters_and_gives_float32_logits() -> None:
 
 
 def test_bfloat16_gives_float32_gradients() -> None:
-    module, params = init(ModelConfig(hidden_sizes=(20,)), precision="bfloat16")
+    module, params = init(MLP(hidden_sizes=(20,)), precision="bfloat16")
     grads = jax.grad(lambda params: jnp.sum(jnp.square(model.apply_eval(module, params, random_images()))))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmlp import model, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError
 from jaxmlp.network import Layer, example_shape, summary
 
@@ -86,7 +86,7 @@ def test_the_table_is_the_one_that_keras_prints() -> None:
 @pytest.mark.parametrize("grad_shards", [1, 4])
 @pytest.mark.parametrize("hidden_sizes", [(), (5,), (512, 512)])
 def test_flops_are_those_of_the_products_of_an_update(hidden_sizes: tuple[int, ...], grad_shards: int) -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=hidden_sizes), batch_size=32, grad_shards=grad_shards)
+    config = ExperimentConfig(model=MLP(hidden_sizes=hidden_sizes), batch_size=32, grad_shards=grad_shards)
     assert summary(config).flops_per_step == products(config)
 
 
@@ -109,7 +109,7 @@ def test_flops_of_a_loop_count_every_pass() -> None:
 
 
 def test_bytes_are_those_of_the_arrays_themselves() -> None:
-    config = ExperimentConfig(model=ModelConfig(hidden_sizes=(7,)), optimizer=SGD(momentum=0.9), batch_size=4)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(7,)), optimizer=SGD(momentum=0.9), batch_size=4)
     found = summary(config)
     module = model.make_mlp(config.model, 10)
     state = train.init_state(

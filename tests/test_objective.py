@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import objective
-from jaxmlp.config import ClippedCrossEntropy, CrossEntropy, Loss, MeanSquaredError, ModelConfig
+from jaxmlp.config import ClippedCrossEntropy, CrossEntropy, Loss, MeanSquaredError, MLP
 
 CLIPPED = ClippedCrossEntropy()
 LARGEST = 16.118096  # -log(1e-7)
@@ -167,7 +167,7 @@ def test_the_penalty_is_on_all_kernels_and_on_nothing_else(l1: float, l2: float)
     biases = [np.full(3, 9.0, np.float32), np.full(2, 9.0, np.float32)]
     dense, conv = ({"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True))
     params: dict[str, Any] = {"Dense_0": dense, "Block_0": {"Conv_0": conv, "scale": biases[1]}}
-    config = ModelConfig(l1=l1, l2=l2)
+    config = MLP(l1=l1, l2=l2)
     value, grads = jax.value_and_grad(lambda params: objective.penalty(config, params))(params)
     expected = sum(l1 * np.abs(w).sum() + l2 * np.square(w).sum() for w in kernels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)

@@ -48,8 +48,8 @@ def jpeg(picture: Image.Image) -> bytes:
 
 
 def test_mnists_own_digits_are_prepared_already(digits: Split) -> None:
-    again = [prepare(image[..., 0]) for image in digits.images]
-    same = [np.array_equal(found, image[..., 0]) for found, image in zip(again, digits.images, strict=True)]
+    again = [prepare(image[..., 0]) for image in digits.inputs]
+    same = [np.array_equal(found, image[..., 0]) for found, image in zip(again, digits.inputs, strict=True)]
     assert np.mean(same) > 0.99  # some few are smaller than the box in MNIST itself
 
 
@@ -111,7 +111,7 @@ def _with_speck(picture: np.ndarray) -> np.ndarray:
 
 
 def test_pictures_of_one_digit_are_prepared_alike(digits: Split) -> None:
-    for image in digits.images[:20, ..., 0]:
+    for image in digits.inputs[:20, ..., 0]:
         for kind, picture in pictures_of(image).items():
             found = prepare(find_ink(picture))
             assert found is not None, kind
@@ -119,7 +119,7 @@ def test_pictures_of_one_digit_are_prepared_alike(digits: Split) -> None:
 
 
 def test_a_photograph_is_turned_as_its_camera_was_held(digits: Split, tmp_path: Path) -> None:
-    picture = Image.fromarray(255 - np.pad(digits.images[2, ..., 0], 20))
+    picture = Image.fromarray(255 - np.pad(digits.inputs[2, ..., 0], 20))
     turned = picture.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -127,11 +127,11 @@ def test_a_photograph_is_turned_as_its_camera_was_held(digits: Split, tmp_path: 
     (found,) = read_images(tmp_path / "x.jpg", SHAPE, digits=True)
     wanted = prepare(find_ink(picture))
     assert wanted is not None
-    assert likeness(found.images[0, ..., 0], wanted) > 0.98  # JPEG
+    assert likeness(found.inputs[0, ..., 0], wanted) > 0.98  # JPEG
 
 
 def test_a_picture_of_mnists_shape_is_taken_as_it_is_unless_it_is_dark_on_light(digits: Split, tmp_path: Path) -> None:
-    image = digits.images[3, ..., 0]
+    image = digits.inputs[3, ..., 0]
     Image.fromarray(np.roll(image, 2, axis=1)).save(tmp_path / "as_it_is.png")
     Image.fromarray(255 - image).save(tmp_path / "turned.png")
     found = {each.file.stem: each.images[0, ..., 0] for each in read_images(tmp_path, SHAPE, digits=True)}
@@ -148,11 +148,11 @@ def test_predict_reads_a_folder_of_photographs_and_writes_what_it_saw(
     folder = tmp_path / "photographs"
     folder.mkdir()
     for number in range(60):
-        (folder / f"{number:02}.jpg").write_bytes(jpeg(photograph(digits.images[number, ..., 0], number)))
+        (folder / f"{number:02}.jpg").write_bytes(jpeg(photograph(digits.inputs[number, ..., 0], number)))
     table = tmp_path / "answers.csv"
     assert main(["predict", str(digits_run), str(folder), "--json", "--csv", str(table)]) == 0
     answers = [each["label"] for each in json.loads(capsys.readouterr().out)["predictions"]]
-    assert np.mean(answers == digits.labels[:60]) >= 0.85  # 0.94 of all test digits as they are
+    assert np.mean(answers == digits.targets[:60]) >= 0.85  # 0.94 of all test digits as they are
     with table.open() as file:
         assert [int(row["label"]) for row in csv.DictReader(file)] == answers
     assert main(["predict", str(digits_run), str(folder / "00.jpg"), "--show"]) == 0

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig, pictures
+from jaxmlp import Cosine, DataConfig, ExperimentConfig, MLP, pictures
 from jaxmlp.cli import main
 from jaxmlp.report import RunFacts, expand, groups, plots, scores
 from jaxmlp.report import page as page_of
@@ -274,7 +274,7 @@ def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_d
 
 
 def test_a_row_of_the_seeds_plot_is_labelled_by_all_values_of_its_setting() -> None:
-    configs = [ExperimentConfig(model=ModelConfig(hidden_sizes=sizes)) for sizes in ((4, 5), (4, 6))]
+    configs = [ExperimentConfig(model=MLP(hidden_sizes=sizes)) for sizes in ((4, 5), (4, 6))]
     runs = [facts(dataclasses.replace(config, seed=seed), 0.9) for config in configs for seed in range(2)]
     (axes,) = plots.seeds(groups.group(runs), "test_accuracy").axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["hidden_sizes=[4, 5]", "hidden_sizes=[4, 6]"]
@@ -327,7 +327,7 @@ def test_a_page_leads_to_its_runs_from_its_own_folder(
         ExperimentConfig(),
         ExperimentConfig(
             name="a-b",
-            model=ModelConfig(hidden_sizes=()),
+            model=MLP(hidden_sizes=()),
             optimizer=jaxmlp.AdamW(learning_rate=0.1 + 0.2, schedule=Cosine()),
             loss=jaxmlp.CrossEntropy(),
             data=DataConfig(validation=0.3),

@@ -17,7 +17,7 @@ import pytest
 
 from jaxmlp import data, fitting, loop, runtime, shards, train
 from jaxmlp.cli import main
-from jaxmlp.config import SGD, ExperimentConfig, ModelConfig
+from jaxmlp.config import SGD, ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof import reproduce as module
 from jaxmlp.proof.experiments import Band
@@ -29,7 +29,7 @@ from jaxmlp.signals import Stop
 
 STEPS, EPOCHS = 5, 3  # 320 examples in batches of 64
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12,), dropout_rate=0.3),
+    model=MLP(hidden_sizes=(12,), dropout_rate=0.3),
     optimizer=SGD(learning_rate=0.1, momentum=0.9),
     batch_size=64,
     epochs=EPOCHS,
@@ -65,7 +65,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
 
     def trained(flip: Flip | None = None, *, stop_after: int = 0, digest_every: int | None = None) -> Path:
         runtime.configure()  # Before the manifest, which has what it sets.
-        facts = manifest(CONFIG, small_dataset.sha256, devices=len(shards.pick_devices(CONFIG.grad_shards)))
+        facts = manifest(CONFIG, small_dataset, devices=len(shards.pick_devices(CONFIG.grad_shards)))
         real, stop, path = train.train_steps, Stop(), tmp_path / "run"
 
         def train_steps(*args: Any, **kwargs: Any) -> Any:
@@ -171,7 +171,7 @@ def test_another_fact_of_the_manifest_is_named_and_the_same_bits_still_count(
     trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
     path = trained()
-    here = manifest(CONFIG, small_dataset.sha256)["binding"]["jaxlib"]
+    here = manifest(CONFIG, small_dataset)["binding"]["jaxlib"]
     change_manifest(path, jaxlib="0.1.2")
     found = reproduce(path, small_dataset)
     assert (found.level, found.same, found.changed) == ("L4", True, (f"jaxlib: 0.1.2 there, {here} here",))
@@ -209,7 +209,7 @@ def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
     other = dataclasses.replace(small_dataset, sha256="0" * 64)
     with pytest.raises(RunError, match=r"the run had another data, .*: data_sha256: \w+ there, 0+ here"):
         reproduce(trained(), other)
-    facts = manifest(CONFIG, small_dataset.sha256)
+    facts = manifest(CONFIG, small_dataset)
     for name, there, said in [
         ("empty", {}, "says nothing of what its bits depend on"),
         ("imported", {**facts, "imported": {}}, "was imported, not trained"),

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import model, shards, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, ModelConfig, Piecewise
+from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, MLP, Piecewise
 from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.digest import digest
 
 EXAMPLES, BATCH = 70, 16
 STEPS = 5  # The last batch has 6 rows.
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(12, 9), dropout_rate=0.3),
+    model=MLP(hidden_sizes=(12, 9), dropout_rate=0.3),
     optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-2)),
     batch_size=BATCH,
     epochs=3,
@@ -129,10 +129,10 @@ def test_evaluation_counts_all_examples(program: Program, examples: int) -> None
     split = random_split(examples)
     params = program.init().params
     sums = train.evaluate(params, program.put(split), train.Sums.zero(), **program.static, mesh=program.mesh)
-    logits = program.static["module"].apply({"params": params}, jnp.float32(split.images) / 255)
+    logits = program.static["module"].apply({"params": params}, jnp.float32(split.inputs) / 255)
     assert int(sums.examples) == examples
-    assert int(sums.correct) == int(np.sum(np.argmax(logits, -1) == split.labels))
-    expected = -jax.nn.log_softmax(logits)[np.arange(examples), split.labels].sum()
+    assert int(sums.correct) == int(np.sum(np.argmax(logits, -1) == split.targets))
+    expected = -jax.nn.log_softmax(logits)[np.arange(examples), split.targets].sum()
     # Float32 sums of up to 2,055 terms in another order, and pixels divided instead of multiplied.
     np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
 
@@ -173,8 +173,8 @@ def test_healthy_steps_report_no_bad_step(program: Program) -> None:
 def test_pixels_are_scaled_in_the_step() -> None:
     """Raw pixels under scale 1 are the same images as pixels a quarter as large under scale 4: exact in binary."""
     split = random_split()
-    small = train.Split(split.images // 4, split.labels)
-    large = train.Split(small.images * 4, split.labels)
+    small = train.Split(split.inputs // 4, split.targets)
+    large = train.Split(small.inputs * 4, split.targets)
     digests = []
     for data, scale in [(small, 4.0), (large, 1.0)]:
         program = Program(ExperimentConfig(model=CONFIG.model, data=DataConfig(pixel_scale=scale), batch_size=BATCH))

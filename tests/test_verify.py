@@ -16,13 +16,13 @@ import pytest
 import jaxmlp
 from jaxmlp import data, fitting, loop
 from jaxmlp.cli import main
-from jaxmlp.config import ExperimentConfig, ModelConfig
+from jaxmlp.config import ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 
-CONFIG = ExperimentConfig(model=ModelConfig(hidden_sizes=(12,)), batch_size=64, epochs=3)
+CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(12,)), batch_size=64, epochs=3)
 ALTERATIONS = 100
 
 
@@ -30,7 +30,7 @@ ALTERATIONS = 100
 def whole(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with two checkpoints and a trace."""
     path = tmp_path_factory.mktemp("runs") / "whole"
-    facts = manifest(CONFIG, small_dataset.sha256)
+    facts = manifest(CONFIG, small_dataset)
     with pytest.MonkeyPatch.context() as patch, RunDirectory.create(path, CONFIG, facts) as run:
         patch.setattr(loop, "CHUNK_S", 0.0)  # One update a chunk, so that checkpoints are of the last two.
         fitting.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)

@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmlp import data, model, shards, train
+from jaxmlp import data, shards, train
 from jaxmlp.bench.device import peak_programs
 from jaxmlp.bench.noise import Watch
 from jaxmlp.bench.scaling import fits
 from jaxmlp.bench.timing import Program, Row, measure
 from jaxmlp.bench.work import eval_work, step_work
-from jaxmlp.config import DataConfig, ExperimentConfig, ModelConfig
-from jaxmlp.feed import Feed
+from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.fitting import fit
+from jaxmlp.mlp import MLP
+from jaxmlp.programs import Programs
 from jaxmlp.run.manifest import manifest
 from jaxmlp.sweep import sweep
 
@@ -81,7 +82,7 @@ def run_suite(name: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
         "suite": name,
         "began_unix_s": began,
         "ended_unix_s": time.time(),
-        "manifest": manifest(base, _dataset(suite, suite.examples[0]).sha256),
+        "manifest": manifest(base, _dataset(suite, suite.examples[0])),
         "noise": watch.noise([row.seconds for row in steady]),
         "peaks": _peaks(steady),
         "rows": rows,
@@ -92,7 +93,7 @@ def run_suite(name: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
 def _config(suite: Suite, batch_size: int, width: int, precision: Any, grad_shards: int) -> ExperimentConfig:
     """The relu experiment of these sizes."""
     return ExperimentConfig(
-        model=ModelConfig(hidden_sizes=(width, width)),
+        model=MLP(hidden_sizes=(width, width)),
         data=DataConfig(validation="test"),
         batch_size=batch_size,
         epochs=1,
@@ -116,34 +117,17 @@ class _Trainer:
     """A training whose updates, orders and evaluations can be called one by one."""
 
     def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
-        self.mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        self.config, self.dataset, self.program = config, dataset, config.program()
-        self.module = model.make_mlp(config.model, dataset.num_classes, config.precision)
-        self.examples = len(dataset.train.labels)
-        self.steps_per_epoch = -(-self.examples // config.batch_size)
-        self.hyper = shards.replicate(train.make_hyper(config, self.steps_per_epoch), self.mesh)
-        self.feed, self.eval_feed = Feed(dataset.train, config, self.mesh), Feed(dataset.test, config, self.mesh)
-        state = train.init_state(self.hyper, config=self.program, module=self.module, image_shape=IMAGE_SHAPE)
-        self.state, self.sums = shards.replicate((state, train.Sums.zero()), self.mesh)
-        self.order = self.new_order()
-
-    def new_order(self) -> Any:
-        order = train.epoch_order(
-            self.hyper.seed, 0, examples=self.examples, batch_size=self.config.batch_size, shuffle=True
-        )
-        return shards.replicate(order, self.mesh)
-
-    def arguments(self, stop: int) -> tuple[Any, ...]:
-        return (self.state, self.sums, *self.feed.updates(self.order, 0, stop), self.hyper)
-
-    @property
-    def static(self) -> dict[str, Any]:
-        return {"config": self.program, "module": self.module, "mesh": self.mesh}
+        mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
+        self.config, self.dataset, self.programs = config, dataset, Programs(config, dataset, mesh)
+        self.position = self.programs.first()
+        self.order = self.programs.order(1)
 
     def compile(self, _: int) -> None:
         """From the Python code to a program of the device, nothing kept from before."""
         jax.clear_caches()
-        train.train_steps.lower(*self.arguments(1), **self.static).compile()
+        state, sums, programs = self.position.state, self.position.sums, self.programs
+        updates = programs.feeds["train"].updates(self.order, 0, 1)
+        train.train_steps.lower(programs.config, state, sums, *updates, mesh=programs.mesh).compile()
 
     def first_step(self, _: int) -> None:
         jax.clear_caches()
@@ -152,25 +136,25 @@ class _Trainer:
     def steps(self, count: int) -> None:
         """In as few calls as an epoch has room for."""
         while count > 0:
-            now = min(count, self.steps_per_epoch)
-            self.state, self.sums, health = train.train_steps(*self.arguments(now), **self.static)
-            jax.block_until_ready(health)
+            now = min(count, self.programs.steps_per_epoch)
+            self.position.done = 0
+            jax.block_until_ready(self.programs.advance(self.position, self.order, now))
             count -= now
 
     def evaluate(self, count: int) -> None:
         for _ in range(count):
-            self.eval_feed.evaluate(self.state.params, config=self.program, module=self.module)
+            self.programs.evaluate(self.position, "validation")
 
     def epoch(self, count: int) -> None:
         """As `fit` does it, but for its looks at the clock: order, updates, evaluation."""
         for _ in range(count):
-            self.order = self.new_order()
-            self.steps(self.steps_per_epoch)
+            self.order = self.programs.order(1)
+            self.steps(self.programs.steps_per_epoch)
             self.evaluate(1)
 
     def whole(self, count: int) -> None:
         for _ in range(count):
-            fit(self.config, self.dataset, devices=self.mesh.size)
+            fit(self.config, self.dataset, devices=self.programs.mesh.size)
 
 
 def _measure_compiles(suite: Suite) -> list[Row]:
@@ -195,13 +179,13 @@ def _steady(suite: Suite) -> Iterator[Program]:
     dataset = _dataset(suite, suite.examples[0])
     for devices, grad_shards, precision, batch_size, width in _combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
-        trainer, step = _Trainer(config, dataset, devices), step_work(config, IMAGE_SHAPE, NUM_CLASSES)._asdict()
+        trainer, step = _Trainer(config, dataset, devices), step_work(config, dataset.facts)._asdict()
         sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision}
         sizes |= {"devices": devices, "grad_shards": grad_shards}
         yield Program(what="step", run=trainer.steps, examples=batch_size, **step, **sizes)
         if (batch_size, width) != (suite.batch_sizes[0], suite.widths[0]) or grad_shards != devices:
             continue
-        evaluated = eval_work(config, IMAGE_SHAPE, NUM_CLASSES, suite.eval_examples)._asdict()
+        evaluated = eval_work(config, dataset.facts, suite.eval_examples)._asdict()
         yield Program(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
         for examples in suite.examples[: None if (precision, devices) == (suite.precisions[0], 1) else 1]:
             smaller = trainer if examples == suite.examples[0] else _Trainer(config, _dataset(suite, examples), devices)

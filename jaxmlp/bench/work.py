@@ -8,15 +8,13 @@ written and read once, the batch read once. A device whose caches hold them move
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import math
 from typing import NamedTuple
 
-from jaxmlp import train
+import jax
+
+from jaxmlp import data, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.network import summary
-
-LABEL_BYTES = 4
 
 
 class Work(NamedTuple):
@@ -26,20 +24,23 @@ class Work(NamedTuple):
     bytes: int
 
 
-def step_work(config: ExperimentConfig, image_shape: tuple[int, ...], num_classes: int) -> Work:
-    """Of an update with a full batch of uint8 images of this shape."""
-    found = summary(config, image_shape, num_classes)
+def step_work(config: ExperimentConfig, facts: data.Facts) -> Work:
+    """Of an update with a full batch of such examples."""
+    found = summary(config, facts)
     kept = 2 * (2 * found.params_bytes + found.opt_state_bytes + found.activations_bytes)
-    return Work(found.flops_per_step, kept + config.batch_size * (math.prod(image_shape) + LABEL_BYTES))
+    return Work(found.flops_per_step, kept + config.batch_size * _example_bytes(facts))
 
 
-def eval_work(config: ExperimentConfig, image_shape: tuple[int, ...], num_classes: int, examples: int) -> Work:
+def eval_work(config: ExperimentConfig, facts: data.Facts, examples: int) -> Work:
     """Of evaluating so many examples: parameters are read once a batch of `train.eval_batch_size`."""
     rows = train.eval_batch_size(examples, config.grad_shards)
-    found = summary(dataclasses.replace(config, batch_size=rows), image_shape, num_classes)
-    sizes = (math.prod(image_shape), *config.model.hidden_sizes, num_classes)
-    products = sum(inputs * outputs for inputs, outputs in itertools.pairwise(sizes))
+    found = summary(dataclasses.replace(config, batch_size=rows), facts)
     params = found.params_bytes * -(-examples // rows)
     activations = 2 * found.activations_bytes * examples // rows
-    read = examples * (math.prod(image_shape) + LABEL_BYTES)
-    return Work(2 * examples * products, params + activations + read)
+    read = examples * _example_bytes(facts)
+    return Work(found.flops_per_evaluation * examples // rows, params + activations + read)
+
+
+def _example_bytes(facts: data.Facts) -> int:
+    one = facts.zeros(1)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((one.inputs, one.targets)))

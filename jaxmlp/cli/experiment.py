@@ -1,75 +1,126 @@
-"""Experiment files: Python files with a CONFIG, and the config that a command line makes of it."""
+"""The experiment that a command line names and changes: every value of its CONFIG is a flag."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxmlp.cli.flags import ExperimentFlags, parse
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, UsageError
+import tyro
+
+from jaxmlp.cli import flags, say
+from jaxmlp.errors import UsageError
+from jaxmlp.runtime import prepare, started_by
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
 
 
-def parse_experiment[Chosen: ExperimentFlags](kind: type[Chosen], argv: Sequence[str], command: str) -> Chosen:
-    """The flags of a command whose one word is an EXPERIMENT.py, the file's config where no flag changes it.
+def parse_experiment[Chosen: flags.Flags](
+    kind: type[Chosen], argv: Sequence[str], command: str, config: ExperimentConfig | None = None
+) -> tuple[Chosen, ExperimentConfig]:
+    """The flags of a command whose one word is an EXPERIMENT.py, and the file's config as the flags change it.
 
-    The file is the first word, or the first that ends in `.py`.
+    The file is the first word, or the first that ends in `.py`. Without a file the command's own help is shown.
+
+    Args:
+        kind: The command's own flags.
+        argv: After the command.
+        command: For the help and for messages.
+        config: In place of the CONFIG of a file; the word is then left to the command.
 
     Raises:
-        ConfigError, UsageError, SystemExit: As `flags.parse` and `load_config`.
+        ConfigError, UsageError, SystemExit: As `flags.parse` and `load_experiment`.
     """
     at = next((i for i, word in enumerate(argv) if word.endswith(".py") and not word.startswith("-")), 0)
     # To the front, because a flag of many values would take the word for one.
     words = [*argv[at : at + 1], *argv[:at], *argv[at + 1 :]]
     is_given = bool(words) and not words[0].startswith("-")
-    default = kind(config=load_config(Path(words[0]))) if is_given else kind()
-    chosen, (name,) = parse(default, words, command, "EXPERIMENT.py")
-    if not is_given:
-        raise UsageError(f"{name} must come before the flags, or end in .py: jaxmlp {command} {name} ...")
-    return chosen
+    name = "EXPERIMENT.py"
+    if config is None:
+        if not is_given:
+            hint = f". The flags of its values: jaxmlp {command} {name} --help"
+            (word,) = flags.parse(kind(), words, command, name, hint=hint)[1]
+            raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
+        config = _loaded(Path(words[0]), words)
+    config, words = _with_kinds(config, words)
+    found = config
+
+    def unknown(flag: str) -> str:
+        others = sorted(other_kinds(found, flag))
+        return f"{flag} needs another kind of part: add {' or '.join(others)}" if others else ""
+
+    chosen, _ = flags.parse(_with_config(kind, config), words, command, name if is_given else "FILE", unknown=unknown)
+    return chosen, chosen.config  # type: ignore[attr-defined]
 
 
-def load_config(path: Path) -> ExperimentConfig:
-    """The CONFIG of an experiment's file; named after the file where it has no name of its own.
+def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
+    """The file's config. The device and XLA's flags are set before the file's own imports can start JAX."""
+    prepare(_device(words))
+    from jaxmlp.experiment import load_experiment
 
-    Raises:
-        UsageError: There is no such file, it raises, or it has no CONFIG.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path} is not there.{_nearest(path)}")
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if not spec or not spec.loader:
-        raise UsageError(f"{path} is not a Python file: an experiment is one, with a CONFIG")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
-    # As Python does for a script: its neighbours can be imported.
-    sys.path.insert(0, str(path.resolve().parent))
-    try:
-        spec.loader.exec_module(module)
-        config = getattr(module, "CONFIG", None)
-        if isinstance(config, ExperimentConfig) and config.name == ExperimentConfig.name:
-            config = dataclasses.replace(config, name=path.stem)
-    except ConfigError as error:
-        raise UsageError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
-        at = f", line {lines[-1]}" if lines else ""
-        raise UsageError(f"{path}{at} raised {type(error).__name__}: {error}") from error
-    if not isinstance(config, ExperimentConfig):
-        found = "has no CONFIG" if config is None else f"has a CONFIG of type {type(config).__name__}"
-        raise UsageError(f"{path} {found}. Add: CONFIG = ExperimentConfig(...), from jaxmlp")
+    config = load_experiment(path).config
+    if started_by():
+        say(f"{path} starts JAX by itself, before jaxmlp can choose its devices. Make arrays inside functions.")
     return config
 
 
-def _nearest(path: Path) -> str:
-    """The most similar of the Python files beside it, here, and in `experiments`."""
-    folders = dict.fromkeys((path.parent, Path(), Path("experiments")))
-    there = [file for folder in folders for file in sorted(folder.glob("*.py"))]
-    stems = difflib.get_close_matches(path.stem, [file.stem for file in there], n=1)
-    near = next((file for file in there if file.stem in stems), None)
-    return f" Did you mean {near}?" if near else ""
+def _device(words: Sequence[str]) -> Any:
+    """The value of --device, before the flags are parsed; a wrong one is refused then."""
+    for word, following in itertools.pairwise([*words, ""]):
+        value = following if word == "--device" else word.removeprefix("--device=")
+        if word.startswith("--device") and value in ("cpu", "gpu", "tpu"):
+            return value
+    return "auto"
+
+
+def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
+    """The command's flags with those of the experiment's values."""
+    hint = Annotated[type(config), tyro.conf.arg(name="")]
+    field: Any = dataclasses.field(default=config)
+    both = dataclasses.make_dataclass(
+        kind.__name__, [("config", hint, field)], bases=(kind,), frozen=True, kw_only=True,
+        namespace={"__doc__": kind.__doc__, "__module__": __name__},
+    )  # fmt: skip
+    made: Chosen = both()
+    return made
+
+
+def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
+    """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the words that are left."""
+    from jaxmlp.parts import roles_of, with_value
+
+    left: list[str] = []
+    chosen: dict[str, str] = {}
+    waiting = iter([*words, None])
+    known = set(roles_of(config))
+    for word in waiting:
+        if word is None:
+            break
+        flag, equals, value = word.partition("=")
+        path = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--") or path not in known:
+            left.append(word)
+            continue
+        taken = value if equals else next(waiting)
+        if not taken or taken.startswith("--"):
+            raise UsageError(f"{flag} needs a value")
+        chosen[path] = taken
+        known |= {path, *(["optimizer.schedule"] if path == "optimizer" else [])}
+    for path in sorted(chosen, key=lambda each: each.count(".")):
+        config = with_value(config, path, chosen[path])
+    return config, left
+
+
+def other_kinds(config: ExperimentConfig, flag: str) -> Iterator[str]:
+    """The kinds of part that have this flag, where the experiment's part is of another kind."""
+    from jaxmlp.parts import kinds, role_of, roles_of
+
+    for path, part in roles_of(config).items():
+        name = flag.removeprefix(f"--{path}.").replace("-", "_")
+        if flag.startswith(f"--{path}."):
+            for kind, cls in kinds(role_of(type(part))).items():
+                if name in {item.name for item in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+                    yield f"--{path} {kind}"

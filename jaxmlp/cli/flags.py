@@ -13,17 +13,16 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from jaxmlp.config import ExperimentConfig, Loss, Optimizer, Schedule
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
-from jaxmlp.fields import Part
+from jaxmlp.fields import Checked
 from jaxmlp.runtime import Device
 
 Switch: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
@@ -31,7 +30,7 @@ Switch: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(Part):
+class Flags(Checked):
     """Of every command."""
 
     json: Switch = False
@@ -54,14 +53,6 @@ class DataFlags(Flags):
 
     manual_dir: Path | None = None
     """Folder of the data's original files, DIR/<data name>/ or DIR itself; else JAXMLP_MANUAL_DIR."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExperimentFlags(Flags):
-    """Of every command that takes an EXPERIMENT.py: its whole config."""
-
-    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")] = field(default_factory=ExperimentConfig)
-    """Every value, by default as the experiment's file has it."""
 
 
 FLAG = re.compile(r"--|-[^\d.]")
@@ -100,7 +91,7 @@ def value_of(words: Sequence[str], kind: Any) -> Any:
 def _is_plain(kind: Any) -> bool:
     """Whether values of this type are words: tyro asks about parts, and about the arguments of types, too."""
     if typing.get_origin(kind) is None:
-        return isinstance(kind, type) and not issubclass(kind, Part)
+        return isinstance(kind, type) and not issubclass(kind, Checked)
     return typing.get_origin(kind) in (tuple, typing.Literal)
 
 
@@ -134,7 +125,12 @@ def _metavar(kinds: Sequence[Any]) -> str:
 
 
 def parse[Chosen: Flags](
-    default: Chosen, argv: Sequence[str], command: str, *names: str, hint: str = ""
+    default: Chosen,
+    argv: Sequence[str],
+    command: str,
+    *names: str,
+    hint: str = "",
+    unknown: Callable[[str], str] = lambda flag: "",
 ) -> tuple[Chosen, list[str]]:
     """The flags, and the words that are none.
 
@@ -145,6 +141,7 @@ def parse[Chosen: Flags](
         names: Of the words wanted, as people read them: one in brackets may be left out, and there may be more of one
             that ends in `...`.
         hint: Why a flag or word that is none of these will not do.
+        unknown: What to say of an unknown flag, where more is known of it.
 
     Raises:
         ConfigError: A value that breaks its rule.
@@ -164,7 +161,7 @@ def parse[Chosen: Flags](
                 args=argv,
                 default=default,
                 return_unknown_args=True,
-                config=(tyro.conf.AvoidSubcommands,),
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.SuppressFixed),
                 registry=registry,
             )
     except SystemExit as end:
@@ -173,8 +170,7 @@ def parse[Chosen: Flags](
         raise _mistake(end) or UsageError(said.getvalue().strip()) from None
     for word in filter(FLAG.match, words):
         flag = word.partition("=")[0]
-        belongs = isinstance(default, ExperimentFlags) and _other_kind(flag, default.config)
-        raise UsageError(belongs or f"{flag} is not a flag of {command}.{did_you_mean(flag, known)}{hint}")
+        raise UsageError(unknown(flag) or f"{flag} is not a flag of {command}.{did_you_mean(flag, known)}{hint}")
     usage = " ".join([command, *names])
     if len(words) < len([name for name in names if name[0] != "["]):
         raise UsageError(f"{command} needs {names[len(words)]}: jaxmlp {usage}")
@@ -193,28 +189,16 @@ def _mistake(error: BaseException) -> ConfigError | None:
     return None
 
 
-def _other_kind(flag: str, config: ExperimentConfig) -> str:
-    """What to say of a flag that another kind of optimizer, schedule or loss would have; nothing for others."""
-    parts: dict[str, tuple[Part, Any]] = {
-        "optimizer": (config.optimizer, Optimizer),
-        "optimizer.schedule": (config.optimizer.schedule, Schedule),
-        "loss": (config.loss, Loss),
-    }
-    for path, (here, union) in parts.items():
-        name = flag.removeprefix(f"--{path}.").replace("-", "_")
-        if kinds := [kind.kind for kind in typing.get_args(union) if name in kind.__dataclass_fields__]:
-            belongs = f"{flag} belongs to {' and '.join(kinds)}, and this experiment's {path} is {here.kind}"
-            return f"{belongs}. Another kind is one line in the experiment's file"
-    return ""
-
-
-def _names(part: Part, prefix: str = "--") -> Iterator[tuple[str, bool]]:
+def _names(flags: Checked, prefix: str = "--") -> Iterator[tuple[str, bool]]:
     """Every flag, and whether a value must follow."""
-    for item in dataclasses.fields(part):  # type: ignore[arg-type]
-        value, name = getattr(part, item.name), item.name.replace("_", "-")
-        if isinstance(value, Part):
-            yield from _names(value, prefix if isinstance(value, ExperimentConfig) else f"{prefix}{name}.")
-        else:
+    for item in dataclasses.fields(flags):  # type: ignore[arg-type]
+        value, name = getattr(flags, item.name), item.name.replace("_", "-")
+        if isinstance(value, tuple) and value and isinstance(value[0], Checked):
+            for number, each in enumerate(value):
+                yield from _names(each, f"{prefix}{name}.{number}.")
+        elif isinstance(value, Checked):
+            yield from _names(value, prefix if item.name == "config" else f"{prefix}{name}.")
+        elif not item.metadata.get("filled_in"):
             yield f"{prefix}{name}", not isinstance(value, bool | tuple)
             if value is True:
                 yield f"{prefix}no-{name}", False

@@ -13,11 +13,11 @@ from typing import Any
 
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.cli.experiment import parse_experiment
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
+class ImportFlags(flags.DataFlags, flags.DeviceFlags):
     """Make a run of a Keras file (.h5, .weights.h5, .keras) of Dense layers and a softmax.
 
     The experiment's values are what `train --resume` trains it further with.
@@ -33,29 +33,32 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.keras.apart import read_keras
 
     network = read_keras(file)
+    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.mlp import MLP
+
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
     told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
     if network.activation:
         told["activation"] = network.activation
-    model = dataclasses.replace(default.model, **told)
+    model = MLP(**told)
     data_config = dataclasses.replace(default.data, pixel_scale=network.pixel_scale or default.data.pixel_scale)
     default = dataclasses.replace(default, model=model, data=data_config)
-    chosen = flags.parse(ImportFlags(config=default), argv, "import-keras", "FILE")[0]
+    chosen, config = parse_experiment(ImportFlags, argv, "import-keras", default)
     for note in network.notes:
         say(f"{file}: {note}")
     runtime.configure(chosen.device)
     from jaxmlp import data
-    from jaxmlp.fitting import check_batch_size
+    from jaxmlp.fitting import check_data
     from jaxmlp.keras.imported import import_network
     from jaxmlp.run.find import default_run_dir
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
-    check_batch_size(chosen.config, dataset)
-    path = chosen.out or default_run_dir(chosen.config, datetime.now(UTC))
-    history = import_network(network, chosen.config, dataset, path)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
+    check_data(config, dataset)
+    path = chosen.out or default_run_dir(config, datetime.now(UTC))
+    history = import_network(network, config, dataset, path)
     layers = "-".join(map(str, (len(network.layers[0].kernel), *(len(layer.bias) for layer in network.layers))))
     say(
-        f"{path}: {layers} {chosen.config.model.activation}, pixels times {chosen.config.data.pixel_scale:.6g}; "
+        f"{path}: {layers} {config.model.activation}, pixels times {config.data.pixel_scale:.6g}; "
         f"test_loss: {history.test_loss:.4f} - test_accuracy: {history.test_accuracy:.4f}"
     )
     return Answer({"run_dir": str(path), **history.result(), "total_s": time.perf_counter() - STARTED})

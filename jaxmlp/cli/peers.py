@@ -13,7 +13,7 @@ from jaxmlp.fields import ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeersFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
+class PeersFlags(flags.DataFlags, flags.DeviceFlags):
     """Train the experiment with several libraries, an epoch of each in turns, and show times and accuracies."""
 
     peers: tuple[str, ...] = (
@@ -40,18 +40,16 @@ class PeersFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Measure, and answer with every time."""
-    chosen = parse_experiment(PeersFlags, argv, "peers")
+    chosen, config = parse_experiment(PeersFlags, argv, "peers")
     from jaxmlp import data
     from jaxmlp.bench.race import race, table
     from jaxmlp.run.manifest import manifest
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
     given = {"keras": chosen.python_keras, "torch": chosen.python_torch, "sklearn": chosen.python_sklearn}
     pythons = {library: python for library, python in given.items() if python}
-    peers = race(
-        chosen.config, dataset, chosen.peers, pythons=pythons, device=chosen.device, whole_runs=chosen.whole_runs
-    )
+    peers = race(config, dataset, chosen.peers, pythons=pythons, device=chosen.device, whole_runs=chosen.whole_runs)
     print(table(peers))
     runtime.configure(chosen.device)  # Not before: JAX would take an accelerator's memory for this process.
-    facts = manifest(chosen.config, dataset.sha256)
+    facts = manifest(config, dataset)
     return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": facts})

@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> Answer:
     for sweep in sweeps:
         told = sweep["problem"] or f"{sweep['ended']} of {sweep['lanes']} lanes ended"
         say(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {told}")
-    runs = [{**each._asdict(), "config": each.config and each.config.to_dict()} for each in found]
+    runs = [{**each._asdict(), "config": each.config} for each in found]
     return Answer({"runs": runs, "differences": differences, "sweeps": sweeps})
 
 
@@ -79,7 +79,7 @@ def _table(found: Sequence[Listed]) -> Iterator[str]:
         if not each.config:
             yield f"{begin}  {each.problem}"
             continue
-        epochs = f"{each.epochs}/{each.config.epochs}"
+        epochs = f"{each.epochs}/{each.config['epochs']}"
         figures = [
             f"{_figure(each.val_loss):>8}",
             f"{_figure(each.test_accuracy):>13}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags
-from jaxmlp.cli.experiment import load_config, parse_experiment
+from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.errors import CheckFailed
 from jaxmlp.fields import ranged
 
@@ -16,7 +16,7 @@ P_MAX = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
+class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
     """Train a recipe with many seeds; exit with 3 where their mean test accuracy is not above the target, p < 0.05."""
 
     seeds: int = ranged(50, "[2, 10000]")
@@ -31,17 +31,19 @@ class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags, flags.ExperimentFlags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Time the recipes, and check the target."""
-    chosen = parse_experiment(SpeedrunFlags, argv, "speedrun")
-    beside = load_config(chosen.beside) if chosen.beside and chosen.beside_seeds else None
+    chosen, config = parse_experiment(SpeedrunFlags, argv, "speedrun")
+    from jaxmlp.experiment import load_experiment
+
+    beside = load_experiment(chosen.beside).config if chosen.beside and chosen.beside_seeds else None
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.bench.speedrun import line, speedrun
     from jaxmlp.run.manifest import manifest
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=print)
-    found = speedrun(chosen.config, dataset, range(chosen.seeds), target=chosen.target, started=STARTED)
-    document = {chosen.config.name: found, "manifest": manifest(chosen.config, dataset.sha256)}
-    print(line(chosen.config.name, found))
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
+    found = speedrun(config, dataset, range(chosen.seeds), target=chosen.target, started=STARTED)
+    document = {config.name: found, "manifest": manifest(config, dataset)}
+    print(line(config.name, found))
     if beside:
         other = data.load(beside.data, manual_dir=chosen.manual_dir, report=print)
         document[beside.name] = speedrun(beside, other, range(chosen.beside_seeds), target=chosen.target)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class SummaryFlags(flags.DeviceFlags, flags.ExperimentFlags):
+class SummaryFlags(flags.DeviceFlags):
     """Show the layers of an experiment or a run, as Keras does, and what a step costs; nothing is trained."""
 
 
@@ -32,16 +35,16 @@ def run(argv: Sequence[str]) -> Answer:
         config = RunDirectory.open(find_run(name), write=False).config
         device = chosen.device
     else:
-        experiment = parse_experiment(SummaryFlags, argv, "summary")
-        config, device = experiment.config, experiment.device
+        experiment, config = parse_experiment(SummaryFlags, argv, "summary")
+        device = experiment.device
     runtime.configure(device)
     return show(config)
 
 
 def show(config: ExperimentConfig) -> Answer:
     """The table, and its figures."""
-    from jaxmlp.network import example_shape, summary
+    from jaxmlp.network import facts_of, summary
 
-    found = summary(config, *example_shape(config.data))
+    found = summary(config, facts_of(config.data))
     print(found)
     return Answer(asdict(found) | {"layers": [layer._asdict() for layer in found.layers]})

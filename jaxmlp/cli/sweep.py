@@ -20,8 +20,8 @@ from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import join
 from jaxmlp.errors import ConfigError, DivergedError, UsageError
-from jaxmlp.fields import Part, ranged
-from jaxmlp.sweep.lanes import MAX_LANES, Choices, Range, make_plan, make_settings
+from jaxmlp.fields import ranged
+from jaxmlp.sweep.values import MAX_LANES, Choices, Range
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
@@ -50,7 +50,7 @@ class SweepResumeFlags(flags.DataFlags, flags.DeviceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepFlags(SweepResumeFlags, flags.ExperimentFlags):
+class SweepFlags(SweepResumeFlags):
     """Train every seed of every setting of an experiment's CONFIG. Or go on with a sweep: --resume DIR.
 
     Lanes that differ in seed, rates, momenta and decays are one compiled program; other values compile once each.
@@ -81,31 +81,33 @@ def run(argv: Sequence[str]) -> Answer:
         hint = " The stored sweep holds; another one is another sweep."
         chosen = flags.parse(SweepResumeFlags(), argv, "sweep --resume DIR", hint=hint)[0]
         return _resume(chosen, argv)
-    return _begin(parse_experiment(SweepFlags, argv, "sweep"), argv)
+    return _begin(*parse_experiment(SweepFlags, argv, "sweep"), argv)
 
 
-def _begin(chosen: SweepFlags, argv: Sequence[str]) -> Answer:
+def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) -> Answer:
     if chosen.seeds is None and not chosen.set:
         such = "--seeds 0:16 or --set optimizer.learning-rate=0.001,0.003"
         raise UsageError(f"sweep needs --seeds or --set, such as {such}")
-    seeds = parse_seeds(chosen.seeds) if chosen.seeds is not None else [chosen.config.seed]
-    vary = parse_vary(chosen.set, chosen.config)
+    seeds = parse_seeds(chosen.seeds) if chosen.seeds is not None else [config.seed]
+    vary = parse_vary(chosen.set, config)
+    from jaxmlp.sweep.lanes import make_plan, make_settings
+
     # Mistakes are told before JAX starts.
-    settings = make_settings(chosen.config, vary, draws=chosen.random, random_seed=chosen.random_seed)
-    make_plan(chosen.config, seeds, settings)
+    settings = make_settings(config, vary, draws=chosen.random, random_seed=chosen.random_seed)
+    make_plan(config, seeds, settings)
     _configure(chosen, argv, len(seeds) * len(settings))
     from jaxmlp import data, distributed
     from jaxmlp.run.find import new_folder
     from jaxmlp.sweep import sweep
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     path = None
     if distributed.is_first():
-        path = chosen.out or new_folder(f"{chosen.config.name}-sweep", datetime.now(UTC))
+        path = chosen.out or new_folder(f"{config.name}-sweep", datetime.now(UTC))
 
     def train(progress: SweepProgress, stop: Stop) -> SweepResult:
         return sweep(
-            chosen.config, dataset, seeds=seeds, vary=vary, draws=chosen.random, random_seed=chosen.random_seed,
+            config, dataset, seeds=seeds, vary=vary, draws=chosen.random, random_seed=chosen.random_seed,
             batching=chosen.batching, out=path, keep_runs=chosen.keep_runs, progress=progress,
             devices=chosen.devices, stop=stop, checkpoint_s=chosen.checkpoint_s,
         )  # fmt: skip
@@ -206,15 +208,20 @@ def parse_vary(words: Sequence[str], config: ExperimentConfig) -> dict[str, Choi
 
 def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
     """The value that these words stand for, by the field's type; an unknown field's are left to be refused."""
+    from jaxmlp.parts import Part
+
     *parts, last = name.split(".")
     part: Any = config
     for each in parts:
-        part = getattr(part, each, None)
-    hint = typing.get_type_hints(type(part)).get(last) if isinstance(part, Part) else None
-    if isinstance(getattr(part, last, None), Part):
-        fields = [item.name for item in dataclasses.fields(getattr(part, last))]
-        such = f": set its fields, such as {name}.{fields[0]}" if fields else ""
-        raise ConfigError(name, f"is a part of the experiment, and no value{such}")
+        part = part[int(each)] if isinstance(part, tuple) and each.isdecimal() else getattr(part, each, None)
+    if not isinstance(part, Part):
+        return flags.value_of(words, int | float | str)
+    value, hint = getattr(part, last, None), typing.get_type_hints(type(part)).get(last)
+    if isinstance(value, Part):
+        if value.rule:
+            return " ".join(words)
+        such = f"{name}.{dataclasses.fields(value)[0].name}"  # type: ignore[arg-type]
+        raise ConfigError(name, f"is a part of the experiment, and no value: set its fields, such as {such}")
     if hint is bool:
         return {"true": True, "false": False}.get(" ".join(words).lower(), " ".join(words))
     return flags.value_of(words, hint)

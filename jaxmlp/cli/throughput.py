@@ -14,7 +14,7 @@ from jaxmlp.fields import ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThroughputFlags(flags.DataFlags, flags.ExperimentFlags):
+class ThroughputFlags(flags.DataFlags):
     """Train seeds as a sweep and by themselves, in turns, and print the medians and digests' equality as JSON."""
 
     lanes: int = ranged(16, "[1, 65536]")
@@ -27,14 +27,14 @@ class ThroughputFlags(flags.DataFlags, flags.ExperimentFlags):
 
 def main() -> None:
     """Compare, and print."""
-    chosen = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
+    chosen, config = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
     runtime.configure(cpu_devices=chosen.lanes)
     from jaxmlp import data
     from jaxmlp.sweep.throughput import compare
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir)
     seeds = range(chosen.lanes)
-    found = compare(chosen.config, dataset, seeds=seeds, rounds=chosen.rounds, batching=chosen.batching)
+    found = compare(config, dataset, seeds=seeds, rounds=chosen.rounds, batching=chosen.batching)
     print(json.dumps(found, indent=2))
 
 

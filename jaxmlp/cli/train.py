@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say, summary
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import CheckFailed, RunError, UsageError
 from jaxmlp.fields import ranged
 
 if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Dataset
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.tracking import TensorBoard
@@ -50,7 +50,7 @@ class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(ResumeFlags, flags.ExperimentFlags):
+class TrainFlags(ResumeFlags):
     """Train the CONFIG of an experiment's file; every value of it is a flag. Or go on with a run: --resume DIR."""
 
     out: Path | None = None
@@ -66,13 +66,13 @@ def run(argv: Sequence[str]) -> Answer:
         resumed = flags.parse(ResumeFlags(), argv, "train --resume DIR", hint=hint)[0]
         join("train", argv, resumed.device, resumed.distributed)
         return _resume(resumed)
-    chosen = parse_experiment(TrainFlags, argv, "train")
+    chosen, config = parse_experiment(TrainFlags, argv, "train")
     if chosen.dry_run:
         runtime.configure(chosen.device)
-        return summary.show(chosen.config)
+        return summary.show(config)
     join("train", argv, chosen.device, chosen.distributed)
     runtime.configure(chosen.device)
-    return _begin(chosen)
+    return _begin(chosen, config)
 
 
 def join(
@@ -89,20 +89,20 @@ def join(
     runtime.configure(device, cluster, cpu_devices=cpu_devices)
 
 
-def _begin(chosen: TrainFlags) -> Answer:
+def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
     from jaxmlp import data, distributed
-    from jaxmlp.fitting import check_batch_size
+    from jaxmlp.fitting import check_data
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir
 
-    dataset = data.load(chosen.config.data, manual_dir=chosen.manual_dir, report=say)
-    check_batch_size(chosen.config, dataset)
-    facts = _facts(chosen.config, dataset, chosen)
+    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
+    check_data(config, dataset)
+    facts = _facts(config, dataset, chosen)
     if not distributed.is_first():
-        return _train(chosen.config, dataset, chosen, None)
-    path = chosen.out or default_run_dir(chosen.config, datetime.now(UTC))
-    with RunDirectory.create(path, chosen.config, facts) as stored:
-        return _train(chosen.config, dataset, chosen, stored)
+        return _train(config, dataset, chosen, None)
+    path = chosen.out or default_run_dir(config, datetime.now(UTC))
+    with RunDirectory.create(path, config, facts) as stored:
+        return _train(config, dataset, chosen, stored)
 
 
 def _resume(chosen: ResumeFlags) -> Answer:
@@ -114,6 +114,8 @@ def _resume(chosen: ResumeFlags) -> Answer:
         told = json.loads(distributed.share(b""))
         if told["result"]:
             return _answer(Path(told["path"]), chosen, told["result"])
+        from jaxmlp.config import ExperimentConfig
+
         return _continue(ExperimentConfig.from_dict(told["config"]), chosen, None)
     with RunDirectory.open(find_run(str(chosen.resume)), write=True) as stored:
         result = stored.manifest["result"] if stored.status == "finished" else None
@@ -141,7 +143,7 @@ def _facts(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags) -> d
     from jaxmlp import shards
     from jaxmlp.run.manifest import manifest
 
-    return manifest(config, dataset.sha256, devices=len(shards.pick_devices(config.grad_shards, chosen.devices)))
+    return manifest(config, dataset, devices=len(shards.pick_devices(config.grad_shards, chosen.devices)))
 
 
 def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
@@ -161,7 +163,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
         say(note)
     if verbose != "0":
         devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
-        say(f"{path}: {len(dataset.train.labels):,} examples, {config.epochs} epochs, {devices}")
+        say(f"{path}: {len(dataset.train.targets):,} examples, {config.epochs} epochs, {devices}")
     boards = [_tensorboard(path, config, dataset)] if chosen.tensorboard and stored else []
     with make_progress(verbose, config.epochs) as progress, stop_signals() as stop:
         history = fit(
@@ -191,10 +193,9 @@ def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> Tens
         from jaxmlp.tracking import TensorBoard
     except ModuleNotFoundError as error:
         raise UsageError(f"--tensorboard needs {error.name}: pip install 'jaxmlp[tensorboard]'") from None
-    height, width, channels = dataset.train.images.shape[1:]
     if (path / "tensorboard").is_symlink():
         raise RunError(f"{path / 'tensorboard'} is a symbolic link: it must lie in the run directory. Remove it.")
-    return TensorBoard(path / "tensorboard", config, (height, width, channels))
+    return TensorBoard(path / "tensorboard", config, dataset.facts.image_shape)
 
 
 def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:

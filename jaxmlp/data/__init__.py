@@ -2,17 +2,20 @@
 
 from jaxmlp.data.arrays import as_images, as_labels, from_arrays
 from jaxmlp.data.catalog import load, names, prepare, register, status
-from jaxmlp.data.dataset import Dataset, Split, digest
+from jaxmlp.data.dataset import ArrayFacts, Dataset, Facts, Split, digest, facts_of
 from jaxmlp.data.idx import read_idx
 from jaxmlp.data.prepared import Status
 
 __all__ = [
+    "ArrayFacts",
     "Dataset",
+    "Facts",
     "Split",
     "Status",
     "as_images",
     "as_labels",
     "digest",
+    "facts_of",
     "from_arrays",
     "load",
     "names",

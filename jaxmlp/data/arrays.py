@@ -148,8 +148,8 @@ def from_arrays(
     if num_classes is None:
         num_classes = max(_classes(labels) for _, labels in pairs.values())
     splits = {split: _as_split(split, pair, num_classes) for split, pair in pairs.items()}
-    wanted = splits["train"].images
-    for split, (images, _) in splits.items():
+    wanted = splits["train"].inputs
+    for split, (images, _, _) in splits.items():
         if images.shape[1:] != wanted.shape[1:] or images.dtype != wanted.dtype:
             found = f"{images.dtype} {images.shape[1:]}"
             raise DataError(f"data: {split} images must be as train's, {wanted.dtype} {wanted.shape[1:]}, got {found}")
@@ -171,7 +171,7 @@ def _classes(labels: Any) -> int:
 def _as_split(split: str, pair: Pair, num_classes: int) -> Split:
     images, labels = pair
     checked = Split(as_images(images), as_labels(labels, num_classes))
-    if len(checked.images) != len(checked.labels):
-        found = f"{len(checked.images)} images and {len(checked.labels)} labels"
+    if len(checked.inputs) != len(checked.targets):
+        found = f"{len(checked.inputs)} images and {len(checked.targets)} labels"
         raise DataError(f"data: {split} must have a label for each image, got {found}")
     return checked

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,104 @@ from jaxmlp.errors import ConfigError, did_you_mean
 class Split(NamedTuple):
     """Examples in host memory."""
 
-    images: np.ndarray
-    """uint8, or float32 where the caller gave floats, [examples, height, width, channels]."""
-    labels: np.ndarray
-    """int32 [examples]."""
+    inputs: Any
+    """An array `[examples, ...]`, or a mapping of such arrays. Images are uint8 or float32, channels last."""
+    targets: np.ndarray
+    """Class ids, int32 [examples]; distributions, float32 [examples, classes]; or numbers, float32 [examples, ...]."""
+    weights: np.ndarray | None = None
+    """Weight of each example's loss, float32 [examples]; None counts all alike."""
 
     def __repr__(self) -> str:
-        return f"Split({len(self.labels)} images of {self.images.dtype} {self.images.shape[1:]})"
+        leaves = self.inputs.values() if isinstance(self.inputs, Mapping) else [self.inputs]
+        shown = " and ".join(f"{leaf.dtype} {leaf.shape[1:]}" for leaf in leaves)
+        return f"Split({len(self.targets)} examples of {shown})"
+
+    def rows(self, index: Any) -> Split:
+        """These examples."""
+        inputs = self.inputs
+        taken = {name: leaf[index] for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else inputs[index]
+        return Split(taken, self.targets[index], None if self.weights is None else self.weights[index])
+
+
+class ArrayFacts(NamedTuple):
+    """What is known of an array without its values."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    """Shape of one example."""
+
+    def zeros(self, rows: int) -> np.ndarray:
+        """An array of this type and shape, `[rows, ...]`, that takes no memory."""
+        return np.broadcast_to(np.zeros((), np.dtype(self.dtype)), (rows, *self.shape))
+
+
+class Facts(NamedTuple):
+    """What a network must know of its data: shapes and types of one example, and the number of outputs."""
+
+    inputs: ArrayFacts | dict[str, ArrayFacts]
+    targets: ArrayFacts
+    outputs: int
+    """Number of classes, or of numbers in a target."""
+
+    def zeros(self, rows: int) -> Split:
+        """Examples of zeros."""
+        if isinstance(self.inputs, dict):
+            inputs: Any = {name: facts.zeros(rows) for name, facts in self.inputs.items()}
+        else:
+            inputs = self.inputs.zeros(rows)
+        return Split(inputs, self.targets.zeros(rows))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """Height, width and channels where an input is an image, else None."""
+        shape = () if isinstance(self.inputs, dict) else self.inputs.shape
+        return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON types."""
+        of_inputs = self.inputs if isinstance(self.inputs, dict) else {"": self.inputs}
+        plain = {name: [facts.dtype, list(facts.shape)] for name, facts in of_inputs.items()}
+        return {
+            "inputs": plain if isinstance(self.inputs, dict) else plain[""],
+            "targets": [self.targets.dtype, list(self.targets.shape)],
+            "outputs": self.outputs,
+        }
+
+    @classmethod
+    def from_plain(cls, plain: Any) -> Facts:
+        """The facts that `to_plain` wrote.
+
+        Raises:
+            ValueError: They are none.
+        """
+
+        def of(found: Any) -> ArrayFacts:
+            dtype, shape = found
+            if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
+                raise ValueError(f"a shape is {shape}")
+            if np.dtype(dtype).kind not in "uifb":
+                raise ValueError(f"a type is {dtype}")
+            return ArrayFacts(np.dtype(dtype).name, tuple(shape))
+
+        try:
+            inputs = plain["inputs"]
+            named = {name: of(found) for name, found in inputs.items()} if isinstance(inputs, dict) else of(inputs)
+            if type(plain["outputs"]) is not int or not 0 < plain["outputs"] < 1 << 31:
+                raise ValueError(f"outputs are {plain['outputs']}")
+            return cls(named, of(plain["targets"]), plain["outputs"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(str(error)) from error
+
+
+def facts_of(split: Split, outputs: int) -> Facts:
+    """The facts of a split's examples."""
+
+    def of(leaf: np.ndarray) -> ArrayFacts:
+        return ArrayFacts(leaf.dtype.name, leaf.shape[1:])
+
+    inputs = split.inputs
+    named = {name: of(leaf) for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else of(inputs)
+    return Facts(named, of(split.targets), outputs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,6 +130,11 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """Lines that people must see."""
 
+    @property
+    def facts(self) -> Facts:
+        """Shapes and types of an example, and the number of outputs."""
+        return facts_of(self.train, self.num_classes)
+
 
 def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
     r"""The bytes that a data set's SHA-256 is over: each split's images, then its labels, as uncompressed IDX files.
@@ -49,7 +145,7 @@ def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
         zcat train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
              t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz | sha256sum
     """
-    for images, labels in splits:
+    for images, labels, _ in splits:
         yield from idx_parts(images[..., 0] if images.shape[-1] == 1 else images)
         yield from idx_parts(labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32))
 
@@ -83,15 +179,12 @@ def cut_validation(train: Split, test: Split, validation: Split | float | str | 
         return train, named[validation]
     if validation is None or isinstance(validation, Split):
         return train, validation
-    examples = len(train.labels)
+    examples = len(train.targets)
     split_at = int(examples * (1 - validation))
     if not 0 < split_at < examples:
         wanted = f"must leave examples on both sides of the cut, got {validation:g} of {examples}"
         raise ConfigError("data.validation", wanted)
-    return (
-        Split(train.images[:split_at], train.labels[:split_at]),
-        Split(train.images[split_at:], train.labels[split_at:]),
-    )
+    return train.rows(slice(None, split_at)), train.rows(slice(split_at, None))
 
 
 def make_dataset(
@@ -110,10 +203,10 @@ def make_dataset(
         ConfigError: As `cut_validation`.
     """
     left, held_out = cut_validation(train, test, validation)
-    untrained = np.setdiff1d(train.labels, left.labels)
+    untrained = np.setdiff1d(train.targets, left.targets)
     if untrained.size:
         classes = ", ".join(map(str, untrained))
-        cut = f"data.validation {validation} takes the last {len(train.labels) - len(left.labels):,} training images"
+        cut = f"data.validation {validation} takes the last {len(train.targets) - len(left.targets):,} training images"
         notes += (f"{cut}, and with them all of class {classes}: none is trained on",)
     return Dataset(
         name=name, train=left, validation=held_out, test=test, num_classes=num_classes, sha256=sha256, notes=notes

@@ -16,7 +16,6 @@ from jaxmlp.config import DataConfig
 from jaxmlp.errors import CheckFailed
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
 from jaxmlp.inference import Model
-from jaxmlp.model import make_mlp
 
 PROBES = 256
 """Images that each export is compared on."""
@@ -81,8 +80,7 @@ def export(model: Model, name: str, path: Path) -> Exported:
     chosen = FORMATS[name]
     exporter: Exporter = importlib.import_module(f"jaxmlp.export.{name}")
     if chosen.precision:
-        module = make_mlp(model.config.model, model.num_classes, chosen.precision)
-        model = dataclasses.replace(model, module=module)
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, precision=chosen.precision))
     exporter.write(path, model)
     images = probes(model.image_shape)
     wanted = model.probabilities(images)
@@ -102,7 +100,7 @@ def export(model: Model, name: str, path: Path) -> Exported:
 def probes(image_shape: tuple[int, int, int]) -> Shaped[np.ndarray, "probes height width channels"]:
     """Images to compare on: real digits where they fit, else noise in front of more and less black."""
     if image_shape == (28, 28, 1):
-        return data.load(DataConfig(name="mnist_5k", validation=None)).test.images[:PROBES]
+        return data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs[:PROBES]
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (PROBES, *image_shape), np.uint8)
     shown = rng.random(noise.shape) < np.linspace(0, 1, PROBES).reshape(-1, 1, 1, 1)

@@ -9,7 +9,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Shaped
 
+from jaxmlp.errors import RunError
 from jaxmlp.inference import Model
+from jaxmlp.mlp import MLP
+from jaxmlp.parts import where
 
 Rows = Float[np.ndarray, "rows units"]
 
@@ -20,7 +23,7 @@ class DenseLayer(NamedTuple):
     kernel: Float[np.ndarray, "inputs units"]
     bias: Float[np.ndarray, " units"]
     activation: str
-    """One of `ModelConfig.activation`; `linear` for the logits."""
+    """One of `MLP.activation`; `linear` for the logits."""
     scale: float = 1.0
     """The first layer's inputs are pixels as the data has them."""
 
@@ -47,9 +50,23 @@ ACTIVATIONS: Final[dict[str, Callable[[Rows], Rows]]] = {
 }
 
 
+def mlp_of(model: Model) -> MLP:
+    """The MLP of a model.
+
+    Raises:
+        RunError: It is another network, or its activation is a function of the user's own.
+    """
+    config = model.config.model
+    if not isinstance(config, MLP):
+        raise RunError(f"this format holds MLPs alone, and the run's network is {where(config)}. Take stablehlo.")
+    if not isinstance(config.activation, str):
+        raise RunError("this format knows jaxmlp's activations alone, and the run's is its own. Take stablehlo.")
+    return config
+
+
 def dense_layers(model: Model) -> list[DenseLayer]:
     """The layers of an MLP, first to last."""
-    config = model.config.model
+    config = mlp_of(model)
     activations = [*(config.activation for _ in config.hidden_sizes), "linear"]
     scales = [float(np.float32(model.config.data.pixel_scale)), *(1.0 for _ in config.hidden_sizes)]
     found = []

@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Model, apply
+from jaxmlp.inference import Model
+from jaxmlp.inference import probabilities as probabilities_of
 from jaxmlp.run import files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -23,12 +24,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 def write(path: Path, model: Model) -> None:
     """`probabilities(images)`: images float32 [batch, height, width, channels], pixels unscaled."""
+    answer = probabilities_of(model)
 
     @jax.jit
     def probabilities(images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        scale = jnp.float32(model.config.data.pixel_scale)
-        answers: Array = apply(model.params, images, scale, module=model.module)
-        return answers
+        return answer((model.params, model.variables), images)
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)

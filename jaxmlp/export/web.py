@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from jaxmlp.errors import RunError
-from jaxmlp.export.layers import DenseLayer, dense_layers, softmax_of_layers
+from jaxmlp.export.layers import DenseLayer, dense_layers, mlp_of, softmax_of_layers
 from jaxmlp.inference import Model
-from jaxmlp.model import num_params
+from jaxmlp.modules import num_params
 from jaxmlp.run import files
 
 PAGE = Path(__file__).parent / "page"
@@ -49,7 +49,7 @@ def write(path: Path, model: Model) -> None:
 
 def _about(model: Model) -> str:
     """Without any character that could end the script it stands in: a run's name has none."""
-    layers = " - ".join(str(size) for size in (784, *model.config.model.hidden_sizes, model.num_classes))
+    layers = " - ".join(str(size) for size in (784, *mlp_of(model).hidden_sizes, model.num_classes))
     return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {model.step:,} updates"
 
 

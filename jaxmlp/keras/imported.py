@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxmlp import data, train
 from jaxmlp.config import ExperimentConfig
@@ -14,7 +14,7 @@ from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import evaluate, load_model
 from jaxmlp.keras.network import KerasNetwork
-from jaxmlp.model import make_mlp
+from jaxmlp.mlp import MLP
 from jaxmlp.position import Position
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.directory import RunDirectory
@@ -31,33 +31,34 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
         RunError: The network does not fit the data, or there is a run already.
         DiskError: The run cannot be written.
     """
+    if not isinstance(config.model, MLP):
+        raise ConfigError("model", "must be an MLP: Keras files of other networks are not read")
     if config.model.hidden_sizes != network.hidden_sizes:
         problem = f"must be the file's {network.hidden_sizes}, got {config.model.hidden_sizes}"
         raise ConfigError("model.hidden_sizes", problem)
     if network.activation and config.model.activation != network.activation:
         problem = f"must be the file's {network.activation}, got {config.model.activation}"
         raise ConfigError("model.activation", problem)
-    image_shape = dataset.train.images.shape[1:]
+    facts = dataset.facts
     found = len(network.layers[0].kernel), len(network.layers[-1].bias)
-    if found != (wanted := (int(np.prod(image_shape)), dataset.num_classes)):
+    if found != (wanted := (math.prod(facts.image_shape or ()), dataset.num_classes)):
         raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
     state = _state(network, config, dataset)
-    position = Position(state, train.Sums.zero())
+    on_data, zeros = config.on_data(facts.outputs, 1), train.Split(*facts.zeros(1))
+    position = Position(state, train.zero_sums(on_data, state, zeros))
     # So that nobody looks in the config for what these weights came from.
-    facts = {**manifest(config, dataset.sha256), "imported": {"params_sha256": digest(state.params)}}
+    facts = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}
     with RunDirectory.create(path, config, facts) as run:
         run.save_checkpoint(0, position.arrays(), position.meta())
-        model = load_model(run, image_shape=image_shape)
+        model = load_model(run)
         scored = evaluate(model, dataset.test)
         history = History(
             config=config,
-            module=model.module,
             dataset=dataset,
             records=(),
             state=state,
             status="interrupted",
-            test_loss=scored.loss,
-            test_accuracy=scored.accuracy,
+            test={"loss": scored.loss, **scored.metrics},
             params_sha256=digest(state.params),
             state_sha256=digest(state),
             compile_s=0.0,
@@ -71,10 +72,9 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
 
 def _state(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset) -> train.TrainState:
     """The state before the first update, but for the parameters, which are the network's."""
-    module = make_mlp(config.model, dataset.num_classes, config.precision)
-    hyper = train.make_hyper(config, -(-len(dataset.train.labels) // config.batch_size))
-    image_shape = dataset.train.images.shape[1:]
-    state = train.init_state(hyper, config=config.program(), module=module, image_shape=image_shape)
+    steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
+    on_data = config.on_data(dataset.num_classes, steps_per_epoch)
+    state = train.init_state(on_data, dataset.facts.zeros(1).inputs)
     params: dict[str, Any] = {f"Dense_{i}": layer._asdict() for i, layer in enumerate(network.layers)}
     imported: train.TrainState = jax.device_get(state._replace(params=restore(state.params, leaves(params))))
     return imported

@@ -10,8 +10,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxmlp.config import MAX_LAYERS, ModelConfig
 from jaxmlp.keras.hdf5 import Refused
+from jaxmlp.mlp import MAX_LAYERS, MLP
 
 ACTIVATIONS: Final = {
     **{name: name for name in ("relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "linear")},
@@ -83,10 +83,10 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
     """The network of a file's arrays and of what its config says.
 
     Raises:
-        Refused: They differ; or the config is of a network that no `ModelConfig` can say.
+        Refused: They differ; or the config is of a network that no `MLP` can say.
     """
     if architecture is None:
-        note = f"it holds weights alone: the activation is taken to be --model.activation ({ModelConfig.activation})"
+        note = f"it holds weights alone: the activation is taken to be --model.activation ({MLP.activation})"
         return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))
     units = tuple(len(layer.bias) for layer in layers)
     if units != architecture.units:

@@ -14,7 +14,7 @@ from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
 
-PARTS = ("params", "opt_state")
+PARTS = ("params", "opt_state", "variables", "controllers")
 
 
 @dataclass

@@ -6,7 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from jaxmlp.config import SGD, ClippedCrossEntropy, DataConfig, ExperimentConfig, InverseTime, ModelConfig, RMSprop
+from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.losses import ClippedCrossEntropy
+from jaxmlp.mlp import MLP
+from jaxmlp.optimizers import SGD, RMSprop
+from jaxmlp.schedules import InverseTime
 
 MNIST_SHA256: Final = "b2d8f5bf39174ee5ffeefa97e42d673c35432b411bb5d1f74fbbeddae7f1690a"
 
@@ -31,7 +35,7 @@ class Band(NamedTuple):
 
 RELU_RMSPROP: Final = ExperimentConfig(
     name="relu_rmsprop",
-    model=ModelConfig(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2),
+    model=MLP(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2),
     data=DataConfig(name="mnist", validation="test"),
     optimizer=RMSprop(learning_rate=0.001),
     loss=ClippedCrossEntropy(),
@@ -40,7 +44,7 @@ RELU_RMSPROP: Final = ExperimentConfig(
 )
 TANH_SGD_NESTEROV: Final = ExperimentConfig(
     name="tanh_sgd_nesterov",
-    model=ModelConfig(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5),
+    model=MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5),
     data=DataConfig(name="mnist", validation=0.3, pixel_scale=1.0),
     optimizer=SGD(learning_rate=0.01, momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-6)),
     loss=ClippedCrossEntropy(),

@@ -149,7 +149,7 @@ def _read(path: Path) -> Reference:
 
 
 def _platform(training: Training, dataset: data.Dataset) -> Platform:
-    facts = dict(manifest(training.config, dataset.sha256)["binding"])
+    facts = dict(manifest(training.config, dataset)["binding"])
     return Platform(config_sha256=facts.pop("config_sha256"), data_sha256=facts.pop("data_sha256"), facts=facts)
 
 

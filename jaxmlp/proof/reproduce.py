@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-
 from jaxmlp import data
 from jaxmlp.errors import RunError
 from jaxmlp.proof import evidence
@@ -56,7 +54,6 @@ def reproduce(
     run: str | Path,
     dataset: data.Dataset | None = None,
     *,
-    module: nn.Module | None = None,
     devices: int | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
@@ -69,7 +66,6 @@ def reproduce(
     Args:
         run: Its folder.
         dataset: Its data; by default what its config names.
-        module: The one that the run was trained with, where it was not the config's MLP.
         devices: How many share a batch; by default as many as divide the gradient shards.
         report: Told of each epoch that agrees.
 
@@ -83,8 +79,8 @@ def reproduce(
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
     dataset = dataset or data.load(config.data, report=report)
-    training = Training(config, dataset, module=module, devices=devices)
-    left = promise(there, manifest(config, dataset.sha256, devices=training.devices))
+    training = Training(config, dataset, devices=devices)
+    left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:
         report(changed)
     compared = 0

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxmlp import data, model, runtime, shards, train
+from jaxmlp import data, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES
-from jaxmlp.fitting import check_batch_size
-from jaxmlp.programs import Programs
+from jaxmlp.fitting import check_data
+from jaxmlp.programs import Programs, figures
 from jaxmlp.run.digest import digest
 
 
@@ -20,8 +19,8 @@ class Training:
     Args:
         config: The experiment.
         dataset: Its data.
-        module: In place of the config's MLP, as in `fit`.
         devices: How many share a batch, as in `fit`.
+        resident_bytes: As in `fit`.
 
     Raises:
         ConfigError, DeviceError: As `fit`.
@@ -32,15 +31,14 @@ class Training:
         config: ExperimentConfig,
         dataset: data.Dataset,
         *,
-        module: nn.Module | None = None,
         devices: int | None = None,
+        resident_bytes: int = RESIDENT_BYTES,
     ) -> None:
         runtime.configure()
-        check_batch_size(config, dataset)
+        check_data(config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        module = module or model.make_mlp(config.model, dataset.num_classes, config.precision)
-        self._programs = Programs(config, dataset, module, mesh, RESIDENT_BYTES)
-        self._position = self._programs.placed(self._programs.first())
+        self._programs = Programs(config, dataset, mesh, resident_bytes)
+        self._position = self._programs.first()
         self.config = config
         self.devices: int = mesh.size
         self.steps_per_epoch = self._programs.steps_per_epoch
@@ -75,6 +73,6 @@ class Training:
             self._programs.advance(position, self._programs.order(epoch), stop)
 
     def test(self) -> dict[str, float]:
-        """Loss and accuracy on the test examples, by the names of a run's result."""
-        loss, accuracy = self._programs.test(self._position)
-        return {"test_loss": loss, "test_accuracy": accuracy}
+        """Loss and metrics on the test examples, such as `test_loss`."""
+        found = figures(self.config, self._programs.evaluate(self._position, "test")[0])
+        return {f"test_{name}": value for name, value in found.items()}

@@ -20,7 +20,7 @@ from jaxmlp.run import checkpoint, files, jsonl, sums
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
 from jaxmlp.run.lock import is_held
-from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest
+from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_manifest, read_plain_config
 
 ALWAYS = (CONFIG, MANIFEST, METRICS, DIGESTS, LOCK)
 """The files of every run; the others come at its end."""
@@ -97,7 +97,7 @@ class _Check:
 
     def records(self, manifest: Mapping[str, Any], states: Mapping[str, Any], *, ended: bool) -> None:
         """What the files tell of each other."""
-        self.read(CONFIG, lambda _: read_config(self.path))
+        self.read(CONFIG, lambda _: read_plain_config(self.path))
         self.read(LOCK, _check_lock)
         if told := (manifest.get("binding") or {}).get("config_sha256"):
             self.agree(CONFIG, "its SHA-256 is not the one in", MANIFEST, self.read(CONFIG, sums.sha256), told)

@@ -183,13 +183,13 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFa
         config=run.config,
         manifest=run.manifest,
         status=run.status,
-        epochs=[record._asdict() for record in epochs],
+        epochs=[record.line() for record in epochs],
         digests=run.digests(),
         step=model.step if model else _steps(epochs),
         train_s=result.get("train_s"),
         compile_s=result.get("compile_s"),
-        train_examples=len(dataset.train.labels),
-        test_examples=len(dataset.test.labels),
+        train_examples=len(dataset.train.targets),
+        test_examples=len(dataset.test.targets),
         test_loss=answers.evaluation.loss if answers else None,
         test_accuracy=answers.evaluation.accuracy if answers else None,
         answers=answers,
@@ -197,14 +197,14 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFa
 
 
 def _answers(model: Model, test: data.Split) -> Answers:
-    probabilities = model.probabilities(test.images)
+    probabilities = model.probabilities(test.inputs)
     return Answers(
         evaluation=evaluate(model, test),
-        correct=probabilities.argmax(axis=1) == test.labels,
-        calibration=calibration(probabilities, test.labels),
+        correct=probabilities.argmax(axis=1) == test.targets,
+        calibration=calibration(probabilities, test.targets),
         mistakes=tuple(
-            Mistake(index, test.images[index], int(test.labels[index]), _top(probabilities[index]))
-            for index in worst_mistakes(probabilities, test.labels, MISTAKES)
+            Mistake(index, test.inputs[index], int(test.targets[index]), _top(probabilities[index]))
+            for index in worst_mistakes(probabilities, test.targets, MISTAKES)
         ),
         tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
     )
@@ -228,13 +228,13 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]
             config=lane.config,
             manifest=manifest,
             status=result.status,
-            epochs=[record._asdict() for record in result.metrics],
+            epochs=[record.line() for record in result.metrics],
             digests=[last] if result.params_sha256 else [],
             step=_steps(result.metrics),
             train_s=result.train_s,
             compile_s=None,
-            train_examples=len(dataset.train.labels),
-            test_examples=len(dataset.test.labels),
+            train_examples=len(dataset.train.targets),
+            test_examples=len(dataset.test.targets),
             test_loss=result.test_loss,
             test_accuracy=result.test_accuracy,
             answers=None,

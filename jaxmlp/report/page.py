@@ -19,7 +19,7 @@ import jaxmlp
 from jaxmlp import pictures
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
-from jaxmlp.fields import Part
+from jaxmlp.parts import Part
 from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group

@@ -18,16 +18,30 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from numpy.typing import NDArray
 
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.run import files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
-from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_config, read_manifest, taken
+from jaxmlp.run.record import (
+    CONFIG,
+    ENDS,
+    FORMAT,
+    MANIFEST,
+    METRICS,
+    read_config,
+    read_manifest,
+    read_plain_config,
+    taken,
+)
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.data import Facts
+    from jaxmlp.parts import Find
 
 DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
 CHECKPOINTS, LOCK = "checkpoints", "lock"
@@ -38,13 +52,22 @@ class RunDirectory:
 
     Attributes:
         path: The folder.
-        config: The experiment.
-        manifest: `binding`, `not_binding`, `status` and `result`, as `manifest.json` holds them.
+        plain_config: The experiment's values as JSON types.
+        manifest: `binding`, `not_binding`, `data`, `status` and `result`, as `manifest.json` holds them.
     """
 
-    def __init__(self, path: Path, config: ExperimentConfig, manifest: dict[str, Any], lock: Lock | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        config: ExperimentConfig | None,
+        plain_config: dict[str, Any],
+        manifest: dict[str, Any],
+        lock: Lock | None,
+        find: Find | None = None,
+    ) -> None:
         self.path = path
-        self.config = config
+        self.plain_config = plain_config
+        self._config, self._find = config, find
         self.manifest = manifest
         self._lock = lock
         self._checkpoints = CheckpointFolder(path / CHECKPOINTS)
@@ -71,7 +94,8 @@ class RunDirectory:
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(taken(path))
-            run = cls(path, config, {**manifest, "status": "running", "result": None}, lock)
+            facts = {"format": FORMAT, **manifest, "status": "running", "result": None}
+            run = cls(path, config, config.to_dict(), facts, lock)
             run._begin()
             return run
         except BaseException:
@@ -93,14 +117,19 @@ class RunDirectory:
         files.write(self.path / METRICS)
         files.write(self.path / DIGESTS)
         # Last, because its presence makes the folder a run.
-        files.write(self.path / CONFIG, self.config.to_json().encode())
+        files.write(self.path / CONFIG, (json.dumps(self.plain_config, indent=2) + "\n").encode())
 
     @classmethod
-    def open(cls, path: str | Path, *, write: bool) -> RunDirectory:
+    def open(cls, path: str | Path, *, write: bool, find: Find | None = None) -> RunDirectory:
         """Open a run that is there; for writing, one process at a time.
 
         Opened for writing, a run that has not finished is `running` again, and what a killed process left half
         written is gone.
+
+        Args:
+            path: The folder.
+            write: Whether it is opened for writing.
+            find: Finds the user's own parts of the config, as in `ExperimentConfig.from_dict`.
 
         Raises:
             RunError: There is no run, it cannot be read, or another process is at it, which is named.
@@ -113,7 +142,8 @@ class RunDirectory:
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
         lock = Lock(path / LOCK) if write else None
         try:
-            run = cls(path, read_config(path), read_manifest(path), lock)
+            manifest = read_manifest(path)
+            run = cls(path, None, read_plain_config(path), manifest, lock, find)
             if write and run.status != "finished":
                 run.begin_again()
             return run
@@ -146,6 +176,31 @@ class RunDirectory:
         if self._lock:
             self._lock.release()
             self._lock = None
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The experiment.
+
+        Raises:
+            RunError: `config.json` is damaged, or has parts of the user's own that were not given.
+        """
+        self._config = self._config or read_config(self.path, self._find)
+        return self._config
+
+    @property
+    def facts(self) -> Facts:
+        """Shapes and types of the examples that the run was trained on.
+
+        Raises:
+            RunError: The manifest does not say.
+        """
+        from jaxmlp.data import Facts
+
+        try:
+            return Facts.from_plain(self.manifest.get("data"))
+        except ValueError as error:
+            problem = f"{self.path / MANIFEST} does not say what examples the run was trained on ({error})"
+            raise RunError(f"{problem}. Create runs with manifest().") from error
 
     @property
     def status(self) -> str:

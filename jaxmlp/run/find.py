@@ -7,11 +7,14 @@ import itertools
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
 
 
 def runs_dir() -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.fields import dotted
 from jaxmlp.run.directory import RunDirectory
@@ -27,7 +26,8 @@ class Listed(NamedTuple):
     test_loss: float | None = None
     train_s: float | None = None
     params_sha256: str | None = None
-    config: ExperimentConfig | None = None
+    config: dict[str, Any] | None = None
+    """Values as JSON types."""
     problem: str = ""
 
 
@@ -42,14 +42,14 @@ def read(path: Path) -> Listed:
     return Listed(
         run_dir=str(path),
         status=run.status,
-        seed=run.config.seed,
+        seed=run.plain_config["seed"],
         epochs=len(epochs),
         val_loss=epochs[-1].get("val_loss") if epochs else None,
         test_accuracy=result.get("test_accuracy"),
         test_loss=result.get("test_loss"),
         train_s=result.get("train_s"),
         params_sha256=digests[-1].get("params_sha256") if digests else None,
-        config=run.config,
+        config=run.plain_config,
     )
 
 
@@ -74,9 +74,9 @@ def ordered(runs: Iterable[Listed], by: str) -> list[Listed]:
     return sorted(runs, key=key) if key else list(runs)
 
 
-def different_values(configs: Sequence[ExperimentConfig]) -> dict[str, list[Any]]:
+def different_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     """The dotted fields in which the configs differ, each with the value of every config; none where it has no such."""
-    flat = [dotted(config.to_dict()) for config in configs]
+    flat = [dotted(config) for config in configs]
     names = dict.fromkeys(name for values in flat for name in values)
     found = {name: [values.get(name) for values in flat] for name in names}
     return {name: values for name, values in found.items() if any(value != values[0] for value in values)}

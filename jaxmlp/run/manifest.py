@@ -14,21 +14,23 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxmlp.config import ExperimentConfig
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.data import Dataset
 
 _CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
 _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
 _FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 
 
-def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | None = None) -> dict[str, Any]:
+def manifest(config: ExperimentConfig, dataset: Dataset, *, devices: int | None = None) -> dict[str, Any]:
     """The facts of a run on this machine, as JSON values; without names of host or user, or their paths.
 
     Args:
         config: The experiment; its sum is that of `config.json`.
-        dataset_sha256: Of the examples' bytes.
+        dataset: Its data.
         devices: How many share a batch; by default all that JAX finds.
     """
     import jax
@@ -39,7 +41,7 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
     flags = " ".join(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
     binding = {
         "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
-        "data_sha256": dataset_sha256,
+        "data_sha256": dataset.sha256,
         **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
         "xla_flags": binding_flags(flags),
         "prng": IMPLEMENTATION,
@@ -59,7 +61,7 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
         "python": platform.python_version(),
         "os": platform.system(),
     }
-    return {"binding": binding, "not_binding": not_binding}
+    return {"binding": binding, "not_binding": not_binding, "data": dataset.facts.to_plain()}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:

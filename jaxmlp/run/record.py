@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fields import parse_json
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.known import wrong_fields
+
+if TYPE_CHECKING:
+    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.parts import Find
+
+FORMAT = 2
+"""Version of what a run's folder holds. Version 1 had no number."""
 
 ENDS = ("finished", "interrupted", "diverged", "failed")
 """What the status of a run can be, besides `running`."""
@@ -21,14 +27,39 @@ MAX_DOCUMENT = 1 << 22
 CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.jsonl"
 
 
-def read_config(path: Path) -> ExperimentConfig:
-    """The config of the run in the folder `path`.
+def read_plain_config(path: Path) -> dict[str, Any]:
+    """The config of the run in the folder `path` as JSON types, for readers that need no code of the user's own.
 
     Raises:
         RunError: It is damaged.
     """
     try:
-        return ExperimentConfig.from_json(files.read(path / CONFIG, MAX_DOCUMENT).decode())
+        plain = parse_json(files.read(path / CONFIG, MAX_DOCUMENT))
+        if (
+            isinstance(plain, dict)
+            and type(plain["seed"]) is type(plain["epochs"]) is int
+            and plain["name"] is not None
+        ):
+            return plain
+        raise ValueError("it lacks a value")
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
+
+
+def read_config(path: Path, find: Find | None = None) -> ExperimentConfig:
+    """The config of the run in the folder `path`.
+
+    Args:
+        path: The folder.
+        find: Finds the user's own parts, as in `ExperimentConfig.from_dict`.
+
+    Raises:
+        RunError: It is damaged.
+    """
+    from jaxmlp.config import ExperimentConfig
+
+    try:
+        return ExperimentConfig.from_json(files.read(path / CONFIG, MAX_DOCUMENT).decode(), find)
     except (ConfigError, UnicodeDecodeError) as error:
         raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
 
@@ -40,7 +71,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: It is damaged.
     """
     try:
-        manifest = checked_manifest(parse_json(files.read(path / MANIFEST, MAX_DOCUMENT)))
+        found = parse_json(files.read(path / MANIFEST, MAX_DOCUMENT))
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            version = found.get("format", 1)
+            raise RunError(
+                f"{path} is a run of format {version}, and this jaxmlp reads format {FORMAT}. Train it again."
+            )
+        manifest = checked_manifest(found)
         if not manifest["result"] or manifest["result"].keys() >= {"test_loss", "test_accuracy"}:
             return manifest
     except ValueError:
@@ -63,12 +100,12 @@ def checked_manifest(found: Any) -> dict[str, Any]:
 
 def taken(path: Path) -> str:
     """Why no run can begin in the folder `path`, which holds one, and the ways on."""
-    manifest, config = read_manifest(path), read_config(path)
+    manifest, epochs = read_manifest(path), read_plain_config(path)["epochs"]
     resume = f"`jaxmlp train --resume {shlex.quote(str(path))}`"
     if manifest["status"] == "finished":
         accuracy = (manifest["result"] or {}).get("test_accuracy")
         told = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""
         return f"{path} holds a finished run{told}. {resume} prints its result; or name another folder with --out."
     status = "interrupted" if manifest["status"] == "running" else manifest["status"]
-    done = f"{status}, {len(jsonl.read(path / METRICS))} of {config.epochs} epochs done"
+    done = f"{status}, {len(jsonl.read(path / METRICS))} of {epochs} epochs done"
     return f"{path} holds an unfinished run ({done}). Go on with {resume}, or name another folder with --out."

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxmlp.sweep.directory import load as load
-    from jaxmlp.sweep.lanes import Range as Range
     from jaxmlp.sweep.result import LaneResult as LaneResult
     from jaxmlp.sweep.result import SweepResult as SweepResult
     from jaxmlp.sweep.start import resume as resume
     from jaxmlp.sweep.start import sweep as sweep
+    from jaxmlp.sweep.values import Range as Range
 else:  # Hidden from type checkers, as in jaxmlp.
 
     def __getattr__(name: str) -> Any:
@@ -25,7 +25,7 @@ else:  # Hidden from type checkers, as in jaxmlp.
 
 _HOMES = {
     "LaneResult": "result",
-    "Range": "lanes",
+    "Range": "values",
     "SweepResult": "result",
     "load": "directory",
     "resume": "start",

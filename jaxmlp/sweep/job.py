@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import flax.linen as nn
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from jaxmlp import data, train
+from jaxmlp import data
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.feed import RESIDENT_BYTES, Feed
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import Batching, Lane
-from jaxmlp.sweep.over_lanes import WHOLE, put
+from jaxmlp.sweep.over_lanes import ROWS, WHOLE, put
 from jaxmlp.sweep.progress import SweepProgress
 
 
@@ -24,7 +23,6 @@ class Job:
     """One call of `sweep`, whose arguments it has."""
 
     dataset: data.Dataset
-    module: nn.Module | None
     mesh: Mesh
     batching: Batching
     keep_runs: bool
@@ -35,26 +33,49 @@ class Job:
     checkpoint_s: float
     total: int
     """Lanes of the whole sweep."""
-    splits: dict[str, train.Split] = field(default_factory=dict)
-    """On the devices: train, test, and validation, if there is one."""
-    compiled: dict[Any, Any] = field(default_factory=dict)
+    resident_bytes: int = RESIDENT_BYTES
+    """Bytes of a split's inputs up to which it stays on the devices."""
     compile_s: float = 0.0
     stopping: bool = False
     """Whether all processes know that one has a stop signal."""
 
     def __post_init__(self) -> None:
-        self.examples = len(self.dataset.train.labels)
-        for name in ("train", "validation", "test"):
-            if split := getattr(self.dataset, name):
-                shared = [other for other in self.splits if getattr(self.dataset, other) is split]
-                self.splits[name] = self.splits[shared[0]] if shared else put(train.Split(*split), self.mesh, WHOLE)
+        self.examples = len(self.dataset.train.targets)
+        self.splits = [name for name in ("train", "validation", "test") if getattr(self.dataset, name)]
+        self._feeds: dict[Any, Feed] = {}
+        self._compiled: dict[Any, Any] = {}
 
     def steps_per_epoch(self, lane: Lane) -> int:
-        """Updates."""
+        """Updates of an epoch."""
         return -(-self.examples // lane.config.batch_size)
 
-    def hyper(self, lanes: Sequence[Lane]) -> train.Hyper:
-        """The lanes' traced values, a row a lane, on the host."""
-        rows = [jax.device_get(train.make_hyper(lane.config, self.steps_per_epoch(lane))) for lane in lanes]
-        stacked: train.Hyper = jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
-        return stacked
+    def on_data(self, lane: Lane) -> ExperimentConfig:
+        """The lane's config as compiled functions take it."""
+        return lane.config.on_data(self.dataset.num_classes, self.steps_per_epoch(lane))
+
+    def feed(self, name: str, batch_size: int, grad_shards: int, slots: int) -> Feed:
+        """A split for lanes of this batch size; splits that are shared, and resident ones, are on the devices once."""
+        split = getattr(self.dataset, name)
+        key = id(split), batch_size, grad_shards, slots
+        if key not in self._feeds:
+            resident = next((feed.resident for feed in self._feeds.values() if feed.split is split), None)
+            self._feeds[key] = Feed(
+                split,
+                batch_size,
+                grad_shards,
+                lambda tree: put(tree, self.mesh, WHOLE),
+                put_rows=lambda tree: put(tree, self.mesh, ROWS),
+                lanes=slots,
+                resident_bytes=self.resident_bytes,
+                resident=resident,
+            )
+        return self._feeds[key]
+
+    def compiled(self, function: Any, *arguments: Any) -> Any:
+        """A function of `over_lanes`, compiled once for arguments of these shapes; their values are not used."""
+        leaves, structure = jax.tree.flatten(arguments)
+        key = function, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
+        if key not in self._compiled:
+            lowered = function.lower(*arguments, mesh=self.mesh, batching=self.batching)
+            self._compiled[key] = lowered.compile()
+        return self._compiled[key]

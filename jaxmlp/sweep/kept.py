@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import state_digests
+from jaxmlp.loop import Keeper
 from jaxmlp.position import Position
 from jaxmlp.run import files
-from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_config
 from jaxmlp.sweep.lanes import MAX_LANES
@@ -59,35 +54,19 @@ class KeptRun:
         except BaseException:
             self.run.close()
             raise
-        losses = [record.val_loss for record in before if record.val_loss is not None]
-        self.best_val_loss = min(losses, default=math.inf)
-        self.unsaved_best: Position | None = None
-
-    def epoch_ended(self, record: EpochRecord, state: train.TrainState, order: np.ndarray[Any, Any]) -> None:
-        """Log the epoch; a best state is kept until `save_best`."""
-        digests = state_digests(record.epoch, state) | {"order_sha256": digest({"order": order})}
-        self.run.append_epoch(record._asdict(), digests)
-        if record.val_loss is not None and record.val_loss < self.best_val_loss:
-            self.best_val_loss = record.val_loss
-            self.unsaved_best = self._after(record, state)
-
-    def _after(self, record: EpochRecord, state: train.TrainState) -> Position:
-        return Position(state, train.Sums.zero(), record.epoch + 1, best_val_loss=self.best_val_loss)
+        scores = [score for record in before if (score := config.score(record.figures)) is not None]
+        self._keeper = Keeper(self.run, config, min(scores, default=None))
+        self.epoch_ended = self._keeper.epoch_ended
 
     def save_best(self) -> None:
-        """Write the best state, unless it is written; before a checkpoint that knows its loss."""
-        if self.unsaved_best:
-            self._save(self.unsaved_best, best=True)
-            self.unsaved_best = None
+        """Write the best state, unless it is written; before a checkpoint that knows its score."""
+        self._keeper.save(None)
 
-    def finish(self, history: History) -> None:
-        """Write the last state and the result; neither of a lane that diverged, whose state is none to go on from."""
-        self.save_best()
+    def finish(self, history: History, sums: Any) -> None:
+        """Write the last state and the result. A lane that diverged has neither: nothing can go on from its state."""
         if history.status == "diverged":
+            self.save_best()
             self.run.finish("diverged", None)
             return
-        self._save(self._after(history.records[-1], history.state), best=False)
+        self._keeper.save(Position(history.state, sums, len(history.records) + 1))
         self.run.finish(history.status, history.result())
-
-    def _save(self, position: Position, *, best: bool) -> None:
-        self.run.save_checkpoint(int(position.state.step), position.arrays(), position.meta(), best=best)

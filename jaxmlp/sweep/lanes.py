@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
-from jaxmlp.fields import parse_json, to_plain
+from jaxmlp.fields import parse_json
+from jaxmlp.parts import Find, paths, value_at, with_value
+from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
-MAX_LANES = 65_536
 FIXED = {
     "seed": "is what --seeds gives",
     "name": "names the sweep, and changes no number",
@@ -23,28 +25,6 @@ FIXED = {
     "data.validation": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
 }
 """Fields that no lane may set, and why."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """Where `random` draws from: evenly between two numbers, or evenly between their logarithms."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def __str__(self) -> str:
-        return f"{'log' if self.log else 'uniform'}({self.low:g},{self.high:g})"
-
-    def draw(self, part: float) -> float:
-        """The number that lies `part`, in [0, 1), of the way."""
-        if self.log:
-            return math.exp(math.log(self.low) + part * (math.log(self.high) - math.log(self.low)))
-        return self.low + part * (self.high - self.low)
-
-
-Batching: TypeAlias = Literal["map", "vmap"]
-Choices: TypeAlias = Sequence[Any] | Range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +65,19 @@ class Plan:
         return json.dumps({**vars(self), "config": self.config.to_dict()}, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """The plan that `to_json` wrote.
+    def from_json(cls, text: str, find: Find | None = None) -> Plan:
+        """The plan that `to_json` wrote; `find` as in `ExperimentConfig.from_dict`.
 
         Raises:
             ConfigError: Its config, or a setting of it, breaks a rule.
             KeyError, TypeError, ValueError: It is none.
         """
         plain = parse_json(text)
-        config = ExperimentConfig.from_dict(plain["config"])
+        config = ExperimentConfig.from_dict(plain["config"], find)
         seeds, settings = plain["seeds"], plain["settings"]
         if not isinstance(seeds, list) or not isinstance(settings, list):
             raise ValueError("its seeds and settings are no lists")
-        known = {*_names(config.to_dict())} - FIXED.keys()
+        known = {name for each in settings if isinstance(each, dict) for name in _names(config, each)} - FIXED.keys()
         if not all(isinstance(each, dict) and each.keys() <= known for each in settings):
             raise ValueError("a setting is of what no lane may set")
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
@@ -129,7 +109,7 @@ def make_settings(
             no value; a range without draws, or draws without a range; too many settings.
     """
     vary = {name.replace("-", "_"): choices for name, choices in vary.items()}
-    names = list(_names(config.to_dict()))
+    names = _names(config, vary)
     for name, choices in vary.items():
         if name in FIXED:
             raise ConfigError(name, FIXED[name])
@@ -160,35 +140,26 @@ def make_plan(config: ExperimentConfig, seeds: Sequence[int], settings: Sequence
 
 
 def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
-    """The config with these values, by dotted path.
+    """The config with these values, by dotted path; a kind of part is set before its fields.
 
     Raises:
         ConfigError: A value breaks its rule.
     """
-    plain = config.to_dict()
-    for name, value in values.items():
-        *parts, last = name.split(".")
-        node = plain
-        for part in parts:
-            node = node[part]
-        node[last] = to_plain(value)
-    return ExperimentConfig.from_dict(plain)
+    for name in sorted(values, key=lambda name: name.count(".")):
+        value = values[name]
+        config = with_value(config, name, tuple(value) if isinstance(value, list) else value)
+    return config
 
 
-def value_at(config: ExperimentConfig, name: str) -> Any:
-    """The value of a field by its dotted path, as JSON says it."""
-    value: Any = config.to_dict()
-    for part in name.split("."):
-        value = value[part]
-    return value
-
-
-def _names(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in plain.items():
-        if name != "kind":
-            yield prefix + name
-            if isinstance(value, Mapping):
-                yield from _names(value, f"{prefix}{name}.")
+def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
+    """The fields of an experiment, those of the kinds of part that a sweep sets too."""
+    found = dict.fromkeys(paths(config))
+    kinds = {name: each for name, each in values.items() if name in found and isinstance(value_at(config, name), str)}
+    for name, each in kinds.items():
+        for kind in each if isinstance(each, Sequence) and not isinstance(each, str) else [each]:
+            with contextlib.suppress(ConfigError):
+                found |= dict.fromkeys(paths(with_value(config, name, kind)))
+    return list(found)
 
 
 def _check_choices(name: str, choices: Choices, draws: int | None) -> None:

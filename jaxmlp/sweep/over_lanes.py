@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmlp import shards, train
+from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.sweep.lanes import Batching
 
@@ -70,101 +69,95 @@ def _over_lanes(function: Callable[..., Any], lanes: Any, whole: Any, *, mesh: M
     return jax.shard_map(on_device, mesh=mesh, in_specs=(ROWS, WHOLE), out_specs=ROWS, check_vma=False)(lanes, whole)
 
 
-def _solo_mesh() -> Mesh:
-    """Tells `train.py` that one device computes a whole batch: the one that has the lane."""
-    return shards.make_mesh(jax.devices()[:1])
-
-
-@partial(jax.jit, static_argnames=("config", "module", "image_shape", "mesh"))
-def init_lanes(
-    hyper: train.Hyper, *, config: ExperimentConfig, module: nn.Module, image_shape: tuple[int, ...], mesh: Mesh
-) -> train.TrainState:
+@partial(jax.jit, static_argnames="mesh")
+def init_lanes(configs: ExperimentConfig, inputs: Any, *, mesh: Mesh) -> train.TrainState:
     """The lanes' states before their first updates."""
-    init = partial(train.init_state, config=config, module=module, image_shape=image_shape)
-    states: train.TrainState = _over_lanes(lambda hyper, _: init(hyper), hyper, (), mesh=mesh, batching="map")
+    states: train.TrainState = _over_lanes(train.init_state, configs, inputs, mesh=mesh, batching="map")
     return states
 
 
-@partial(jax.jit, static_argnames=("examples", "batch_size", "shuffle", "mesh"))
+@partial(jax.jit, static_argnames=("examples", "mesh"))
 def epoch_orders(
-    seeds: Int[Array, " lanes"], epoch: Int[Array, ""], *, examples: int, batch_size: int, shuffle: bool, mesh: Mesh
+    configs: ExperimentConfig, epoch: Int[Array, ""], *, examples: int, mesh: Mesh
 ) -> Int[Array, "lanes padded"]:
     """The lanes' orders of examples in an epoch."""
-    order = partial(train.epoch_order, examples=examples, batch_size=batch_size, shuffle=shuffle)
-    orders: Int[Array, "lanes padded"] = _over_lanes(order, seeds, epoch, mesh=mesh, batching="map")
+    order = partial(train.epoch_order, examples=examples)
+    orders: Int[Array, "lanes padded"] = _over_lanes(order, configs, epoch, mesh=mesh, batching="map")
     return orders
 
 
-@partial(jax.jit, static_argnames=("config", "module", "mesh", "batching"), donate_argnames=("states", "sums"))
+@partial(jax.jit, static_argnames=("mesh", "batching"), donate_argnames=("states", "sums"))
 def train_lanes(
+    configs: ExperimentConfig,
     states: train.TrainState,
     sums: train.Sums,
-    orders: Int[Array, "lanes padded"],
-    hyper: train.Hyper,
     active: Bool[Array, " lanes"],
-    split: train.Split,
+    orders: Int[Array, "lanes padded"],
+    own: train.Split | None,
+    shared: train.Split | None,
     start: Int[Array, ""],
     stop: Int[Array, ""],
     *,
-    config: ExperimentConfig,
-    module: nn.Module,
     mesh: Mesh,
     batching: Batching,
 ) -> tuple[train.TrainState, train.Sums, train.Health]:
     """As `train.train_steps`, for each lane: its epoch's updates `start` to `stop`.
 
     Args:
+        configs: The lanes' own, from `ExperimentConfig.on_data`, a row a lane in each leaf.
         states: Before update `start`; donated.
-        sums: Of the epoch so far; donated.
+        sums: Sums over the epoch so far; donated.
+        active: Inactive lanes are frozen under `map`. Under `vmap` they keep training and their results are discarded.
         orders: From `epoch_orders`.
-        hyper: The lanes' own, from `train.make_hyper`.
-        active: A lane without stays as it is with `map`; with `vmap`, which waits for the longest, it trains on.
-        split: The training examples, all lanes'.
+        own: The training examples of each lane, where they stream.
+        shared: The training examples of all lanes, where they are resident.
         start: First update, counted within the epoch.
         stop: One past the last.
-        config: `ExperimentConfig.program()`, the same of all lanes.
-        module: Maps scaled images to logits.
         mesh: Whose devices share the lanes.
         batching: How a device trains its lanes.
     """
 
     def one(lane: Any, whole: Any) -> Any:
-        state, sums, order, hyper, active = lane
-        split, start, stop = whole
+        config, state, sums, active, order, own = lane
+        shared, start, stop = whole
         if batching == "map":
             stop = jnp.where(active, stop, start)
-        return train.train_steps(
-            state, sums, split, order, start, stop, hyper, config=config, module=module, mesh=_solo_mesh()
-        )
+        return train.train_steps(config, state, sums, own or shared, order, start, stop)
 
-    lanes, whole = (states, sums, orders, hyper, active), (split, start, stop)
+    lanes, whole = (configs, states, sums, active, orders, own), (shared, start, stop)
     trained: tuple[train.TrainState, train.Sums, train.Health]
     trained = _over_lanes(one, lanes, whole, mesh=mesh, batching=batching)
     return trained
 
 
-@partial(jax.jit, static_argnames=("config", "module", "mesh", "batching"))
+@partial(jax.jit, static_argnames=("mesh", "batching"))
 def evaluate_lanes(
-    params: Any, split: train.Split, *, config: ExperimentConfig, module: nn.Module, mesh: Mesh, batching: Batching
+    configs: ExperimentConfig,
+    params: Any,
+    variables: dict[str, Any],
+    sums: train.Sums,
+    split: train.Split,
+    *,
+    mesh: Mesh,
+    batching: Batching,
 ) -> train.Sums:
-    """The lanes' sums over all examples of `split`, dropout off."""
+    """`sums`, and those over all examples of `split`, of each lane; dropout off."""
 
-    def one(params: Any, split: train.Split) -> train.Sums:
-        zero = train.Sums.zero()
-        sums: train.Sums = train.evaluate(params, split, zero, config=config, module=module, mesh=_solo_mesh())
-        return sums
+    def one(lane: Any, split: train.Split) -> Any:
+        config, params, variables, sums = lane
+        return train.evaluate(config, params, variables, split, sums)
 
-    sums: train.Sums = _over_lanes(one, params, split, mesh=mesh, batching=batching)
-    return sums
+    lanes = (configs, params, variables, sums)
+    total: train.Sums = _over_lanes(one, lanes, split, mesh=mesh, batching=batching)
+    return total
 
 
-@partial(jax.jit, static_argnames=("config", "mesh"))
-def learning_rates(
-    steps: Int[Array, " lanes"], hyper: train.Hyper, *, config: ExperimentConfig, mesh: Mesh
-) -> Float[Array, " lanes"]:
-    """The lanes' rates of their last updates."""
-    rates: Float[Array, " lanes"] = _over_lanes(
-        lambda lane, _: train.learning_rate(lane[0] - 1, lane[1], config=config),
-        (steps, hyper), (), mesh=mesh, batching="map",
-    )  # fmt: skip
+@partial(jax.jit, static_argnames="mesh")
+def learning_rates(configs: ExperimentConfig, steps: Int[Array, " lanes"], *, mesh: Mesh) -> Float[Array, " lanes"]:
+    """The lanes' rates of the updates that start at these steps."""
+
+    def one(lane: Any, _: Any) -> Any:
+        return train.learning_rate(*lane)
+
+    rates: Float[Array, " lanes"] = _over_lanes(one, (configs, steps), (), mesh=mesh, batching="map")
     return rates

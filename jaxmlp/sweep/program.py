@@ -3,58 +3,134 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmlp import distributed, model, train
+from jaxmlp import distributed, train
+from jaxmlp.network import check_network
+from jaxmlp.position import Position
+from jaxmlp.programs import Programs, known
 from jaxmlp.sweep import kept, memory
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import MAX_LANES, Lane
-from jaxmlp.sweep.over_lanes import ROWS, WHOLE, evaluate_lanes, init_lanes, train_lanes
+from jaxmlp.sweep.over_lanes import (
+    ROWS,
+    WHOLE,
+    epoch_orders,
+    evaluate_lanes,
+    init_lanes,
+    learning_rates,
+    put,
+    to_host,
+    train_lanes,
+)
 
 
-def side_by_side(lane: Lane) -> Any:
-    """Equal for lanes that can train side by side: one program, one length, one way to order examples."""
-    return _program_key(lane), lane.config.epochs, lane.config.shuffle
+def side_by_side(job: Job, lane: Lane) -> Any:
+    """Equal for lanes that can train side by side: one program, and one length."""
+    return jax.tree.structure(job.on_data(lane)), lane.config.epochs
 
 
-def _program_key(lane: Lane) -> Any:
-    # A piecewise schedule has as many traced values as it has pieces.
-    return lane.config.program(), jax.tree.structure(lane.config.optimizer.hyperparameters())
+class LanePrograms(Programs):
+    """The programs of a run over lanes: every array of a lane is a row.
+
+    Args:
+        job: The sweep.
+        lanes: Of one `side_by_side`.
+        slots: Rows; those beyond the lanes repeat the last lane, which stands still there.
+    """
+
+    def __init__(self, job: Job, lanes: Sequence[Lane], slots: int) -> None:
+        self._job, self._slots, self._lanes = job, slots, len(lanes)
+        self.dataset, self.mesh, self.examples = job.dataset, job.mesh, job.examples
+        self.steps_per_epoch = job.steps_per_epoch(lanes[0])
+        self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
+        batch = lanes[0].config.batch_size, lanes[0].config.grad_shards
+        self.feeds = {name: job.feed(name, *batch, slots) for name in job.splits}
+        self.freeze([None] * len(lanes))
+
+    def put[T](self, tree: T) -> T:
+        """The tree's arrays, whole on every device."""
+        return put(tree, self.mesh, WHOLE)
+
+    def put_rows[T](self, tree: T) -> T:
+        """The tree's arrays, whose rows the devices share."""
+        return put(tree, self.mesh, ROWS)
+
+    def freeze(self, diverged_in: Sequence[int | None]) -> None:
+        """Let the lanes that diverged, and those that fill the slots, stand still."""
+        going = [epoch is None for epoch in diverged_in]
+        self._active = self.put_rows(np.asarray([*going, *[False] * (self._slots - self._lanes)]))
+
+    def rows[T](self, tree: T) -> list[T]:
+        """The tree on the host, for each lane."""
+        on_host = to_host(tree, self.mesh)
+        return [_row(on_host, row) for row in range(self._lanes)]
+
+    def first(self) -> Position:
+        """Where the lanes start."""
+        state = init_lanes(self.config, self.put(self.dataset.facts.zeros(1).inputs), mesh=self.mesh)
+        return Position(state, self.put_rows(self._zero(state)))
+
+    def _zero(self, state: Any) -> train.Sums:
+        config, state = (jax.tree.map(_without_lanes, tree) for tree in (self.config, state))
+        sums = train.zero_sums(config, state, train.Split(*self.dataset.facts.zeros(1)))
+        return jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), sums)
+
+    def placed(self, position: Position) -> Position:
+        """The position with its arrays on the devices."""
+        return position.holding(*self.put_rows((position.state, position.sums)))
+
+    def zero_sums(self, position: Position) -> train.Sums:
+        """The sums at an epoch's start."""
+        return self.put_rows(self._zero(position.state))
+
+    def order(self, epoch: int) -> jax.Array:
+        """The examples of epoch `epoch`, from 1, of each lane, padded to whole batches."""
+        orders: jax.Array = epoch_orders(self.config, np.int32(epoch - 1), examples=self.examples, mesh=self.mesh)
+        return orders
+
+    def train(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
+        """`train_lanes` on these examples; the position's arrays are gone then."""
+        own, shared = (None, split) if self.feeds["train"].resident else (split, None)
+        arguments = self.config, position.state, position.sums, self._active, order, own, shared
+        return self._training(*arguments, np.int32(start), np.int32(stop))
+
+    def learning_rates(self, position: Position) -> list[float | None]:
+        """The rate of the update that led to the position, for each lane."""
+        return [known(rate) for rate in self.rows(learning_rates(self.config, position.state.step - 1, mesh=self.mesh))]
+
+    def evaluate(self, position: Position, name: str) -> list[train.Sums]:
+        """The sums over all of a split, for each lane."""
+        state, sums = position.state, self.zero_sums(position)
+        for piece in self.feeds[name].pieces():
+            sums = self._evaluation(self.config, state.params, state.variables, sums, piece)
+        return self.rows(sums)
+
+    def _training(self, *arguments: Any) -> Any:
+        return self._job.compiled(train_lanes, *arguments)(*arguments)
+
+    def _evaluation(self, *arguments: Any) -> Any:
+        return self._job.compiled(evaluate_lanes, *arguments)(*arguments)
+
+    def compile(self, position: Position) -> None:
+        """Compile all that the lanes will call, before their clock starts."""
+        state, sums = position.state, position.sums
+        for feed in self.feeds.values():
+            piece = next(feed.pieces())
+            self._job.compiled(evaluate_lanes, self.config, state.params, state.variables, sums, piece)
+        jax.block_until_ready((self.order(position.epoch), self.learning_rates(position)))
 
 
-@dataclass(frozen=True)
-class Program:
-    """What trains lanes of one `side_by_side`."""
-
-    static: dict[str, Any]
-    states: train.TrainState
-    """Shapes, a row a lane."""
-    sums: train.Sums
-    slots: int
-    """Rows: lanes at once, a multiple of the devices."""
-    train: Callable[..., Any]
-    """`train_lanes`, compiled."""
-    evaluate: dict[str, Callable[..., Any]]
-    """`evaluate_lanes`, compiled, by split."""
-
-    def groups(self, lanes: Sequence[Lane]) -> list[Sequence[Lane]]:
-        """The lanes in as few groups as there must be, of about equal size."""
-        count = -(-len(lanes) // self.slots)
-        cuts = [len(lanes) * number // count for number in range(count + 1)]
-        return [lanes[first:last] for first, last in itertools.pairwise(cuts)]
-
-
-def make_program(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> Program:
-    """Compile what trains these lanes, in groups that the devices' free memory, and the files of kept runs, hold.
+def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[list[Sequence[Lane]], int]:
+    """The lanes in as few groups as devices' free memory and kept runs' files allow; and the slots of a group.
 
     Args:
         job: The sweep.
@@ -62,45 +138,53 @@ def make_program(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> 
         together: All in one group, because they have begun.
     """
     began = time.perf_counter()
-    config, devices = lanes[0].config, job.mesh.size
-    if job.module:
-        model.check_logits(job.module, job.dataset.train.images.shape[1:], job.dataset.num_classes)
-    module = job.module or model.make_mlp(config.model, job.dataset.num_classes, config.precision)
-    static: dict[str, Any] = {"config": config.program(), "module": module, "mesh": job.mesh}
+    devices = job.mesh.size
+    check_network(lanes[0].config, job.dataset.facts)
     budget = int(memory.SHARE * memory.free_bytes(job.mesh)) >> 20
     most_lanes = kept.most_at_once() if job.keep_runs else MAX_LANES
     if jax.process_count() > 1:
         budget, most_lanes = distributed.gather([budget, most_lanes]).min(axis=0).tolist()
-    each = memory.lane_bytes(*_shapes(job, static, lanes[0], devices)[::2][:2])
-    fits = max(1, min((budget << 20) // each, most_lanes // devices))
+    _, states, _, _, orders, *_ = _shapes(job, lanes[0], devices)
+    fits = max(1, min((budget << 20) // memory.lane_bytes(states, orders), most_lanes // devices))
     while True:
         most = len(lanes) if together else min(len(lanes), fits * devices)
-        groups = -(-len(lanes) // most)
-        per_device = -(-len(lanes) // (groups * devices))
-        shapes = _shapes(job, static, lanes[0], per_device * devices)
-        training = _compiled_training(job, static, lanes[0], shapes)
-        taken = memory.program_bytes(training) - sum(leaf.nbytes for leaf in job.splits["train"])
+        count = -(-len(lanes) // most)
+        per_device = -(-len(lanes) // (count * devices))
+        *_, shared, _, _ = arguments = _shapes(job, lanes[0], per_device * devices)
+        taken = memory.program_bytes(job.compiled(train_lanes, *arguments))
+        taken -= sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shared))
         if together or per_device == 1 or taken <= budget << 20:
             break
         # What computing takes comes on top of what the lanes are; with vmap that is much.
         fits = max(1, min(per_device - 1, per_device * (budget << 20) // taken))
-    evaluation = {name: _compiled_evaluation(job, static, shapes[0].params, name) for name in job.splits}
     job.compile_s += time.perf_counter() - began
-    told = f"{len(lanes)} lanes in {groups} {'group' if groups == 1 else 'groups'} of up to {per_device * devices}"
+    told = f"{len(lanes)} lanes in {count} {'group' if count == 1 else 'groups'} of up to {per_device * devices}"
     took = f"{taken / per_device / 1e6:,.1f} MB a lane, {(budget << 20) / 1e9:,.1f} GB for lanes on each device"
     job.progress.note(f"{told} on {devices} {'device' if devices == 1 else 'devices'}: {took}")
-    return Program(static, shapes[0], shapes[1], per_device * devices, training, evaluation)
+    cuts = [len(lanes) * number // count for number in range(count + 1)]
+    return [lanes[first:last] for first, last in itertools.pairwise(cuts)], per_device * devices
 
 
-def _shapes(job: Job, static: dict[str, Any], lane: Lane, slots: int) -> list[Any]:
-    """Of the arguments of `train_lanes` that have a row a lane: states, sums, orders, hyper, active."""
-    hyper = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (slots, *leaf.shape[1:])), job.hyper([lane]))
-    image_shape = job.dataset.train.images.shape[1:]
-    states = jax.eval_shape(partial(init_lanes, **static, image_shape=image_shape), hyper)
-    padded = job.steps_per_epoch(lane) * lane.config.batch_size
-    orders, active = jax.ShapeDtypeStruct((slots, padded), jnp.int32), jax.ShapeDtypeStruct((slots,), jnp.bool_)
-    sums = jax.eval_shape(jax.vmap(lambda _: train.Sums.zero()), active)
-    return [_placed(job, tree, ROWS) for tree in (states, sums, orders, hyper, active)]
+def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
+    """Of the arguments of `train_lanes`."""
+    config, zeros = job.on_data(lane), train.Split(*job.dataset.facts.zeros(1))
+    state = jax.eval_shape(train.init_state, config, zeros.inputs)
+    sums = train.zero_sums(config, state, zeros)
+    order = jax.ShapeDtypeStruct((job.steps_per_epoch(lane) * lane.config.batch_size,), np.int32)
+    active = jax.ShapeDtypeStruct((), np.bool_)
+    rows = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype))
+    lanes = [_placed(job, rows(tree), ROWS) for tree in (config, state, sums, active, order)]
+    feed = job.feed("train", lane.config.batch_size, lane.config.grad_shards, slots)
+    own = shared = None
+    if feed.resident:
+        shared = _placed(job, feed.resident, WHOLE)
+    else:
+        lanes[-1] = _placed(job, jax.ShapeDtypeStruct((slots, feed.steps * lane.config.batch_size), np.int32), ROWS)
+        window = train.Split(*job.dataset.facts.zeros(feed.steps * lane.config.batch_size))
+        window = window._replace(mask=jax.ShapeDtypeStruct(window.targets.shape[:1], np.bool_))
+        own = _placed(job, rows(window), ROWS)
+    bound = _placed(job, np.int32(0), WHOLE)
+    return [*lanes, own, shared, bound, bound]
 
 
 def _placed(job: Job, tree: Any, spec: PartitionSpec) -> Any:
@@ -108,19 +192,19 @@ def _placed(job: Job, tree: Any, spec: PartitionSpec) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def _compiled_training(job: Job, static: dict[str, Any], lane: Lane, shapes: list[Any]) -> Any:
-    key = _program_key(lane), len(shapes[-1])
-    if key not in job.compiled:
-        bound = _placed(job, np.int32(0), WHOLE)
-        lowered = train_lanes.lower(*shapes, job.splits["train"], bound, bound, **static, batching=job.batching)
-        job.compiled[key] = lowered.compile()
-    return job.compiled[key]
+def _padded(lanes: Sequence[Lane], slots: int) -> list[Lane]:
+    return [*lanes, *[lanes[-1]] * (slots - len(lanes))]
 
 
-def _compiled_evaluation(job: Job, static: dict[str, Any], params: Any, name: str) -> Any:
-    split = job.splits[name]
-    key = static["config"], len(jax.tree.leaves(params)[0]), split.images.shape
-    if key not in job.compiled:
-        lowered = evaluate_lanes.lower(params, split, **static, batching=job.batching)
-        job.compiled[key] = lowered.compile()
-    return job.compiled[key]
+def _stacked[T](trees: Sequence[T]) -> T:
+    stacked: T = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
+    return stacked
+
+
+def _without_lanes(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+
+
+def _row[T](tree: T, row: int) -> T:
+    picked: T = jax.tree.map(lambda leaf: leaf[row], tree)
+    return picked

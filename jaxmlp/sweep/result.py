@@ -52,7 +52,7 @@ class LaneResult:
 
     def to_line(self) -> dict[str, Any]:
         """The line: JSON values."""
-        return {**vars(self), "metrics": [record._asdict() for record in self.metrics]}
+        return {**vars(self), "metrics": [record.line() for record in self.metrics]}
 
     def figures(self) -> dict[str, float | None]:
         """The figures of its end; those of training and validation are the last epoch's."""

@@ -8,14 +8,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 
 from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
-from jaxmlp.fitting import CHECKPOINT_S, check_batch_size
-from jaxmlp.model import hashable
+from jaxmlp.feed import RESIDENT_BYTES
+from jaxmlp.fitting import CHECKPOINT_S, check_data
 from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
@@ -23,7 +22,7 @@ from jaxmlp.sweep.group import Group
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import MAX_LANES, Batching, Choices, Lane, Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
-from jaxmlp.sweep.program import make_program, side_by_side
+from jaxmlp.sweep.program import groups, side_by_side
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.result import LaneResult, SweepResult
 
@@ -40,13 +39,13 @@ def sweep(
     draws: int | None = None,
     random_seed: int = 0,
     batching: Batching = "map",
-    module: nn.Module | None = None,
     out: str | Path | None = None,
     keep_runs: bool = False,
     progress: SweepProgress | None = None,
     devices: int | None = None,
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    resident_bytes: int = RESIDENT_BYTES,
 ) -> SweepResult:
     """Train every seed of every setting, in as few compiled programs as there are shapes.
 
@@ -60,13 +59,13 @@ def sweep(
         random_seed: Decides the draws.
         batching: `map`: a lane has the bits of `fit` with its config. `vmap`: a device trains its lanes at once, which
             is faster on accelerators; last bits may differ.
-        module: As in `fit`.
         out: A folder for the sweep, which can go on from there; by default nothing is written.
         keep_runs: Leave a run directory of each lane in `out`.
         progress: Told what happens.
         devices: How many share the lanes; by default all, on the CPU one a core.
         stop: Watched between chunks; once it holds a signal, the sweep is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints of the lanes in training.
+        resident_bytes: As in `fit`.
 
     Returns:
         Its lanes, their summary and the best setting. A lane that diverges is one of them.
@@ -84,13 +83,13 @@ def sweep(
     dataset = dataset or data.load(config.data, report=progress.note)
     # Before a folder is made.
     for lane in lanes:
-        check_batch_size(lane.config, dataset)
+        check_data(lane.config, dataset)
     mesh_devices = pick_devices(len(lanes), devices)
     if not out or not distributed.is_first():
-        return _train(plan, lanes, dataset, None, mesh_devices, module, progress, stop, checkpoint_s)
-    facts = manifest(config, dataset.sha256, devices=len(mesh_devices))
+        return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, resident_bytes)
+    facts = manifest(config, dataset, devices=len(mesh_devices))
     with SweepDirectory.create(Path(out), plan, facts) as directory:
-        return _train(plan, lanes, dataset, directory, mesh_devices, module, progress, stop, checkpoint_s)
+        return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, resident_bytes)
 
 
 def resume(
@@ -98,11 +97,11 @@ def resume(
     dataset: data.Dataset | None = None,
     *,
     manual_dir: Path | None = None,
-    module: nn.Module | None = None,
     progress: SweepProgress | None = None,
     devices: int | None = None,
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    resident_bytes: int = RESIDENT_BYTES,
 ) -> SweepResult:
     """Train what is left of the sweep in the folder `path`: to the bits of one that was not interrupted.
 
@@ -110,11 +109,11 @@ def resume(
         path: The folder; the first process alone reads it, the others need none.
         dataset: As in `sweep`, as all that follows.
         manual_dir: As in `data.load`, where no data set is given.
-        module: The one it was begun with.
         progress: Told what happens.
         devices: How many share the lanes; may be another number.
         stop: Watched between chunks.
         checkpoint_s: Seconds between two checkpoints.
+        resident_bytes: As in `fit`.
 
     Raises:
         DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; no sweep there, or of other data.
@@ -125,14 +124,14 @@ def resume(
         stored = directory.plan.to_json() if directory else ""
         plan = Plan.from_json(distributed.share(stored.encode()).decode())
         dataset = dataset or data.load(plan.config.data, manual_dir=manual_dir, report=progress.note)
-        facts = manifest(plan.config, dataset.sha256)
+        facts = manifest(plan.config, dataset)
         for difference in differences(directory.manifest, facts) if directory else []:
             if difference.startswith("data_sha256"):
                 raise RunError(f"{path} was trained on other data: {difference}.")
             progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
         lanes = plan.lanes()
         picked = pick_devices(len(lanes), devices)
-        return _train(plan, lanes, dataset, directory, picked, module, progress, stop, checkpoint_s)
+        return _train(plan, lanes, dataset, directory, picked, progress, stop, checkpoint_s, resident_bytes)
 
 
 def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
@@ -167,19 +166,19 @@ def _train(
     dataset: data.Dataset,
     directory: SweepDirectory | None,
     devices: Sequence[jax.Device],
-    module: nn.Module | None,
     progress: SweepProgress,
     stop: Stop | None,
     checkpoint_s: float,
+    resident_bytes: int,
 ) -> SweepResult:
     if jax.process_count() > 1:
-        facts = manifest(plan.config, dataset.sha256)["binding"]
+        facts = manifest(plan.config, dataset)["binding"]
         distributed.agree(plan.config.to_dict() | facts | {"sweep": plan.to_json(), "devices": len(devices)})
     for note in dataset.notes:
         progress.note(note)
     job = Job(
-        dataset, module and hashable(module), make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
-        stop or Stop(), checkpoint_s, total=len(lanes),
+        dataset, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
+        stop or Stop(), checkpoint_s, total=len(lanes), resident_bytes=resident_bytes,
     )  # fmt: skip
     try:
         results = _run_groups(job, lanes)
@@ -214,16 +213,16 @@ def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     bunches: dict[Any, list[Lane]] = {}
     for lane in lanes:
         if lane.index not in ended:
-            key = BEGUN if lane.index in stood["lanes"] else side_by_side(lane)
+            key = BEGUN if lane.index in stood["lanes"] else side_by_side(job, lane)
             bunches.setdefault(key, []).append(lane)
     begun = bunches.pop(BEGUN, [])
     left = [lane for lane in lanes if lane.index not in ended]
     updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
     job.progress.begin(updates - len(begun) * stood["step"])
     for bunch in ([begun] if begun else []) + list(bunches.values()):
-        program = make_program(job, bunch, together=bunch is begun)
-        for group in program.groups(bunch):
-            found = Group(job, program, group).run(checkpoint, go_on=bunch is begun)
+        bunches_of, slots = groups(job, bunch, together=bunch is begun)
+        for group in bunches_of:
+            found = Group(job, group, slots).run(checkpoint, go_on=bunch is begun)
             if found is None:
                 return results
             results += found

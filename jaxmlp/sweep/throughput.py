@@ -48,7 +48,7 @@ def compare(
                 runs = [fit(dataclasses.replace(config, seed=seed), dataset, devices=1) for seed in seeds]
                 times[way].append(sum(run.train_s for run in runs))
                 digests[way] = [run.state_sha256 for run in runs]
-    updates = len(seeds) * config.epochs * -(-len(dataset.train.labels) // config.batch_size)
+    updates = len(seeds) * config.epochs * -(-len(dataset.train.targets) // config.batch_size)
     medians = {way: statistics.median(values) for way, values in times.items()}
     return {
         "speedup": medians["solo"] / medians["sweep"],

@@ -72,7 +72,7 @@ def answer(page: Any) -> str:
 def test_a_thousand_digits_through_the_pages_own_code_agree_with_predict(
     page_file: Path, digits_run: Path, open_page: OpenPage
 ) -> None:
-    images = data.load(DataConfig(name="mnist_5k", validation=None)).test.images
+    images = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
     found = open_page(page_file).evaluate(
         """(text) => {
             const all = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));

@@ -204,9 +204,9 @@ def test_a_faulty_prepared_folder_gives_the_right_examples_or_ends_in_4_and_leav
             assert str(tmp_path / "manual") in message
             assert not list((tmp_path / "fresh").glob("*.idx"))
         else:
-            rows = [np.argsort([row.tobytes() for row in split.images]) for split in (found.train, train)]
-            assert np.array_equal(found.train.images[rows[0]], train.images[rows[1]])
-            assert np.array_equal(found.train.labels[rows[0]], train.labels[rows[1]])
+            rows = [np.argsort([row.tobytes() for row in split.inputs]) for split in (found.train, train)]
+            assert np.array_equal(found.train.inputs[rows[0]], train.inputs[rows[1]])
+            assert np.array_equal(found.train.targets[rows[0]], train.targets[rows[1]])
             assert kind == "stock" or (same(found.train, train) and same(found.test, test))
         shutil.rmtree(tmp_path / "manual")
         shutil.rmtree(tmp_path / "fresh", ignore_errors=True)

@@ -464,7 +464,7 @@ def test_decoded_copy(tmp_path: Path) -> None:
             loaded = cache.read_copy(path, source)
             assert loaded
             assert loaded[2] == source.sha256
-            assert np.array_equal(loaded[0].images, train.images)
+            assert np.array_equal(loaded[0].images, train.inputs)
         return found
 
     fuzz("decoded copy", damaged([whole]), feed, 200)

@@ -26,7 +26,7 @@ from jaxmlp.config import (
     ExperimentConfig,
     Exponential,
     MeanSquaredError,
-    ModelConfig,
+    MLP,
     RMSprop,
 )
 from jaxmlp.errors import ConfigError, DataError, DivergedError
@@ -34,7 +34,7 @@ from jaxmlp.history import History
 from jaxmlp.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[2]
-SMALL = ModelConfig(hidden_sizes=(5,), dropout_rate=0.0)
+SMALL = MLP(hidden_sizes=(5,), dropout_rate=0.0)
 OPTIMIZERS = (SGD, RMSprop, Adam, AdamW)
 LOSSES = (ClippedCrossEntropy(), CrossEntropy(), MeanSquaredError())
 PAIRS = [pytest.param(optimizer, LOSSES[i % 3], id=optimizer.__name__) for i, optimizer in enumerate(OPTIMIZERS)]
@@ -91,7 +91,7 @@ def test_every_example_counts_once_however_small_the_last_batch(examples: int, b
     """At a rate of 0 the parameters stay, so that an epoch's figures are those of all its examples."""
     found = dataset(examples)
     history = fit(config(batch_size=batch_size, optimizer=SGD(learning_rate=0.0)), found)
-    loss, accuracy = plain_loss(history.state.params, found.train.images, found.train.labels)
+    loss, accuracy = plain_loss(history.state.params, found.train.inputs, found.train.targets)
     for record in history.records:
         # float32's rounding over as many additions as there are examples.
         assert [record.loss, record.val_loss] == pytest.approx([loss, loss], rel=1e-5)
@@ -107,7 +107,7 @@ def test_updates_of_a_last_batch_of_one_are_those_of_plain_gradient_descent(batc
     chosen = config(batch_size=batch_size, epochs=3, shuffle=False)
     start = fit(config(batch_size=batch_size, optimizer=SGD(learning_rate=0.0)), found).state.params
     params = {name: {k: np.float64(v) for k, v in layer.items()} for name, layer in start.items()}
-    x, labels = found.train.images.reshape(5, -1) / 255, found.train.labels
+    x, labels = found.train.inputs.reshape(5, -1) / 255, found.train.targets
     for _ in range(3):
         for begin in range(0, 5, batch_size):
             rows, wanted = x[begin : begin + batch_size], labels[begin : begin + batch_size]
@@ -135,15 +135,15 @@ def test_a_rate_of_a_million_ends_finite_or_in_7(optimizer: Any, loss: Any) -> N
 
 EXTREMES: dict[str, tuple[dict[str, Any], str]] = {
     "a rate at float32's end": ({"optimizer": SGD(learning_rate=3e38)}, "diverged"),
-    "a weight decay at float32's end": ({"model": ModelConfig(hidden_sizes=(5,), l2=3e38)}, "diverged"),
-    "a lasso at float32's end": ({"model": ModelConfig(hidden_sizes=(5,), l1=3e38)}, "diverged"),
+    "a weight decay at float32's end": ({"model": MLP(hidden_sizes=(5,), l2=3e38)}, "diverged"),
+    "a lasso at float32's end": ({"model": MLP(hidden_sizes=(5,), l1=3e38)}, "diverged"),
     "pixels beyond float32": ({"data": DataConfig(pixel_scale=3e38)}, "diverged"),
     "pixels that vanish": ({"data": DataConfig(pixel_scale=1e-38)}, "finished"),
     "a schedule that grows beyond float32": (
         {"optimizer": SGD(schedule=Exponential(decay_rate=1e30, decay_steps=1.0))},
         "diverged",
     ),
-    "nearly all units dropped": ({"model": ModelConfig(hidden_sizes=(5,), dropout_rate=1 - 1e-7)}, "finished"),
+    "nearly all units dropped": ({"model": MLP(hidden_sizes=(5,), dropout_rate=1 - 1e-7)}, "finished"),
     "nearly all of a label smoothed": ({"loss": CrossEntropy(label_smoothing=1 - 1e-7)}, "finished"),
     "a clip that keeps nothing": ({"loss": ClippedCrossEntropy(epsilon=0.5 - 1e-7)}, "finished"),
 }
@@ -163,8 +163,8 @@ def test_an_extreme_value_ends_finite_or_in_7(extreme: str) -> None:
         (RMSprop, "rho", 1 - 1e-12, "1"),
         (RMSprop, "epsilon", 1e-300, "0"),
         (Adam, "b2", 1 - 1e-12, "1"),
-        (ModelConfig, "l2", 1e300, "inf"),
-        (ModelConfig, "dropout_rate", 1 - 1e-12, "1"),
+        (MLP, "l2", 1e300, "inf"),
+        (MLP, "dropout_rate", 1 - 1e-12, "1"),
         (DataConfig, "pixel_scale", 1e-300, "0"),
         (ClippedCrossEntropy, "epsilon", 0.5 - 1e-12, "0.5"),
     ],
@@ -224,7 +224,7 @@ def test_scores_that_are_not_finite_are_told_and_never_a_success(tmp_path: Path,
     test = (images * np.float32(3e38), labels)
     found = data.from_arrays((images, labels), test, validation=test)
     for loss in LOSSES:
-        chosen = config(loss=loss, data=DataConfig(pixel_scale=1.0), model=ModelConfig(hidden_sizes=(50,)))
+        chosen = config(loss=loss, data=DataConfig(pixel_scale=1.0), model=MLP(hidden_sizes=(50,)))
         with pytest.raises(DivergedError, match="not finite"):
             fit(chosen, found)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmlp import DataConfig, ExperimentConfig, ModelConfig, data
+from jaxmlp import DataConfig, ExperimentConfig, MLP, data
 from jaxmlp.data.arrays import Pair
 
 
@@ -18,7 +18,7 @@ def digits() -> tuple[Pair, Pair]:
 data.register("tiny", digits)
 
 CONFIG = ExperimentConfig(
-    model=ModelConfig(hidden_sizes=(8,)),
+    model=MLP(hidden_sizes=(8,)),
     data=DataConfig(name="tiny", validation="test"),
     batch_size=8,
     epochs=2,

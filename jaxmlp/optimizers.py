@@ -1,0 +1,106 @@
+"""The optimizers that ship. Each states its rule in symbols and builds it from optax."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import optax
+
+from jaxmlp.fields import ranged
+from jaxmlp.parts import Optimizer, Schedule, Step
+from jaxmlp.schedules import Constant
+
+
+class SGD(Optimizer):
+    """v = momentum * v - rate_t * g; p = p + v, or p + momentum * v - rate_t * g with Nesterov.
+
+    Source: Keras 2.2.4, `SGD`. Differs from: `optax.sgd` and PyTorch, which scale by the rate after the momentum.
+    """
+
+    kind: ClassVar[str] = "sgd"
+
+    learning_rate: float = ranged(0.01, "[0, inf)", traced=True)
+    """Rate of the first update, times the schedule's factor."""
+    momentum: float = ranged(0.0, "[0, 1)", traced=True)
+    """Part of the velocity kept."""
+    nesterov: bool = False
+    """Look ahead by one momentum step."""
+    schedule: Schedule = Constant()
+    """Factor on the learning rate by update."""
+
+    def transformation(self, total_steps: Step) -> optax.GradientTransformation:
+        """The rate first, then the momentum."""
+        momentum = optax.trace(decay=self.momentum, nesterov=self.nesterov)
+        return optax.chain(optax.scale_by_learning_rate(self.rate(total_steps)), momentum)
+
+
+class RMSprop(Optimizer):
+    """a = rho * a + (1 - rho) * g^2; p = p - rate_t * g / (sqrt(a) + epsilon).
+
+    Source: Keras 2.2.4, `RMSprop`. Differs from: Keras 3 and optax's default, which add epsilon inside the root.
+    """
+
+    kind: ClassVar[str] = "rmsprop"
+
+    learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
+    """Rate of the first update, times the schedule's factor."""
+    rho: float = ranged(0.9, "[0, 1)", traced=True)
+    """Part of the mean square kept."""
+    epsilon: float = ranged(1e-7, "(0, inf)", traced=True)
+    """Keeps the divisor from zero."""
+    epsilon_in_sqrt: bool = False
+    """Divide by sqrt(a + epsilon), as Keras 3 does."""
+    schedule: Schedule = Constant()
+    """Factor on the learning rate by update."""
+
+    def transformation(self, total_steps: Step) -> optax.GradientTransformation:
+        """optax's, with epsilon where the field says."""
+        return optax.rmsprop(self.rate(total_steps), self.rho, self.epsilon, eps_in_sqrt=self.epsilon_in_sqrt)
+
+
+class Adam(Optimizer):
+    """m, v = running means of g, g^2, bias-corrected; p = p - rate_t * m / (sqrt(v) + epsilon).
+
+    Source: Kingma and Ba 2015, algorithm 1. Differs from: Keras, whose epsilon is added before the correction of v.
+    """
+
+    kind: ClassVar[str] = "adam"
+
+    learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
+    """Rate of the first update, times the schedule's factor."""
+    b1: float = ranged(0.9, "[0, 1)", traced=True)
+    """Part of the mean of g kept."""
+    b2: float = ranged(0.999, "[0, 1)", traced=True)
+    """Part of the mean of g^2 kept."""
+    epsilon: float = ranged(1e-8, "(0, inf)", traced=True)
+    """Keeps the divisor from zero."""
+    schedule: Schedule = Constant()
+    """Factor on the learning rate by update."""
+
+    def transformation(self, total_steps: Step) -> optax.GradientTransformation:
+        """Optax's."""
+        return optax.adam(self.rate(total_steps), self.b1, self.b2, self.epsilon)
+
+
+class AdamW(Optimizer):
+    """Adam, and p = p - rate_t * weight_decay * p. Source: Loshchilov and Hutter 2019; biases decay too."""
+
+    kind: ClassVar[str] = "adamw"
+
+    learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
+    """Rate of the first update, times the schedule's factor."""
+    b1: float = ranged(0.9, "[0, 1)", traced=True)
+    """Part of the mean of g kept."""
+    b2: float = ranged(0.999, "[0, 1)", traced=True)
+    """Part of the mean of g^2 kept."""
+    epsilon: float = ranged(1e-8, "(0, inf)", traced=True)
+    """Keeps the divisor from zero."""
+    weight_decay: float = ranged(1e-4, "[0, inf)", traced=True)
+    """Part of each parameter taken off, times the rate."""
+    schedule: Schedule = Constant()
+    """Factor on the learning rate by update."""
+
+    def transformation(self, total_steps: Step) -> optax.GradientTransformation:
+        """Optax's."""
+        rate, decay = self.rate(total_steps), self.weight_decay
+        return optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=decay)
