@@ -41,7 +41,7 @@ def group(runs: Sequence[RunFacts]) -> list[Group]:
     found: dict[tuple[Any, str], list[RunFacts]] = {}
     for run in runs:
         found.setdefault((run.experiment, run.data_sha256), []).append(run)
-    differences = different_values([experiment for experiment, _ in found])
+    differences = different_values([experiment.to_dict() for experiment, _ in found])
     groups = []
     for index, together in enumerate(found.values()):
         values = {field: each[index] for field, each in differences.items()}
