@@ -320,7 +320,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     mesh = shards.make_mesh(jax.devices()[:1])
     feed = Feed(split, config.batch_size, config.grad_shards, partial(shards.replicate, mesh=mesh))
     state = train.TrainState(jnp.int32(0), loaded.params, (), loaded.variables)
-    sums = train.zero_sums(config, state, train.Split(*loaded.facts.zeros(1)))
+    sums = train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1)))
     for piece in feed.pieces():
         sums = train.evaluate(config, loaded.params, loaded.variables, piece, sums)
     return figures(loaded.config, jax.device_get(sums))

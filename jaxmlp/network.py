@@ -95,7 +95,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     facts = facts or MNIST
     check_network(config, facts)
     on_data = config.on_data(facts.outputs, 1)
-    split = train.Split(*facts.zeros(config.batch_size))
+    split = train.Split.of(facts.zeros(config.batch_size))
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, split.inputs)
     zero = train.zero_sums(on_data, state, split)

@@ -59,6 +59,8 @@ class Part(Checked, abc.ABC):
 
     kind: ClassVar[str] = ""
     """Name of a shipped part in JSON and flags."""
+    accepts: ClassVar[str] = ""
+    """What a field of this role takes, for messages."""
     rule: ClassVar[tuple[str, ...]] = ()
     """The methods that a part of this role is made of; empty where the class is no role."""
     static_fields: ClassVar[tuple[str, ...]] = ()
@@ -83,6 +85,17 @@ class Part(Checked, abc.ABC):
         for name in self.static_fields:
             _check_hash(join_path(self.path, name), getattr(self, name))
 
+    @classmethod
+    def _taken(cls, given: Any, fits: Callable[[Any], bool], wrapper: Any) -> Any:
+        """The part of this role that is given, or the wrapper of a plain object that fits; a placeholder stays."""
+        if isinstance(given, cls) or type(given) is object:
+            return given
+        if isinstance(given, type) and issubclass(given, Part):
+            raise ConfigError(cls.path, f"must be a value, got the class {given.__name__}. Write {given.__name__}()")
+        if isinstance(given, Part) or not fits(given):
+            raise ConfigError(cls.path, f"must be {cls.accepts}, got {given!r}")
+        return wrapper(value=given)
+
     def parts(self) -> Iterator[Part]:
         """This part, and all parts in its fields, however deep."""
         yield self
@@ -95,7 +108,7 @@ class Part(Checked, abc.ABC):
 
 def _check_rule(cls: type[Part]) -> None:
     """Refuse a subclass of a whole part without a rule of its own: it would train as its parent."""
-    parent = cls.__bases__[0]
+    parent: Any = cls.__bases__[0]
     is_whole = bool(getattr(parent, "rule", ())) and "rule" not in parent.__dict__ and not parent.__abstractmethods__
     if is_whole and not any(name in cls.__dict__ for name in cls.rule):
         methods = " or ".join(cls.rule)
@@ -122,6 +135,7 @@ class Schedule(Part):
     """A factor on the learning rate."""
 
     path: ClassVar[str] = "optimizer.schedule"
+    accepts: ClassVar[str] = "a schedule or a function from the step to a factor"
     rule: ClassVar[tuple[str, ...]] = ("factor",)
 
     @abc.abstractmethod
@@ -129,15 +143,16 @@ class Schedule(Part):
         """The factor on the rate of the update after `step` others, of `total_steps` in the whole run; float32."""
 
     @classmethod
-    def of(cls, given: Any) -> Schedule:
+    def of(cls, given: Any) -> Any:
         """The part, or a function from the step to the factor as one."""
-        return _taken(cls, given, callable, FunctionSchedule, "a schedule or a function from the step to a factor")
+        return cls._taken(given, callable, FunctionSchedule)
 
 
 class Optimizer(Part):
     """An update rule: from gradients to what is added to the parameters."""
 
     path: ClassVar[str] = "optimizer"
+    accepts: ClassVar[str] = "an optimizer or an optax.GradientTransformation"
     rule: ClassVar[tuple[str, ...]] = ("transformation",)
 
     @abc.abstractmethod
@@ -154,19 +169,20 @@ class Optimizer(Part):
         return lambda step: jnp.float32(learning_rate) * schedule.factor(step, total_steps)
 
     @classmethod
-    def of(cls, given: Any) -> Optimizer:
+    def of(cls, given: Any) -> Any:
         """The part, or an optax transformation as one."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update")
 
-        return _taken(cls, given, fits, OptaxOptimizer, "an optimizer or an optax.GradientTransformation")
+        return cls._taken(given, fits, OptaxOptimizer)
 
 
 class Loss(Part):
     """What is minimised, example by example; the mean over a batch is taken where its rows are known."""
 
     path: ClassVar[str] = "loss"
+    accepts: ClassVar[str] = "a loss or a function (logits, targets) -> loss an example"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
 
     @abc.abstractmethod
@@ -179,15 +195,16 @@ class Loss(Part):
         """
 
     @classmethod
-    def of(cls, given: Any) -> Loss:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of logits and targets as one."""
-        return _taken(cls, given, callable, FunctionLoss, "a loss or a function (logits, targets) -> loss an example")
+        return cls._taken(given, callable, FunctionLoss)
 
 
 class Metric(Part):
     """A figure of a split: something of each example, summed over all of them in a fixed order, then reduced once."""
 
     path: ClassVar[str] = "metrics"
+    accepts: ClassVar[str] = "a metric or a function (logits, targets) -> a number an example"
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
     """Which way is better, for `best`."""
@@ -211,17 +228,16 @@ class Metric(Part):
         return self.name
 
     @classmethod
-    def of(cls, given: Any) -> Metric:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of logits and targets as one, whose figure is a mean over examples."""
-        return _taken(
-            cls, given, callable, FunctionMetric, "a metric or a function (logits, targets) -> a number an example"
-        )
+        return cls._taken(given, callable, FunctionMetric)
 
 
 class Augmentation(Part):
     """A random change of a batch before it is trained on, on the device and within a gradient shard."""
 
     path: ClassVar[str] = "augmentation"
+    accepts: ClassVar[str] = "an augmentation or a function (key, batch) -> batch"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
 
     @abc.abstractmethod
@@ -234,15 +250,16 @@ class Augmentation(Part):
         """
 
     @classmethod
-    def of(cls, given: Any) -> Augmentation:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of key and batch as one."""
-        return _taken(cls, given, callable, FunctionAugmentation, "an augmentation or a function (key, batch) -> batch")
+        return cls._taken(given, callable, FunctionAugmentation)
 
 
 class Model(Part):
     """A network."""
 
     path: ClassVar[str] = "model"
+    accepts: ClassVar[str] = "a model or a flax.linen module (of NNX: flax.nnx.bridge.to_linen)"
     rule: ClassVar[tuple[str, ...]] = ("module",)
 
     @abc.abstractmethod
@@ -259,23 +276,13 @@ class Model(Part):
         return None
 
     @classmethod
-    def of(cls, given: Any) -> Model:
+    def of(cls, given: Any) -> Any:
         """The part, or a flax module as one."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, nn.Module)
 
-        return _taken(cls, given, fits, FlaxModel, "a model or a flax.linen module (NNX: flax.nnx.bridge.to_linen)")
-
-
-def _taken(role: Any, given: Any, fits: Callable[[Any], bool], wrapper: Any, wanted: str) -> Any:
-    if isinstance(given, role) or type(given) is object:
-        return given
-    if isinstance(given, type) and issubclass(given, Part):
-        raise ConfigError(role.path, f"must be a value, got the class {given.__name__}. Write {given.__name__}()")
-    if isinstance(given, Part) or not fits(given):
-        raise ConfigError(role.path, f"must be {wanted}, got {given!r}")
-    return wrapper(value=given)
+        return cls._taken(given, fits, FlaxModel)
 
 
 class FunctionSchedule(Schedule):

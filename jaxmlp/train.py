@@ -10,6 +10,7 @@ seed and the length of the run are arguments of the compiled programs, so that o
 
 from __future__ import annotations
 
+import typing
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,6 +62,11 @@ class Split(NamedTuple):
     mask: Bool[Array, " examples"] | None = None
     """False in rows that are no examples; None where all are."""
 
+    @classmethod
+    def of(cls, split: Any, mask: Any = None) -> Split:
+        """The examples of a split on the host."""
+        return cls(split.inputs, split.targets, split.weights, mask)
+
 
 class Batch(NamedTuple):
     """The rows of an update, or of one shard of it."""
@@ -91,7 +97,8 @@ def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums
         return _sums(config, config.loss(logits, batch.targets), logits, batch)
 
     shapes = jax.eval_shape(of_a_batch, state, split)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros: Sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return zeros
 
 
 @jax.jit
@@ -129,8 +136,7 @@ def _train_step(
     def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
         params, variables, dropout_key, augmentation_key, rows, row_weight = whole
         if variables:
-            own = modules.own_rows(shard._replace(mask=None), shard.mask > 0)
-            shard = own._replace(mask=shard.mask)
+            shard = modules.own_rows(shard, shard.mask > 0)._replace(mask=shard.mask)
         shard = shard._replace(inputs=scaled(config, shard.inputs))
         for number, augment in enumerate(config.augmentation):
             shard = augment(jax.random.fold_in(jax.random.fold_in(augmentation_key, index), number), shard)
@@ -272,7 +278,8 @@ def evaluate(
     order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size), constant_values=PADDING)
 
     def shard_sums(whole: Any, shard: Batch, index: Int[Array, ""]) -> Sums:
-        logits = modules.apply_eval(module, *whole, scaled(config, shard.inputs))
+        params, variables = whole
+        logits = modules.apply_eval(module, params, variables, scaled(config, shard.inputs))
         return _sums(config, config.loss(logits, shard.targets), logits, shard)
 
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
@@ -289,7 +296,7 @@ def evaluate(
 @jax.jit
 def learning_rate(config: ExperimentConfig, step: Int[Array, ""]) -> Float[Array, ""]:
     """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known."""
-    return config.optimizer.rate(config.total_steps)(step)
+    return config.optimizer.rate(typing.cast(Any, config.total_steps))(step)
 
 
 def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
@@ -304,7 +311,7 @@ def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
 
 
 def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(config.optimizer.transformation(config.total_steps))
+    return optax.with_extra_args_support(config.optimizer.transformation(typing.cast(Any, config.total_steps)))
 
 
 def _weights(batch: Batch) -> Float[Array, " batch"]:
@@ -327,4 +334,5 @@ def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Arra
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
-    return jax.tree.map(jnp.add, sums, more)
+    total: Sums = jax.tree.map(jnp.add, sums, more)
+    return total

@@ -78,7 +78,7 @@ def _device(words: Sequence[str]) -> Any:
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
     """The command's flags with those of the experiment's values."""
-    hint = Annotated[type(config), tyro.conf.arg(name="")]
+    hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
     both = dataclasses.make_dataclass(
         kind.__name__, [("config", hint, field)], bases=(kind,), frozen=True, kw_only=True,

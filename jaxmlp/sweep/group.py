@@ -71,7 +71,7 @@ class Group(Loop):
         self.position = self.programs.first()
         if go_on:
             meta = json.loads(distributed.share(json.dumps(checkpoint.meta if checkpoint else {}).encode()))
-            wanted = {"state": self.position.state, "sums": self.position.sums}
+            wanted: dict[str, Any] = {"state": self.position.state, "sums": self.position.sums}
             tree = restore(wanted, self._rows(checkpoint.arrays if checkpoint else {}, meta["lanes"], wanted))
             stood = Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"])
             self.position = self.programs.placed(stood)

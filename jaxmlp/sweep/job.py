@@ -13,9 +13,10 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES, Feed
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
-from jaxmlp.sweep.lanes import Batching, Lane
+from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import ROWS, WHOLE, put
 from jaxmlp.sweep.progress import SweepProgress
+from jaxmlp.sweep.values import Batching
 
 
 @dataclass

@@ -15,7 +15,7 @@ from jaxmlp.position import Position
 from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_config
-from jaxmlp.sweep.lanes import MAX_LANES
+from jaxmlp.sweep.values import MAX_LANES
 
 
 def most_at_once() -> int:

@@ -57,7 +57,7 @@ class LaneResult:
     def figures(self) -> dict[str, float | None]:
         """The figures of its end; those of training and validation are the last epoch's."""
         last = self.metrics[-1] if self.metrics else None
-        found = {name: last and getattr(last, name.removeprefix("train_"), None) for name in FIGURES}
+        found = {name: last.figures.get(name.removeprefix("train_")) if last else None for name in FIGURES}
         return found | {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
 
 

@@ -20,11 +20,12 @@ from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.group import Group
 from jaxmlp.sweep.job import Job
-from jaxmlp.sweep.lanes import MAX_LANES, Batching, Choices, Lane, Plan, make_plan, make_settings
+from jaxmlp.sweep.lanes import Lane, Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import groups, side_by_side
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.result import LaneResult, SweepResult
+from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
 
 BEGUN = "begun"
 """Key of the lanes that a checkpoint has, in place of their program's."""
