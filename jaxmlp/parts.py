@@ -498,6 +498,13 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     return cls()
 
 
+def role_of_several(part: Part | type[Part], name: str) -> Any:
+    """The role of a field that holds several parts; None of other fields."""
+    element = typing.get_args(_hint(part if isinstance(part, type) else type(part), name))[:1]
+    is_role = bool(element) and isinstance(element[0], type) and issubclass(element[0], Part)
+    return element[0] if is_role else None
+
+
 def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
     """The user's own parts of a role, by their names and by their places."""
     found: dict[str, type[Part]] = {}
@@ -528,7 +535,10 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     if name not in known:
         raise ConfigError(path, f"is not a field of this experiment.{did_you_mean(name, known)}")
     old = getattr(part, name)
-    if rest:
+    several = role_of_several(part, name)
+    if several and not rest and isinstance(value, str):
+        changed: Any = tuple(of_kind(several, path, word) for word in value.split(",") if word)
+    elif rest:
         changed = _with_value(old, rest, value, path)
     elif isinstance(old, Part) and isinstance(value, str) and old.rule:
         # The same place keeps its values: `--optimizer lion` of a file whose optimizer is Lion changes nothing.

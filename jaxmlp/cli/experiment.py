@@ -90,12 +90,13 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
     """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the words that are left."""
-    from jaxmlp.parts import roles_of, with_value
+    from jaxmlp.parts import role_of_several, roles_of, with_value
 
     left: list[str] = []
     chosen: dict[str, str] = {}
     waiting = iter([*words, None])
-    known = set(roles_of(config))
+    several = [item.name for item in dataclasses.fields(config) if role_of_several(config, item.name)]
+    known = {*roles_of(config), *several}
     for word in waiting:
         if word is None:
             break
@@ -108,7 +109,7 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
         if not taken or taken.startswith("--"):
             raise UsageError(f"{flag} needs a value")
         chosen[path] = taken
-        known |= {path, *(["optimizer.schedule"] if path == "optimizer" else [])}
+        known |= {"optimizer.schedule"} if path == "optimizer" else set()
     for path in sorted(chosen, key=lambda each: each.count(".")):
         config = with_value(config, path, chosen[path])
     return config, left
