@@ -534,10 +534,11 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     known = [item.name for item in stored_fields(part)] if isinstance(part, Part) else []
     if name not in known:
         raise ConfigError(path, f"is not a field of this experiment.{did_you_mean(name, known)}")
+    changed: Any
     old = getattr(part, name)
     several = role_of_several(part, name)
     if several and not rest and isinstance(value, str):
-        changed: Any = tuple(of_kind(several, path, word) for word in value.split(",") if word)
+        changed = tuple(of_kind(several, path, word) for word in value.split(",") if word)
     elif rest:
         changed = _with_value(old, rest, value, path)
     elif isinstance(old, Part) and isinstance(value, str) and old.rule:
