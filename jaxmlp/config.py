@@ -77,10 +77,6 @@ class ExperimentConfig(Part):
     """Updates of the whole run; `on_data` fills it in."""
 
     def __post_init__(self) -> None:
-        for name, role in (("model", Model), ("optimizer", Optimizer), ("loss", Loss)):
-            object.__setattr__(self, name, role.of(getattr(self, name)))
-        for name, each_role in (("augmentation", Augmentation), ("metrics", Metric)):
-            object.__setattr__(self, name, _several(getattr(self, name), each_role))
         super().__post_init__()
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name.startswith("."):
             raise ConfigError("name", f"must be letters, digits, '.', '_' and '-', got {self.name!r}")
@@ -156,13 +152,6 @@ class ExperimentConfig(Part):
         except ValueError as error:
             raise ConfigError("config", f"must be JSON: {error}") from None
         return cls.from_dict(plain, find)
-
-
-def _several(given: Any, role: type[Augmentation] | type[Metric]) -> Any:
-    """The parts of a role, of one or several."""
-    if type(given) is object:
-        return given
-    return tuple(map(role.of, given if isinstance(given, list | tuple) else (given,)))
 
 
 def _as_arrays[P: Part](part: P) -> P:

@@ -81,9 +81,25 @@ class Part(Checked, abc.ABC):
         _check_rule(cls)
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            role, given = _hint(type(self), item.name), getattr(self, item.name)
+            if isinstance(role, type) and issubclass(role, Part) and role.rule:
+                object.__setattr__(self, item.name, role.of(given))
+            elif (several := role_of_several(self, item.name)) and type(given) is not object:
+                parts = tuple(map(several.of, given if isinstance(given, list | tuple) else (given,)))
+                object.__setattr__(self, item.name, parts)
         super().__post_init__()
         for name in self.static_fields:
             _check_hash(join_path(self.path, name), getattr(self, name))
+
+    @classmethod
+    def of(cls, given: Any) -> Any:
+        """The part of this role that is given, or a plain object as one.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        return cls._taken(given, lambda value: False, None)
 
     @classmethod
     def _taken(cls, given: Any, fits: Callable[[Any], bool], wrapper: Any) -> Any:
@@ -526,6 +542,7 @@ def with_value[P: Part](part: P, path: str, value: Any) -> P:
 
 def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     name, *rest = names
+    changed: Any
     if isinstance(part, tuple):
         if not name.isdecimal() or int(name) >= len(part):
             raise ConfigError(path, f"is not a field: there are {len(part)} parts, counted from 0")
@@ -534,7 +551,6 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     known = [item.name for item in stored_fields(part)] if isinstance(part, Part) else []
     if name not in known:
         raise ConfigError(path, f"is not a field of this experiment.{did_you_mean(name, known)}")
-    changed: Any
     old = getattr(part, name)
     several = role_of_several(part, name)
     if several and not rest and isinstance(value, str):
