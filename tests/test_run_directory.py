@@ -106,7 +106,7 @@ def test_a_folder_without_a_config_is_free_and_what_lies_there_is_set_aside(run:
 
 def test_a_run_killed_before_it_had_a_config_leaves_the_folder_free(path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from jaxmlp.config import ExperimentConfig\n"
+        "import os, sys; from pathlib import Path; from jaxmlp import ExperimentConfig\n"
         "from jaxmlp.run.directory import RunDirectory; replace = os.replace\n"
         "def killed(a, b):\n"
         "    os._exit(9) if Path(b).name == 'config.json' else replace(a, b)\n"
