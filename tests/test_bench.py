@@ -387,10 +387,7 @@ def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.Monkey
 
 
 def test_the_speedruns_recipe_trains_on_the_training_images_alone_and_the_peers_run_the_tutorials() -> None:
-    assert load_experiment(ROOT / "experiments" / "speedrun.py").config.data == DataConfig(
-        name="mnist", validation=None
-    )
-    peers, tutorial = (
-        load_experiment(ROOT / "experiments" / f"{name}.py").config for name in ("benchmark_peers", "relu_rmsprop")
-    )
+    names = ("speedrun", "benchmark_peers", "relu_rmsprop")
+    recipe, peers, tutorial = (load_experiment(ROOT / "experiments" / f"{name}.py").config for name in names)
+    assert recipe.data == DataConfig(name="mnist", validation=None)
     assert dataclasses.replace(peers, name=tutorial.name) == tutorial
