@@ -398,7 +398,7 @@ def test_sweep(tmp_path: Path) -> None:
             plan, results = sweep_directory.load(path)
             plan.lanes()
             for each in results:
-                json.dumps(each.figures())
+                json.dumps(each.figures(("accuracy", "loss")))
             with sweep_directory.SweepDirectory.open(path):
                 pass
 
