@@ -15,6 +15,7 @@ import pytest
 
 from jaxmlp import model, shards, train
 from jaxmlp.config import (
+    MLP,
     SGD,
     Adam,
     AdamW,
@@ -25,7 +26,6 @@ from jaxmlp.config import (
     ExperimentConfig,
     InverseTime,
     MeanSquaredError,
-    MLP,
     RMSprop,
 )
 from jaxmlp.layers import Dropout

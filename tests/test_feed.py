@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, train
-from jaxmlp.config import SGD, ExperimentConfig, MLP
+from jaxmlp.config import MLP, SGD, ExperimentConfig
 from jaxmlp.history import History
 
 IMAGE_BYTES = 28 * 28

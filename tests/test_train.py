@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import model, shards, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, MLP, Piecewise
+from jaxmlp.config import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, Piecewise
 from jaxmlp.prng import Stream, stream_key
 from jaxmlp.run.digest import digest
 
