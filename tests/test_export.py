@@ -35,7 +35,8 @@ def digits(digits_run: Path) -> Model:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     """All 1,000 test digits of mnist_5k."""
-    return data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
+    found: np.ndarray = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
+    return found
 
 
 def made(image_shape: tuple[int, int, int] = (28, 28, 1), precision: str = "float32", **changes: Any) -> Model:

@@ -25,7 +25,9 @@ from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import LaneResult, SweepResult, group, load, memory, resume, sweep
+from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
+from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines
 from jaxmlp.sweep.result import Spread
@@ -80,13 +82,16 @@ def test_lanes_of_several_programs_are_their_solo_runs(
             assert_solo(ended, lane.config, dataset)
 
 
-def test_lanes_train_side_by_side_where_their_traced_values_have_equal_shapes() -> None:
+def test_lanes_train_side_by_side_where_their_traced_values_have_equal_shapes(dataset: data.Dataset) -> None:
     schedules = [
         Piecewise(boundaries=(10,)), Piecewise(boundaries=(20,)),
         Piecewise(boundaries=(10, 20), factors=(1.0, 0.5, 0.1)), Cosine(),
     ]  # fmt: skip
     settings = make_settings(CONFIG, {"optimizer.schedule": schedules})
-    first, alike, longer, other = map(side_by_side, make_plan(CONFIG, [0], settings).lanes())
+    lanes = make_plan(CONFIG, [0], settings).lanes()
+    told, devices = Interrupt(), jax.devices()[:1]
+    job = Job(dataset, make_mesh(devices), "map", False, None, told, told.stop, checkpoint_s=60.0, total=len(lanes))
+    first, alike, longer, other = (side_by_side(job, lane) for lane in lanes)
     assert first == alike
     assert len({first, longer, other}) == 3
 
