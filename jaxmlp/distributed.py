@@ -72,7 +72,8 @@ def join(cluster: Cluster) -> None:
     """
     import jax
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             *cluster,

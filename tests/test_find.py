@@ -33,6 +33,12 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.M
     assert default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC)).parent == Path("runs")
 
 
+def test_a_tilde_in_the_variable_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JAXMLP_RUNS_DIR", "~/my runs")
+    assert default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC)).parent == tmp_path / "my runs"
+
+
 def test_a_folder_for_runs_that_cannot_be_made_is_told(runs_dir: Path) -> None:
     runs_dir.symlink_to("nowhere/at/all")
     with pytest.raises(DiskError, match="could not make a folder in"):

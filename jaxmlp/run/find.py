@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
+from jaxmlp.folders import chosen_folder
 from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
 
 
 def runs_dir() -> Path:
     """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
-    return Path(os.environ.get("JAXMLP_RUNS_DIR") or "runs")
+    return chosen_folder(None, "JAXMLP_RUNS_DIR") or Path("runs")
 
 
 def list_runs() -> list[Path]:
