@@ -12,6 +12,8 @@ from run_stand_in import CONFIG, MANIFEST
 from jaxmlp.errors import DiskError, RunError
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.find import default_run_dir, find_run
+from jaxmlp.sweep.directory import SweepDirectory
+from jaxmlp.sweep.lanes import make_plan
 
 
 @pytest.fixture
@@ -52,5 +54,23 @@ def test_last_is_the_run_begun_last(runs_dir: Path) -> None:
         RunDirectory.create(runs_dir / name, CONFIG, MANIFEST).close()
         os.utime(runs_dir / name / "config.json", ns=(number, number))
     (runs_dir / "no_run").mkdir()
-    assert find_run("last") == runs_dir / "a"
+    assert find_run("last") == find_run("last", or_sweep=True) == runs_dir / "a"
     assert find_run("some/path") == Path("some/path")
+
+
+def test_after_a_sweep_last_is_the_sweep_or_the_run_that_is_taken_is_said(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with SweepDirectory.create(runs_dir / "sweep", make_plan(CONFIG, [0], [{}]), {}):
+        os.utime(runs_dir / "sweep" / "sweep.json", ns=(3, 3))
+    with pytest.raises(RunError, match=r"there is no last run: .* but the sweep .*/sweep\.$"):
+        find_run("last")
+    RunDirectory.create(runs_dir / "run", CONFIG, MANIFEST).close()
+    os.utime(runs_dir / "run" / "config.json", ns=(2, 2))
+    assert find_run("last", or_sweep=True) == runs_dir / "sweep"
+    assert capsys.readouterr().err == ""
+    assert find_run("last") == runs_dir / "run"
+    assert capsys.readouterr().err == f"last: {runs_dir}/run. The sweep sweep was begun later, and is no run.\n"
+    os.utime(runs_dir / "run" / "config.json", ns=(4, 4))
+    assert find_run("last") == find_run("last", or_sweep=True) == runs_dir / "run"
+    assert capsys.readouterr().err == ""
