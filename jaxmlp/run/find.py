@@ -14,7 +14,6 @@ from jaxmlp.folders import chosen_folder
 from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
 
-
 SWEEP = "sweep.json"
 """What makes a folder a sweep, as a run's config makes it a run."""
 
