@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> Answer:
     if not skipped:
         return Answer(document)
     message = "\n".join(
-        [*(str(error) for _, error in skipped), f"{len(skipped)} files have no answer, {len(found)} have"]
+        [*(str(error) for _, error in skipped), f"files without an answer: {len(skipped)}; with one: {len(found)}"]
     )
     return Answer(document, DataError.exit_code, message)
 
