@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxmlp.distributed import Cluster, share
-from jaxmlp.errors import ConfigError
+from jaxmlp.distributed import Cluster, explained, is_lost_peer, share, supervise
+from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 
 EXPERIMENT = """
@@ -140,6 +140,67 @@ def test_a_cluster_that_cannot_be_is_refused(text: str) -> None:
 def test_a_cluster_is_detected_or_told() -> None:
     assert Cluster.parse("auto") == Cluster()
     assert Cluster.parse("node1:1234,8,7") == Cluster("node1:1234", 8, 7)
+
+
+WORDS_OF_A_LOST_PEER = (
+    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:589] "
+    "Connection closed by peer [127.0.0.1]:4711",
+    "INTERNAL: Gloo all-gather failed: Read error [10.0.0.2]:25266: Connection reset by peer",
+    "Gloo all-reduce failed: Timed out waiting 1800000ms for recv operation to complete",
+    "NCCL operation ncclAllReduce failed: remote process exited or there was a network error",
+    "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats): /job:jax_worker/task:1. "
+    "The coordination service ends this one.",
+)
+WORDS_OF_ANOTHER_FAULT = (
+    "INTERNAL: NCCL operation ncclCommInitRank(&comm, nranks, id, rank) failed: unhandled cuda error",
+    "NCCL operation ncclGetUniqueId(&id) failed: Unable to load NCCL library. Multi-GPU collectives will not work.",
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library. Duplicate GPU detected : rank 1 and rank 0",
+    "INVALID_ARGUMENT: Gloo does not support this reduction type",
+)
+
+
+@pytest.mark.parametrize("words", WORDS_OF_A_LOST_PEER)
+def test_a_connection_that_broke_is_a_lost_peer_and_keeps_its_cause(words: str) -> None:
+    error = explained(RuntimeError(f"{words}\nmore"), "sweep")
+    assert isinstance(error, PeerLostError) and is_lost_peer(RuntimeError(words))
+    assert str(error) == f"distributed: another process of this sweep is gone: {words}"
+
+
+@pytest.mark.parametrize("words", WORDS_OF_ANOTHER_FAULT)
+def test_another_fault_of_the_transport_is_no_lost_peer_and_keeps_its_cause(words: str) -> None:
+    error = explained(RuntimeError(words))
+    assert isinstance(error, DeviceError) and not is_lost_peer(RuntimeError(words))
+    assert words in str(error) and "gone" not in str(error)
+
+
+def test_an_error_that_only_looks_like_one_of_the_transport_is_left_as_it_is() -> None:
+    for words in ("Broken pipe", "shapes (3,) and (4,) differ", "no such file: Gloom.py"):
+        assert explained(OSError(words)) is None and not is_lost_peer(OSError(words))
+
+
+ABORTS = """
+import os, sys
+print({text!r}, file=sys.stderr, flush=True)
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("F0101 00:00:00 1 pjrt.cc:1] Check failed: size >= 0", 134, "Check failed: size >= 0"),
+        ("E0101 00:00:00 1 client.cc:1] (stopped sending heartbeats): 1", 9, "distributed: process 1 is gone"),
+    ],
+)
+def test_a_process_that_aborts_blames_another_one_only_where_it_was_lost(
+    text: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = subprocess.Popen
+    program = [sys.executable, "-c", ABORTS.format(text=text)]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **named: real(program, **named))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert supervise(["train"]) == code
+    assert said in capfd.readouterr().err
 
 
 def test_bytes_of_more_than_2_gib_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:

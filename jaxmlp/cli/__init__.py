@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -116,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _open_closed_streams()
+    _escape_what_the_streams_cannot_say()
     if "--no-color" in argv or os.environ.get("NO_COLOR"):
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
     stdout, code = sys.stdout, 0
@@ -145,6 +147,13 @@ def _open_closed_streams() -> None:
     os.close(descriptor)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _escape_what_the_streams_cannot_say() -> None:
+    r"""Let a character that the terminal's encoding lacks come out as an escape such as `\xe9`, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(message: str) -> None:

@@ -36,6 +36,7 @@ def _packages() -> tuple[ModuleType, ModuleType]:
         import onnxruntime
     except ImportError as error:
         raise UsageError("--format onnx needs onnx and onnxruntime: pip install 'jaxmlp[onnx]'") from error
+    onnxruntime.disable_telemetry_events()
     return onnx, onnxruntime
 
 

@@ -146,6 +146,7 @@ def _render(
     )
     environment.globals |= {
         "command": _command,
+        "counted": _counted,
         "css": Markup(files.read(Path(__file__).parent / "page" / "style.css").decode()),
         "experiment_file": experiment_file,
         "median": statistics.median,
@@ -169,6 +170,11 @@ def _render(
         plot=plot,
         title=_title(groups),
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    """`1 epoch`, `20 epochs`, `10,000 test images`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _command(group: Group) -> str:
