@@ -21,7 +21,7 @@ SHADES = " .:-=+*#%@"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags(flags.DeviceFlags):
+class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
     """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these.
 
     Photographs and scans of digits may have any size and colours: they are prepared as MNIST was.
@@ -45,9 +45,11 @@ def run(argv: Sequence[str]) -> Answer:
 
     from jaxmlp.images import read_images
     from jaxmlp.inference import load_model, predict
+    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
 
-    model = load_model(find_run(name), chosen.checkpoint)
+    run = open_run(find_run(name), chosen.experiment)
+    model = load_model(run, chosen.checkpoint)
     digits = model.image_shape == (28, 28, 1) and model.config.data.name in ("mnist", "mnist_5k")
     found = [each for name in names for each in read_images(Path(name), model.image_shape, digits=digits)]
     places = [(str(each.file), index) for each in found for index in range(len(each.images))]
@@ -63,7 +65,7 @@ def run(argv: Sequence[str]) -> Answer:
             say(_drawn(image))
     if chosen.csv:
         _write(chosen.csv, predictions)
-    return Answer({"predictions": predictions})
+    return Answer({"predictions": predictions, "code_changed": [each._asdict() for each in run.code_changed]})
 
 
 def _drawn(image: np.ndarray[Any, Any]) -> str:
