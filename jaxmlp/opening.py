@@ -144,7 +144,8 @@ def open_data_of(
         raise RunError(f"{path} was trained on other data: {told}. {IN_PYTHON}.")
     here = found.facts.to_plain()
     facts = manifest.get("data") or here
-    wrong = [f"{name} {facts.get(name)} there, {value} here" for name, value in here.items() if facts.get(name) != value]
+    other = [name for name in here if here[name] != facts.get(name)]
+    wrong = [f"{name} {facts.get(name)} there, {here[name]} here" for name in other]
     if wrong:
         raise RunError(f"{path} was trained on data of another shape: {'; '.join(wrong)}. {IN_PYTHON}.")
     return found
