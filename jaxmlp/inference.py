@@ -23,9 +23,12 @@ from jaxtyping import Array, Float, Int, Shaped
 from jaxmlp import data, modules, network, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError, printable
+from jaxmlp.experiment import Experiment
 from jaxmlp.feed import Feed
 from jaxmlp.history import History
+from jaxmlp.opening import open_run, warn_of
 from jaxmlp.programs import figures
+from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
@@ -48,6 +51,8 @@ class Model:
     """What the module keeps beside its parameters, by flax collection."""
     step: int
     """Updates that made the parameters."""
+    run: RunDirectory | None = None
+    """Where it was loaded from."""
 
     @property
     def module(self) -> nn.Module:
@@ -171,6 +176,7 @@ def load_model(
     run: str | Path | RunDirectory,
     checkpoint: str | int = "last",
     *,
+    experiment: Experiment = (),
     warn: Callable[[str], None] = _warn,
 ) -> Model:
     """The model of a run.
@@ -178,13 +184,16 @@ def load_model(
     Args:
         run: The run, or its folder.
         checkpoint: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
-        warn: Told of damaged checkpoints that are passed over for an older one.
+        experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment.
+        warn: Told of damaged checkpoints that are passed over for an older one, and of code that is another now.
 
     Raises:
+        CodeError: The run was made with code of the user's own, which is not given.
         ConfigError: `checkpoint` is none of these.
         RunError: There is no such run or checkpoint, it is damaged, or has other shapes than the config.
     """
-    run = run if isinstance(run, RunDirectory) else RunDirectory.open(run, write=False)
+    run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
+    warn_of(run.code_changed, warn)
     config, facts = run.config, run.facts
     found = _checkpoint(run, checkpoint, warn)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
@@ -192,7 +201,7 @@ def load_model(
     wanted = jax.eval_shape(train.init_state, on_data, facts.zeros(1).inputs)
     weights = {"params": wanted.params, "variables": wanted.variables}
     restored = restore({"state": weights}, arrays)["state"]
-    return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step)
+    return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step, run=run)
 
 
 def model_of(history: History) -> Model:
@@ -214,7 +223,8 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise ConfigError("checkpoint", f"must be last, best or the step of one, got {which!r}")
     found = run.newest_checkpoint(warn)
     if not found:
-        resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}"
+        files = code.flags(code.files_to_name(run.plain_config, run.manifest))
+        resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
         raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")

@@ -13,6 +13,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 import jaxmlp
 from jaxmlp.errors import (
+    CodeError,
     ConfigError,
     DiskError,
     DivergedError,
@@ -204,6 +206,8 @@ def _answer(command: str, argv: list[str]) -> Answer:
         return answer
     except JaxmlpError as error:
         message = error.as_flag() if isinstance(error, ConfigError) else str(error)
+        if isinstance(error, CodeError) and error.flags:
+            message += f"\nType: jaxmlp {shlex.join([command, *argv])}{error.flags}"
         status = "diverged" if isinstance(error, DivergedError) else "failed"
         return Answer({"status": status, "error": message}, error.exit_code, message)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ from jaxmlp.fields import ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(flags.DataFlags, flags.DeviceFlags):
+class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Loss, accuracy with Wilson's 95 % interval, classes and confusion matrix of a run's model, on all examples."""
 
     split: Literal["test", "validation", "train"] = "test"
@@ -30,10 +30,12 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.inference import evaluate, load_model
+    from jaxmlp.opening import open_data, open_run
     from jaxmlp.run.find import find_run
 
-    model = load_model(find_run(name), chosen.checkpoint)
-    dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=say)
+    run = open_run(find_run(name), chosen.experiment)
+    model = load_model(run, chosen.checkpoint)
+    dataset = open_data(run, manual_dir=chosen.manual_dir, report=say)
     split: data.Split | None = getattr(dataset, chosen.split)
     if split is None:
         raise ConfigError("split", "must be train or test: the run has no validation split")
@@ -48,6 +50,7 @@ def run(argv: Sequence[str]) -> Answer:
         "confusion": found.confusion.tolist(),
         "per_class": [score._asdict() for score in found.per_class],
         "step": model.step,
+        "code_changed": [each._asdict() for each in run.code_changed],
     }
     if chosen.min_accuracy is None or found.accuracy >= chosen.min_accuracy:
         return Answer(document)

@@ -21,7 +21,7 @@ SHADES = " .:-=+*#%@"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags(flags.DeviceFlags):
+class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
     """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these.
 
     Photographs and scans of digits may have any size and colours: they are prepared as MNIST was. One upright digit a
@@ -46,9 +46,11 @@ def run(argv: Sequence[str]) -> Answer:
 
     from jaxmlp.images import read_images
     from jaxmlp.inference import load_model, predict
+    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
 
-    model = load_model(find_run(name), chosen.checkpoint)
+    run = open_run(find_run(name), chosen.experiment)
+    model = load_model(run, chosen.checkpoint)
     digits = model.image_shape == (28, 28, 1) and model.config.data.name in ("mnist", "mnist_5k")
     skipped: list[tuple[Path, DataError]] = []
     found = [
@@ -80,6 +82,7 @@ def run(argv: Sequence[str]) -> Answer:
         "predictions": predictions,
         "warnings": warned,
         "skipped": [{"file": str(file), "problem": str(error)} for file, error in skipped],
+        "code_changed": [each._asdict() for each in run.code_changed],
     }
     if not skipped:
         return Answer(document)

@@ -42,6 +42,11 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
     _registered[name] = function
 
 
+def registered(name: str) -> Callable[[], tuple[Pair, Pair]] | None:
+    """The function that was registered as the data set `name`, if one was."""
+    return _registered.get(name)
+
+
 def _say(line: str) -> None:
     print(printable(line), file=sys.stderr, flush=True)
 
