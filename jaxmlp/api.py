@@ -51,11 +51,12 @@ def evaluate(trained: Trained, split: str | data.Split = "test") -> Evaluation:
 
 
 def predict(trained: Trained, images: Any, top: int = 3) -> list[Prediction]:
-    """The likeliest classes of each image, with their probabilities.
+    """The likeliest classes of each image or other example, with their probabilities; or the numbers it stands for.
 
     Args:
         trained: What to ask.
-        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST.
+        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST. Of a
+            model of other inputs, many, as `jaxmlp.data.as_inputs` takes them.
         top: Classes an image, at most.
 
     Raises:
@@ -63,6 +64,8 @@ def predict(trained: Trained, images: Any, top: int = 3) -> list[Prediction]:
         DataError: Images of another shape, or pixels of 0 to 1 for a model that divides by 255.
     """
     model = load_model(trained)
+    if not model.facts.image_shape:
+        return inference.predict(model, data.as_inputs(images, images=False), top)
     array = np.asarray(images)
     if array.shape in (model.image_shape, model.image_shape[:2]):
         array = array[np.newaxis]

@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError
-from jaxmlp.parts import WRAPPERS, Part, is_shipped
+from jaxmlp.parts import WRAPPERS, Part, defined_by, is_shipped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,8 +163,7 @@ def _own_things(config: ExperimentConfig) -> Iterator[Any]:
     """Classes, functions and types of objects that are not the package's own."""
     for part in config.parts():
         if isinstance(part, WRAPPERS):
-            value = part.value
-            yield _Placed(part.source) if part.source else value if hasattr(value, "__qualname__") else type(value)
+            yield _Placed(part.source) if part.source else defined_by(part.value)
             continue
         if not is_shipped(type(part)):
             yield type(part)

@@ -205,7 +205,7 @@ _interceptors: ContextVar[tuple[Interceptor, ...]] = ContextVar("interceptors", 
 
 @contextlib.contextmanager
 def intercept(interceptor: Interceptor) -> Iterator[None]:
-    """Let every call of a module go through `interceptor` while the block lasts: linen's, and NNX's in flax's bridge."""
+    """Let the calls of all modules go through `interceptor` while the block lasts, NNX's in flax's bridge too."""
     outer = _interceptors.get()
     token = _interceptors.set((*outer, interceptor))
     try:
@@ -277,13 +277,14 @@ def _rows_mask(module: Any, x: Any, is_row: Bool[Array, " batch"], mask: Any) ->
     return rows if mask is None else rows & mask.astype(bool)
 
 
-def check_outputs(module: nn.Module, inputs: Any, outputs: int) -> None:
+def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool = False) -> None:
     """Make sure that the module answers an example with `outputs` numbers at least; nothing is computed.
 
     Args:
         module: The module.
         inputs: Shapes of one example as the module takes it, `[1, ...]` or a tree of them.
         outputs: Number of classes, or of numbers in a target.
+        exact: Whether more numbers are wrong too.
 
     Raises:
         ConfigError: It does not, or it cannot be called with such inputs.
@@ -304,8 +305,8 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int) -> None:
         problem = f"{type(module).__name__} raised {type(error).__name__} for inputs {shown}: {error}"
         raise ConfigError("model", f"cannot be called: {problem}") from error
     for found in shapes:
-        if len(found) != 2 or found[0] != 1 or found[1] < outputs:
-            wanted = f"must give an example logits of shape [1, {outputs}] or wider"
+        if len(found) != 2 or found[0] != 1 or found[1] < outputs or (exact and found[1] > outputs):
+            wanted = f"must give an example logits of shape [1, {outputs}]{'' if exact else ' or wider'}"
             raise ConfigError("model", f"{wanted}, got {list(found)}")
 
 

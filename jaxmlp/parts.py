@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import re
 import sys
 import typing
@@ -32,6 +33,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxmlp.errors import ConfigError, did_you_mean
@@ -224,6 +226,8 @@ class Metric(Part):
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
     """Which way is better, for `best`."""
+    needs_classes: ClassVar[bool] = False
+    """Whether targets must be class ids or distributions over the classes."""
 
     @abc.abstractmethod
     def of_examples(self, logits: Logits, targets: Targets) -> Any:
@@ -390,9 +394,18 @@ def is_shipped(thing: Any) -> bool:
 
 def place_of(thing: Any) -> str:
     """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it."""
-    thing = thing if hasattr(thing, "__qualname__") else type(thing)
+    thing = defined_by(thing)
     file = getattr(sys.modules.get(thing.__module__), "__file__", None)
     return f"{Path(file).name if file else 'none'}:{thing.__qualname__}"
+
+
+def defined_by(thing: Any) -> Any:
+    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    if isinstance(thing, nnx.bridge.ToLinen):
+        thing = thing.nnx_class
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
 
 
 def _snake_case(name: str) -> str:

@@ -12,6 +12,7 @@ from jaxmlp.cli.experiment import parse_experiment
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
+    from jaxmlp.data import Facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,19 +33,19 @@ def run(argv: Sequence[str]) -> Answer:
         from jaxmlp.run.find import find_run
 
         chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
-        config = RunDirectory.open(find_run(name), write=False).config
-        device = chosen.device
+        stored = RunDirectory.open(find_run(name), write=False)
+        config, facts, device = stored.config, stored.facts, chosen.device
     else:
         experiment, config = parse_experiment(SummaryFlags, argv, "summary")
-        device = experiment.device
+        facts, device = None, experiment.device
     runtime.configure(device)
-    return show(config)
+    return show(config, facts)
 
 
-def show(config: ExperimentConfig) -> Answer:
-    """The table, and its figures."""
+def show(config: ExperimentConfig, facts: Facts | None = None) -> Answer:
+    """The table, and its figures; by default of the data that the config names."""
     from jaxmlp.network import facts_of, summary
 
-    found = summary(config, facts_of(config.data))
+    found = summary(config, facts or facts_of(config.data))
     print(found)
     return Answer(asdict(found) | {"layers": [layer._asdict() for layer in found.layers]})
