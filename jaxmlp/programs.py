@@ -77,6 +77,16 @@ class Programs:
         position.done = stop
         return health
 
+    def advance_to(self, position: Position, epoch: int, done: int) -> None:
+        """Make all updates up to update `done` of `epoch`, with nothing in between, and move the position there."""
+        while (position.epoch, position.done) < (epoch, done):
+            until = done if position.epoch == epoch else self.steps_per_epoch
+            order = self.order(position.epoch)
+            while position.done < until:
+                self.advance(position, order, min(until, self.limit(position)))
+            if position.epoch < epoch:
+                position.epoch, position.done, position.sums = position.epoch + 1, 0, self.zero_sums(position)
+
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train.train_steps` on these examples; the position's arrays are gone then."""
         return train.train_steps(

@@ -102,9 +102,9 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
-    from jaxmlp import data, fitting
-    from jaxmlp.config import DataConfig, ExperimentConfig, MLP
+    from jaxmlp import MLP, DataConfig, ExperimentConfig, data, fitting
     from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.run.manifest import manifest
 
     config = ExperimentConfig(
         name="digits",
@@ -114,8 +114,9 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=12,
     )
     path = tmp_path_factory.mktemp("digits") / "run"
-    with RunDirectory.create(path, config, {}) as run:
-        history = fitting.fit(config, data.load(config.data), run=run)
+    dataset = data.load(config.data)
+    with RunDirectory.create(path, config, manifest(config, dataset)) as run:
+        history = fitting.fit(config, dataset, run=run)
     assert history.test_accuracy and history.test_accuracy > 0.9
     return path
 

@@ -19,7 +19,7 @@ import pytest
 
 from jaxmlp import DataConfig, data, errors
 from jaxmlp.cli import COMMANDS, main
-from jaxmlp.cli.experiment import load_config
+from jaxmlp.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -126,7 +126,7 @@ def test_the_tutorials_experiments_are_those_in_experiments() -> None:
         if block.document == "tutorial.md" and block.language == "python" and "= ExperimentConfig(" in block.text:
             exec(block.text, names)
     for constant, file in (("RELU", "relu_rmsprop"), ("TANH", "tanh_sgd_nesterov")):
-        written = load_config(ROOT / "experiments" / f"{file}.py").to_dict()
+        written = load_experiment(ROOT / "experiments" / f"{file}.py").config.to_dict()
         assert {**names[constant].to_dict(), "name": file} == written
 
 

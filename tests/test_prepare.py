@@ -127,7 +127,7 @@ def test_a_photograph_is_turned_as_its_camera_was_held(digits: Split, tmp_path: 
     (found,) = read_images(tmp_path / "x.jpg", SHAPE, digits=True)
     wanted = prepare(find_ink(picture))
     assert wanted is not None
-    assert likeness(found.inputs[0, ..., 0], wanted) > 0.98  # JPEG
+    assert likeness(found.images[0, ..., 0], wanted) > 0.98  # JPEG
 
 
 def test_a_picture_of_mnists_shape_is_taken_as_it_is_unless_it_is_dark_on_light(digits: Split, tmp_path: Path) -> None:

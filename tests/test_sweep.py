@@ -18,9 +18,8 @@ import small_sweep
 from command_line import QUICKSTART
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
-from jaxmlp import data
+from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, Piecewise, data
 from jaxmlp.cli import main
-from jaxmlp.config import Cosine, DataConfig, ExperimentConfig, MLP, Piecewise
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
@@ -44,7 +43,7 @@ def assert_solo(lane: LaneResult, config: ExperimentConfig, dataset: data.Datase
     assert lane.params_sha256 == solo.params_sha256
     assert lane.state_sha256 == solo.state_sha256
     assert (lane.test_loss, lane.test_accuracy) == (solo.test_loss, solo.test_accuracy)
-    assert without_times([r._asdict() for r in lane.metrics]) == without_times([r._asdict() for r in solo.records])
+    assert without_times([r.line() for r in lane.metrics]) == without_times([r.line() for r in solo.records])
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +126,7 @@ def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In groups of four, so that signals come in the first one, between them, and in the second."""
-    monkeypatch.setattr(group, "CHUNK_S", 0.0)
+    monkeypatch.setattr(group.Group, "chunk_s", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     path, progress = tmp_path / "sweep", Interrupt(3)

@@ -36,6 +36,7 @@ STARTED = time.perf_counter()
 COMMANDS = {
     "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR goes on)",
     "sweep": "EXPERIMENT.py   many seeds and values in few programs (sweep --resume DIR goes on)",
+    "new": "FILE.py         a commented experiment with a part of each role, to start from",
     "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
     "predict": "RUN FILE...     the classes of images: photographs and scans, .npy, IDX, folders",
     "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",

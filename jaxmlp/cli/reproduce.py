@@ -25,6 +25,8 @@ class ReproduceFlags(flags.DataFlags, flags.DeviceFlags):
 
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+    resident_mb: float = ranged(4096.0, "(0, inf)")
+    """Megabytes of a split's inputs up to which it stays on the device; a larger one streams. Changes no bit."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -39,7 +41,7 @@ def run(argv: Sequence[str]) -> Answer:
     path = find_run(name)
     config = RunDirectory.open(path, write=False).config
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
-    found = reproduce(path, dataset, devices=chosen.devices, report=say)
+    found = reproduce(path, dataset, devices=chosen.devices, resident_bytes=int(chosen.resident_mb * 2**20), report=say)
     difference = found.first_difference
     document = {
         "level": found.level,

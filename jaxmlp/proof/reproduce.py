@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxmlp import data
 from jaxmlp.errors import RunError
+from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import Evidence, FirstDifference
 from jaxmlp.proof.experiments import bands
@@ -55,6 +56,7 @@ def reproduce(
     dataset: data.Dataset | None = None,
     *,
     devices: int | None = None,
+    resident_bytes: int = RESIDENT_BYTES,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
@@ -67,6 +69,7 @@ def reproduce(
         run: Its folder.
         dataset: Its data; by default what its config names.
         devices: How many share a batch; by default as many as divide the gradient shards.
+        resident_bytes: As in `fit`.
         report: Told of each epoch that agrees.
 
     Raises:
@@ -79,7 +82,7 @@ def reproduce(
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
     dataset = dataset or data.load(config.data, report=report)
-    training = Training(config, dataset, devices=devices)
+    training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes)
     left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:
         report(changed)

@@ -58,6 +58,11 @@ class KeptRun:
         self._keeper = Keeper(self.run, config, min(scores, default=None))
         self.epoch_ended = self._keeper.epoch_ended
 
+    @property
+    def params_sha256(self) -> str | None:
+        """Digest of the parameters after the last epoch that this process logged."""
+        return self._keeper.params_sha256
+
     def save_best(self) -> None:
         """Write the best state, unless it is written; before a checkpoint that knows its score."""
         self._keeper.save(None)
