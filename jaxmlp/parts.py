@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import re
 import sys
 import sysconfig
@@ -33,6 +34,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxmlp.errors import ConfigError, did_you_mean
@@ -225,6 +227,8 @@ class Metric(Part):
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
     """Which way is better, for `best`."""
+    needs_classes: ClassVar[bool] = False
+    """Whether targets must be class ids or distributions over the classes."""
 
     @abc.abstractmethod
     def of_examples(self, logits: Logits, targets: Targets) -> Any:
@@ -422,6 +426,7 @@ def place_of(thing: Any) -> str:
     """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
     if isinstance(thing, Placed):
         return thing.place
+    thing = defined_by(thing)
     name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
     file = file_of(thing) if hasattr(thing, "__qualname__") and "<" not in name else None
     is_part = isinstance(thing, type) and issubclass(thing, Part)
@@ -433,6 +438,15 @@ def file_of(thing: Any) -> str | None:
     module = getattr(thing, "__module__", None) or type(thing).__module__
     file = getattr(sys.modules.get(module), "__file__", None)
     return str(file) if file else None
+
+
+def defined_by(thing: Any) -> Any:
+    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    if isinstance(thing, nnx.bridge.ToLinen):
+        thing = thing.nnx_class
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
 
 
 def _snake_case(name: str) -> str:

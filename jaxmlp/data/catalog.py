@@ -32,7 +32,7 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
 
     Args:
         name: Not one of jaxmlp's own.
-        function: Gives train and test, each images and labels as `as_images` and `as_labels` take them.
+        function: Gives train and test, each examples and targets as `as_inputs` and `as_targets` take them.
 
     Raises:
         ConfigError: The name is one of jaxmlp's own.

@@ -105,7 +105,7 @@ def as_inline(figure: Figure, name: str, alt: str) -> str:
 
 
 def curves(groups: Sequence[Group], figure: str) -> Figure:
-    """`loss` or `accuracy` by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
+    """A figure by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
     with _axes(*CURVES, legend=_legend_height(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -158,7 +158,7 @@ def _legend_height(groups: Sequence[Group]) -> float:
 
 def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
     """[seeds, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
-    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group.of_seeds()]
+    known = [[np.nan if line.get(name) is None else line[name] for line in run.epochs] for run in group.of_seeds()]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
@@ -168,7 +168,8 @@ def learning_rate(groups: Sequence[Group]) -> Figure:
     with _axes(*CURVES, legend=_legend_height(groups) if len(groups) > 1 else 0) as axes:
         for number, group in enumerate(groups):
             lines = group.runs[0].epochs
-            points = [line["epoch"] for line in lines], [line["learning_rate"] for line in lines]
+            rates = [np.nan if line["learning_rate"] is None else line["learning_rate"] for line in lines]
+            points = [line["epoch"] for line in lines], rates
             axes.plot(*points, color=SERIES[number % len(SERIES)], label=group.name if len(groups) > 1 else "_")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("learning rate")
@@ -233,6 +234,7 @@ def _short(value: Any) -> str:
 def confusion(evaluation: Evaluation) -> Figure:
     """A row for each true class, a column for each answer; the more often a mistake, the deeper its colour."""
     counts = evaluation.confusion
+    assert counts is not None
     classes = len(counts)
     mistakes = counts * (1 - np.eye(classes, dtype=int))
     with _axes(5.2, 5.2) as axes:
