@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxmlp.cli.flags import ExperimentFlags, parse
+from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError
 
@@ -18,7 +19,7 @@ from jaxmlp.errors import ConfigError, UsageError
 def parse_experiment[Chosen: ExperimentFlags](kind: type[Chosen], argv: Sequence[str], command: str) -> Chosen:
     """The flags of a command whose one word is an EXPERIMENT.py, the file's config where no flag changes it.
 
-    The file is the first word, or the first that ends in `.py`.
+    The file is the first word, or the first that ends in `.py`; `experiment_path` says which file a word means.
 
     Raises:
         ConfigError, UsageError, SystemExit: As `flags.parse` and `load_config`.
@@ -27,7 +28,7 @@ def parse_experiment[Chosen: ExperimentFlags](kind: type[Chosen], argv: Sequence
     # To the front, because a flag of many values would take the word for one.
     words = [*argv[at : at + 1], *argv[:at], *argv[at + 1 :]]
     is_given = bool(words) and not words[0].startswith("-")
-    default = kind(config=load_config(Path(words[0]))) if is_given else kind()
+    default = kind(config=load_config(experiment_path(words[0]))) if is_given else kind()
     chosen, (name,) = parse(default, words, command, "EXPERIMENT.py")
     if not is_given:
         raise UsageError(f"{name} must come before the flags, or end in .py: jaxmlp {command} {name} ...")

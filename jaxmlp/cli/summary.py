@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.shipped import shipped
 from jaxmlp.config import ExperimentConfig
 
 
@@ -24,7 +25,7 @@ class RunSummaryFlags(flags.DeviceFlags):
 def run(argv: Sequence[str]) -> Answer:
     """Show the network of an EXPERIMENT.py, with flags for its values, or of a RUN."""
     words = [word for word in argv if not word.startswith("-")]
-    if words and not any(word.endswith(".py") for word in words):
+    if words and words[0] not in shipped() and not any(word.endswith(".py") for word in words):
         from jaxmlp.run.directory import RunDirectory
         from jaxmlp.run.find import find_run
 
