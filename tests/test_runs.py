@@ -66,7 +66,7 @@ def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.
 
 def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
-    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train experiments/quickstart.py\n"
+    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train quickstart\n"
 
 
 def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

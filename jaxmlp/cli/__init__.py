@@ -72,7 +72,8 @@ flags of every command:
   --no-color    no colours; so does the environment variable NO_COLOR
   --version     (without a command) the version
 
-A RUN is the folder of a run, or `last`. Start with: jaxmlp train experiments/quickstart.py
+An EXPERIMENT.py is a file of yours, or the name of one that ships. A RUN is the folder of a run, or `last`.
+Start with: jaxmlp train quickstart
 """
 
 CLOSED_PIPE = 128 + 13

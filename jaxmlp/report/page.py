@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 
 import jaxmlp
 from jaxmlp import pictures
+from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
-from jaxmlp.code import code_of
 from jaxmlp.mlp import MLP
 from jaxmlp.parts import Part, place_of, where
 from jaxmlp.report import plots
