@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxmlp.cli.experiment import load_config
+from jaxmlp.experiment import load_experiment
 from jaxmlp.cli.shipped import experiment_path, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,8 +93,8 @@ def test_a_wheel_alone_finds_its_experiments_by_name(built: Built, tmp_path: Pat
         archive.extractall(tmp_path / "site")
     (tmp_path / "quickstart.py").write_text("raise SystemExit('another file was read')")
     code = (
-        "import sys; from jaxmlp.cli.experiment import load_config; from jaxmlp.cli.shipped import shipped\n"
-        "for path in shipped().values(): print(path, load_config(path).name)"
+        "import sys; from jaxmlp.experiment import load_experiment; from jaxmlp.cli.shipped import shipped\n"
+        "for path in shipped().values(): print(path, load_experiment(path).config.name)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}
     done = subprocess.run(
@@ -111,7 +111,7 @@ def test_the_readme_installs_the_wheel_by_its_name(built: Built) -> None:
 
 def test_a_checkout_finds_its_experiments_by_name() -> None:
     assert shipped() == {name: ROOT / "experiments" / f"{name}.py" for name in NAMES}
-    assert {load_config(experiment_path(name)).name for name in NAMES} == set(NAMES)
+    assert {load_experiment(experiment_path(name)).config.name for name in NAMES} == set(NAMES)
 
 
 @pytest.mark.parametrize("word", ["./quickstart", "quickstart.py", "experiments/quickstart.py", "/quickstart"])

@@ -38,7 +38,14 @@ def write(path: Path, model: Model) -> None:
         lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype),
         _as_arguments(model.facts.zeros(1).inputs),
     )
-    files.write(path, jax.export.export(answers, platforms=PLATFORMS)(shapes).serialize())
+    try:
+        exported = jax.export.export(answers, platforms=PLATFORMS)(shapes)
+    except TypeError as error:
+        if "_DimExpr" not in str(error):
+            raise
+        problem = "the network needs the number of its inputs as a number, and an export serves any"
+        raise RunError(f"{problem}: write x.shape[0] in place of len(x) ({error}).") from error
+    files.write(path, exported.serialize())
 
 
 def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
