@@ -379,10 +379,11 @@ class Placed:
     Args:
         function: The function; it is what is called.
         place: Where the file has it, such as `exp.py:CONFIG.model.activation`.
+        file: The file.
     """
 
-    def __init__(self, function: Callable[..., Any], place: str) -> None:
-        self.function, self.place = function, place
+    def __init__(self, function: Callable[..., Any], place: str, file: str) -> None:
+        self.function, self.place, self.file = function, place, file
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the function says."""
@@ -407,9 +408,15 @@ def place_of(thing: Any) -> str:
 
 def file_of(thing: Any) -> str | None:
     """The file that defines a class or function, or the class of an object."""
-    module = getattr(thing, "__module__", None) or type(thing).__module__
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return str(file) if file else None
+    if isinstance(thing, Placed):
+        return thing.file
+    thing = thing if hasattr(thing, "__qualname__") else type(thing)
+    # A module that is imported anew leaves sys.modules to the new one, but its classes keep its globals.
+    function = vars(thing).get("__init__") if isinstance(thing, type) else thing
+    scope: Mapping[str, Any] = getattr(function, "__globals__", {})
+    if scope.get("__name__") != thing.__module__:
+        scope = getattr(sys.modules.get(thing.__module__), "__dict__", {})
+    return scope.get("__file__")
 
 
 def _snake_case(name: str) -> str:
