@@ -23,7 +23,7 @@ from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, Usa
 from jaxmlp.code import code_of
 from jaxmlp.errors import CodeError
 from jaxmlp.experiment import Code, load_experiment
-from jaxmlp.opening import open_run
+from jaxmlp.opening import open_data, open_run
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -50,7 +50,6 @@ class Lion(jaxmlp.Optimizer):
 '''
 EXPERIMENT = """
 import jax
-import jax.numpy as jnp
 import numpy as np
 from lion_rule import Lion
 
@@ -67,7 +66,7 @@ def noise():
 
 data.register("noise", noise)
 CONFIG = ExperimentConfig(
-    model=MLP(hidden_sizes=(4,), activation=lambda x: jnp.sin(x), kernel_init=jax.nn.initializers.he_normal()),
+    model=MLP(hidden_sizes=(4,), kernel_init=jax.nn.initializers.he_normal()),
     data=DataConfig(name="noise"),
     optimizer=Lion(),
     loss=Focal(),
@@ -75,10 +74,15 @@ CONFIG = ExperimentConfig(
     epochs=2,
 )
 """
+EXPORT = ["export", "RUN", "--format", "stablehlo"]
 RUN_COMMANDS = [
-    ["evaluate", "RUN"], ["predict", "RUN", "IMAGES"], ["export", "RUN", "--format", "stablehlo"], ["report", "RUN"], ["reproduce", "RUN"],
+    ["evaluate", "RUN"],
+    ["predict", "RUN", "IMAGES"],
+    EXPORT,
+    ["report", "RUN"],
+    ["reproduce", "RUN"],
     ["summary", "RUN"],
-]  # fmt: skip
+]
 
 
 def sha256(path: Path) -> str:
@@ -134,7 +138,7 @@ def images(tmp_path: Path) -> Path:
 
 def changed(files: Path) -> Path:
     """The file with another line, in a folder of its own."""
-    other = write(files.parent.parent / "other", **{"1.5 *": "1.75 *"})
+    other = write(files.parent.parent / "other", **{"1.5 *": "-1.5 *"})
     assert sha256(other) != sha256(files)
     return other
 
@@ -216,11 +220,8 @@ def test_with_the_file_each_command_answers(run: Path, files: Path, images: Path
 def test_another_line_is_named_with_both_sums(run: Path, files: Path, images: Path, program: Program) -> None:
     other = changed(files)
     code = ("--experiment", str(other), "--json")
-    for argv in (
-        ["evaluate", str(run)],
-        ["predict", str(run), str(images)],
-        ["export", str(run), "--format", "stablehlo"],
-    ):
+    for words in (["evaluate", "RUN"], ["predict", "RUN", "IMAGES"], EXPORT):
+        argv = [{"RUN": str(run), "IMAGES": str(images)}.get(word, word) for word in words]
         ended = program(*argv, *code)
         assert ended.code == 0
         assert_names(ended.stderr, files, other)
@@ -323,10 +324,8 @@ def test_a_sweep_over_a_field_of_ones_own_part_records_its_code_and_goes_on_with
     assert sorted(each.name for each in (path / "code").iterdir()) == ["exp.py", "lion_rule.py"]
     there = json.loads((path / "manifest.json").read_text())
     assert there["binding"]["code"]["exp.py"] == sha256(files)
-    assert (
-        json.loads((path / "runs" / "0000-s0" / "manifest.json").read_text())["binding"]["code"]
-        == (there["binding"]["code"])
-    )
+    kept = json.loads((path / "runs" / "0000-s0" / "manifest.json").read_text())
+    assert kept["binding"]["code"] == there["binding"]["code"]
     with pytest.raises(CodeError, match="code of your own"):
         load(path)
     assert [lane.settings for lane in load(path, files)[1]] == [{"optimizer.b1": 0.8}, {"optimizer.b1": 0.9}]
@@ -488,16 +487,17 @@ def test_a_data_set_that_a_file_registers_is_found_by_that_file_and_binds_no_bit
     before, _, _ = EXPERIMENT.partition("CONFIG =")
     config = 'ExperimentConfig(model=MLP(hidden_sizes=(4,)), data=DataConfig(name="noise"), batch_size=16)'
     file.write_text(f"{before}CONFIG = {config}")
-    path = str(tmp_path / "run")
-    assert program("train", str(file), "--out", path, "--epochs", "1").code == 0
-    there = json.loads((tmp_path / "run" / "manifest.json").read_text())
-    assert "code" not in there["binding"] and there["not_binding"]["data_code"]["exp.py"] == sha256(file)
+    experiment = load_experiment(file).config
+    facts = manifest(experiment, data.load(experiment.data))
+    path = tmp_path / "run"
+    RunDirectory.create(path, experiment, facts).close()
+    assert "code" not in facts["binding"] and facts["not_binding"]["data_code"]["exp.py"] == sha256(file)
     monkeypatch.setattr(data.catalog, "_registered", {})
-    refused = program("evaluate", path)
+    refused = program("train", "--resume", str(path))
     assert refused.code == 5 and "the data set noise, which exp.py registers" in refused.stderr
-    assert refused.stderr.endswith(f"Type: jaxmlp evaluate {path} --experiment exp.py\n")
-    assert program("summary", path).code == 0
-    assert program("reproduce", path, "--experiment", str(file)).code == 0
+    assert refused.stderr.endswith(f"Type: jaxmlp train --resume {path} --experiment exp.py\n")
+    assert program("summary", str(path)).code == 0
+    assert open_data(open_run(path, file)).sha256 == facts["binding"]["data_sha256"]
 
 
 def test_a_part_without_a_rule_of_its_own_is_refused_by_the_command(tmp_path: Path, program: Program) -> None:
