@@ -4,8 +4,8 @@ L1: between equal manifests, the same bits.
 L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
 L3: between other counts of devices, processes and threads, the same bits.
 L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
-where JAX, flax and the random streams are the same. Other code of the user's own leaves the batch order alone, and so does other
-code that the run went on with: only the same bits, or a known band, then show that it says the same.
+where JAX, flax and the random streams are the same. Other code of the user's own leaves the batch order alone, and so
+does other code that the run went on with: only the same bits, or a known band, then show that it says the same.
 """
 
 from __future__ import annotations
