@@ -74,11 +74,12 @@ def evaluate(
 
 
 def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experiment = ()) -> list[Prediction]:
-    """The likeliest classes of each image, with their probabilities.
+    """The likeliest classes of each image or other example, with their probabilities; or the numbers it stands for.
 
     Args:
         trained: What to ask.
-        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST.
+        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST. Of a
+            model of other inputs, many, as `jaxmlp.data.as_inputs` takes them.
         top: Classes an image, at most.
         experiment: As in `load_model`.
 
@@ -87,6 +88,8 @@ def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experime
         DataError: Images of another shape, or pixels of 0 to 1 for a model that divides by 255.
     """
     model = load_model(trained, experiment=experiment)
+    if not model.facts.image_shape:
+        return inference.predict(model, data.as_inputs(images, images=False), top)
     array = np.asarray(images)
     if array.shape in (model.image_shape, model.image_shape[:2]):
         array = array[np.newaxis]

@@ -62,7 +62,7 @@ class Feed:
         examples = len(split.targets)
         rows = resident_bytes // sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
         fits = rows >= examples
-        self.resident = (resident or self._put(_on_device(split))) if fits else None
+        self.resident = (resident or self._put(train.Split.of(split))) if fits else None
         self.steps = max(1, rows // (batch_size * (lanes or 1)))
         """Updates whose examples fit."""
         eval_rows = train.eval_batch_size(examples, grad_shards)
@@ -97,8 +97,4 @@ class Feed:
             yield self._put(self._rows(np.where(rows < examples, rows, train.PADDING)))
 
     def _rows(self, rows: np.ndarray[Any, np.dtype[np.integer]]) -> train.Split:
-        return _on_device(self.split.rows(rows))._replace(mask=rows >= 0)
-
-
-def _on_device(split: data.Split) -> train.Split:
-    return train.Split(*split)
+        return train.Split.of(self.split.rows(rows), mask=rows >= 0)

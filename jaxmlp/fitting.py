@@ -136,6 +136,7 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
 
     Raises:
         ConfigError: They do not.
+        DataError: Numbers of 0 to 1 are scaled as pixels of 0 to 255 would be.
     """
     examples = len(dataset.train.targets)
     if config.batch_size > examples:
@@ -145,3 +146,4 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
     check_network(config, dataset.facts)
+    data.check_pixels(dataset.train.inputs, config.data.pixel_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import math
@@ -18,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from jaxmlp import data, modules, network, shards, train
 from jaxmlp.config import ExperimentConfig
@@ -81,8 +82,9 @@ class Model:
         return self.params, self.variables
 
     def __repr__(self) -> str:
-        name, classes = self.config.name, self.num_classes
-        return f"Model({name}: {_shown(self.facts)} to {classes} classes, after {self.step} updates)"
+        what = "classes" if self.facts.classes else "numbers"
+        name, outputs = self.config.name, self.num_classes
+        return f"Model({name}: {_shown(self.facts)} to {outputs} {what}, after {self.step} updates)"
 
     def _repr_html_(self) -> str:
         """Its layers, for notebooks."""
@@ -102,9 +104,36 @@ class Model:
     def probabilities(self, inputs: Any) -> Float[np.ndarray, "n classes"]:
         """The classes' probabilities, float32.
 
+        Args: As `logits`.
+
+        Raises:
+            DataError: As `logits`; or the model answers with numbers, which `logits` gives.
+        """
+        if not self.facts.classes:
+            raise DataError(f"data: {self.config.name} answers with numbers, not with classes: ask for its logits")
+        return self._answers(inputs, _probabilities)
+
+    def answers(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
+        """The classes' probabilities; of a model that answers with numbers, these.
+
         Args, Raises: As `logits`.
         """
-        return self._answers(inputs, _probabilities)
+        return self.probabilities(inputs) if self.facts.classes else self.logits(inputs)
+
+    def tensors(self) -> dict[str, Any]:
+        """All that it has learned as one tree, as exports hold it: the parameters, and beside them each collection.
+
+        Raises:
+            RunError: A collection is called as a module is.
+        """
+        if both := sorted(self.params.keys() & self.variables.keys()):
+            raise RunError(f"a collection and a module of the network are both called {both[0]}: rename the module.")
+        return {**self.params, **self.variables}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> Model:
+        """The same network with another `tensors()`."""
+        params = {name: tensors[name] for name in self.params}
+        return dataclasses.replace(self, params=params, variables={name: tensors[name] for name in self.variables})
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)
@@ -132,14 +161,14 @@ class Model:
             raise DataError(f"data: inputs must be {_shown(self.facts)}, got {there}")
         for leaf, known_leaf in zip(jax.tree.leaves(inputs), jax.tree.leaves(wanted), strict=True):
             if leaf.shape[1:] != known_leaf.shape[1:]:
-                raise DataError(f"data: images must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
-            scale = self.config.data.pixel_scale
-            if leaf.dtype.kind == "f" and scale < 0.01 and 0 < leaf.max(initial=0) <= 1:
-                raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
-
-
-def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
-    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+                what = "images" if self.facts.image_shape else "inputs"
+                raise DataError(f"data: {what} must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
+            if (leaf.dtype.kind in "iu" and leaf.dtype != np.uint8) != (known_leaf.dtype.kind == "i"):
+                wanted = f"{known_leaf.dtype}, got {leaf.dtype}"
+                raise DataError(f"data: whole numbers and scaled ones are told apart by their type: wanted {wanted}")
+        # Of other numbers, a few that happen to be small mean nothing.
+        if self.facts.image_shape:
+            data.check_pixels(inputs, self.config.data.pixel_scale)
 
 
 def _shown(facts: data.Facts) -> str:
@@ -163,9 +192,9 @@ def _probabilities(module: nn.Module, config: ExperimentConfig, weights: tuple[A
     return jax.nn.softmax(jax.lax.optimization_barrier(_logits(module, config, weights, inputs)))
 
 
-def probabilities(model: Model) -> Callable[[Any, Any], Array]:
-    """The function `(weights, inputs) -> probabilities` of a model, to be compiled or exported."""
-    return partial(_probabilities, model.module, model.config)
+def answers(model: Model) -> Callable[[Any, Any], Array]:
+    """The function `(weights, inputs) -> model.answers(inputs)`, weights `(params, variables)`, to be exported."""
+    return partial(_probabilities if model.facts.classes else _logits, model.module, model.config)
 
 
 def _warn(text: str) -> None:
@@ -251,7 +280,7 @@ class Evaluation(NamedTuple):
     loss: float
     """Mean of the config's loss."""
     accuracy: float | None = None
-    """Part of the examples that are answered rightly; None where targets are no labels, as all that follows."""
+    """Part of the examples that are answered rightly; None where targets are numbers, as all that follows."""
     ci95: tuple[float, float] | None = None
     """Wilson's 95 % interval of the accuracy."""
     confusion: Int[np.ndarray, "true predicted"] | None = None
@@ -301,15 +330,17 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
         DataError: Images of another shape, or a label that the model has no class for.
     """
     examples, classes = len(split.targets), loaded.num_classes
-    is_labelled = split.targets.dtype.kind in "iu"
-    if is_labelled and split.targets.max(initial=0) >= classes:
-        raise DataError(f"data: labels must be in [0, {classes - 1}], got {split.targets.max()}")
+    if split.targets.shape[1:] != loaded.facts.targets.shape or split.targets.dtype != loaded.facts.targets.dtype:
+        wanted, found = loaded.facts.targets, f"{split.targets.dtype} {split.targets.shape[1:]}"
+        raise DataError(f"data: targets must be {wanted.dtype} {wanted.shape}, got {found}")
+    if loaded.facts.classes and split.labels.max(initial=0) >= classes:
+        raise DataError(f"data: labels must be in [0, {classes - 1}], got {split.labels.max()}")
     scored = _figures(loaded, split)
-    if not is_labelled:
+    if not loaded.facts.classes:
         return Evaluation(name, examples, scored.pop("loss"), metrics=scored)
     answers = loaded.logits(split.inputs).argmax(axis=1)
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (split.targets, answers), 1)
+    np.add.at(confusion, (split.labels, answers), 1)
     correct = int(confusion.trace())
     return Evaluation(
         split=name,
@@ -330,7 +361,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     mesh = shards.make_mesh(jax.devices()[:1])
     feed = Feed(split, config.batch_size, config.grad_shards, partial(shards.replicate, mesh=mesh))
     state = train.TrainState(jnp.int32(0), loaded.params, (), loaded.variables)
-    sums = train.zero_sums(config, state, train.Split(*loaded.facts.zeros(1)))
+    sums = train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1)))
     for piece in feed.pieces():
         sums = train.evaluate(config, loaded.params, loaded.variables, piece, sums)
     return figures(loaded.config, jax.device_get(sums))
@@ -354,21 +385,26 @@ def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float,
 
 
 class Prediction(NamedTuple):
-    """A model's answer for one image."""
+    """A model's answer for one example."""
 
-    label: int
-    probability: float
+    label: int | None
+    """The likeliest class; None of a model that answers with numbers, as the probability."""
+    probability: float | None
     top: tuple[tuple[int, float], ...]
     """The likeliest classes with their probabilities, the likeliest first."""
+    numbers: tuple[float, ...] = ()
+    """The answer of a model that answers with numbers."""
 
 
-def predict(loaded: Model, images: Shaped[np.ndarray, "n height width channels"], top: int = 3) -> list[Prediction]:
-    """The likeliest classes of each image, at most `top` of them.
+def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
+    """The likeliest classes of each example, at most `top` of them; or the numbers that a model answers with.
 
-    Args, Raises: As `Model.probabilities`.
+    Args, Raises: As `Model.answers`.
     """
+    if not loaded.facts.classes:
+        return [Prediction(None, None, (), tuple(map(float, row))) for row in loaded.answers(inputs)]
     answers = []
-    for row in loaded.probabilities(images):
+    for row in loaded.probabilities(inputs):
         # Stable, so that the first of equals comes first, as in training.
         order = np.argsort(-row, stable=True)[:top]
         ranked = tuple((int(label), float(row[label])) for label in order)

@@ -73,6 +73,8 @@ def _forward(x: Array, kernel: Array, dtype: DTypeLike) -> tuple[Array, tuple[Ar
 
 def _backward(dtype: DTypeLike, factors: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
     grads = grads.astype(dtype)
+    if grads.dtype == jnp.float32:
+        return _gradients(*factors, grads)
     of_x, of_kernel = lax.platform_dependent(*factors, grads, cpu=_gradients_by_rows, default=_gradients)
     return of_x, of_kernel
 
@@ -87,7 +89,7 @@ def _gradients(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
 def _gradients_by_rows(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
     """The same, in products whose factors both lie in memory row by row.
 
-    XLA has fast CPU kernels for these only: others are slower, and in bfloat16 it computes them in float32.
+    XLA has fast CPU kernels for bfloat16 in these only: others it computes in float32.
     """
     of_x = lax.optimization_barrier(_dot(kernel, _transposed(grads)))
     return of_x.T, _dot(_transposed(x), grads)

@@ -44,27 +44,33 @@ class Loop(abc.ABC):
     """Updates in chunks, epoch by epoch, from a position to the end or to a stop signal.
 
     Args:
-        config: What all lanes share: epochs, batch size, metrics.
+        configs: The experiment of each lane; one for a run.
         programs: What they compute.
         stop: Watched between chunks.
         checkpoint_s: Seconds between two checkpoints.
-        lanes: How many train side by side.
+        digest_every: Updates between two digests of the state; None takes none.
     """
 
     chunk_s = CHUNK_S
 
     def __init__(
-        self, config: ExperimentConfig, programs: Programs, stop: Stop, checkpoint_s: float, lanes: int = 1
+        self,
+        configs: Sequence[ExperimentConfig],
+        programs: Programs,
+        stop: Stop,
+        checkpoint_s: float,
+        digest_every: int | None,
     ) -> None:
-        self.config, self.programs, self.stop, self.checkpoint_s = config, programs, stop, checkpoint_s
+        self.configs, self.config = configs, configs[0]
+        self.programs, self.stop, self.checkpoint_s, self.digest_every = programs, stop, checkpoint_s, digest_every
         self.chunk = 1
         """Updates a call, fitted to `chunk_s`."""
         self.stopping = False
         """Whether all processes know that one has a stop signal."""
         self.saved_at, self._saved = 0.0, (0, 0)
-        self.records: list[list[EpochRecord]] = [[] for _ in range(lanes)]
+        self.records: list[list[EpochRecord]] = [[] for _ in configs]
         """Of each lane, epoch by epoch."""
-        self.diverged_in: list[int | None] = [None] * lanes
+        self.diverged_in: list[int | None] = [None] * len(configs)
         """The epoch that each lane diverged in."""
 
     @property
@@ -104,7 +110,12 @@ class Loop(abc.ABC):
 
     def _length(self) -> int:
         """Updates of the next chunk, at most."""
-        return min(self.chunk, self.programs.limit(self.position) - self.position.done)
+        length = min(self.chunk, self.programs.limit(self.position) - self.position.done)
+        return min(length, self.digest_every - self._step() % self.digest_every) if self.digest_every else length
+
+    def _step(self) -> int:
+        """Updates made since the start."""
+        return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _chunk(self, order: jax.Array, length: int) -> None:
         position, began = self.position, time.perf_counter()
@@ -116,6 +127,8 @@ class Loop(abc.ABC):
         seconds = time.perf_counter() - began
         position.epoch_s += seconds
         self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        if self.digest_every and self._step() % self.digest_every == 0:
+            self._trace()
         self._chunk_ended(length)
 
     def _evaluated(self) -> list[EpochRecord | None]:
@@ -130,8 +143,8 @@ class Loop(abc.ABC):
             if self.diverged_in[lane] is not None:
                 ended.append(None)
                 continue
-            found: dict[str, float | None] = dict(figures(self.config, trained[lane]))
-            scored = figures(self.config, validated[lane]) if validated else dict.fromkeys(found)
+            found: dict[str, float | None] = dict(figures(self.configs[lane], trained[lane]))
+            scored = figures(self.configs[lane], validated[lane]) if validated else dict.fromkeys(found)
             if validated and not self._is_sound(lane, "validation", scored["loss"]):
                 ended.append(None)
                 continue
@@ -149,6 +162,10 @@ class Loop(abc.ABC):
     @abc.abstractmethod
     def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
         """Whether the loss of a split is finite; if it is not, metrics of the lane mean nothing."""
+
+    @abc.abstractmethod
+    def _trace(self) -> None:
+        """Log the digests of the state."""
 
     @abc.abstractmethod
     def _chunk_ended(self, length: int) -> None:
@@ -174,11 +191,14 @@ class Keeper:
 
     def __init__(self, run: RunDirectory, config: ExperimentConfig, best_score: float | None = None) -> None:
         self.run, self.config, self.best_score = run, config, best_score
+        self.params_sha256: str | None = None
+        """Digest of the parameters after the last epoch that was logged."""
         self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
 
     def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
         """Log the epoch; keep the state, which is on the host, if it is the best so far."""
         line = state_digests(record.epoch, position.state) | {"order_sha256": digest({"order": order})}
+        self.params_sha256 = line["params_sha256"]
         self.run.append_epoch(record.line(), line)
         score = self.config.score(record.figures)
         if score is not None and (self.best_score is None or score < self.best_score):
@@ -210,8 +230,8 @@ class RunLoop(Loop):
         checkpoint_s: float,
         digest_every: int | None,
     ) -> None:
-        super().__init__(config, programs, stop, checkpoint_s)
-        self.run, self.progress, self.hooks, self.digest_every = run, progress, hooks, digest_every
+        super().__init__([config], programs, stop, checkpoint_s, digest_every if run else None)
+        self.run, self.progress, self.hooks = run, progress, hooks
 
     def run_all(self) -> History:
         """Train from where the run stands to its end, or to a stop signal.
@@ -237,7 +257,7 @@ class RunLoop(Loop):
             state=state,
             status=status,
             test=tested,
-            params_sha256=digest(state.params),
+            params_sha256=(status == "finished" and self.keeper and self.keeper.params_sha256) or digest(state.params),
             state_sha256=digest(state),
             compile_s=first_update - began,
             train_s=ended - first_update,
@@ -272,14 +292,12 @@ class RunLoop(Loop):
         if self.programs.dataset.validation:
             self.programs.evaluate(self.position, "validation")
 
-    def _length(self) -> int:
-        length = super()._length()
-        return min(length, self.digest_every - self.position.step % self.digest_every) if self.digest_every else length
+    def _trace(self) -> None:
+        assert self.run
+        self.run.append_trace(state_digests(self.position.epoch, jax.device_get(self.position.state)))
 
     def _chunk_ended(self, length: int) -> None:
         position = self.position
-        if self.run and self.digest_every and position.step % self.digest_every == 0:
-            self.run.append_trace(state_digests(position.epoch, jax.device_get(position.state)))
         means = figures(self.config, self.programs.rows(position.sums)[0])
         self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, means)
 
@@ -298,16 +316,8 @@ class RunLoop(Loop):
 
         The state before the chunk is trained again, from the newest checkpoint or the start: none is kept for this.
         """
-        stop, programs = self.position.done, self.programs
-        epoch, position = self.position.epoch, self._stored()
-        while (position.epoch, position.done) < (epoch, start):
-            order = programs.order(position.epoch)
-            until = start if position.epoch == epoch else programs.steps_per_epoch
-            while position.done < until:
-                programs.advance(position, order, min(until, programs.limit(position)))
-            if position.done == programs.steps_per_epoch:
-                position.epoch, position.done = position.epoch + 1, 0
-                position.sums = programs.zero_sums(position)
+        stop, epoch, programs, position = self.position.done, self.position.epoch, self.programs, self._stored()
+        programs.advance_to(position, epoch, start)
         order = programs.order(epoch)
         while position.done < stop and is_finite(health := programs.advance(position, order, position.done + 1)):
             pass

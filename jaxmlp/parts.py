@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import re
 import sys
 import sysconfig
@@ -33,6 +34,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxmlp.errors import ConfigError, did_you_mean
@@ -60,6 +62,8 @@ class Part(Checked, abc.ABC):
 
     kind: ClassVar[str] = ""
     """Name of a shipped part in JSON and flags."""
+    accepts: ClassVar[str] = ""
+    """What a field of this role takes, for messages."""
     rule: ClassVar[tuple[str, ...]] = ()
     """The methods that a part of this role is made of; empty where the class is no role."""
     static_fields: ClassVar[tuple[str, ...]] = ()
@@ -80,9 +84,36 @@ class Part(Checked, abc.ABC):
         _check_rule(cls)
 
     def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            role, given = _hint(type(self), item.name), getattr(self, item.name)
+            if isinstance(role, type) and issubclass(role, Part) and role.rule:
+                object.__setattr__(self, item.name, role.of(given))
+            elif (several := role_of_several(self, item.name)) and type(given) is not object:
+                parts = tuple(map(several.of, given if isinstance(given, list | tuple) else (given,)))
+                object.__setattr__(self, item.name, parts)
         super().__post_init__()
         for name in self.static_fields:
             _check_hash(join_path(self.path, name), getattr(self, name))
+
+    @classmethod
+    def of(cls, given: Any) -> Any:
+        """The part of this role that is given, or a plain object as one.
+
+        Raises:
+            ConfigError: It is neither.
+        """
+        return cls._taken(given, lambda value: False, None)
+
+    @classmethod
+    def _taken(cls, given: Any, fits: Callable[[Any], bool], wrapper: Any) -> Any:
+        """The part of this role that is given, or the wrapper of a plain object that fits; a placeholder stays."""
+        if isinstance(given, cls) or type(given) is object:
+            return given
+        if isinstance(given, type) and issubclass(given, Part):
+            raise ConfigError(cls.path, f"must be a value, got the class {given.__name__}. Write {given.__name__}()")
+        if isinstance(given, Part) or not fits(given):
+            raise ConfigError(cls.path, f"must be {cls.accepts}, got {given!r}")
+        return wrapper(value=given)
 
     def parts(self) -> Iterator[Part]:
         """This part, and all parts in its fields, however deep."""
@@ -96,7 +127,7 @@ class Part(Checked, abc.ABC):
 
 def _check_rule(cls: type[Part]) -> None:
     """Refuse a subclass of a whole part without a rule of its own: it would train as its parent."""
-    parent = cls.__bases__[0]
+    parent: Any = cls.__bases__[0]
     is_whole = bool(getattr(parent, "rule", ())) and "rule" not in parent.__dict__ and not parent.__abstractmethods__
     if is_whole and not any(name in cls.__dict__ for name in cls.rule):
         methods = " or ".join(cls.rule)
@@ -123,6 +154,7 @@ class Schedule(Part):
     """A factor on the learning rate."""
 
     path: ClassVar[str] = "optimizer.schedule"
+    accepts: ClassVar[str] = "a schedule or a function from the step to a factor"
     rule: ClassVar[tuple[str, ...]] = ("factor",)
 
     @abc.abstractmethod
@@ -130,15 +162,16 @@ class Schedule(Part):
         """The factor on the rate of the update after `step` others, of `total_steps` in the whole run; float32."""
 
     @classmethod
-    def of(cls, given: Any) -> Schedule:
+    def of(cls, given: Any) -> Any:
         """The part, or a function from the step to the factor as one."""
-        return _taken(cls, given, callable, FunctionSchedule, "a schedule or a function from the step to a factor")
+        return cls._taken(given, callable, FunctionSchedule)
 
 
 class Optimizer(Part):
     """An update rule: from gradients to what is added to the parameters."""
 
     path: ClassVar[str] = "optimizer"
+    accepts: ClassVar[str] = "an optimizer or an optax.GradientTransformation"
     rule: ClassVar[tuple[str, ...]] = ("transformation",)
 
     @abc.abstractmethod
@@ -155,19 +188,20 @@ class Optimizer(Part):
         return lambda step: jnp.float32(learning_rate) * schedule.factor(step, total_steps)
 
     @classmethod
-    def of(cls, given: Any) -> Optimizer:
+    def of(cls, given: Any) -> Any:
         """The part, or an optax transformation as one."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update")
 
-        return _taken(cls, given, fits, OptaxOptimizer, "an optimizer or an optax.GradientTransformation")
+        return cls._taken(given, fits, OptaxOptimizer)
 
 
 class Loss(Part):
     """What is minimised, example by example; the mean over a batch is taken where its rows are known."""
 
     path: ClassVar[str] = "loss"
+    accepts: ClassVar[str] = "a loss or a function (logits, targets) -> loss an example"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
 
     @abc.abstractmethod
@@ -180,18 +214,21 @@ class Loss(Part):
         """
 
     @classmethod
-    def of(cls, given: Any) -> Loss:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of logits and targets as one."""
-        return _taken(cls, given, callable, FunctionLoss, "a loss or a function (logits, targets) -> loss an example")
+        return cls._taken(given, callable, FunctionLoss)
 
 
 class Metric(Part):
     """A figure of a split: something of each example, summed over all of them in a fixed order, then reduced once."""
 
     path: ClassVar[str] = "metrics"
+    accepts: ClassVar[str] = "a metric or a function (logits, targets) -> a number an example"
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
     """Which way is better, for `best`."""
+    needs_classes: ClassVar[bool] = False
+    """Whether targets must be class ids or distributions over the classes."""
 
     @abc.abstractmethod
     def of_examples(self, logits: Logits, targets: Targets) -> Any:
@@ -212,17 +249,16 @@ class Metric(Part):
         return self.name
 
     @classmethod
-    def of(cls, given: Any) -> Metric:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of logits and targets as one, whose figure is a mean over examples."""
-        return _taken(
-            cls, given, callable, FunctionMetric, "a metric or a function (logits, targets) -> a number an example"
-        )
+        return cls._taken(given, callable, FunctionMetric)
 
 
 class Augmentation(Part):
     """A random change of a batch before it is trained on, on the device and within a gradient shard."""
 
     path: ClassVar[str] = "augmentation"
+    accepts: ClassVar[str] = "an augmentation or a function (key, batch) -> batch"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
 
     @abc.abstractmethod
@@ -235,15 +271,16 @@ class Augmentation(Part):
         """
 
     @classmethod
-    def of(cls, given: Any) -> Augmentation:
+    def of(cls, given: Any) -> Any:
         """The part, or a function of key and batch as one."""
-        return _taken(cls, given, callable, FunctionAugmentation, "an augmentation or a function (key, batch) -> batch")
+        return cls._taken(given, callable, FunctionAugmentation)
 
 
 class Model(Part):
     """A network."""
 
     path: ClassVar[str] = "model"
+    accepts: ClassVar[str] = "a model or a flax.linen module (of NNX: flax.nnx.bridge.to_linen)"
     rule: ClassVar[tuple[str, ...]] = ("module",)
 
     @abc.abstractmethod
@@ -260,23 +297,13 @@ class Model(Part):
         return None
 
     @classmethod
-    def of(cls, given: Any) -> Model:
+    def of(cls, given: Any) -> Any:
         """The part, or a flax module as one."""
 
         def fits(value: Any) -> bool:
             return isinstance(value, nn.Module)
 
-        return _taken(cls, given, fits, FlaxModel, "a model or a flax.linen module (NNX: flax.nnx.bridge.to_linen)")
-
-
-def _taken(role: Any, given: Any, fits: Callable[[Any], bool], wrapper: Any, wanted: str) -> Any:
-    if isinstance(given, role) or type(given) is object:
-        return given
-    if isinstance(given, type) and issubclass(given, Part):
-        raise ConfigError(role.path, f"must be a value, got the class {given.__name__}. Write {given.__name__}()")
-    if isinstance(given, Part) or not fits(given):
-        raise ConfigError(role.path, f"must be {wanted}, got {given!r}")
-    return wrapper(value=given)
+        return cls._taken(given, fits, FlaxModel)
 
 
 class FunctionSchedule(Schedule):
@@ -400,6 +427,7 @@ def place_of(thing: Any) -> str:
     """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
     if isinstance(thing, Placed):
         return thing.place
+    thing = defined_by(thing)
     name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
     file = file_of(thing) if hasattr(thing, "__qualname__") and "<" not in name else None
     is_part = isinstance(thing, type) and issubclass(thing, Part)
@@ -417,6 +445,15 @@ def file_of(thing: Any) -> str | None:
     if scope.get("__name__") != thing.__module__:
         scope = getattr(sys.modules.get(thing.__module__), "__dict__", {})
     return scope.get("__file__")
+
+
+def defined_by(thing: Any) -> Any:
+    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    if isinstance(thing, nnx.bridge.ToLinen):
+        thing = thing.nnx_class
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
 
 
 def _snake_case(name: str) -> str:
@@ -542,6 +579,13 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     return cls()
 
 
+def role_of_several(part: Part | type[Part], name: str) -> Any:
+    """The role of a field that holds several parts; None of other fields."""
+    element = typing.get_args(_hint(part if isinstance(part, type) else type(part), name))[:1]
+    is_role = bool(element) and isinstance(element[0], type) and issubclass(element[0], Part)
+    return element[0] if is_role else None
+
+
 def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
     """The user's own parts of a role, by their names."""
     found: dict[str, type[Part]] = {}
@@ -563,6 +607,7 @@ def with_value[P: Part](part: P, path: str, value: Any) -> P:
 
 def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     name, *rest = names
+    changed: Any
     if isinstance(part, tuple):
         if not name.isdecimal() or int(name) >= len(part):
             raise ConfigError(path, f"is not a field: there are {len(part)} parts, counted from 0")
@@ -572,7 +617,10 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     if name not in known:
         raise ConfigError(path, f"is not a field of this experiment.{did_you_mean(name, known)}")
     old = getattr(part, name)
-    if rest:
+    several = role_of_several(part, name)
+    if several and not rest and isinstance(value, str):
+        changed = tuple(of_kind(several, path, word) for word in value.split(",") if word)
+    elif rest:
         changed = _with_value(old, rest, value, path)
     elif isinstance(old, Part) and isinstance(value, str) and old.rule:
         # The same place keeps its values: `--optimizer lion` of a file whose optimizer is Lion changes nothing.

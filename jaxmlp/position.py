@@ -54,12 +54,12 @@ class Position:
         Raises:
             RunError: They are of other shapes, or not those of a position.
         """
-        numbers = [meta.get(name) for name in ("epoch", "done", "epoch_s")]
-        if "best_score" not in meta or None in numbers or not meta["epoch"]:
+        epoch, done, epoch_s = (meta.get(name) for name in ("epoch", "done", "epoch_s"))
+        if "best_score" not in meta or not epoch or done is None or epoch_s is None:
             raise RunError("the checkpoint does not fit: its meta is not that of a run.")
         tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
         tree = restore(tree, arrays)
-        return Position(tree["state"], tree["sums"], *numbers, meta["best_score"])
+        return Position(tree["state"], tree["sums"], epoch, done, epoch_s, meta["best_score"])
 
     def shared(self) -> Position:
         """Where the first process of the run stands."""

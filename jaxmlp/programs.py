@@ -50,7 +50,7 @@ class Programs:
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:
-        return train.zero_sums(self.config, state, train.Split(*self.dataset.facts.zeros(1)))
+        return train.zero_sums(self.config, state, train.Split.of(self.dataset.facts.zeros(1)))
 
     def placed(self, position: Position) -> Position:
         """The position with its arrays on the devices."""
@@ -62,7 +62,8 @@ class Programs:
 
     def order(self, epoch: int) -> jax.Array:
         """The examples of epoch `epoch`, from 1, padded to whole batches."""
-        return self.put(train.epoch_order(self.config, jnp.int32(epoch - 1), examples=self.examples))
+        order: jax.Array = train.epoch_order(self.config, jnp.int32(epoch - 1), examples=self.examples)
+        return self.put(order)
 
     def limit(self, position: Position) -> int:
         """The last of the epoch's updates that one `advance` can reach."""
@@ -71,11 +72,22 @@ class Programs:
     def advance(self, position: Position, order: jax.Array, stop: int) -> train.Health:
         """Make the epoch's updates from where the position stands up to `stop`, and move it there."""
         updates = self.feeds["train"].updates(order, position.done, stop)
-        position.state, position.sums, health = self.train(position, *updates)
+        health: train.Health
+        position.state, position.sums, health = self.steps(position, *updates)
         position.done = stop
         return health
 
-    def train(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
+    def advance_to(self, position: Position, epoch: int, done: int) -> None:
+        """Make all updates up to update `done` of `epoch`, with nothing in between, and move the position there."""
+        while (position.epoch, position.done) < (epoch, done):
+            until = done if position.epoch == epoch else self.steps_per_epoch
+            order = self.order(position.epoch)
+            while position.done < until:
+                self.advance(position, order, min(until, self.limit(position)))
+            if position.epoch < epoch:
+                position.epoch, position.done, position.sums = position.epoch + 1, 0, self.zero_sums(position)
+
+    def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train.train_steps` on these examples; the position's arrays are gone then."""
         return train.train_steps(
             self.config, position.state, position.sums, split, order, jnp.int32(start), jnp.int32(stop), mesh=self.mesh

@@ -4,12 +4,16 @@
     config, state, split, order -> train_steps -> state, sums  any run of an epoch's updates, one compiled loop
     config, params, split -> evaluate -> sums                  loss and metrics over all examples of a split
 
-Metrics are sums and counts, divided once, on the host. `config` is `ExperimentConfig.on_data(...)`: its rates, its
-seed and the length of the run are arguments of the compiled programs, so that other values compile nothing anew.
+Metrics are sums and counts, divided once, on the host. Statistics that a module keeps, such as BatchNorm's, are of a
+gradient shard's own rows, and joined by the shards' numbers of rows: see `modules`.
+
+`config` is `ExperimentConfig.on_data(...)`: its rates, its seed and the length of the run are arguments of the compiled
+programs, so that other values compile nothing anew.
 """
 
 from __future__ import annotations
 
+import typing
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
@@ -61,6 +65,11 @@ class Split(NamedTuple):
     mask: Bool[Array, " examples"] | None = None
     """False in rows that are no examples; None where all are."""
 
+    @classmethod
+    def of(cls, split: Any, mask: Any = None) -> Split:
+        """The examples of a split on the host."""
+        return cls(split.inputs, split.targets, split.weights, mask)
+
 
 class Batch(NamedTuple):
     """The rows of an update, or of one shard of it."""
@@ -85,13 +94,14 @@ class Health(NamedTuple):
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
 
-    def of_a_batch(state: TrainState, split: Split) -> Sums:
+    def of_a_batch(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
         batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
         logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
         return _sums(config, config.loss(logits, batch.targets), logits, batch)
 
-    shapes = jax.eval_shape(of_a_batch, state, split)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    shapes = jax.eval_shape(of_a_batch, config, state, split)
+    zeros: Sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return zeros
 
 
 @jax.jit
@@ -129,15 +139,14 @@ def _train_step(
     def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
         params, variables, dropout_key, augmentation_key, rows, row_weight = whole
         if variables:
-            own = modules.own_rows(shard._replace(mask=None), shard.mask > 0)
-            shard = own._replace(mask=shard.mask)
+            shard = modules.own_rows(shard, shard.mask > 0)._replace(mask=shard.mask)
         shard = shard._replace(inputs=scaled(config, shard.inputs))
         for number, augment in enumerate(config.augmentation):
             shard = augment(jax.random.fold_in(jax.random.fold_in(augmentation_key, index), number), shard)
 
         def shard_loss(params: Any) -> tuple[Float[Array, ""], Any]:
             own_key = jax.random.fold_in(dropout_key, index)
-            logits, updated = modules.apply_train(module, params, variables, shard.inputs, own_key)
+            logits, updated = modules.apply_train(module, params, variables, shard.inputs, own_key, shard.mask > 0)
             losses = config.loss(logits, shard.targets)
             return jnp.sum(losses * (_weights(shard) * row_weight)), (_sums(config, losses, logits, shard), updated)
 
@@ -165,7 +174,8 @@ def _train_step(
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
     """What a shard adds to gradients and variables: nothing where it has no row, even if it computed a NaN.
 
-    Variables of floats are averaged over the shards by their numbers of rows; others are the first shard's.
+    A variable of floats, such as BatchNorm's running mean, becomes sum(rows of shard / rows of batch * shard's value)
+    over the shards, added in the order of all sums over shards. Other variables become the first shard's.
     """
     has_rows = own_rows > 0
     share = jnp.where(own_rows == rows, 1, own_rows * (1 / rows))
@@ -272,7 +282,8 @@ def evaluate(
     order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size), constant_values=PADDING)
 
     def shard_sums(whole: Any, shard: Batch, index: Int[Array, ""]) -> Sums:
-        logits = modules.apply_eval(module, *whole, scaled(config, shard.inputs))
+        params, variables = whole
+        logits = modules.apply_eval(module, params, variables, scaled(config, shard.inputs))
         return _sums(config, config.loss(logits, shard.targets), logits, shard)
 
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
@@ -289,7 +300,7 @@ def evaluate(
 @jax.jit
 def learning_rate(config: ExperimentConfig, step: Int[Array, ""]) -> Float[Array, ""]:
     """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known."""
-    return config.optimizer.rate(config.total_steps)(step)
+    return config.optimizer.rate(typing.cast(Any, config.total_steps))(step)
 
 
 def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
@@ -304,7 +315,7 @@ def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
 
 
 def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(config.optimizer.transformation(config.total_steps))
+    return optax.with_extra_args_support(config.optimizer.transformation(typing.cast(Any, config.total_steps)))
 
 
 def _weights(batch: Batch) -> Float[Array, " batch"]:
@@ -323,8 +334,11 @@ def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Arra
         metric.sums_name: jax.tree.map(total, metric.of_examples(logits, batch.targets)) for metric in config.metrics
     }
     examples = jnp.sum(present, dtype=jnp.int32)
-    return {"loss": jnp.sum(losses * _weights(batch)), "examples": examples, **sums}
+    # Selected, as a row of padding may have lost its finite numbers.
+    loss = jnp.sum(jnp.where(present, losses * _weights(batch), 0))
+    return {"loss": loss, "examples": examples, **sums}
 
 
 def _add(sums: Sums, more: Sums) -> Sums:
-    return jax.tree.map(jnp.add, sums, more)
+    total: Sums = jax.tree.map(jnp.add, sums, more)
+    return total

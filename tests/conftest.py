@@ -46,11 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _set_environment(folder: Path) -> None:
-    """For this process and its children."""
+    """For this process and its children. Workers share data and compiled programs in the folder of who began them."""
+    shared = Path(os.environ.setdefault("TESTS_OF_JAXMLP", str(folder)))
     for name in [name for name in os.environ if name.startswith(("JAX_", "JAXMLP_")) and name not in KEPT]:
         del os.environ[name]
-    for name in ("JAXMLP_DATA_DIR", "JAXMLP_RUNS_DIR", "XDG_CACHE_HOME"):
-        os.environ[name] = str(folder / name.lower())
+    os.environ["JAXMLP_RUNS_DIR"] = str(folder / "runs")
+    os.environ["JAXMLP_DATA_DIR"] = str(shared / "data")
+    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ.pop(name.upper(), None)
         os.environ[name] = "http://localhost:9"  # The port that discards; nobody listens.
@@ -102,9 +104,9 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
-    from jaxmlp import data, fitting
-    from jaxmlp.config import DataConfig, ExperimentConfig, MLP
+    from jaxmlp import MLP, DataConfig, ExperimentConfig, data, fitting
     from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.run.manifest import manifest
 
     config = ExperimentConfig(
         name="digits",
@@ -114,8 +116,9 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=12,
     )
     path = tmp_path_factory.mktemp("digits") / "run"
-    with RunDirectory.create(path, config, {}) as run:
-        history = fitting.fit(config, data.load(config.data), run=run)
+    dataset = data.load(config.data)
+    with RunDirectory.create(path, config, manifest(config, dataset)) as run:
+        history = fitting.fit(config, dataset, run=run)
     assert history.test_accuracy and history.test_accuracy > 0.9
     return path
 

@@ -82,7 +82,7 @@ def write_stock(files: Path, data_dir: Path) -> Path:
             return {"train": self._generate_examples(train), "test": self._generate_examples(test)}
 
         def _generate_examples(self, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
-            for index, (image, label) in enumerate(zip(*split, strict=True)):
+            for index, (image, label) in enumerate(zip(split.inputs, split.targets, strict=True)):
                 png = io.BytesIO()
                 Image.fromarray(image[..., 0]).save(png, "png")
                 png.seek(0)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlp import data
-from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, MLP
+from jaxmlp import MLP, SGD, Cosine, DataConfig, ExperimentConfig, data
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlp import data
+from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
 from jaxmlp.bench import device, race, speedrun, suite
 from jaxmlp.bench.compare import compare, compare_times
 from jaxmlp.bench.mllog import mllog_lines
@@ -21,9 +21,9 @@ from jaxmlp.bench.scaling import fit_power, fits
 from jaxmlp.bench.timing import Program, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
-from jaxmlp.cli.experiment import load_config
-from jaxmlp.config import AdamW, DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError, UsageError
+from jaxmlp.experiment import load_experiment
+from jaxmlp.network import MNIST
 
 ROOT = Path(__file__).parent.parent
 TRIES = 20
@@ -100,7 +100,7 @@ def test_a_copy_of_known_bytes_has_its_rate() -> None:
 def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=(32, 16)), batch_size=8)
     kernels = [784 * 32, 32 * 16, 16 * 10]
-    found = step_work(config, (28, 28, 1), 10)
+    found = step_work(config, MNIST)
     # Forward, a gradient for each kernel, and one for each input but the images.
     assert found.flops == 2 * 8 * (3 * sum(kernels) - kernels[0])
     parameters = 4 * (sum(kernels) + 32 + 16 + 10)
@@ -111,12 +111,12 @@ def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
 
 def test_an_evaluations_flops_are_the_forward_products() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), batch_size=8)
-    assert eval_work(config, (28, 28, 1), 10, 3000).flops == 2 * 3000 * (784 * 32 + 32 * 10)
+    assert eval_work(config, MNIST, 3000).flops == 2 * 3000 * (784 * 32 + 32 * 10)
 
 
 def test_an_evaluation_reads_the_parameters_for_each_batch_and_for_what_is_left_over() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), batch_size=8)
-    one, two, more = (eval_work(config, (28, 28, 1), 10, 1024 * 2 + extra).bytes for extra in (-1024, 0, 1))
+    one, two, more = (eval_work(config, MNIST, 1024 * 2 + extra).bytes for extra in (-1024, 0, 1))
     params = 4 * (784 * 32 + 32 + 32 * 10 + 10)
     an_example = (two - one - params) // 1024
     assert more - two == params + an_example
@@ -387,6 +387,7 @@ def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.Monkey
 
 
 def test_the_speedruns_recipe_trains_on_the_training_images_alone_and_the_peers_run_the_tutorials() -> None:
-    assert load_config(ROOT / "experiments" / "speedrun.py").data == DataConfig(name="mnist", validation=None)
-    peers, tutorial = (load_config(ROOT / "experiments" / f"{name}.py") for name in ("benchmark_peers", "relu_rmsprop"))
+    names = ("speedrun", "benchmark_peers", "relu_rmsprop")
+    recipe, peers, tutorial = (load_experiment(ROOT / "experiments" / f"{name}.py").config for name in names)
+    assert recipe.data == DataConfig(name="mnist", validation=None)
     assert dataclasses.replace(peers, name=tutorial.name) == tutorial

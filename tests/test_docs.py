@@ -19,7 +19,8 @@ import pytest
 
 from jaxmlp import DataConfig, data, errors
 from jaxmlp.cli import COMMANDS, main
-from jaxmlp.cli.experiment import load_config
+from jaxmlp.cli.shipped import shipped
+from jaxmlp.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -126,7 +127,7 @@ def test_the_tutorials_experiments_are_those_in_experiments() -> None:
         if block.document == "tutorial.md" and block.language == "python" and "= ExperimentConfig(" in block.text:
             exec(block.text, names)
     for constant, file in (("RELU", "relu_rmsprop"), ("TANH", "tanh_sgd_nesterov")):
-        written = load_config(ROOT / "experiments" / f"{file}.py").to_dict()
+        written = load_experiment(ROOT / "experiments" / f"{file}.py").config.to_dict()
         assert {**names[constant].to_dict(), "name": file} == written
 
 
@@ -137,6 +138,7 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
             continue
         assert words[0] in COMMANDS
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
+        experiment += [word for word in words if word in shipped()]
         capsys.readouterr()
         # A resumed run has its flags in a help of its own.
         assert main([words[0], *experiment, *(["--resume", "x"] if "--resume" in words else []), "--help"]) == 0

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 
+from jaxmlp import MLP, DataConfig, ExperimentConfig
 from jaxmlp.cli import main
-from jaxmlp.cli.experiment import load_config
-from jaxmlp.config import DataConfig, ExperimentConfig, MLP
+from jaxmlp.experiment import load_experiment
 from jaxmlp.proof import references
 from jaxmlp.proof.experiments import BANDS, MNIST_SHA256, QUICKSTART, REFERENCED, RELU_RMSPROP, bands
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SMALL = ExperimentConfig(
-    model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2
-)
+SMALL = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2)
 
 
 @pytest.fixture
@@ -102,9 +100,9 @@ def test_this_machine_computes_its_platforms_reference_bits_or_says_that_there_i
 
 def test_what_references_and_bands_are_of_is_what_the_experiment_files_say() -> None:
     for config in BANDS:
-        loaded = load_config(EXPERIMENTS / f"{config.name}.py")
+        loaded = load_experiment(EXPERIMENTS / f"{config.name}.py").config
         assert config == dataclasses.replace(loaded, precision=config.precision)
-    quickstart = load_config(EXPERIMENTS / "quickstart.py")
+    quickstart = load_experiment(EXPERIMENTS / "quickstart.py").config
     assert quickstart.to_dict() | {"epochs": QUICKSTART.epochs} == QUICKSTART.to_dict()
 
 

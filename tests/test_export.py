@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxmlp import data, model, train
+from jaxmlp import MLP, DataConfig, ExperimentConfig, data, mlp, modules, network, train
 from jaxmlp.cli import main
 from jaxmlp.cli.export import ExportFlags
-from jaxmlp.config import DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import CheckFailed, DiskError, JaxmlpError, RunError, UsageError
 from jaxmlp.export import FORMATS, checked, export, stablehlo
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
 from jaxmlp.inference import Model, load_model
+from jaxmlp.run import files
 from jaxmlp.run.digest import digest
 
-ACTIVATIONS = list(model.ACTIVATIONS)
+ACTIVATIONS = list(mlp.ACTIVATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +36,18 @@ def digits(digits_run: Path) -> Model:
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     """All 1,000 test digits of mnist_5k."""
-    return data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
+    found: np.ndarray = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
+    return found
 
 
 def made(image_shape: tuple[int, int, int] = (28, 28, 1), precision: str = "float32", **changes: Any) -> Model:
     """A network fresh from its initial parameters, with biases that count."""
-    settings = {"name": "made", "precision": precision, "model": {**vars(MLP(hidden_sizes=(9, 7))), **changes}}
-    config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | settings)
-    module = model.make_mlp(config.model, 10, config.precision)
-    state = train.init_state(
-        train.make_hyper(config, 1), config=config.program(), module=module, image_shape=image_shape
-    )
+    config = ExperimentConfig(name="made", precision=precision, model=MLP(**{"hidden_sizes": (9, 7)} | changes))
+    facts = network.MNIST._replace(inputs=data.ArrayFacts("uint8", image_shape))
+    state = train.init_state(config.on_data(facts.outputs, 1), facts.zeros(1).inputs)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda leaf: leaf + rng.normal(0, 0.3, leaf.shape).astype(np.float32), state.params)
-    return Model(config=config, module=module, params=params, image_shape=image_shape, num_classes=10, step=0)
+    return Model(config=config, facts=facts, params=params, variables={}, step=0)
 
 
 def read_back(name: str, path: Path, loaded: Model, images: np.ndarray) -> np.ndarray:
@@ -67,7 +65,7 @@ def test_an_export_answers_as_the_run_does_on_every_test_digit(
 ) -> None:
     path = tmp_path / "model"
     found = export(digits, name, path)
-    assert found.path == path and found.bytes > 4 * model.num_params(digits.params) * 0.8  # orbax compresses
+    assert found.path == path and found.bytes > 4 * modules.num_params(digits.params) * 0.8  # orbax compresses
     nothing_learned = dataclasses.replace(digits, params=jax.tree.map(np.zeros_like, digits.params))
     answers = read_back(name, path, nothing_learned, images)
     limit = 0 if FORMATS[name].exact else 1e-5  # what float32 may round otherwise
@@ -101,7 +99,7 @@ def test_a_bfloat16_run_is_exported_as_it_computes_or_in_float32(tmp_path: Path)
     export(loaded, "stablehlo", tmp_path / "program")
     assert "bf16" in jax.export.deserialize(bytearray((tmp_path / "program").read_bytes())).mlir_module()
     export(loaded, "onnx", tmp_path / "model.onnx")
-    in_float32 = dataclasses.replace(loaded, module=model.make_mlp(loaded.config.model, 10, "float32"))
+    in_float32 = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, precision="float32"))
     images = checked.probes((28, 28, 1))
     found = read_back("onnx", tmp_path / "model.onnx", loaded, images)
     np.testing.assert_allclose(found, in_float32.probabilities(images), rtol=0, atol=1e-5)
@@ -156,6 +154,39 @@ def test_an_export_that_answers_otherwise_is_removed_and_refused(
     with pytest.raises(CheckFailed, match=r"is removed: its probabilities differ by .*, wanted at most 1e-05"):
         export(loaded, "stablehlo", tmp_path / "program")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(stablehlo, "probabilities", full)
+    with pytest.raises(MemoryError):
+        export(made(), "stablehlo", tmp_path / "program")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_network_larger_than_a_format_holds_is_refused_before_it_is_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = made()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    if FORMATS[name].max_bytes is None:
+        assert name in ("safetensors", "orbax")
+        return
+    monkeypatch.setitem(FORMATS, name, FORMATS[name]._replace(max_bytes=size))
+    export(loaded, name, tmp_path / "model")
+    (tmp_path / "model").unlink()
+    monkeypatch.setitem(FORMATS, name, FORMATS[name]._replace(max_bytes=size - 1))
+    with pytest.raises(RunError, match=rf"--format {name} holds .* at most, .*: take safetensors or orbax\."):
+        export(loaded, name, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_as_large_as_may_be_can_be_read_back() -> None:
+    assert -(-checked.MAX_PAGE // 3) * 4 < files.MAX_TEXT < 1 << 29, "browsers take no longer text"
+    assert FORMATS["onnx"].max_bytes == checked.MAX_MESSAGE < (1 << 31) - 1
 
 
 def test_rounding_allows_no_more_than_a_few_times_its_own_size(tmp_path: Path) -> None:

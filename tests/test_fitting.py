@@ -14,8 +14,7 @@ import small_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import data, fitting, loop, train
-from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, MLP, Piecewise
+from jaxmlp import MLP, SGD, CrossEntropy, DataConfig, ExperimentConfig, Piecewise, data, fitting, loop, train
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.progress import Progress
@@ -63,7 +62,7 @@ class Interrupt(Progress):
 @pytest.fixture(autouse=True)
 def one_step_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no time for a chunk, each is one step, so that runs can be stopped at every step."""
-    monkeypatch.setattr(loop, "CHUNK_S", 0.0)
+    monkeypatch.setattr(loop.Loop, "chunk_s", 0.0)
 
 
 def without_times(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -111,7 +110,7 @@ def test_any_interruptions_and_resumes_give_the_uninterrupted_bits_and_logs(
     assert history.status == "finished"
     assert history.state_sha256 == uninterrupted[0].state_sha256
     assert logs(path) == uninterrupted[1]
-    assert without_times([r._asdict() for r in history.records]) == uninterrupted[1][0]
+    assert without_times([r.line() for r in history.records]) == uninterrupted[1][0]
 
 
 def test_a_resume_from_each_kept_checkpoint_gives_the_uninterrupted_bits(
@@ -138,7 +137,7 @@ def test_a_resume_from_each_kept_checkpoint_gives_the_uninterrupted_bits(
 def test_the_trace_holds_the_states_digests_after_every_so_many_updates_whatever_the_chunks(
     dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[History, list[Any]]
 ) -> None:
-    monkeypatch.setattr(loop, "CHUNK_S", 3600.0)
+    monkeypatch.setattr(loop.Loop, "chunk_s", 3600.0)
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
         fitting.fit(CONFIG, dataset, run=run, digest_every=DIGEST_EVERY)
         trace, digests = run.trace(), run.digests()
@@ -205,7 +204,7 @@ def test_the_best_checkpoint_is_of_the_lowest_validation_loss(dataset: data.Data
     lowest = int(np.argmin(history["val_loss"]))
     assert best is not None
     assert best.step == history.records[lowest].steps
-    assert best.meta["best_val_loss"] == history["val_loss"][lowest]
+    assert best.meta["best_score"] == history["val_loss"][lowest]
     assert names[0] == f"step-{6 * STEPS:08d}.safetensors"
 
 
@@ -280,7 +279,7 @@ def test_a_run_of_more_updates_than_int32_counts_is_refused_before_it_has_a_fold
     with pytest.raises(ConfigError, match=f"epochs must be at most {most} of 2500 examples .*, got {most + 1}"):
         fitting.fit(config, dataset, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    fitting.check_batch_size(dataclasses.replace(config, epochs=most), dataset)
+    fitting.check_data(dataclasses.replace(config, epochs=most), dataset)
 
 
 def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
@@ -296,12 +295,12 @@ def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
 def test_chunks_grow_to_fill_their_time_and_change_no_bit(
     dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, uninterrupted: tuple[History, list[Any]]
 ) -> None:
-    monkeypatch.setattr(loop, "CHUNK_S", 3600.0)
+    monkeypatch.setattr(loop.Loop, "chunk_s", 3600.0)
     lengths: list[int] = []
     real = train.train_steps
 
     def watch(*args: Any, **kwargs: Any) -> Any:
-        lengths.append(args[5] - args[4])
+        lengths.append(int(args[6] - args[5]))
         return real(*args, **kwargs)
 
     monkeypatch.setattr(train, "train_steps", watch)
@@ -323,7 +322,7 @@ def test_a_chunk_aims_at_a_quarter_of_a_second_and_is_no_longer_than_an_epoch(
     chunk: int, made: int, seconds: float, following: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.undo()
-    assert loop.CHUNK_S == 0.25
+    assert loop.Loop.chunk_s == loop.CHUNK_S == 0.25
     assert loop.next_chunk(chunk, made, seconds, most=469) == following
 
 
@@ -336,7 +335,7 @@ def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -
 
 
 def test_the_learning_rate_of_an_epoch_is_its_last_updates(dataset: data.Dataset) -> None:
-    from jaxmlp.config import InverseTime
+    from jaxmlp import InverseTime
 
     config = ExperimentConfig(
         model=CONFIG.model, optimizer=SGD(learning_rate=0.1, schedule=InverseTime(decay=0.5)), batch_size=16, epochs=2

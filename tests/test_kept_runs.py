@@ -13,8 +13,7 @@ import pytest
 import small_sweep
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs
 
-from jaxmlp import data
-from jaxmlp.config import SGD, Exponential
+from jaxmlp import SGD, Exponential, data
 from jaxmlp.errors import DivergedError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory

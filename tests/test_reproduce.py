@@ -15,9 +15,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlp import data, fitting, loop, runtime, shards, train
+from jaxmlp import MLP, SGD, ExperimentConfig, data, fitting, loop, runtime, shards, train
 from jaxmlp.cli import main
-from jaxmlp.config import SGD, ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof import reproduce as module
 from jaxmlp.proof.experiments import Band
@@ -70,7 +69,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
 
         def train_steps(*args: Any, **kwargs: Any) -> Any:
             state, sums, health = real(*args, **kwargs)
-            if args[4] == args[5]:  # No update: only compiled.
+            if args[5] == args[6]:  # No update: only compiled.
                 return state, sums, health
             if flip and state.step == flip.step:
                 state = flip.of(state)
@@ -79,7 +78,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
             return state, sums, health
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "CHUNK_S", 0.0)
+            patch.setattr(loop.Loop, "chunk_s", 0.0)
             patch.setattr(train, "train_steps", train_steps)
             with RunDirectory.create(path, CONFIG, facts) as run:
                 fitting.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
@@ -156,8 +155,8 @@ def test_another_batch_order_is_found_before_its_epoch(
 ) -> None:
     real = train.epoch_order
 
-    def other_in_epoch_2(seed: Any, epoch: int, **kwargs: Any) -> Any:
-        return real(seed, 7 if epoch == 1 else epoch, **kwargs)
+    def other_in_epoch_2(config: Any, epoch: Any, **kwargs: Any) -> Any:
+        return real(config, np.int32(7) if epoch == 1 else epoch, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "epoch_order", other_in_epoch_2)

@@ -16,7 +16,9 @@ from run_stand_in import CONFIG, MANIFEST, append_epochs, no_warning, refuse, sa
 
 from jaxmlp.errors import DiskError, RunError
 from jaxmlp.proof.verify import verify
+from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.record import FORMAT
 
 path = run_stand_in.path
 run = run_stand_in.run
@@ -29,7 +31,8 @@ def test_a_run_reads_back_as_it_was_written(run: RunDirectory, path: Path) -> No
     read = RunDirectory.open(path, write=False)
     assert read.config == CONFIG
     assert read.status == "finished"
-    assert read.manifest == {**MANIFEST, "status": "finished", "result": {"test_loss": 0.1, "test_accuracy": 0.98}}
+    result = {"test_loss": 0.1, "test_accuracy": 0.98}
+    assert read.manifest == {"format": FORMAT, **MANIFEST, "status": "finished", "result": result}
     assert read.epochs() == [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}]
     assert [line["epoch"] for line in read.digests()] == [1, 2]
     assert (path / "history.csv").read_text() == "epoch,loss\n1,1.0\n2,0.5\n"
@@ -52,6 +55,16 @@ def test_reading_a_run_imports_no_jax(run: RunDirectory, path: Path) -> None:
 def test_only_the_owner_can_enter_the_folders(run: RunDirectory, path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o700
     assert (path / "checkpoints").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_written_file_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        files.write(tmp_path / "report.html", b"page")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == mode
 
 
 def test_sha256sums_covers_every_file_but_itself_and_the_lock(run: RunDirectory, path: Path) -> None:
@@ -106,7 +119,7 @@ def test_a_folder_without_a_config_is_free_and_what_lies_there_is_set_aside(run:
 
 def test_a_run_killed_before_it_had_a_config_leaves_the_folder_free(path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from jaxmlp.config import ExperimentConfig\n"
+        "import os, sys; from pathlib import Path; from jaxmlp import ExperimentConfig\n"
         "from jaxmlp.run.directory import RunDirectory; replace = os.replace\n"
         "def killed(a, b):\n"
         "    os._exit(9) if Path(b).name == 'config.json' else replace(a, b)\n"
@@ -134,7 +147,7 @@ def test_a_file_is_no_folder_for_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["config.json", "manifest.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"status": "fine"}', "[" * 100_000, b"\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format": 2, "status": "fine"}', "[" * 100_000, b"\xff"])
 def test_a_damaged_config_or_manifest_is_named(run: RunDirectory, path: Path, name: str, text: str | bytes) -> None:
     run.close()
     (path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -142,6 +155,16 @@ def test_a_damaged_config_or_manifest_is_named(run: RunDirectory, path: Path, na
         RunDirectory.open(path, write=False)
     with pytest.raises(RunError, match=name):
         RunDirectory.create(path, CONFIG, MANIFEST)
+
+
+@pytest.mark.parametrize(("facts", "told"), [({}, "1"), ({"format": FORMAT + 1}, str(FORMAT + 1))])
+def test_a_run_of_another_format_is_refused_with_both_numbers(
+    run: RunDirectory, path: Path, facts: dict[str, int], told: str
+) -> None:
+    run.close()
+    (path / "manifest.json").write_text(json.dumps({**facts, "status": "finished", "result": None}))
+    with pytest.raises(RunError, match=f"is a run of format {told}, and this jaxmlp reads format {FORMAT}"):
+        RunDirectory.open(path, write=False)
 
 
 def test_a_result_without_the_test_scores_is_a_damaged_manifest(run: RunDirectory, path: Path) -> None:

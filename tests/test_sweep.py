@@ -18,15 +18,16 @@ import small_sweep
 from command_line import QUICKSTART
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
-from jaxmlp import data
+from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, Piecewise, data
 from jaxmlp.cli import main
-from jaxmlp.config import Cosine, DataConfig, ExperimentConfig, MLP, Piecewise
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import LaneResult, SweepResult, group, load, memory, resume, sweep
+from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
+from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines
 from jaxmlp.sweep.result import Spread
@@ -44,7 +45,7 @@ def assert_solo(lane: LaneResult, config: ExperimentConfig, dataset: data.Datase
     assert lane.params_sha256 == solo.params_sha256
     assert lane.state_sha256 == solo.state_sha256
     assert (lane.test_loss, lane.test_accuracy) == (solo.test_loss, solo.test_accuracy)
-    assert without_times([r._asdict() for r in lane.metrics]) == without_times([r._asdict() for r in solo.records])
+    assert without_times([r.line() for r in lane.metrics]) == without_times([r.line() for r in solo.records])
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +82,16 @@ def test_lanes_of_several_programs_are_their_solo_runs(
             assert_solo(ended, lane.config, dataset)
 
 
-def test_lanes_train_side_by_side_where_their_traced_values_have_equal_shapes() -> None:
+def test_lanes_train_side_by_side_where_their_traced_values_have_equal_shapes(dataset: data.Dataset) -> None:
     schedules = [
         Piecewise(boundaries=(10,)), Piecewise(boundaries=(20,)),
         Piecewise(boundaries=(10, 20), factors=(1.0, 0.5, 0.1)), Cosine(),
     ]  # fmt: skip
     settings = make_settings(CONFIG, {"optimizer.schedule": schedules})
-    first, alike, longer, other = map(side_by_side, make_plan(CONFIG, [0], settings).lanes())
+    lanes = make_plan(CONFIG, [0], settings).lanes()
+    told, devices = Interrupt(), jax.devices()[:1]
+    job = Job(dataset, make_mesh(devices), "map", False, None, told, told.stop, checkpoint_s=60.0, total=len(lanes))
+    first, alike, longer, other = (side_by_side(job, lane) for lane in lanes)
     assert first == alike
     assert len({first, longer, other}) == 3
 
@@ -127,7 +131,7 @@ def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In groups of four, so that signals come in the first one, between them, and in the second."""
-    monkeypatch.setattr(group, "CHUNK_S", 0.0)
+    monkeypatch.setattr(group.Group, "chunk_s", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     path, progress = tmp_path / "sweep", Interrupt(3)
@@ -186,9 +190,7 @@ def test_lanes_of_vmap_are_solo_runs_but_for_rounding(dataset: data.Dataset, tmp
 
 
 def test_64_lanes_of_learning_rates_on_mnist_5k_are_one_compilation(caplog: pytest.LogCaptureFixture) -> None:
-    config = ExperimentConfig(
-        model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1, batch_size=500
-    )
+    config = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1, batch_size=500)
     rates = [10 ** (-4 + 3 * number / 63) for number in range(64)]
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         result = sweep(config, seeds=[0], vary={"optimizer.learning_rate": rates})

@@ -14,8 +14,9 @@ from jaxmlp.cli import main
 from jaxmlp.cli.sweep import parse_seeds, parse_vary
 from jaxmlp.errors import ConfigError
 from jaxmlp.sweep import Range
-from jaxmlp.sweep.lanes import MAX_LANES, make_plan, make_settings
+from jaxmlp.sweep.lanes import make_plan, make_settings
 from jaxmlp.sweep.start import pick_devices
+from jaxmlp.sweep.values import MAX_LANES
 
 experiment = small_sweep.experiment
 

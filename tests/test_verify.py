@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 import jaxmlp
-from jaxmlp import data, fitting, loop
+from jaxmlp import MLP, ExperimentConfig, data, fitting, loop
 from jaxmlp.cli import main
-from jaxmlp.config import ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
@@ -32,7 +31,7 @@ def whole(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("runs") / "whole"
     facts = manifest(CONFIG, small_dataset)
     with pytest.MonkeyPatch.context() as patch, RunDirectory.create(path, CONFIG, facts) as run:
-        patch.setattr(loop, "CHUNK_S", 0.0)  # One update a chunk, so that checkpoints are of the last two.
+        patch.setattr(loop.Loop, "chunk_s", 0.0)  # One update a chunk, so that checkpoints are of the last two.
         fitting.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)
     return path
 

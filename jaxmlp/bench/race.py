@@ -25,6 +25,10 @@ from jaxmlp import data
 from jaxmlp.bench.spread import Spread
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
+from jaxmlp.mlp import MLP
+from jaxmlp.optimizers import RMSprop
+from jaxmlp.parts import where
+from jaxmlp.schedules import Constant
 
 PEERS = (
     "jaxmlp",
@@ -158,10 +162,11 @@ def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
             raise UsageError(f"{name} is not a peer.{did_you_mean(name, PEERS)} The peers: {', '.join(PEERS)}")
     if config.epochs < 2:
         raise ConfigError("epochs", f"must be at least 2, got {config.epochs}: the first warms up")
-    found = (config.optimizer.kind, config.optimizer.schedule.kind, config.model.activation)
-    if found != ("rmsprop", "constant", "relu"):
+    model, optimizer = config.model, config.optimizer
+    is_rmsprop = isinstance(optimizer, RMSprop) and isinstance(optimizer.schedule, Constant)
+    if not is_rmsprop or not isinstance(model, MLP) or model.activation != "relu":
         wanted = "must be RMSprop at a constant rate, with relu: the rule that all peers were given"
-        raise ConfigError("optimizer", f"{wanted}, got {', '.join(found)}")
+        raise ConfigError("optimizer", f"{wanted}, got {where(optimizer)} and {where(model)}")
 
 
 def _is_installed(library: str, python: Path, folder: Path) -> bool:

@@ -46,13 +46,18 @@ def run(argv: Sequence[str]) -> Answer:
         "examples": found.examples,
         "loss": found.loss,
         "accuracy": found.accuracy,
-        "ci95": list(found.ci95),
-        "confusion": found.confusion.tolist(),
+        "ci95": found.ci95 and list(found.ci95),
+        "confusion": None if found.confusion is None else found.confusion.tolist(),
         "per_class": [score._asdict() for score in found.per_class],
+        "metrics": dict(found.metrics),
         "step": model.step,
         "code_changed": [each._asdict() for each in run.code_changed],
     }
-    if chosen.min_accuracy is None or found.accuracy >= chosen.min_accuracy:
+    if chosen.min_accuracy is None:
+        return Answer(document)
+    if found.accuracy is None:
+        raise ConfigError("min_accuracy", "cannot be checked: the run's targets are numbers")
+    if found.accuracy >= chosen.min_accuracy:
         return Answer(document)
     below = f"the accuracy {found.accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"
     return Answer(document, CheckFailed.exit_code, below)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxmlp.cli import flags, say
+from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import UsageError
 from jaxmlp.runtime import prepare, started_by
 
@@ -23,7 +24,8 @@ def parse_experiment[Chosen: flags.Flags](
 ) -> tuple[Chosen, ExperimentConfig]:
     """The flags of a command whose one word is an EXPERIMENT.py, and the file's config as the flags change it.
 
-    The file is the first word, or the first that ends in `.py`. Without a file the command's own help is shown.
+    The file is the first word, or the first that ends in `.py`; `experiment_path` says which file a word
+    means. Without a file the command's own help is shown.
 
     Args:
         kind: The command's own flags.
@@ -44,7 +46,7 @@ def parse_experiment[Chosen: flags.Flags](
             hint = f". The flags of its values: jaxmlp {command} {name} --help"
             (word,) = flags.parse(kind(), words, command, name, hint=hint)[1]
             raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
-        config = _loaded(Path(words[0]), words)
+        config = _loaded(experiment_path(words[0]), words)
     config, words = _with_kinds(config, words)
     found = config
 
@@ -78,7 +80,7 @@ def _device(words: Sequence[str]) -> Any:
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
     """The command's flags with those of the experiment's values."""
-    hint = Annotated[type(config), tyro.conf.arg(name="")]
+    hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
     both = dataclasses.make_dataclass(
         kind.__name__, [("config", hint, field)], bases=(kind,), frozen=True, kw_only=True,
@@ -90,12 +92,13 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
     """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the words that are left."""
-    from jaxmlp.parts import roles_of, with_value
+    from jaxmlp.parts import role_of_several, roles_of, with_value
 
     left: list[str] = []
     chosen: dict[str, str] = {}
     waiting = iter([*words, None])
-    known = set(roles_of(config))
+    several = [item.name for item in dataclasses.fields(config) if role_of_several(config, item.name)]
+    known = {*roles_of(config), *several}
     for word in waiting:
         if word is None:
             break
@@ -108,7 +111,7 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
         if not taken or taken.startswith("--"):
             raise UsageError(f"{flag} needs a value")
         chosen[path] = taken
-        known |= {path, *(["optimizer.schedule"] if path == "optimizer" else [])}
+        known |= {"optimizer.schedule"} if path == "optimizer" else set()
     for path in sorted(chosen, key=lambda each: each.count(".")):
         config = with_value(config, path, chosen[path])
     return config, left

@@ -99,6 +99,8 @@ def value_of(words: Sequence[str], kind: Any) -> Any:
 
 def _is_plain(kind: Any) -> bool:
     """Whether values of this type are words: tyro asks about parts, and about the arguments of types, too."""
+    if typing.get_origin(kind) is tuple:
+        return all(_is_plain(each) for each in typing.get_args(kind) if each is not Ellipsis)
     if typing.get_origin(kind) is None:
         return isinstance(kind, type) and not issubclass(kind, Checked)
     return typing.get_origin(kind) in (tuple, typing.Literal)

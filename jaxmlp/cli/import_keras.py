@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> Answer:
 
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
     told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
+    told |= {"l1": network.l1, "l2": network.l2}
     if network.activation:
         told["activation"] = network.activation
     model = MLP(**told)
@@ -58,7 +59,7 @@ def run(argv: Sequence[str]) -> Answer:
     history = import_network(network, config, dataset, path)
     layers = "-".join(map(str, (len(network.layers[0].kernel), *(len(layer.bias) for layer in network.layers))))
     say(
-        f"{path}: {layers} {config.model.activation}, pixels times {config.data.pixel_scale:.6g}; "
+        f"{path}: {layers} {network.activation or MLP().activation}, pixels times {config.data.pixel_scale:.6g}; "
         f"test_loss: {history.test_loss:.4f} - test_accuracy: {history.test_accuracy:.4f}"
     )
     return Answer({"run_dir": str(path), **history.result(), "total_s": time.perf_counter() - STARTED})

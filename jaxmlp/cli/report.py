@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> Answer:
         from jaxmlp.report import expand, gather, write_report
     except ModuleNotFoundError as error:
         raise UsageError(f"report needs {error.name}: pip install 'jaxmlp[report]'") from None
-    paths = [find_run(name) for name in names]
+    paths = [find_run(name, or_sweep=True) for name in names]
     runs = gather(
         expand(paths), chosen.checkpoint, experiment=chosen.experiment, manual_dir=chosen.manual_dir, report=say
     )

@@ -25,6 +25,8 @@ class ReproduceFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
 
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+    resident_mb: float = ranged(4096.0, "(0, inf)")
+    """Megabytes of a split's inputs up to which it stays on the device; a larger one streams. Changes no bit."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -35,7 +37,12 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.run.find import find_run
 
     found = reproduce(
-        find_run(name), experiment=chosen.experiment, manual_dir=chosen.manual_dir, devices=chosen.devices, report=say
+        find_run(name),
+        experiment=chosen.experiment,
+        manual_dir=chosen.manual_dir,
+        devices=chosen.devices,
+        resident_bytes=int(chosen.resident_mb * 2**20),
+        report=say,
     )
     difference = found.first_difference
     document = {

@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> Answer:
     if found:
         say("\n".join(_table(found)))
     elif not sweeps:
-        say(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
+        say(f"{runs_dir()} has no runs. Train one: jaxmlp train quickstart")
     if differences:
         say("\n".join(["", *_differences(differences)]))
     for sweep in sweeps:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.shipped import shipped
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
@@ -29,7 +30,8 @@ def run(argv: Sequence[str]) -> Answer:
     """Show the network of an EXPERIMENT.py, with flags for its values, or of a RUN."""
     words = [word for word in argv if not word.startswith("-")]
     names_code = any(word.partition("=")[0] == "--experiment" for word in argv)
-    if names_code or (words and not any(word.endswith(".py") for word in words)):
+    is_experiment = any(word.endswith(".py") for word in words) or (words[:1] and words[0] in shipped())
+    if names_code or (words and not is_experiment):
         chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
         runtime.configure(chosen.device)
         from jaxmlp.opening import open_run

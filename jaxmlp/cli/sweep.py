@@ -47,6 +47,10 @@ class SweepResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     password: keep it inside a network that you trust."""
     checkpoint_s: float = ranged(60.0, "[0, inf)")
     """Seconds between two checkpoints of the lanes in training."""
+    digest_every: int | None = ranged(None, "[1, 2147483647]")
+    """Updates between two digests in the trace.jsonl of kept runs; by default only epochs have theirs."""
+    resident_mb: float = ranged(4096.0, "(0, inf)")
+    """Megabytes of a split's inputs up to which it stays on the devices; a larger one streams. Changes no bit."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
     """0: the table alone; 1: a live line on a terminal; 2: one line an epoch; auto: 1 on a terminal, 2 elsewhere."""
 
@@ -113,7 +117,8 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
         return sweep(
             config, dataset, seeds=seeds, vary=vary, draws=chosen.random, random_seed=chosen.random_seed,
             batching=chosen.batching, out=path, keep_runs=chosen.keep_runs, progress=progress,
-            devices=chosen.devices, stop=stop, checkpoint_s=chosen.checkpoint_s,
+            devices=chosen.devices, stop=stop, checkpoint_s=chosen.checkpoint_s, digest_every=chosen.digest_every,
+            resident_bytes=int(chosen.resident_mb * 2**20),
         )  # fmt: skip
 
     roots = roots_of(*(with_values(config, values) for values in settings))
@@ -132,7 +137,8 @@ def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
         return resume(
             path, experiment=chosen.experiment, accept_changed_code=chosen.accept_changed_code,
             manual_dir=chosen.manual_dir, progress=progress, devices=chosen.devices, stop=stop,
-            checkpoint_s=chosen.checkpoint_s,
+            checkpoint_s=chosen.checkpoint_s, digest_every=chosen.digest_every,
+            resident_bytes=int(chosen.resident_mb * 2**20),
         )  # fmt: skip
 
     return _train(train, path, chosen, chosen.experiment)

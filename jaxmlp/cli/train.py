@@ -227,8 +227,9 @@ def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> Tens
 
 def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
     loss, accuracy = result["test_loss"], result["test_accuracy"]
-    if loss is not None and accuracy is not None:
-        say(f"test_loss: {loss:.4f} - test_accuracy: {accuracy:.4f} - {path}")
+    if loss is not None:
+        tested = {"loss": loss, **{name: figures["test"] for name, figures in result["metrics"].items()}}
+        say(" - ".join([*(f"test_{name}: {value:.4f}" for name, value in tested.items()), str(path)]))
     document = {"run_dir": str(path), **result, "total_s": time.perf_counter() - STARTED}
     if chosen.min_accuracy is None or accuracy is None or accuracy >= chosen.min_accuracy:
         return Answer(document)

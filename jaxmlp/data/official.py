@@ -117,7 +117,7 @@ SOURCES = {
 def contents_digest(*splits: Split) -> str:
     """SHA-256 over the sorted SHA-256 sums of each split's examples: pixels, then the label as a byte."""
     sha256 = hashlib.sha256()
-    for images, labels in splits:
+    for images, labels, _ in splits:
         rows = (image.tobytes() + bytes((label,)) for image, label in zip(images, labels.tolist(), strict=True))
         sha256.update(b"".join(sorted(hashlib.sha256(row).digest() for row in rows)))
     return sha256.hexdigest()

@@ -44,11 +44,11 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
     if found != (wanted := (math.prod(facts.image_shape or ()), dataset.num_classes)):
         raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
     state = _state(network, config, dataset)
-    on_data, zeros = config.on_data(facts.outputs, 1), train.Split(*facts.zeros(1))
+    on_data, zeros = config.on_data(facts.outputs, 1), train.Split.of(facts.zeros(1))
     position = Position(state, train.zero_sums(on_data, state, zeros))
     # So that nobody looks in the config for what these weights came from.
-    facts = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}
-    with RunDirectory.create(path, config, facts) as run:
+    record = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}
+    with RunDirectory.create(path, config, record) as run:
         run.save_checkpoint(0, position.arrays(), position.meta())
         model = load_model(run)
         scored = evaluate(model, dataset.test)

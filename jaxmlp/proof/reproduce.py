@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from jaxmlp import data
 from jaxmlp.errors import RunError
 from jaxmlp.experiment import Experiment
+from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.opening import open_data, open_run
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import Evidence, FirstDifference
@@ -58,6 +59,7 @@ def reproduce(
     experiment: Experiment = (),
     manual_dir: Path | None = None,
     devices: int | None = None,
+    resident_bytes: int = RESIDENT_BYTES,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
@@ -73,6 +75,7 @@ def reproduce(
             hand. Other code leaves L4.
         manual_dir: As in `data.load`, where no data set is given.
         devices: How many share a batch; by default as many as divide the gradient shards.
+        resident_bytes: As in `fit`.
         report: Told of each epoch that agrees.
 
     Raises:
@@ -86,7 +89,7 @@ def reproduce(
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
     dataset = open_data(stored, dataset, manual_dir=manual_dir, report=report)
-    training = Training(config, dataset, devices=devices)
+    training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes)
     left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:
         report(changed)

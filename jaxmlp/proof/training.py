@@ -64,13 +64,8 @@ class Training:
 
     def advance(self, step: int) -> None:
         """Make the updates up to `step`."""
-        position = self._position
-        while position.step < step:
-            epoch = self.epoch_of(position.step + 1)
-            begin = (epoch - 1) * self.steps_per_epoch
-            position.done = position.step - begin
-            stop = min(step - begin, self._programs.limit(position))
-            self._programs.advance(position, self._programs.order(epoch), stop)
+        epoch = self.epoch_of(step)
+        self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
 
     def test(self) -> dict[str, float]:
         """Loss and metrics on the test examples, such as `test_loss`."""

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -21,6 +22,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.experiment import Changed, Code, Experiment
 from jaxmlp.history import EpochRecord
 from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
+from jaxmlp.mlp import MLP
 from jaxmlp.opening import open_data_of, open_run
 from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
@@ -51,15 +53,20 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """How a model does on the test split, image by image."""
+    """How a model does on the test split, example by example."""
 
     evaluation: Evaluation
-    correct: np.ndarray[Any, Any]
-    """bool [examples]: which test images are answered rightly."""
-    calibration: Calibration
+    correct: np.ndarray[Any, Any] | None
+    """bool [examples]: which test examples are answered rightly; None where targets are numbers."""
+    calibration: Calibration | None
+    """None where targets are numbers."""
     mistakes: tuple[Mistake, ...]
-    tiles: np.ndarray[Any, Any]
-    """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first."""
+    """Empty where targets are numbers, or inputs no images."""
+    tiles: np.ndarray[Any, Any] | None
+    """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first.
+
+    None of networks other than MLPs of images.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,11 +93,15 @@ class RunFacts:
     test_examples: int
     test_loss: float | None
     test_accuracy: float | None
-    """None of a run that diverged."""
+    """None of a run that diverged, and where targets are numbers."""
     answers: Answers | None
     """None of a lane, whose model is gone, and of a run that diverged."""
     code_changed: tuple[Changed, ...] = ()
     """Files of the user's own code that are others than the run was made with."""
+    noun: str = "images"
+    """What an example is called."""
+    metrics: Mapping[str, float] = MappingProxyType({})
+    """On the test split, by name, without the accuracy."""
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -198,20 +209,35 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Co
         test_accuracy=answers.evaluation.accuracy if answers else None,
         answers=answers,
         code_changed=run.code_changed,
+        noun=_noun(dataset),
+        metrics=_others(answers.evaluation.metrics) if answers else {},
     )
 
 
+def _noun(dataset: data.Dataset) -> str:
+    return "images" if dataset.facts.image_shape else "examples"
+
+
+def _others(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in ("accuracy", "loss")}
+
+
 def _answers(model: Model, test: data.Split) -> Answers:
-    probabilities = model.probabilities(test.inputs)
+    evaluation = evaluate(model, test)
+    if not model.facts.classes:
+        return Answers(evaluation=evaluation, correct=None, calibration=None, mistakes=(), tiles=None)
+    probabilities, labels, shape = model.probabilities(test.inputs), test.labels, model.facts.image_shape
+    mistakes = (
+        Mistake(index, test.inputs[index], int(labels[index]), _top(probabilities[index]))
+        for index in worst_mistakes(probabilities, labels, MISTAKES)
+    )
+    kernel = model.params["Dense_0"]["kernel"] if isinstance(model.config.model, MLP) and shape else None
     return Answers(
-        evaluation=evaluate(model, test),
-        correct=probabilities.argmax(axis=1) == test.targets,
-        calibration=calibration(probabilities, test.targets),
-        mistakes=tuple(
-            Mistake(index, test.inputs[index], int(test.targets[index]), _top(probabilities[index]))
-            for index in worst_mistakes(probabilities, test.targets, MISTAKES)
-        ),
-        tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
+        evaluation=evaluation,
+        correct=probabilities.argmax(axis=1) == labels,
+        calibration=calibration(probabilities, labels),
+        mistakes=tuple(mistakes) if shape else (),
+        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape, TILES),
     )
 
 
@@ -247,6 +273,8 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf, code: Code) -> Iterat
             test_accuracy=result.test_accuracy,
             answers=None,
             code_changed=changed,
+            noun=_noun(dataset),
+            metrics=_others(result.test),
         )
 
 

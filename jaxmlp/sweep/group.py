@@ -14,7 +14,7 @@ import numpy as np
 from jaxmlp import distributed
 from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import Loop
+from jaxmlp.loop import Loop, state_digests
 from jaxmlp.position import Position
 from jaxmlp.programs import figures
 from jaxmlp.run.checkpoint_folder import Checkpoint
@@ -41,7 +41,8 @@ class Group(Loop):
 
     def __init__(self, job: Job, lanes: Sequence[Lane], slots: int) -> None:
         programs = LanePrograms(job, lanes, slots)
-        super().__init__(lanes[0].config, programs, job.stop, job.checkpoint_s, len(lanes))
+        digest_every = job.digest_every if job.keep_runs else None
+        super().__init__([lane.config for lane in lanes], programs, job.stop, job.checkpoint_s, digest_every)
         self.job, self.lanes, self.slots = job, list(lanes), slots
         self.train_s = 0.0
         self.kept: list[KeptRun] = []
@@ -71,7 +72,7 @@ class Group(Loop):
         self.position = self.programs.first()
         if go_on:
             meta = json.loads(distributed.share(json.dumps(checkpoint.meta if checkpoint else {}).encode()))
-            wanted = {"state": self.position.state, "sums": self.position.sums}
+            wanted: dict[str, Any] = {"state": self.position.state, "sums": self.position.sums}
             tree = restore(wanted, self._rows(checkpoint.arrays if checkpoint else {}, meta["lanes"], wanted))
             stood = Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"])
             self.position = self.programs.placed(stood)
@@ -131,6 +132,12 @@ class Group(Loop):
             self._diverge(lane, 0)
         return is_sound
 
+    def _trace(self) -> None:
+        states = self.programs.rows(self.position.state)
+        for kept, state, diverged_in in zip(self.kept, states, self.diverged_in, strict=False):
+            if diverged_in is None:
+                kept.run.append_trace(state_digests(self.position.epoch, state))
+
     def _chunk_ended(self, length: int) -> None:
         self.job.progress.updates_done(self._where(self.position.epoch), len(self.lanes) * length)
 
@@ -142,6 +149,11 @@ class Group(Loop):
             job.directory.append_epoch({"epoch": epoch, "lanes": names, "records": lines})
         if job.keep_runs:
             self._keep(records, order)
+        if job.hooks:
+            for lane, record, state in zip(self.lanes, records, self.programs.rows(self.position.state), strict=True):
+                if record:
+                    for hook in job.hooks:
+                        hook(lane, record, state)
         going = [record for record in records if record]
         seconds = sum(record.seconds for record in going) * len(records) / max(1, len(going))
         job.progress.epoch_ended(self._where(epoch), seconds, going)
@@ -186,7 +198,7 @@ class Group(Loop):
         results = []
         for row, (lane, state) in enumerate(zip(self.lanes, states, strict=True)):
             diverged_in = self.diverged_in[row]
-            test = figures(self.config, tested[row])
+            test = figures(lane.config, tested[row])
             ended = diverged_in is None and math.isfinite(test["loss"])
             history = History(
                 config=lane.config,
@@ -195,7 +207,7 @@ class Group(Loop):
                 state=state,
                 status="finished" if ended else "diverged",
                 test=test if ended else {},
-                params_sha256=digest(state.params),
+                params_sha256=(ended and self.kept and self.kept[row].params_sha256) or digest(state.params),
                 state_sha256=digest(state),
                 compile_s=job.compile_s,
                 train_s=train_s,
@@ -210,8 +222,7 @@ class Group(Loop):
                 settings=lane.settings,
                 status=history.status,
                 epoch=diverged_in or self.config.epochs,
-                test_loss=history.test_loss,
-                test_accuracy=history.test_accuracy,
+                test=history.test,
                 params_sha256=history.params_sha256 if ended else None,
                 state_sha256=history.state_sha256 if ended else None,
                 train_s=train_s,

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.sharding import Mesh
 
-from jaxmlp import data
+from jaxmlp import data, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES, Feed
+from jaxmlp.history import EpochRecord
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
-from jaxmlp.sweep.lanes import Batching, Lane
+from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import ROWS, WHOLE, put
 from jaxmlp.sweep.progress import SweepProgress
+from jaxmlp.sweep.values import Batching
+
+
+class LaneHook(Protocol):
+    """A function called after each epoch of a lane."""
+
+    def __call__(self, lane: Lane, record: EpochRecord, state: train.TrainState) -> object:
+        """See the lane, the epoch's record, and the state, which is on the host."""
 
 
 @dataclass
@@ -35,6 +45,10 @@ class Job:
     """Lanes of the whole sweep."""
     resident_bytes: int = RESIDENT_BYTES
     """Bytes of a split's inputs up to which it stays on the devices."""
+    hooks: Sequence[LaneHook] = ()
+    """Called after each epoch of each lane."""
+    digest_every: int | None = None
+    """Updates between two digests in the traces of kept runs."""
     compile_s: float = 0.0
     stopping: bool = False
     """Whether all processes know that one has a stop signal."""

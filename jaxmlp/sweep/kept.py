@@ -16,7 +16,7 @@ from jaxmlp.position import Position
 from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_plain_config
-from jaxmlp.sweep.lanes import MAX_LANES
+from jaxmlp.sweep.values import MAX_LANES
 
 
 def most_at_once() -> int:
@@ -58,6 +58,11 @@ class KeptRun:
         scores = [score for record in before if (score := config.score(record.figures)) is not None]
         self._keeper = Keeper(self.run, config, min(scores, default=None))
         self.epoch_ended = self._keeper.epoch_ended
+
+    @property
+    def params_sha256(self) -> str | None:
+        """Digest of the parameters after the last epoch that this process logged."""
+        return self._keeper.params_sha256
 
     def save_best(self) -> None:
         """Write the best state, unless it is written; before a checkpoint that knows its score."""

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.sweep.lanes import Batching
+from jaxmlp.sweep.values import Batching
 
 AXIS = "lane"
 ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()

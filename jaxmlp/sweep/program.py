@@ -19,7 +19,7 @@ from jaxmlp.position import Position
 from jaxmlp.programs import Programs, known
 from jaxmlp.sweep import kept, memory
 from jaxmlp.sweep.job import Job
-from jaxmlp.sweep.lanes import MAX_LANES, Lane
+from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import (
     ROWS,
     WHOLE,
@@ -31,6 +31,7 @@ from jaxmlp.sweep.over_lanes import (
     to_host,
     train_lanes,
 )
+from jaxmlp.sweep.values import MAX_LANES
 
 
 def side_by_side(job: Job, lane: Lane) -> Any:
@@ -81,8 +82,9 @@ class LanePrograms(Programs):
 
     def _zero(self, state: Any) -> train.Sums:
         config, state = (jax.tree.map(_without_lanes, tree) for tree in (self.config, state))
-        sums = train.zero_sums(config, state, train.Split(*self.dataset.facts.zeros(1)))
-        return jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), sums)
+        sums = train.zero_sums(config, state, train.Split.of(self.dataset.facts.zeros(1)))
+        zeros: train.Sums = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), sums)
+        return zeros
 
     def placed(self, position: Position) -> Position:
         """The position with its arrays on the devices."""
@@ -97,7 +99,7 @@ class LanePrograms(Programs):
         orders: jax.Array = epoch_orders(self.config, np.int32(epoch - 1), examples=self.examples, mesh=self.mesh)
         return orders
 
-    def train(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
+    def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train_lanes` on these examples; the position's arrays are gone then."""
         own, shared = (None, split) if self.feeds["train"].resident else (split, None)
         arguments = self.config, position.state, position.sums, self._active, order, own, shared
@@ -167,7 +169,7 @@ def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[
 
 def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
     """Of the arguments of `train_lanes`."""
-    config, zeros = job.on_data(lane), train.Split(*job.dataset.facts.zeros(1))
+    config, zeros = job.on_data(lane), train.Split.of(job.dataset.facts.zeros(1))
     state = jax.eval_shape(train.init_state, config, zeros.inputs)
     sums = train.zero_sums(config, state, zeros)
     order = jax.ShapeDtypeStruct((job.steps_per_epoch(lane) * lane.config.batch_size,), np.int32)
@@ -180,8 +182,10 @@ def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
         shared = _placed(job, feed.resident, WHOLE)
     else:
         lanes[-1] = _placed(job, jax.ShapeDtypeStruct((slots, feed.steps * lane.config.batch_size), np.int32), ROWS)
-        window = train.Split(*job.dataset.facts.zeros(feed.steps * lane.config.batch_size))
-        window = window._replace(mask=jax.ShapeDtypeStruct(window.targets.shape[:1], np.bool_))
+        rows_of = job.dataset.facts.zeros(feed.steps * lane.config.batch_size)
+        if job.dataset.train.weights is not None:
+            rows_of = rows_of._replace(weights=np.zeros(len(rows_of.targets), np.float32))
+        window = train.Split.of(rows_of, mask=np.zeros(len(rows_of.targets), np.bool_))
         own = _placed(job, rows(window), ROWS)
     bound = _placed(job, np.int32(0), WHOLE)
     return [*lanes, own, shared, bound, bound]

@@ -66,8 +66,8 @@ class Lines(Notes):
 
 def _means(records: Sequence[EpochRecord]) -> list[str]:
     shown = []
-    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
-        values = [value for record in records if (value := getattr(record, name)) is not None]
+    for name in records[0].figures if records else ():
+        values = [value for record in records if (value := record.figures[name]) is not None]
         if values:
             shown.append(f"{name}: {statistics.fmean(values):.4f}")
     return shown

@@ -13,7 +13,11 @@ from scipy import special
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.history import EpochRecord
 
-FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "val_loss", "train_accuracy", "train_loss")
+
+def names_of(config: ExperimentConfig) -> list[str]:
+    """The metrics of an experiment by which its lanes are told apart, the first one first: accuracy if it has it."""
+    metrics = sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy")
+    return [*metrics, "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +33,8 @@ class LaneResult:
     """`finished`, or `diverged`: without test figures and digests."""
     epoch: int
     """The last one, or the one it diverged in."""
-    test_loss: float | None
-    test_accuracy: float | None
+    test: Mapping[str, float]
+    """Loss and metrics on the test split, by name; empty where it diverged."""
     params_sha256: str | None
     state_sha256: str | None
     train_s: float
@@ -45,20 +49,37 @@ class LaneResult:
         Raises:
             RunError, TypeError, ValueError: It is none.
         """
-        found = cls(**{**line, "metrics": tuple(map(EpochRecord.from_line, line["metrics"]))})
+        test = {name.removeprefix("test_"): value for name, value in line.items() if name.startswith("test_")}
+        others = {name: value for name, value in line.items() if not name.startswith("test_")}
+        metrics = tuple(map(EpochRecord.from_line, line["metrics"]))
+        found = cls(**{**others, "test": {n: v for n, v in test.items() if v is not None}, "metrics": metrics})
         if found.status not in ("finished", "diverged") or None in (found.lane, found.train_s):
             raise ValueError(f"lane {found.lane} is {found.status}")
         return found
 
     def to_line(self) -> dict[str, Any]:
         """The line: JSON values."""
-        return {**vars(self), "metrics": [record.line() for record in self.metrics]}
+        fields = {name: value for name, value in vars(self).items() if name != "test"}
+        test: dict[str, float | None] = {f"test_{name}": value for name, value in self.test.items()}
+        test = test or {"test_loss": None}
+        return {**fields, **test, "metrics": [record.line() for record in self.metrics]}
 
-    def figures(self) -> dict[str, float | None]:
+    @property
+    def test_loss(self) -> float | None:
+        """Loss on the test split."""
+        return self.test.get("loss")
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Accuracy on the test split."""
+        return self.test.get("accuracy")
+
+    def figures(self, names: Sequence[str]) -> dict[str, float | None]:
         """The figures of its end; those of training and validation are the last epoch's."""
-        last = self.metrics[-1] if self.metrics else None
-        found = {name: last and getattr(last, name.removeprefix("train_"), None) for name in FIGURES}
-        return found | {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
+        last = self.metrics[-1].figures if self.metrics else {}
+        found = {f"test_{name}": self.test.get(name) for name in names}
+        found |= {f"val_{name}": last.get(f"val_{name}") for name in names}
+        return found | {f"train_{name}": last.get(name) for name in names}
 
 
 class Spread(NamedTuple):
@@ -107,18 +128,26 @@ class SweepResult:
         return sum(lane.train_s for lane in self.lanes)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One object a setting; `mean, std, ci95` are the test accuracy's, `best` its best lane's."""
+        """One object a setting; `mean, std, ci95` are the first test metric's, `best` its best lane's.
+
+        The first metric is the accuracy, or another where the experiment has no accuracy.
+        """
         groups: dict[str, list[LaneResult]] = {}
         for lane in self.lanes:
             groups.setdefault(repr(lane.settings), []).append(lane)
-        return [_summary(lanes) for lanes in groups.values()]
+        return [_summary(lanes, self.config) for lanes in groups.values()]
 
     def best(self) -> dict[str, Any] | None:
-        """The setting with the highest mean validation accuracy, of equals the first; test accuracy without any."""
-        for figure in ("val_accuracy", "test_accuracy"):
+        """The setting with the best mean of the first metric, in validation, or on the test split without it.
+
+        Of equals it is the first. A setting that lost a lane is behind all that lost fewer.
+        """
+        first = names_of(self.config)[0]
+        for figure in (f"val_{first}", f"test_{first}"):
             found = [each for each in self.summary() if each["figures"][figure]]
             if found:
-                best = max(found, key=lambda each: each["figures"][figure]["mean"])
+                sign = _sign(self.config, first)
+                best = max(found, key=lambda each: (-each["diverged"], sign * each["figures"][figure]["mean"]))
                 return {"settings": best["settings"], "by": figure, "mean": best["figures"][figure]["mean"]}
         return None
 
@@ -126,7 +155,7 @@ class SweepResult:
         """The sweep in one JSON object, as `sweep --json` prints it."""
         return {
             "status": self.status,
-            "runs": [_run(lane) for lane in self.lanes],
+            "runs": [_run(lane, names_of(self.config)) for lane in self.lanes],
             "summary": self.summary(),
             "best": self.best(),
             "lanes": self.total,
@@ -139,16 +168,18 @@ class SweepResult:
 
     def table(self) -> str:
         """The summary for people, a line a setting."""
-        rows = [("setting", "n", "test accuracy", "std", "95 % interval", "test loss", "best seed")]
+        first = names_of(self.config)[0]
+        shown = f"test {first.replace('_', ' ')}"
+        rows = [("setting", "n", shown, "std", "95 % interval", "test loss", "best seed")]
         for each in self.summary():
-            loss, accuracy = (each["figures"][name] for name in ("test_loss", "test_accuracy"))
+            loss, accuracy = (each["figures"][name] for name in ("test_loss", f"test_{first}"))
             told = f"{each['n']}" + (f" ({each['diverged']} diverged)" if each["diverged"] else "")
             if not accuracy:
                 rows.append((setting_name(each["settings"]), told, "-", "-", "-", "-", "-"))
                 continue
             std = "-" if accuracy["std"] is None else f"{accuracy['std']:.4f}"
             ci95 = "-" if accuracy["ci95"] is None else "{:.4f} to {:.4f}".format(*accuracy["ci95"])
-            best_seed = f"{each['best']['seed']} ({each['best']['test_accuracy']:.4f})"
+            best_seed = f"{each['best']['seed']} ({each['best'][f'test_{first}']:.4f})"
             figures = (f"{accuracy['mean']:.4f}", std, ci95, f"{loss['mean']:.4f}")
             rows.append((setting_name(each["settings"]), told, *figures, best_seed))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -166,26 +197,38 @@ def setting_name(settings: Mapping[str, Any], *, short: bool = False) -> str:
     return " ".join(f"{name}={value}" for name, value in shown.items()) or "as it is"
 
 
-def _run(lane: LaneResult) -> dict[str, Any]:
+def _sign(config: ExperimentConfig, name: str) -> int:
+    """1 for a figure of which more is better, else -1."""
+    return 1 if any(metric.larger_is_better for metric in config.metrics if metric.name == name) else -1
+
+
+def _run(lane: LaneResult, names: Sequence[str]) -> dict[str, Any]:
     line = lane.to_line()
     # What was set by its name too, so that the runs make a table.
-    return {"seed": lane.seed, **lane.settings, **lane.figures(), **{n: v for n, v in line.items() if n != "metrics"}}
+    return {
+        "seed": lane.seed,
+        **lane.settings,
+        **lane.figures(names),
+        **{n: v for n, v in line.items() if n != "metrics"},
+    }
 
 
-def _summary(lanes: Sequence[LaneResult]) -> dict[str, Any]:
-    ended = [lane for lane in lanes if lane.test_accuracy is not None]
+def _summary(lanes: Sequence[LaneResult], config: ExperimentConfig) -> dict[str, Any]:
+    names = names_of(config)
+    ended = [lane for lane in lanes if lane.test]
+    found = [lane.figures(names) for lane in ended]
     figures = {}
-    for name in FIGURES:
-        values = [value for lane in ended if (value := lane.figures()[name]) is not None]
-        spread = Spread.of(values)
+    for name in lanes[0].figures(names):
+        spread = Spread.of([value for each in found if (value := each[name]) is not None])
         figures[name] = spread and spread._asdict()
-    of_accuracy = figures["test_accuracy"] or dict.fromkeys(Spread._fields)
-    best = max(ended, key=lambda lane: lane.test_accuracy or 0, default=None)
+    first = names[0]
+    of_first = figures[f"test_{first}"] or dict.fromkeys(Spread._fields)
+    best = max(ended, key=lambda lane: _sign(config, first) * lane.test[first], default=None)
     return {
         "settings": lanes[0].settings,
         "n": len(ended),
         "diverged": len(lanes) - len(ended),
-        **{name: of_accuracy[name] for name in ("mean", "std", "ci95")},
-        "best": best and {"lane": best.lane, "seed": best.seed, "test_accuracy": best.test_accuracy},
+        **{name: of_first[name] for name in ("mean", "std", "ci95")},
+        "best": best and {"lane": best.lane, "seed": best.seed, f"test_{first}": best.test[first]},
         "figures": figures,
     }

@@ -21,12 +21,13 @@ from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.group import Group
-from jaxmlp.sweep.job import Job
-from jaxmlp.sweep.lanes import MAX_LANES, Batching, Choices, Lane, Plan, make_plan, make_settings
+from jaxmlp.sweep.job import Job, LaneHook
+from jaxmlp.sweep.lanes import Lane, Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import groups, side_by_side
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.result import LaneResult, SweepResult
+from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
 
 BEGUN = "begun"
 """Key of the lanes that a checkpoint has, in place of their program's."""
@@ -47,7 +48,9 @@ def sweep(
     devices: int | None = None,
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    digest_every: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
+    hooks: Sequence[LaneHook] = (),
 ) -> SweepResult:
     """Train every seed of every setting, in as few compiled programs as there are shapes.
 
@@ -67,7 +70,9 @@ def sweep(
         devices: How many share the lanes; by default all, on the CPU one a core.
         stop: Watched between chunks; once it holds a signal, the sweep is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints of the lanes in training.
+        digest_every: Updates between two digests in the traces of kept runs.
         resident_bytes: As in `fit`.
+        hooks: Called after each epoch of each lane: `hook(lane, record, state)`.
 
     Returns:
         Its lanes, their summary and the best setting. A lane that diverges is one of them.
@@ -75,6 +80,7 @@ def sweep(
     Raises:
         ConfigError, DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit` and `make_settings`.
     """
+    options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     settings = make_settings(config, vary or {}, draws=draws, random_seed=random_seed)
     plan = make_plan(config, seeds, settings, batching=batching, keep_runs=keep_runs)
     if keep_runs and not out:
@@ -88,10 +94,10 @@ def sweep(
         check_data(lane.config, dataset)
     mesh_devices = pick_devices(len(lanes), devices)
     if not out or not distributed.is_first():
-        return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, resident_bytes)
+        return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, options)
     facts = manifest(config, dataset, devices=len(mesh_devices), variants=plan.variants())
     with SweepDirectory.create(Path(out), plan, facts) as directory:
-        return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, resident_bytes)
+        return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, options)
 
 
 def resume(
@@ -105,7 +111,9 @@ def resume(
     devices: int | None = None,
     stop: Stop | None = None,
     checkpoint_s: float = CHECKPOINT_S,
+    digest_every: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
+    hooks: Sequence[LaneHook] = (),
 ) -> SweepResult:
     """Train what is left of the sweep in the folder `path`: to the bits of one that was not interrupted.
 
@@ -120,12 +128,15 @@ def resume(
         devices: How many share the lanes; may be another number.
         stop: Watched between chunks.
         checkpoint_s: Seconds between two checkpoints.
+        digest_every: Updates between two digests in the traces of kept runs.
         resident_bytes: As in `fit`.
+        hooks: Called after each epoch of each lane: `hook(lane, record, state)`.
 
     Raises:
         CodeError: The sweep is of code that is not given, or of other code, which was not accepted.
         DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; no sweep there, or of other data.
     """
+    options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     progress = progress or SweepProgress()
     runtime.configure(cpu_devices=MAX_LANES)
     code = Code(experiment)
@@ -146,7 +157,7 @@ def resume(
             progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
         lanes = plan.lanes()
         picked = pick_devices(len(lanes), devices)
-        return _train(plan, lanes, dataset, directory, picked, progress, stop, checkpoint_s, resident_bytes)
+        return _train(plan, lanes, dataset, directory, picked, progress, stop, checkpoint_s, options)
 
 
 def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
@@ -184,7 +195,7 @@ def _train(
     progress: SweepProgress,
     stop: Stop | None,
     checkpoint_s: float,
-    resident_bytes: int,
+    options: dict[str, Any],
 ) -> SweepResult:
     if jax.process_count() > 1:
         facts = manifest(plan.config, dataset, variants=plan.variants())["binding"]
@@ -193,7 +204,7 @@ def _train(
         progress.note(note)
     job = Job(
         dataset, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
-        stop or Stop(), checkpoint_s, total=len(lanes), resident_bytes=resident_bytes,
+        stop or Stop(), checkpoint_s, total=len(lanes), **options,
     )  # fmt: skip
     try:
         results = _run_groups(job, lanes)

@@ -10,8 +10,8 @@ from typing import Any
 from jaxmlp import data, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.fitting import fit
-from jaxmlp.sweep.lanes import Batching
 from jaxmlp.sweep.start import sweep
+from jaxmlp.sweep.values import Batching
 
 
 def compare(

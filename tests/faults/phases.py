@@ -14,7 +14,7 @@ PHASES = {
     "load": "jaxmlp.data.embedded:load",
     "prepare": "jaxmlp.data.builders:read_idx",
     "begin": "jaxmlp.run.directory:RunDirectory._begin",
-    "compile": "jaxmlp.loop:Loop._compile",
+    "compile": "jaxmlp.loop:RunLoop._compile",
     "step": "jaxmlp.programs:Programs.advance",
     "evaluation": "jaxmlp.programs:Programs.evaluate",
     "log": "jaxmlp.run.directory:RunDirectory.append_epoch",

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from faults.fuzz import altered, answer, as_json, as_lines, damaged, fuzz
-from jaxmlp.config import SGD, Cosine, ExperimentConfig, Piecewise, RMSprop
+from jaxmlp import SGD, Cosine, ExperimentConfig, Piecewise, RMSprop
 from jaxmlp.data import cache, idx, official
 from jaxmlp.errors import ConfigError, DataError, JaxmlpError, RunError, UsageError
 from jaxmlp.images import read_images
@@ -398,7 +398,7 @@ def test_sweep(tmp_path: Path) -> None:
             plan, results = sweep_directory.load(path)
             plan.lanes()
             for each in results:
-                json.dumps(each.figures())
+                json.dumps(each.figures(("accuracy", "loss")))
             with sweep_directory.SweepDirectory.open(path):
                 pass
 
@@ -464,7 +464,7 @@ def test_decoded_copy(tmp_path: Path) -> None:
             loaded = cache.read_copy(path, source)
             assert loaded
             assert loaded[2] == source.sha256
-            assert np.array_equal(loaded[0].images, train.inputs)
+            assert np.array_equal(loaded[0].inputs, train.inputs)
         return found
 
     fuzz("decoded copy", damaged([whole]), feed, 200)

@@ -232,7 +232,7 @@ def test_a_prepared_folder_imports_no_class_of_its_own(tmp_path: Path, monkeypat
     files = mnist_stand_in.write_stand_in(tmp_path / "files")
     monkeypatch.setitem(official.SOURCES, "mnist", mnist_stand_in.stand_in_source(files))
     folder = builders.write("mnist", [files / f"{name}.gz" for name in mnist_stand_in.NAMES], tmp_path / "data")
-    assert len(builders.read(folder)[0].labels) == 60
+    assert len(builders.read(folder)[0].targets) == 60
     (tmp_path / "owned.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     monkeypatch.syspath_prepend(tmp_path)
     features = json.loads((folder / "features.json").read_text())

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from faults.fuzz import answer
-from jaxmlp import data, fit
-from jaxmlp.config import (
+from jaxmlp import (
+    MLP,
     SGD,
     Adam,
     AdamW,
@@ -26,8 +26,9 @@ from jaxmlp.config import (
     ExperimentConfig,
     Exponential,
     MeanSquaredError,
-    MLP,
     RMSprop,
+    data,
+    fit,
 )
 from jaxmlp.errors import ConfigError, DataError, DivergedError
 from jaxmlp.history import History
@@ -58,7 +59,8 @@ DIVERGED = re.compile(r"diverged: the .* not finite .*\nTry a smaller --optimize
 
 
 def is_finite(history: History) -> bool:
-    figures: list[Any] = [value for record in history.records for value in record if value is not None]
+    figures: list[Any] = [value for record in history.records for value in record.line().values()]
+    figures = [value for value in figures if value is not None]
     figures += [history.test_loss, history.test_accuracy]
     leaves = [leaf for layer in history.state.params.values() for leaf in layer.values()]
     return all(map(math.isfinite, figures)) and all(np.isfinite(leaf).all() for leaf in leaves)
@@ -201,7 +203,7 @@ class Poisoned(nn.Module):
 
 def test_a_gradient_that_is_not_a_number_ends_in_7_at_its_step() -> None:
     with pytest.raises(DivergedError, match=r"not finite at step 0, epoch 1; first non-finite parameter: .*Dense_0"):
-        fit(config(), dataset(9), module=Poisoned())
+        fit(config(model=Poisoned()), dataset(9))
 
 
 def test_a_run_that_diverges_says_so_and_keeps_its_epochs_and_checkpoints(tmp_path: Path) -> None:
