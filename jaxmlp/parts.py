@@ -427,18 +427,20 @@ def place_of(thing: Any) -> str:
     """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
     if isinstance(thing, Placed):
         return thing.place
-    thing = defined_by(thing)
-    name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
-    file = file_of(thing) if hasattr(thing, "__qualname__") and "<" not in name else None
+    defined = defined_by(thing)
+    # An object is made with arguments, which no class knows.
+    is_named = defined is thing and "<" not in defined.__qualname__
+    file = file_of(defined) if is_named else None
     is_part = isinstance(thing, type) and issubclass(thing, Part)
-    return f"{Path(file).name}:{name}" if file and (is_part or not is_installed(file)) else f"none:{name}"
+    where_from = Path(file).name if file and (is_part or not is_installed(file)) else "none"
+    return f"{where_from}:{defined.__qualname__}"
 
 
 def file_of(thing: Any) -> str | None:
     """The file that defines a class or function, or the class of an object."""
     if isinstance(thing, Placed):
         return thing.file
-    thing = thing if hasattr(thing, "__qualname__") else type(thing)
+    thing = defined_by(thing)
     # A module that is imported anew leaves sys.modules to the new one, but its classes keep its globals.
     function = vars(thing).get("__init__") if isinstance(thing, type) else thing
     scope: Mapping[str, Any] = getattr(function, "__globals__", {})
