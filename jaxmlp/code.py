@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jaxmlp import data
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import WRAPPERS, Part, Placed, file_of, is_installed, is_shipped, place_of, where
+from jaxmlp.parts import WRAPPERS, Part, file_of, is_installed, is_shipped, place_of, where
 
 NONE = "none"
 """Stands for code that no file has, such as a notebook's."""
@@ -75,6 +75,7 @@ def sums_of(code: Sources) -> dict[str, str | None]:
 
 def remember(path: Path, content: bytes) -> None:
     """The source of a file as it is run; a file that is edited later still counts as this."""
+    _ran.pop(path, None)  # So that the last that was run comes last.
     _ran[path] = content
 
 
@@ -91,11 +92,9 @@ def _named(files: Iterable[Path | None]) -> Sources:
             names.setdefault(near, near.relative_to(file.parent).as_posix())
     found: Sources = {}
     for path, name in sorted(names.items(), key=lambda item: item[1]):
-        if name in found:
-            raise ConfigError(
-                "experiment", f"has two files called {name}, {found[name]} and {path}: rename one of them"
-            )
-        found[name] = path and Source(path, _ran.get(path) or path.read_bytes())
+        if other := found.get(name):
+            raise ConfigError("experiment", f"has two files called {name}, {other.path} and {path}: rename one of them")
+        found[name] = Source(path, _ran.get(path) or path.read_bytes()) if path else None
     return found
 
 
@@ -118,7 +117,7 @@ def _file(thing: Any, place: str) -> Iterator[Path | None]:
     if file == NONE:
         yield None
     named = [path for path in reversed(_ran) if path.name == file]
-    defined = file_of(thing.function if isinstance(thing, Placed) else thing)
+    defined = file_of(thing)
     if defined and Path(defined).name == file:
         yield Path(defined)
     elif named:

@@ -60,7 +60,7 @@ class ExperimentFile:
             return dataclasses.replace(part, source=own if self._has(own) else self._place(part.value, place))
         if not isinstance(part, Part):
             is_found = not callable(part) or isinstance(part, type) or self._has(place_of(part))
-            return part if is_found else Placed(part, self._place(part, place))
+            return part if is_found else Placed(part, self._place(part, place), str(self._module.__file__))
         changes: dict[str, Any] = {}
         for item in dataclasses.fields(part):  # type: ignore[arg-type]
             value, below = getattr(part, item.name), f"{place}.{item.name}"
@@ -221,10 +221,13 @@ class Code:
                 raise ConfigError("experiment", f"has several objects that are called {place}: give them names")
             return found[0] if found else None
         fits = sorted(self.files, key=lambda file: -len(file.sums.items() & wanted.items()))
-        thing = next((found for file in fits if (found := file.find(place)) is not None), None)
-        if callable(thing) and not isinstance(thing, type) and place_of(thing) != place:
-            return Placed(thing, place)
-        return thing
+        for file in fits:
+            thing = file.find(place)
+            if callable(thing) and not isinstance(thing, type) and place_of(thing) != place:
+                return Placed(thing, place, str(file.path.resolve()))
+            if thing is not None:
+                return thing
+        return None
 
 
 def _things(config: ExperimentConfig) -> list[tuple[str, Any]]:

@@ -406,10 +406,11 @@ class Placed:
     Args:
         function: The function; it is what is called.
         place: Where the file has it, such as `exp.py:CONFIG.model.activation`.
+        file: The file.
     """
 
-    def __init__(self, function: Callable[..., Any], place: str) -> None:
-        self.function, self.place = function, place
+    def __init__(self, function: Callable[..., Any], place: str, file: str) -> None:
+        self.function, self.place, self.file = function, place, file
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """What the function says."""
@@ -426,18 +427,26 @@ def place_of(thing: Any) -> str:
     """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
     if isinstance(thing, Placed):
         return thing.place
-    thing = defined_by(thing)
-    name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
-    file = file_of(thing) if hasattr(thing, "__qualname__") and "<" not in name else None
+    defined = defined_by(thing)
+    # An object is made with arguments, which no class knows.
+    is_named = defined is thing and "<" not in defined.__qualname__
+    file = file_of(defined) if is_named else None
     is_part = isinstance(thing, type) and issubclass(thing, Part)
-    return f"{Path(file).name}:{name}" if file and (is_part or not is_installed(file)) else f"none:{name}"
+    where_from = Path(file).name if file and (is_part or not is_installed(file)) else "none"
+    return f"{where_from}:{defined.__qualname__}"
 
 
 def file_of(thing: Any) -> str | None:
     """The file that defines a class or function, or the class of an object."""
-    module = getattr(thing, "__module__", None) or type(thing).__module__
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return str(file) if file else None
+    if isinstance(thing, Placed):
+        return thing.file
+    thing = defined_by(thing)
+    # A module that is imported anew leaves sys.modules to the new one, but its classes keep its globals.
+    function = vars(thing).get("__init__") if isinstance(thing, type) else thing
+    scope: Mapping[str, Any] = getattr(function, "__globals__", {})
+    if scope.get("__name__") != thing.__module__:
+        scope = getattr(sys.modules.get(thing.__module__), "__dict__", {})
+    return scope.get("__file__")
 
 
 def defined_by(thing: Any) -> Any:

@@ -4,8 +4,8 @@ L1: between equal manifests, the same bits.
 L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
 L3: between other counts of devices, processes and threads, the same bits.
 L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
-where JAX, flax and the random streams are the same. Other code of the user's own leaves no more than that, if it says
-the same; a run that went on with other code on the way is one of both.
+where JAX, flax and the random streams are the same. Other code of the user's own leaves the batch order alone, and so
+does other code that the run went on with: only the same bits, or a known band, then show that it says the same.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ class Promise:
     """The facts that differ, with both values: `jax: 0.12.0.1 there, 0.13.0 here`."""
     same_order: bool
     """Whether the batch order is promised."""
+    same_code: bool = True
+    """Whether the user's own code is the same: other code may have another distribution of results."""
 
 
 def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
@@ -54,4 +56,5 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
         if name in names:
             raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")
     level: Level = "L4" if binding else "L3" if not_binding else "L1"
-    return Promise(level, (*binding, *not_binding), not names & {*STREAMS})
+    same_code = not any(difference.startswith(CODE) for difference in binding)
+    return Promise(level, (*binding, *not_binding), not names & {*STREAMS}, same_code)

@@ -106,7 +106,9 @@ class SweepDirectory:
         """
         code = code or Code()
         plan = read_plan(path, code)
-        changed = code.changed(stored.wanted(read_manifest(path))) if code.files or code.config else ()
+        manifest = read_manifest(path)
+        goes_on = manifest["status"] != "finished" and (code.files or code.config)
+        changed = code.changed(stored.wanted(manifest)) if goes_on else ()
         if changed and not accept_changed_code:
             raise refusal(path, changed)
         for name in (GROUP, RUNS):
