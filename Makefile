@@ -47,12 +47,10 @@ test-browser: $(READY)
 test-accelerator: $(READY)
 	@$(BIN)/python tests/on_accelerator.py
 
-# Tests hand NumPy arrays to functions of JAX arrays.
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy
-	$(BIN)/python -m mypy tests --disable-error-code=arg-type --no-warn-unused-ignores
 
 EXTRAS := report tensorboard keras onnx orbax dev
 
