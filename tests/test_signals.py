@@ -81,7 +81,8 @@ def test_a_second_ctrl_c_ends_the_process_at_once() -> None:
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_saves_the_run_and_ends_it_with_its_code(number: signal.Signals, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    words = ["train", "experiments/quickstart.py", "--epochs", "100000", "--out", str(out), "--json"]
+    small = ["--model.hidden-sizes", "16", "--epochs", "100000"]
+    words = ["train", "experiments/quickstart.py", *small, "--out", str(out), "--json"]
     command = [sys.executable, "-m", "jaxmlp", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         deadline = time.monotonic() + 60

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -107,6 +108,12 @@ def test_a_wheel_alone_finds_its_experiments_by_name(built: Built, tmp_path: Pat
 
 def test_the_readme_installs_the_wheel_by_its_name(built: Built) -> None:
     assert f"pip install '{built.wheel.name}[report]'" in (ROOT / "README.md").read_text()
+
+
+def test_every_experiment_is_type_checked_as_strictly_as_the_package() -> None:
+    overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    (strict,) = (each["module"] for each in overrides if "jaxmlp.*" in each["module"])
+    assert set(strict) == {"jaxmlp.*", *NAMES}
 
 
 def test_a_checkout_finds_its_experiments_by_name() -> None:
