@@ -25,13 +25,13 @@ help:
 	@echo 'PYTHON=/path/to/python chooses the interpreter.'
 
 train: $(READY)
-	$(BIN)/jaxmlp train experiments/quickstart.py
+	$(BIN)/jaxmlp train quickstart
 	@echo
 	@echo 'What came out, as one HTML file:'
 	@echo '  $(BIN)/jaxmlp report last'
 	@echo 'The two experiments of the Keras tutorial, on MNIST (downloads 12 MB):'
-	@echo '  $(BIN)/jaxmlp train experiments/relu_rmsprop.py'
-	@echo '  $(BIN)/jaxmlp train experiments/tanh_sgd_nesterov.py'
+	@echo '  $(BIN)/jaxmlp train relu_rmsprop'
+	@echo '  $(BIN)/jaxmlp train tanh_sgd_nesterov'
 
 # A worker takes whole files, whose tests share what is costly to make.
 test: lint

@@ -13,7 +13,6 @@ seeds 12 to 49, which it did not see, have the same mean of 0.9817.
 """
 
 import sys
-from pathlib import Path
 
 from jaxmlp import AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig, MLP
 
@@ -30,5 +29,4 @@ CONFIG = ExperimentConfig(
 if __name__ == "__main__":
     from jaxmlp.cli import main
 
-    tutorial = str(Path(__file__).with_name("relu_rmsprop.py"))
-    sys.exit(main(["speedrun", __file__, "--beside", tutorial, *sys.argv[1:]]))
+    sys.exit(main(["speedrun", __file__, "--beside", "relu_rmsprop", *sys.argv[1:]]))

@@ -107,7 +107,7 @@ class ExperimentConfig(Part):
             steps_per_epoch: Updates of an epoch.
         """
         total_steps = jnp.int32(self.epochs * steps_per_epoch)
-        return dataclasses.replace(_as_arrays(self), outputs=outputs, total_steps=total_steps)
+        return dataclasses.replace(as_arrays(self), outputs=outputs, total_steps=total_steps)
 
     def module(self) -> nn.Module:
         """The network in flax; `on_data` has filled in the number of its outputs."""
@@ -154,7 +154,7 @@ class ExperimentConfig(Part):
         return cls.from_dict(plain, find)
 
 
-def _as_arrays[P: Part](part: P) -> P:
+def as_arrays[P: Part](part: P) -> P:
     """The part with strong types in its leaves: a weak Python float would leave bfloat16 in bfloat16."""
     changes: dict[str, Any] = {}
     for item in dataclasses.fields(part):  # type: ignore[arg-type]
@@ -169,9 +169,9 @@ def _as_arrays[P: Part](part: P) -> P:
             )
             changes[item.name] = jax.tree.map(lambda number, dtype=dtype: jnp.asarray(number, dtype), value)
         elif isinstance(value, Part):
-            changes[item.name] = _as_arrays(value)
+            changes[item.name] = as_arrays(value)
         elif isinstance(value, tuple) and value and isinstance(value[0], Part):
-            changes[item.name] = tuple(map(_as_arrays, value))
+            changes[item.name] = tuple(map(as_arrays, value))
     return dataclasses.replace(part, **changes)  # type: ignore[type-var]
 
 

@@ -35,6 +35,14 @@ SHUTDOWN_S = 10
 CHILD = "JAXMLP_SUPERVISED"
 """Set in a supervised process: the descriptors for telling where its run is kept, and for its answer."""
 
+_BROKEN = re.compile(
+    r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Timed out waiting \d+ ?ms"
+    r"|remote process exited|ncclRemoteError|stopped sending heartbeats|heartbeat timeout|Barrier timed out"
+    r"|another task died|tasks have crashed|UNAVAILABLE.*coordination service|coordination service.*UNAVAILABLE",
+    re.DOTALL,
+)
+"""What Gloo, NCCL and JAX's coordination service say of a connection that broke."""
+_TRANSPORT = re.compile(r"\b(Gloo|NCCL|nccl[A-Z]\w+|coordination service)\b", re.IGNORECASE)
 _LOST = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]+)")
 _CPP_LOG = re.compile(
     r"([IWEF]\d{4} |\s*@\s+0x|\*\*\* |\[Gloo\]|=== Source|external/|RPC: /|The tasks have crashed|[\d,\s]+$)"
@@ -72,7 +80,8 @@ def join(cluster: Cluster) -> None:
     """
     import jax
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    if "JAX_CPU_COLLECTIVES_IMPLEMENTATION" not in os.environ:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
             *cluster,
@@ -158,18 +167,33 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _peers() -> Iterator[None]:
-    """Turn JAX's error about a connection that broke into ours."""
+    """Turn JAX's errors about other processes into ours."""
     try:
         yield
     except Exception as error:
-        if is_lost_peer(error):
-            raise PeerLostError("distributed: another process of this run is gone.") from None
+        if ours := explained(error):
+            raise ours from error
         raise
 
 
 def is_lost_peer(error: BaseException) -> bool:
     """Whether an error of JAX's says that a connection to another process broke."""
-    return any(word in str(error) for word in ("Gloo", "coordination service", "Connection closed by peer", "NCCL"))
+    return bool(_TRANSPORT.search(str(error)) and _BROKEN.search(str(error)))
+
+
+def explained(error: BaseException, what: str = "run") -> PeerLostError | DeviceError | None:
+    """Our error for one of JAX's about other processes, with JAX's words in it; None for an error of another kind.
+
+    Args:
+        error: What JAX raised where processes exchange arrays.
+        what: What the processes share: a run or a sweep.
+    """
+    cause = str(error).strip().partition("\n")[0]
+    if is_lost_peer(error):
+        return PeerLostError(f"distributed: another process of this {what} is gone: {cause}")
+    if _TRANSPORT.search(str(error)):
+        return DeviceError(f"distributed: the processes of this {what} cannot exchange arrays: {cause}")
+    return None
 
 
 def supervise(argv: Sequence[str]) -> int:
@@ -186,38 +210,44 @@ def supervise(argv: Sequence[str]) -> int:
     answering = os.dup(1)
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxmlp.cli.supervised", *argv],
-        env=os.environ | {CHILD: f"{telling},{answering}"},
+        env=os.environ | {CHILD: f"{telling},{answering}", "PYTHONIOENCODING": "utf-8"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=(telling, answering),
         start_new_session=True,
-        text=True,
+        encoding="utf-8",
         errors="replace",
     )
     os.close(telling)
+    os.close(answering)
     for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _: child.send_signal(number))
     withheld: collections.deque[str] = collections.deque(maxlen=200)
     assert child.stdout
-    for line in child.stdout:
-        if _CPP_LOG.match(line):
-            withheld.append(line)
-        else:
-            print(line, end="", file=sys.stderr, flush=True)
+    with child.stdout:
+        for line in child.stdout:
+            if _CPP_LOG.match(line):
+                withheld.append(line)
+            else:
+                print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
-    with open(reading) as lines:
+    with open(reading, encoding="utf-8", errors="surrogateescape") as lines:
         told = dict(line.rstrip("\n").split("=", 1) for line in lines)
     if "code" in told:
         # JAX aborts a process that ends alone: the others do not join it in its farewell.
         return int(told["code"])
     run_dir = told.get("run_dir")
-    if code not in (-signal.SIGABRT, PeerLostError.exit_code):
+    said = "".join(withheld)
+    # JAX aborts a process for a lost peer, and C++ for much else.
+    is_lost = code == PeerLostError.exit_code or (code == -signal.SIGABRT and _BROKEN.search(said))
+    if not is_lost:
         if code < 0:
-            print("".join(withheld), end="", file=sys.stderr)
+            print(said, end="", file=sys.stderr)
         return code if code >= 0 else 128 - code
-    lost = _LOST.search("".join(withheld))
+    lost = _LOST.search(said)
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
-    go_on = f" Go on from the last checkpoint: jaxmlp {argv[0]} --resume {shlex.quote(run_dir)}" if run_dir else ""
+    resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('experiment', '')}"
+    go_on = f" Go on from the last checkpoint: {resume}" if run_dir else ""
     print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
 
@@ -236,6 +266,11 @@ def become_supervised() -> None:
 
 
 def tell(name: str, value: object) -> None:
-    """Tell the parent, if there is one: the `run_dir` where the run is kept, or the `code` that the child ends in."""
+    """Tell the parent, if there is one.
+
+    Args:
+        name: `run_dir`, `experiment` or `code`.
+        value: Where the run is kept, the flags of its experiment's files, or the code that the child ends in.
+    """
     if is_supervised():
-        os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode())
+        os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode(errors="surrogateescape"))

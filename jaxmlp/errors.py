@@ -54,6 +54,19 @@ class RunError(JaxmlpError):
     exit_code = 5
 
 
+class CodeError(RunError):
+    """A run made with code of the user's own, which is not given, or is another now.
+
+    Args:
+        message: What is wrong, and the way on.
+        flags: What to add to the command line.
+    """
+
+    def __init__(self, message: str, flags: str) -> None:
+        super().__init__(message)
+        self.flags = flags
+
+
 class DeviceError(JaxmlpError):
     """A device that is not there, or a JAX that is already up otherwise."""
 

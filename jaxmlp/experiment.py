@@ -1,22 +1,26 @@
-"""Experiment files: Python files with a CONFIG, the parts of their own that they define, and the sums of their code."""
+"""Experiment files: Python files with a CONFIG and parts of their own, and how a run's parts are found in them."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import hashlib
+import importlib.machinery
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import CodeType, ModuleType
+from typing import Any, NamedTuple, TypeAlias
 
+from jaxmlp.code import NONE, as_run, code_of, local_files, remember, sums_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError
-from jaxmlp.parts import WRAPPERS, Part, is_shipped
+from jaxmlp.parts import WRAPPERS, Part, Placed, is_installed, place_of, where
+
+Experiment: TypeAlias = ExperimentConfig | str | Path | Sequence[str | Path]
+"""The user's own code for a run: the experiment's file, several files, or an experiment in hand."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,62 +28,130 @@ class ExperimentFile:
     """An experiment's file that was run."""
 
     path: Path
-    module: ModuleType
-    config: ExperimentConfig
+    modules: Mapping[str, ModuleType]
+    """Its own, and the local ones that it imports, by the names of their files."""
+    sums: Mapping[str, str]
+    """SHA-256 of each of these files as it was run."""
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """Its CONFIG, named after the file where it has no name of its own.
+
+        Raises:
+            UsageError: It has none.
+        """
+        config = getattr(self._module, "CONFIG", None)
+        if not isinstance(config, ExperimentConfig):
+            found = "has no CONFIG" if config is None else f"has a CONFIG of type {type(config).__name__}"
+            raise UsageError(f"{self.path} {found}. Add: CONFIG = ExperimentConfig(...), from jaxmlp")
+        if config.name == ExperimentConfig.name:
+            config = dataclasses.replace(config, name=self.path.stem)
+        placed: ExperimentConfig = self._placed(config, "CONFIG")
+        return placed
+
+    @property
+    def _module(self) -> ModuleType:
+        return self.modules[self.path.name]
+
+    def _placed(self, part: Any, place: str) -> Any:
+        """The part with the places of its plain objects and functions: a name in the file, or where CONFIG has them."""
+        if isinstance(part, WRAPPERS):
+            own = place_of(part.value)
+            return dataclasses.replace(part, source=own if self._has(own) else self._place(part.value, place))
+        if not isinstance(part, Part):
+            is_found = not callable(part) or isinstance(part, type) or self._has(place_of(part))
+            return part if is_found else Placed(part, self._place(part, place))
+        changes: dict[str, Any] = {}
+        for item in dataclasses.fields(part):  # type: ignore[arg-type]
+            value, below = getattr(part, item.name), f"{place}.{item.name}"
+            if isinstance(value, tuple):
+                changes[item.name] = tuple(self._placed(each, f"{below}.{at}") for at, each in enumerate(value))
+            elif callable(value) or isinstance(value, Part):
+                changes[item.name] = self._placed(value, below)
+        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
+
+    def _place(self, value: Any, place: str) -> str:
+        names = [name for name, each in vars(self._module).items() if each is value]
+        return f"{self.path.name}:{names[0] if names else place}"
+
+    def _has(self, place: str) -> bool:
+        return not place.startswith(f"{NONE}:") and self.find(place) is not None
+
+    def find(self, place: str) -> Any:
+        """What the file, or a local module that it imports, has at a place such as `lion.py:Lion`; else None."""
+        file, _, names = place.partition(":")
+        modules = [module for name, module in self.modules.items() if Path(name).name == file]
+        return next((found for module in modules if (found := _at(module, names.split("."))) is not None), None)
 
 
-def load_experiment(path: Path) -> ExperimentFile:
-    """Run an experiment's file and take its CONFIG; named after the file where it has no name of its own.
+def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
+    """Run an experiment's file.
 
     Raises:
-        UsageError: There is no such file, it raises, or it has no CONFIG.
+        UsageError: There is no such file, it raises, or it has no CONFIG where one is needed.
     """
     if not path.is_file():
         raise UsageError(f"{path} is not there.{_nearest(path)}")
-    spec = importlib.util.spec_from_file_location(f"experiment_{path.stem}", path)
-    if not spec or not spec.loader:
+    whole = path.parent.resolve() / path.name
+    content = whole.read_bytes()
+    # Two files of one name are two modules.
+    name = f"experiment_{path.stem}_{hashlib.sha256(content + bytes(whole)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, whole, loader=_AsRead(name, str(whole)))
+    if not spec or not spec.loader or whole.suffix != ".py":
         raise UsageError(f"{path} is not a Python file: an experiment is one, with a CONFIG")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module.__name__] = module
+    sys.modules[name] = module
     # As Python does for a script: its neighbours can be imported.
-    sys.path.insert(0, str(path.resolve().parent))
+    if sys.path[0] != str(whole.parent):
+        sys.path.insert(0, str(whole.parent))
+    near = {file: file.read_bytes() for file in local_files(whole)}
+    for file in near:
+        _forget_others(file, whole.parent)
     try:
         spec.loader.exec_module(module)
-        config = getattr(module, "CONFIG", None)
-        if isinstance(config, ExperimentConfig) and config.name == ExperimentConfig.name:
-            config = dataclasses.replace(config, name=path.stem)
+        modules = {whole.name: module}
+        for file, source in near.items():
+            remember(file, source)
+        sources = {whole: as_run(whole) or content, **near}
+        imported = {str(getattr(each, "__file__", "")): each for each in list(sys.modules.values())}
+        modules |= {_name(file, whole.parent): imported[str(file)] for file in near if str(file) in imported}
+        sums = {_name(file, whole.parent): hashlib.sha256(source).hexdigest() for file, source in sources.items()}
+        found = ExperimentFile(path, modules, sums)
+        if needs_config:
+            found.config  # noqa: B018
     except ConfigError as error:
         raise UsageError(f"{path}: {error}") from error
+    except UsageError:
+        raise
     except (Exception, SystemExit) as error:
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == spec.origin]
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(whole)]
         at = f", line {lines[-1]}" if lines else ""
         raise UsageError(f"{path}{at} raised {type(error).__name__}: {error}") from error
-    if not isinstance(config, ExperimentConfig):
-        found = "has no CONFIG" if config is None else f"has a CONFIG of type {type(config).__name__}"
-        raise UsageError(f"{path} {found}. Add: CONFIG = ExperimentConfig(...), from jaxmlp")
-    return ExperimentFile(path, module, _with_sources(config, module, path))
-
-
-def _with_sources(config: ExperimentConfig, module: ModuleType, path: Path) -> ExperimentConfig:
-    """The config whose plain objects know their place: the name of a global of the file, or where CONFIG has them."""
-
-    def sourced(part: Any, place: str) -> Any:
-        if not isinstance(part, Part):
-            return part
-        if isinstance(part, WRAPPERS):
-            names = [name for name, value in vars(module).items() if value is part.value and not name.startswith("_")]
-            return dataclasses.replace(part, source=f"{path.name}:{names[0] if names else place}")
-        changes: dict[str, Any] = {}
-        for item in dataclasses.fields(part):  # type: ignore[arg-type]
-            value = getattr(part, item.name)
-            if isinstance(value, Part):
-                changes[item.name] = sourced(value, f"{place}.{item.name}")
-            elif isinstance(value, tuple) and any(isinstance(each, Part) for each in value):
-                changes[item.name] = tuple(sourced(v, f"{place}.{item.name}.{n}") for n, v in enumerate(value))
-        return dataclasses.replace(part, **changes)  # type: ignore[type-var]
-
-    found: ExperimentConfig = sourced(config, "CONFIG")
     return found
+
+
+class _AsRead(importlib.machinery.SourceFileLoader):
+    """Runs the bytes of the file, and remembers them: a compiled file could be that of an earlier text."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The file as it is now, compiled."""
+        content = Path(self.path).read_bytes()
+        remember(Path(self.path), content)
+        return self.source_to_code(content, self.path)
+
+
+def _name(file: Path, folder: Path) -> str:
+    return file.relative_to(folder).as_posix()
+
+
+def _forget_others(file: Path, folder: Path) -> None:
+    """Let a file be imported anew whose name is that of another experiment's module, or that was edited since."""
+    words = file.relative_to(folder).with_suffix("").parts
+    name = ".".join(words[:-1] if words[-1] == "__init__" else words)
+    there = getattr(sys.modules.get(name), "__file__", None)
+    is_edited = as_run(file) not in (None, file.read_bytes())
+    if there and not is_installed(there) and (there != str(file) or is_edited):
+        del sys.modules[name]
 
 
 def _nearest(path: Path) -> str:
@@ -91,131 +163,76 @@ def _nearest(path: Path) -> str:
     return f" Did you mean {near}?" if near else ""
 
 
-class Code:
-    """The user's own code for a run: experiment files that were run, and an experiment in hand.
-
-    Args:
-        files: That the user names; each is run.
-        config: An experiment that Python has, whose parts are at hand.
-    """
-
-    def __init__(self, files: Sequence[Path] = (), config: ExperimentConfig | None = None) -> None:
-        self._modules = [load_experiment(file).module for file in files]
-        self._config = config
-
-    def find(self, place: str) -> Any:
-        """What a name such as `lion.py:Lion` stands for.
-
-        Raises:
-            ConfigError: No file that was given has it.
-        """
-        file, _, names = place.partition(":")
-        for thing in _places(self._config):
-            if thing[0] == place:
-                return thing[1]
-        for module in self._known():
-            if Path(str(module.__file__)).name == file:
-                try:
-                    return _at(module, names.split("."))
-                except (AttributeError, IndexError, ValueError):
-                    raise ConfigError("experiment", f"is {module.__file__}, which has no {names}") from None
-        raise ConfigError("experiment", f"must be given, the file {file}: the run was made with {place}")
-
-    def _known(self) -> Iterator[ModuleType]:
-        yield from self._modules
-        local = {module.__file__ for module in self._modules}
-        for path in [each for module in self._modules for each in local_files(Path(str(module.__file__)))]:
-            if str(path) not in local:
-                yield from (each for each in list(sys.modules.values()) if getattr(each, "__file__", None) == str(path))
-
-
-def _places(config: ExperimentConfig | None) -> Iterator[tuple[str, Any]]:
-    """The own parts of an experiment in hand: their places, and classes or objects."""
-    from jaxmlp.parts import where
-
-    for part in config.parts() if config else ():
-        yield where(part), part.value if isinstance(part, WRAPPERS) else type(part)
-
-
 def _at(thing: Any, names: Sequence[str]) -> Any:
-    for name in names:
-        thing = thing[int(name)] if name.isdecimal() else getattr(thing, name)
+    """A global of a module, a class inside of a class, or an object that CONFIG has; None where there is none."""
+    is_config = names[0] == "CONFIG" and len(names) > 1
+    for place, name in enumerate(names):
+        if place and not is_config and not isinstance(thing, type):
+            return None
+        if isinstance(thing, tuple) and is_config:
+            thing = thing[int(name)] if name.isdecimal() and int(name) < len(thing) else None
+        else:
+            thing = vars(thing).get(name) if hasattr(thing, "__dict__") else None
     return thing.value if isinstance(thing, WRAPPERS) else thing
 
 
-def code_of(config: ExperimentConfig) -> dict[str, Path | None]:
-    """The files of the user's own that define the parts in use, and the local modules that these import, by name.
+class Changed(NamedTuple):
+    """A file of a run's code that is another one now."""
 
-    None stands for code without a file, such as a notebook's.
-    """
-    found: dict[str, Path | None] = {}
-    for thing in _own_things(config):
-        file = getattr(sys.modules.get(str(getattr(thing, "__module__", ""))), "__file__", None)
-        if not file:
-            found["none"] = None
-            continue
-        for path in (Path(file), *local_files(Path(file))):
-            found[path.name] = path
-    return dict(sorted(found.items()))
+    file: str
+    there: str | None
+    """SHA-256 of the file that the run was made with."""
+    here: str | None
+    """SHA-256 of the file that was given; None where none of this name was."""
+
+    def __str__(self) -> str:
+        here = f"SHA-256 {self.here} here" if self.here else "and is not given here"
+        return f"{self.file} is not the code that the run was made with: SHA-256 {self.there} there, {here}"
 
 
-def _own_things(config: ExperimentConfig) -> Iterator[Any]:
-    """Classes, functions and types of objects that are not the package's own."""
+class Code:
+    """The user's own code for runs: files that the user names, which are run, or an experiment in hand."""
+
+    def __init__(self, given: Experiment = ()) -> None:
+        self.config = given if isinstance(given, ExperimentConfig) else None
+        names = [given] if isinstance(given, str | Path) else () if isinstance(given, ExperimentConfig) else given
+        self.files = [load_experiment(Path(name), needs_config=False) for name in names]
+
+    def changed(self, wanted: Mapping[str, str | None]) -> tuple[Changed, ...]:
+        """The files whose sums are not those wanted; of several files that are given one must have the sum."""
+        given = [sums_of(code_of(self.config))] if self.config else [file.sums for file in self.files]
+        found = []
+        for name, there in wanted.items():
+            here = [sums[name] for sums in given if name in sums]
+            if name != NONE and there not in here:
+                found.append(Changed(name, there, here[0] if here else None))
+        return tuple(found)
+
+    def find(self, place: str, wanted: Mapping[str, str | None]) -> Any:
+        """What a run calls `place`, such as `lion.py:Lion`; None where it is not given.
+
+        Args:
+            place: As `jaxmlp.parts.where` names it.
+            wanted: Sums of the run's code: files that have more of them come first.
+        """
+        if self.config:
+            found = [thing for name, thing in _things(self.config) if name == place]
+            if any(thing is not found[0] for thing in found):
+                raise ConfigError("experiment", f"has several objects that are called {place}: give them names")
+            return found[0] if found else None
+        fits = sorted(self.files, key=lambda file: -len(file.sums.items() & wanted.items()))
+        thing = next((found for file in fits if (found := file.find(place)) is not None), None)
+        if callable(thing) and not isinstance(thing, type) and place_of(thing) != place:
+            return Placed(thing, place)
+        return thing
+
+
+def _things(config: ExperimentConfig) -> list[tuple[str, Any]]:
+    """The places of an experiment's own parts and functions, and the classes and objects themselves."""
+    found: list[tuple[str, Any]] = []
     for part in config.parts():
-        if isinstance(part, WRAPPERS):
-            value = part.value
-            yield _Placed(part.source) if part.source else value if hasattr(value, "__qualname__") else type(value)
-            continue
-        if not is_shipped(type(part)):
-            yield type(part)
-        for item in dataclasses.fields(part):  # type: ignore[arg-type]
-            value = getattr(part, item.name)
-            if callable(value) and not isinstance(value, Part):
-                yield value
-
-
-class _Placed:
-    """Stands for an object of the experiment's file whose source is known."""
-
-    def __init__(self, source: str) -> None:
-        file = source.partition(":")[0]
-        names = [
-            name
-            for name, module in list(sys.modules.items())
-            if Path(str(getattr(module, "__file__", ""))).name == file
-        ]
-        self.__module__ = names[-1] if names else ""
-
-
-def local_files(path: Path) -> list[Path]:
-    """The modules beside a file that it imports, directly or through each other."""
-    found: dict[Path, None] = {}
-    left = [path]
-    while left:
-        for near in _imported_beside(left.pop()):
-            if near not in found and near != path:
-                found[near] = None
-                left.append(near)
-    return list(found)
-
-
-def _imported_beside(path: Path) -> Iterable[Path]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.append(node.module)
-    folder = path.resolve().parent
-    candidates = [folder.joinpath(*name.split(".")) for name in names]
-    files = [file for each in candidates for file in (each.with_suffix(".py"), each / "__init__.py")]
-    return [file for file in files if file.is_file()]
-
-
-def sums_of(code: Mapping[str, Path | None]) -> dict[str, str | None]:
-    """The SHA-256 of each file of code."""
-    return {name: path and hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code.items()}
+        found.append((where(part), part.value if isinstance(part, WRAPPERS) else type(part)))
+        if not isinstance(part, WRAPPERS):
+            values = [getattr(part, item.name) for item in dataclasses.fields(part)]  # type: ignore[arg-type]
+            found += [(place_of(each), each) for each in values if callable(each) and not isinstance(each, Part)]
+    return found

@@ -126,6 +126,9 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
 
 
 def _named(path: str, value: Any, known: Mapping[str, Any]) -> Any:
+    for name, function in known.items():
+        if value is function:
+            return name
     if callable(value) or (isinstance(value, str) and value in known):
         return value
     names = ", ".join(known)

@@ -9,14 +9,18 @@ from pathlib import Path
 import jax
 
 from jaxmlp import data, distributed, runtime, shards
+from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DivergedError, PeerLostError, RunError
+from jaxmlp.experiment import Code, Experiment
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, RunLoop
 from jaxmlp.network import check_network
+from jaxmlp.opening import open_data_of, open_run, refusal
 from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress, Verbose, make_progress
+from jaxmlp.run.code import wanted
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
@@ -28,11 +32,13 @@ MAX_STEPS = 2**31 - 1
 
 
 def fit(
-    config: ExperimentConfig,
+    config: ExperimentConfig | None = None,
     dataset: data.Dataset | None = None,
     *,
     out: str | Path | None = None,
-    run: RunDirectory | None = None,
+    run: RunDirectory | str | Path | None = None,
+    experiment: Experiment = (),
+    accept_changed_code: bool = False,
     verbose: Verbose = 0,
     progress: Progress | None = None,
     hooks: Sequence[Hook] = (),
@@ -45,10 +51,13 @@ def fit(
     """Train as `config` says; from the newest good checkpoint of `run`, where it has one.
 
     Args:
-        config: The experiment.
+        config: The experiment; by default that of `run`.
         dataset: Its data; by default what `config.data` names.
         out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
-        run: In its place, a run directory that is open: a new one, or one to go on with.
+        run: In its place, a run to go on with, by its folder; or a run directory that is open, which may be a new one.
+        experiment: The user's own code that `run` was made with, where no `config` is given: the experiment's file,
+            several files, or an experiment in hand.
+        accept_changed_code: Go on with other code than the run was made with; the run records it.
         verbose: What is printed: 0 only what must be known, such as a download; 1 a live line on a terminal; 2 a line
             an epoch; `auto` 1 on a terminal, else 2.
         progress: Told what happens, in place of what `verbose` says.
@@ -63,6 +72,7 @@ def fit(
         The history, with the last state.
 
     Raises:
+        CodeError: The run is of code that is not given, or of other code, which was not accepted.
         ConfigError: The config does not fit the data or the devices.
         DataError: The data cannot be had.
         DeviceError: The devices are not there.
@@ -74,11 +84,19 @@ def fit(
     """
     runtime.configure()
     with contextlib.ExitStack() as stack:
+        if isinstance(run, str | Path):
+            opened = open_run(run, config or experiment, write=True, accept_changed_code=accept_changed_code)
+            run = stack.enter_context(opened)
+        if not config:
+            if not run:
+                raise ConfigError("config", "must be given, or a run to go on with")
+            config = run.config
         told = progress or stack.enter_context(make_progress(verbose, config.epochs))
+        if run:
+            _check_run(run, config, accept_changed_code)
+            dataset = open_data_of(run.path, config.data, run.manifest, dataset, report=told.note)
         dataset = dataset or data.load(config.data, report=told.note)
         check_data(config, dataset)
-        if run:
-            _check_run(run, config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])
@@ -102,13 +120,15 @@ def _run(loop: RunLoop) -> History:
         raise
 
 
-def _check_run(run: RunDirectory, config: ExperimentConfig, dataset: data.Dataset) -> None:
-    there = run.config.to_dict()
-    if changed := [name for name, value in config.to_dict().items() if value != there[name]]:
-        raise RunError(f"{run.path} is of a config with another {', '.join(changed)}. Go on with fit(run.config, ...).")
-    told = (run.manifest.get("binding") or {}).get("data_sha256", dataset.sha256)
-    if told != dataset.sha256:
-        raise RunError(f"{run.path} was trained on other data: data_sha256: {told} there, {dataset.sha256} here.")
+def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code: bool) -> None:
+    there = run.plain_config
+    if other := [name for name, value in config.to_dict().items() if value != there.get(name)]:
+        raise RunError(f"{run.path} is of a config with another {', '.join(other)}. Go on with fit(run=...).")
+    changed = Code(config).changed(wanted(run.manifest))
+    if changed and not accept_changed_code:
+        raise refusal(run.path, changed)
+    if changed:
+        run.accept_code(code_of(config))
 
 
 def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
@@ -116,6 +136,7 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
 
     Raises:
         ConfigError: They do not.
+        DataError: Numbers of 0 to 1 are scaled as pixels of 0 to 255 would be.
     """
     examples = len(dataset.train.targets)
     if config.batch_size > examples:
@@ -125,3 +146,4 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
     check_network(config, dataset.facts)
+    data.check_pixels(dataset.train.inputs, config.data.pixel_scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import html
 import math
@@ -18,14 +19,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Int
 
 from jaxmlp import data, modules, network, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError, printable
+from jaxmlp.experiment import Experiment
 from jaxmlp.feed import Feed
 from jaxmlp.history import History
+from jaxmlp.opening import open_run, warn_of
 from jaxmlp.programs import figures
+from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
@@ -48,6 +52,8 @@ class Model:
     """What the module keeps beside its parameters, by flax collection."""
     step: int
     """Updates that made the parameters."""
+    run: RunDirectory | None = None
+    """Where it was loaded from."""
 
     @property
     def module(self) -> nn.Module:
@@ -76,8 +82,9 @@ class Model:
         return self.params, self.variables
 
     def __repr__(self) -> str:
-        name, classes = self.config.name, self.num_classes
-        return f"Model({name}: {_shown(self.facts)} to {classes} classes, after {self.step} updates)"
+        what = "classes" if self.facts.classes else "numbers"
+        name, outputs = self.config.name, self.num_classes
+        return f"Model({name}: {_shown(self.facts)} to {outputs} {what}, after {self.step} updates)"
 
     def _repr_html_(self) -> str:
         """Its layers, for notebooks."""
@@ -97,9 +104,36 @@ class Model:
     def probabilities(self, inputs: Any) -> Float[np.ndarray, "n classes"]:
         """The classes' probabilities, float32.
 
+        Args: As `logits`.
+
+        Raises:
+            DataError: As `logits`; or the model answers with numbers, which `logits` gives.
+        """
+        if not self.facts.classes:
+            raise DataError(f"data: {self.config.name} answers with numbers, not with classes: ask for its logits")
+        return self._answers(inputs, _probabilities)
+
+    def answers(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
+        """The classes' probabilities; of a model that answers with numbers, these.
+
         Args, Raises: As `logits`.
         """
-        return self._answers(inputs, _probabilities)
+        return self.probabilities(inputs) if self.facts.classes else self.logits(inputs)
+
+    def tensors(self) -> dict[str, Any]:
+        """All that it has learned as one tree, as exports hold it: the parameters, and beside them each collection.
+
+        Raises:
+            RunError: A collection is called as a module is.
+        """
+        if both := sorted(self.params.keys() & self.variables.keys()):
+            raise RunError(f"a collection and a module of the network are both called {both[0]}: rename the module.")
+        return {**self.params, **self.variables}
+
+    def with_tensors(self, tensors: Mapping[str, Any]) -> Model:
+        """The same network with another `tensors()`."""
+        params = {name: tensors[name] for name in self.params}
+        return dataclasses.replace(self, params=params, variables={name: tensors[name] for name in self.variables})
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)
@@ -127,14 +161,14 @@ class Model:
             raise DataError(f"data: inputs must be {_shown(self.facts)}, got {there}")
         for leaf, known_leaf in zip(jax.tree.leaves(inputs), jax.tree.leaves(wanted), strict=True):
             if leaf.shape[1:] != known_leaf.shape[1:]:
-                raise DataError(f"data: images must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
-            scale = self.config.data.pixel_scale
-            if leaf.dtype.kind == "f" and scale < 0.01 and 0 < leaf.max(initial=0) <= 1:
-                raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
-
-
-def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
-    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
+                what = "images" if self.facts.image_shape else "inputs"
+                raise DataError(f"data: {what} must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
+            if (leaf.dtype.kind in "iu" and leaf.dtype != np.uint8) != (known_leaf.dtype.kind == "i"):
+                wanted = f"{known_leaf.dtype}, got {leaf.dtype}"
+                raise DataError(f"data: whole numbers and scaled ones are told apart by their type: wanted {wanted}")
+        # Of other numbers, a few that happen to be small mean nothing.
+        if self.facts.image_shape:
+            data.check_pixels(inputs, self.config.data.pixel_scale)
 
 
 def _shown(facts: data.Facts) -> str:
@@ -158,9 +192,9 @@ def _probabilities(module: nn.Module, config: ExperimentConfig, weights: tuple[A
     return jax.nn.softmax(jax.lax.optimization_barrier(_logits(module, config, weights, inputs)))
 
 
-def probabilities(model: Model) -> Callable[[Any, Any], Array]:
-    """The function `(weights, inputs) -> probabilities` of a model, to be compiled or exported."""
-    return partial(_probabilities, model.module, model.config)
+def answers(model: Model) -> Callable[[Any, Any], Array]:
+    """The function `(weights, inputs) -> model.answers(inputs)`, weights `(params, variables)`, to be exported."""
+    return partial(_probabilities if model.facts.classes else _logits, model.module, model.config)
 
 
 def _warn(text: str) -> None:
@@ -171,6 +205,7 @@ def load_model(
     run: str | Path | RunDirectory,
     checkpoint: str | int = "last",
     *,
+    experiment: Experiment = (),
     warn: Callable[[str], None] = _warn,
 ) -> Model:
     """The model of a run.
@@ -178,13 +213,16 @@ def load_model(
     Args:
         run: The run, or its folder.
         checkpoint: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
-        warn: Told of damaged checkpoints that are passed over for an older one.
+        experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment.
+        warn: Told of damaged checkpoints that are passed over for an older one, and of code that is another now.
 
     Raises:
+        CodeError: The run was made with code of the user's own, which is not given.
         ConfigError: `checkpoint` is none of these.
         RunError: There is no such run or checkpoint, it is damaged, or has other shapes than the config.
     """
-    run = run if isinstance(run, RunDirectory) else RunDirectory.open(run, write=False)
+    run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
+    warn_of(run.code_changed, warn)
     config, facts = run.config, run.facts
     found = _checkpoint(run, checkpoint, warn)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
@@ -192,7 +230,7 @@ def load_model(
     wanted = jax.eval_shape(train.init_state, on_data, facts.zeros(1).inputs)
     weights = {"params": wanted.params, "variables": wanted.variables}
     restored = restore({"state": weights}, arrays)["state"]
-    return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step)
+    return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step, run=run)
 
 
 def model_of(history: History) -> Model:
@@ -214,7 +252,8 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise ConfigError("checkpoint", f"must be last, best or the step of one, got {which!r}")
     found = run.newest_checkpoint(warn)
     if not found:
-        resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}"
+        files = code.flags(code.files_to_name(run.plain_config, run.manifest))
+        resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
         raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
@@ -241,7 +280,7 @@ class Evaluation(NamedTuple):
     loss: float
     """Mean of the config's loss."""
     accuracy: float | None = None
-    """Part of the examples that are answered rightly; None where targets are no labels, as all that follows."""
+    """Part of the examples that are answered rightly; None where targets are numbers, as all that follows."""
     ci95: tuple[float, float] | None = None
     """Wilson's 95 % interval of the accuracy."""
     confusion: Int[np.ndarray, "true predicted"] | None = None
@@ -291,15 +330,17 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
         DataError: Images of another shape, or a label that the model has no class for.
     """
     examples, classes = len(split.targets), loaded.num_classes
-    is_labelled = split.targets.dtype.kind in "iu"
-    if is_labelled and split.targets.max(initial=0) >= classes:
-        raise DataError(f"data: labels must be in [0, {classes - 1}], got {split.targets.max()}")
+    if split.targets.shape[1:] != loaded.facts.targets.shape or split.targets.dtype != loaded.facts.targets.dtype:
+        wanted, found = loaded.facts.targets, f"{split.targets.dtype} {split.targets.shape[1:]}"
+        raise DataError(f"data: targets must be {wanted.dtype} {wanted.shape}, got {found}")
+    if loaded.facts.classes and split.labels.max(initial=0) >= classes:
+        raise DataError(f"data: labels must be in [0, {classes - 1}], got {split.labels.max()}")
     scored = _figures(loaded, split)
-    if not is_labelled:
+    if not loaded.facts.classes:
         return Evaluation(name, examples, scored.pop("loss"), metrics=scored)
     answers = loaded.logits(split.inputs).argmax(axis=1)
     confusion = np.zeros((classes, classes), np.int64)
-    np.add.at(confusion, (split.targets, answers), 1)
+    np.add.at(confusion, (split.labels, answers), 1)
     correct = int(confusion.trace())
     return Evaluation(
         split=name,
@@ -344,21 +385,26 @@ def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float,
 
 
 class Prediction(NamedTuple):
-    """A model's answer for one image."""
+    """A model's answer for one example."""
 
-    label: int
-    probability: float
+    label: int | None
+    """The likeliest class; None of a model that answers with numbers, as the probability."""
+    probability: float | None
     top: tuple[tuple[int, float], ...]
     """The likeliest classes with their probabilities, the likeliest first."""
+    numbers: tuple[float, ...] = ()
+    """The answer of a model that answers with numbers."""
 
 
-def predict(loaded: Model, images: Shaped[np.ndarray, "n height width channels"], top: int = 3) -> list[Prediction]:
-    """The likeliest classes of each image, at most `top` of them.
+def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
+    """The likeliest classes of each example, at most `top` of them; or the numbers that a model answers with.
 
-    Args, Raises: As `Model.probabilities`.
+    Args, Raises: As `Model.answers`.
     """
+    if not loaded.facts.classes:
+        return [Prediction(None, None, (), tuple(map(float, row))) for row in loaded.answers(inputs)]
     answers = []
-    for row in loaded.probabilities(images):
+    for row in loaded.probabilities(inputs):
         # Stable, so that the first of equals comes first, as in training.
         order = np.argsort(-row, stable=True)[:top]
         ranked = tuple((int(label), float(row[label])) for label in order)

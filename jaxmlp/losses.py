@@ -25,6 +25,7 @@ class ClippedCrossEntropy(Loss):
     """
 
     kind: ClassVar[str] = "clipped_cross_entropy"
+    needs_classes: ClassVar[bool] = True
 
     epsilon: float = ranged(1e-7, "(0, 0.5)")
     """Probabilities are clipped to [epsilon, 1 - epsilon]."""
@@ -42,6 +43,7 @@ class CrossEntropy(Loss):
     """-sum(target * log_softmax(logits)), target one-hot mixed with the uniform one by `label_smoothing`."""
 
     kind: ClassVar[str] = "cross_entropy"
+    needs_classes: ClassVar[bool] = True
 
     label_smoothing: float = ranged(0.0, "[0, 1)")
     """Part of the target spread evenly over the classes."""

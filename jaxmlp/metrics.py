@@ -15,6 +15,7 @@ class Accuracy(Metric):
     """Part of the examples whose largest logit, the first of equals, is the label's."""
 
     kind: ClassVar[str] = "accuracy"
+    needs_classes: ClassVar[bool] = True
 
     def of_examples(self, logits: Logits, targets: Targets) -> Bool[Array, " batch"]:
         """Whether the answer is right."""
@@ -30,6 +31,7 @@ class TopK(Metric):
     """Part of the examples whose label is among the `k` largest logits; of equals, the first count as larger."""
 
     kind: ClassVar[str] = "top_k"
+    needs_classes: ClassVar[bool] = True
 
     k: int = ranged(3, "[1, 1000000]")
     """How many answers an example has."""

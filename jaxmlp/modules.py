@@ -1,14 +1,22 @@
 """Any flax module as the step sees it: variables from a key, logits from variables and inputs, in both modes.
 
-A module says by the parameters of its `__call__` how it is told that it trains. A module that keeps statistics, such
-as BatchNorm's, keeps them in collections beside its parameters: here, its `variables`.
+A module says by the parameters of its `__call__` how it is told that it trains; an NNX module in flax's bridge
+(`flax.nnx.bridge.to_linen`) is also put into its training or evaluation mode, as `module.train()` does.
+
+A module that keeps statistics, such as BatchNorm's, keeps them in collections beside its parameters: here, its
+`variables`. Padding enters no statistic. Flax's BatchNorm, linen's and NNX's, is given a mask, so that its statistics
+are over the shard's own rows, each counted once. For any other statistic, rows of padding are copies of own rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import inspect
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import flax.core
 import flax.linen as nn
@@ -82,22 +90,57 @@ def mode(module: nn.Module, train: bool) -> dict[str, Any]:
     """The keyword arguments that tell the module whether it trains; none for a module without such a parameter.
 
     Raises:
-        ConfigError: A parameter that may mean the mode under a name that is not known, or one without a default.
+        ConfigError: The module may be told its mode in a way that is not known, and would ignore it.
     """
-    call = module.nnx_class.__call__ if isinstance(module, nnx.bridge.ToLinen) else module.__call__
-    names = [name for name in inspect.signature(call).parameters if name != "self"][1:]
-    known = {name: train is TRAIN_FLAGS[name] for name in names if name in TRAIN_FLAGS}
-    for name, parameter in inspect.signature(call).parameters.items():
-        is_variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
-        if name not in names or name in known or is_variadic:
+    found = _parameters(module)
+    known = {name: train is TRAIN_FLAGS[name] for name in found if name in TRAIN_FLAGS}
+    named = type(module).__name__ if not isinstance(module, nnx.bridge.ToLinen) else _nnx_class(module).__name__
+    for item in dataclasses.fields(module):
+        if item.name in TRAIN_FLAGS and item.name not in known:
+            raise ConfigError("model", f"is told its mode in each call: make {item.name} a parameter of its __call__")
+    for name, parameter in found.items():
+        if name in known or parameter.kind is parameter.VAR_POSITIONAL:
             continue
-        if parameter.default is parameter.empty or any(word in name.lower() for word in SUSPICIOUS):
+        is_open = parameter.kind is parameter.VAR_KEYWORD
+        if is_open or parameter.default is parameter.empty or any(word in name.lower() for word in SUSPICIOUS):
             raise ConfigError(
                 "model",
                 f"must be a module of one input whose mode is one of {', '.join(TRAIN_FLAGS)}, "
-                f"but {type(module).__name__}.__call__ takes {name}. Rename it, or wrap the module",
+                f"but {named}.__call__ takes {'**' if is_open else ''}{name}. Rename it, or wrap the module",
             )
     return known
+
+
+def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
+    """The parameters of the module's call after its inputs."""
+    if isinstance(module, nnx.bridge.ToLinen):
+        cls = _nnx_class(module)
+        # Its layers are told their modes as they are: nnx.Sequential hands nothing on.
+        parameters = {} if issubclass(cls, nnx.Sequential) else dict(inspect.signature(cls.__call__).parameters)
+        parameters.pop("self", None)
+    elif type(module) is nn.Sequential:
+        for layer in module.layers:
+            if isinstance(layer, nn.Module) and (told := mode(layer, True)):
+                problem = f"{type(layer).__name__} of nn.Sequential takes {next(iter(told))}, and is never told it"
+                raise ConfigError("model", f"must tell its layers their mode: {problem}. Write a module with train")
+        parameters = {}
+    else:
+        parameters = dict(inspect.signature(module.__call__).parameters)
+    return dict(list(parameters.items())[1:])
+
+
+def _nnx_class(module: nnx.bridge.ToLinen) -> type[nnx.Module]:
+    """The class of a module in flax's bridge.
+
+    Raises:
+        ConfigError: The bridge was given something else, whose mode nobody knows.
+    """
+    cls: Any = module.nnx_class
+    while isinstance(cls, functools.partial):
+        cls = cls.func
+    if not isinstance(cls, type):
+        raise ConfigError("model", f"must bridge a class: give to_linen an nnx.Module, not {cls!r}")
+    return cls
 
 
 def init(module: nn.Module, inputs: Any, key: Key[Array, ""]) -> Initial:
@@ -108,7 +151,10 @@ def init(module: nn.Module, inputs: Any, key: Key[Array, ""]) -> Initial:
         inputs: An array of one example, or a tree of them, for its shapes.
         key: Of the INIT stream.
     """
-    variables = dict(flax.core.unfreeze(module.init({"params": key}, inputs, **mode(module, False))))
+    # NNX modules ask for their streams where they are made, whether they draw from them or not.
+    rngs = {**_streams(jax.random.fold_in(key, 0)), "params": key}
+    with _told(False, None):
+        variables = dict(flax.core.unfreeze(module.init(rngs, inputs, **mode(module, False))))
     params = dict(variables.pop("params", {}))
     for name in ("intermediates", "losses", "perturbations"):  # Not state: flax makes them anew in each call.
         variables.pop(name, None)
@@ -116,28 +162,129 @@ def init(module: nn.Module, inputs: Any, key: Key[Array, ""]) -> Initial:
 
 
 def apply_train(
-    module: nn.Module, params: Any, variables: dict[str, Any], inputs: Any, dropout_key: Key[Array, ""]
+    module: nn.Module,
+    params: Any,
+    variables: dict[str, Any],
+    inputs: Any,
+    dropout_key: Key[Array, ""],
+    is_row: Bool[Array, " batch"] | None = None,
 ) -> tuple[Float[Array, "batch outputs"], dict[str, Any]]:
-    """Float32 logits in training mode, and the variables after the call."""
-    given, rngs = {"params": params, **variables}, {"dropout": dropout_key}
-    if not variables:
-        return jnp.float32(module.apply(given, inputs, rngs=rngs, **mode(module, True))), variables
-    logits, updated = module.apply(given, inputs, rngs=rngs, mutable=list(variables), **mode(module, True))
+    """Float32 logits in training mode, and the variables after the call.
+
+    Args:
+        module: The module.
+        params: Its parameters.
+        variables: Its other collections.
+        inputs: As the module takes them.
+        dropout_key: Every random stream of the module draws from it.
+        is_row: False in rows of padding, which no BatchNorm counts; None where there is no padding.
+    """
+    given, rngs = {"params": params, **variables}, _streams(dropout_key)
+    with _told(True, is_row if variables else None):
+        if not variables:
+            return jnp.float32(module.apply(given, inputs, rngs=rngs, **mode(module, True))), variables
+        logits, updated = module.apply(given, inputs, rngs=rngs, mutable=list(variables), **mode(module, True))
     return jnp.float32(logits), dict(flax.core.unfreeze(updated))
 
 
 def apply_eval(module: nn.Module, params: Any, variables: dict[str, Any], inputs: Any) -> Float[Array, "batch outputs"]:
     """Float32 logits with dropout off and kept statistics."""
-    return jnp.float32(module.apply({"params": params, **variables}, inputs, **mode(module, False)))
+    with _told(False, None):
+        return jnp.float32(module.apply({"params": params, **variables}, inputs, **mode(module, False)))
 
 
-def check_outputs(module: nn.Module, inputs: Any, outputs: int) -> None:
+def _streams(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
+    """The random streams of a call. Linen takes `params` for a stream of another name, and NNX takes `default`."""
+    return {"dropout": key, "params": jax.random.fold_in(key, 1), "default": jax.random.fold_in(key, 2)}
+
+
+Interceptor: TypeAlias = Callable[..., Any]
+"""Takes a call in place of its module: `interceptor(call, module, *args, **kwargs)`."""
+_interceptors: ContextVar[tuple[Interceptor, ...]] = ContextVar("interceptors", default=())
+
+
+@contextlib.contextmanager
+def intercept(interceptor: Interceptor) -> Iterator[None]:
+    """Let the calls of all modules go through `interceptor` while the block lasts, NNX's in flax's bridge too."""
+    outer = _interceptors.get()
+    token = _interceptors.set((*outer, interceptor))
+    try:
+        with contextlib.nullcontext() if outer else nn.intercept_methods(_intercept_linen):
+            yield
+    finally:
+        _interceptors.reset(token)
+
+
+def _intercept_linen(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    if isinstance(context.module, nnx.bridge.ToLinen):
+        kwargs = {**kwargs, "nnx_method": _intercepted_method(kwargs.get("nnx_method"))}
+    return _through(call, context.module)(*args, **kwargs)
+
+
+def _through(call: Any, module: Any) -> Any:
+    for interceptor in _interceptors.get():
+        call = functools.partial(interceptor, call, module)
+    return call
+
+
+def _intercepted_method(method: Any) -> Any:
+    """What flax's bridge calls on the NNX module that it has just made, and that is gone after the call."""
+
+    def on_module(module: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+        for _, each in list(nnx.iter_modules(module)):
+            each.__class__ = _intercepted_class(type(each))
+        name = method if isinstance(method, str) else getattr(method, "__name__", "__call__")
+        return getattr(type(module), name)(module, *args, **kwargs)
+
+    return on_module
+
+
+@functools.cache
+def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
+    """The class, whose calls go through the interceptors: NNX has nothing like linen's `intercept_methods`."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)  # type: ignore[operator]
+
+    return type(cls)(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+
+
+def _told(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:
+    """Modules are in this mode while the block lasts, and BatchNorm counts own rows alone."""
+
+    def tell(call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(module, nnx.bridge.ToLinen):
+            kwargs = {**kwargs, "nnx_method": functools.partial(_call_in_mode, kwargs["nnx_method"], train)}
+        if is_row is not None and isinstance(module, nn.BatchNorm | nnx.BatchNorm):
+            kwargs = {**kwargs, "mask": _rows_mask(module, args[0], is_row, kwargs.get("mask"))}
+        return call(*args, **kwargs)
+
+    return intercept(tell)
+
+
+def _call_in_mode(method: Any, train: bool, module: nnx.Module, *args: Any, **kwargs: Any) -> Any:
+    module.train() if train else module.eval()
+    return method(module, *args, **kwargs)
+
+
+def _rows_mask(module: Any, x: Any, is_row: Bool[Array, " batch"], mask: Any) -> Any:
+    """The mask of a BatchNorm: the module's own, if it has one, and the rows that are no padding."""
+    if x.shape[:1] != is_row.shape:  # Rows are not its first axis: its padding holds copies of own rows.
+        return mask
+    rows = is_row.reshape(-1, *(1,) * (x.ndim - 1))
+    return rows if mask is None else rows & mask.astype(bool)
+
+
+def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool = False) -> None:
     """Make sure that the module answers an example with `outputs` numbers at least; nothing is computed.
 
     Args:
         module: The module.
         inputs: Shapes of one example as the module takes it, `[1, ...]` or a tree of them.
         outputs: Number of classes, or of numbers in a target.
+        exact: Whether more numbers are wrong too.
 
     Raises:
         ConfigError: It does not, or it cannot be called with such inputs.
@@ -158,8 +305,8 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int) -> None:
         problem = f"{type(module).__name__} raised {type(error).__name__} for inputs {shown}: {error}"
         raise ConfigError("model", f"cannot be called: {problem}") from error
     for found in shapes:
-        if len(found) != 2 or found[0] != 1 or found[1] < outputs:
-            wanted = f"must give an example logits of shape [1, {outputs}] or wider"
+        if len(found) != 2 or found[0] != 1 or found[1] < outputs or (exact and found[1] > outputs):
+            wanted = f"must give an example logits of shape [1, {outputs}]{'' if exact else ' or wider'}"
             raise ConfigError("model", f"{wanted}, got {list(found)}")
 
 

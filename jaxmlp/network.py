@@ -11,11 +11,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from jaxmlp import data, modules, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.official import SOURCES
+from jaxmlp.errors import ConfigError
+from jaxmlp.parts import where
 
 MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32", ()), 10)
 
@@ -136,14 +139,35 @@ def facts_of(config: DataConfig) -> data.Facts:
 
 
 def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
-    """Make sure that the network answers an example with enough numbers; nothing is computed.
+    """Make sure that network, loss and metrics fit an example and its target; nothing is computed.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: They do not.
     """
     module = modules.hashable(config.model.module(facts.outputs, config.precision))
     example = jax.eval_shape(partial(train.scaled, config), facts.zeros(1).inputs)
-    modules.check_outputs(module, example, facts.outputs)
+    modules.check_outputs(module, example, facts.outputs, exact=not facts.classes)
+    if not facts.classes:
+        for path, part in (("loss", config.loss), *(("metrics", metric) for metric in config.metrics)):
+            if getattr(part, "needs_classes", False):
+                instead = "MeanSquaredError()" if path == "loss" else "(MeanAbsoluteError(),), or ()"
+                problem = f"cannot be {where(part)}: the targets are numbers, and it needs classes"
+                raise ConfigError(path, f"{problem}. Set {path}={instead}")
+    logits, targets = jnp.zeros((2, facts.outputs)), facts.zeros(2).targets
+    _check_rows("loss", config.loss, logits, targets)
+    for metric in config.metrics:
+        _check_rows("metrics", metric.of_examples, logits, targets)
+
+
+def _check_rows(path: str, function: Any, logits: Any, targets: Any) -> None:
+    """Make sure that a loss or metric gives a row for each of two examples, and a loss a number."""
+    try:
+        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(function, logits, targets))]
+    except Exception as error:
+        told = f"targets {targets.dtype}{list(targets.shape)}: {type(error).__name__}: {error}"
+        raise ConfigError(path, f"cannot be called with logits {list(logits.shape)} and {told}") from error
+    if any(shape[:1] != (2,) for shape in shapes) or (path == "loss" and shapes != [(2,)]):
+        raise ConfigError(path, f"must give a number for each example, of two: [2], got {shapes}")
 
 
 _Path = tuple[str, ...]
@@ -152,17 +176,27 @@ _Path = tuple[str, ...]
 def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_Path, tuple[str, Any]]:
     """Type and output of every module inside, by path, in the order of their first calls."""
     found: dict[_Path, tuple[str, Any]] = {}
+    nnx_paths: dict[int, _Path] = {}
+    bridges: list[_Path] = []
 
-    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        path, kind = context.module.path, type(context.module).__name__
-        if context.method_name == "__call__" and path:
-            found.setdefault(path, (kind, None))
+    def record(call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(module, nnx.bridge.ToLinen):
+            bridges.append(module.path)
+        if isinstance(module, nn.Module):
+            path = module.path
+        else:
+            if id(module) not in nnx_paths:  # The module that the bridge has made: it is called before those inside.
+                inside = nnx.iter_modules(module)
+                nnx_paths.update((id(each), (*bridges[-1], *map(str, below))) for below, each in inside)
+            path = nnx_paths[id(module)]
+        if path:
+            found.setdefault(path, (type(module).__name__, None))
         output = call(*args, **kwargs)
-        if context.method_name == "__call__" and path:
-            found[path] = (kind, jax.tree.map(jax.typeof, output))
+        if path:
+            found[path] = (type(module).__name__, jax.tree.map(jax.typeof, output))
         return output
 
-    with nn.intercept_methods(record):
+    with modules.intercept(record):
         jax.eval_shape(partial(modules.apply_eval, module), state.params, state.variables, inputs)
     return found
 

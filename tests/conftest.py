@@ -46,11 +46,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _set_environment(folder: Path) -> None:
-    """For this process and its children."""
+    """For this process and its children. Workers share data and compiled programs in the folder of who began them."""
+    shared = Path(os.environ.setdefault("TESTS_OF_JAXMLP", str(folder)))
     for name in [name for name in os.environ if name.startswith(("JAX_", "JAXMLP_")) and name not in KEPT]:
         del os.environ[name]
-    for name in ("JAXMLP_DATA_DIR", "JAXMLP_RUNS_DIR", "XDG_CACHE_HOME"):
-        os.environ[name] = str(folder / name.lower())
+    os.environ["JAXMLP_RUNS_DIR"] = str(folder / "runs")
+    os.environ["JAXMLP_DATA_DIR"] = str(shared / "data")
+    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ.pop(name.upper(), None)
         os.environ[name] = "http://localhost:9"  # The port that discards; nobody listens.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import ConfigError, DataConfig, DataError, ExperimentConfig, MLP, RunError, data, fit, summary
+from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep

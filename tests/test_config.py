@@ -1,4 +1,4 @@
-"""The config's promises: checked where it is made, the same after JSON, and split into program and hyperparameters."""
+"""The config's promises: checked where it is made, the same after JSON, and the argument of compiled functions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import typing
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import config as cfg
-from jaxmlp.config import DataConfig, ExperimentConfig, MLP
+import jaxmlp
+from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
 from jaxmlp.errors import ConfigError
-from jaxmlp.fields import Part
+from jaxmlp.parts import Loss, Metric, Model, Optimizer, Part, Schedule, kinds, stored_fields
 
 PartType: TypeAlias = Any
 """A subclass of `Part` that is a dataclass."""
@@ -32,39 +34,43 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     },
     MLP: {"hidden_sizes": "[1, 1000000]", "dropout_rate": "[0, 1)", "l1": "[0, inf)", "l2": "[0, inf)"},
     DataConfig: {"validation": "(0, 1)", "pixel_scale": "(0, inf)"},
-    cfg.SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
-    cfg.RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
-    cfg.Adam: {"learning_rate": "[0, inf)", "b1": "[0, 1)", "b2": "[0, 1)", "epsilon": "(0, inf)"},
-    cfg.AdamW: {
+    jaxmlp.SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
+    jaxmlp.RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
+    jaxmlp.Adam: {"learning_rate": "[0, inf)", "b1": "[0, 1)", "b2": "[0, 1)", "epsilon": "(0, inf)"},
+    jaxmlp.AdamW: {
         "learning_rate": "[0, inf)",
         "b1": "[0, 1)",
         "b2": "[0, 1)",
         "epsilon": "(0, inf)",
         "weight_decay": "[0, inf)",
     },
-    cfg.Constant: {},
-    cfg.InverseTime: {"decay": "[0, inf)"},
-    cfg.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
-    cfg.Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
-    cfg.Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
-    cfg.ClippedCrossEntropy: {"epsilon": "(0, 0.5)"},
-    cfg.CrossEntropy: {"label_smoothing": "[0, 1)"},
-    cfg.MeanSquaredError: {},
+    jaxmlp.Constant: {},
+    jaxmlp.InverseTime: {"decay": "[0, inf)"},
+    jaxmlp.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
+    jaxmlp.Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
+    jaxmlp.Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
+    jaxmlp.ClippedCrossEntropy: {"epsilon": "(0, 0.5)"},
+    jaxmlp.CrossEntropy: {"label_smoothing": "[0, 1)"},
+    jaxmlp.MeanSquaredError: {},
+    jaxmlp.Accuracy: {},
+    jaxmlp.TopK: {"k": "[1, 1000000]"},
+    jaxmlp.MeanAbsoluteError: {},
 }
 """What every number may be, written down a second time."""
 
-FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "seed", "shuffle")} | {
+FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "best_by")} | {
     (DataConfig, name) for name in ("name", "validation")
 }
-"""Fields that no compiled program depends on, beside the traced ones."""
+"""Fields that no compiled program sees."""
+ROLES = (Model, Optimizer, Schedule, Loss, Metric)
 
 PARTS = [pytest.param(cls, id=cls.__name__) for cls in INTERVALS]
 FIELDS, PLAIN_FIELDS = (
     [
         pytest.param(cls, item.name, id=f"{cls.__name__}.{item.name}")
         for cls in INTERVALS
-        for item in dataclasses.fields(cls)
-        if not isinstance(getattr(cls(), item.name), without)
+        for item in stored_fields(cls)
+        if not isinstance(getattr(cls(), item.name), without) and item.name not in ("metrics", "augmentation")
     ]
     for without in ((), Part)
 )
@@ -76,12 +82,17 @@ NUMBERS = [
 
 
 def is_traced(cls: PartType, name: str) -> bool:
-    """Every number of optimizers and schedules is, and nothing else."""
-    return cls.path.startswith("optimizer") and name in INTERVALS[cls]
+    """Every number of optimizers and schedules is, and the seed, and nothing else."""
+    return (cls.path.startswith("optimizer") and name in INTERVALS[cls]) or (cls, name) == (ExperimentConfig, "seed")
 
 
 def dotted(cls: PartType, name: str) -> str:
     return f"{cls.path}.{name}" if cls.path else name
+
+
+def in_json(cls: PartType, name: str) -> str:
+    """The same path with the place in a list."""
+    return dotted(cls, name).replace("metrics.", "metrics.0.")
 
 
 @functools.cache
@@ -119,7 +130,12 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
         return st.from_regex(r"[\w-][\w.-]*", fullmatch=True)
     found: list[st.SearchStrategy[Any]] = []
     for choice in types_of(cls, name):
-        if typing.get_origin(choice) is Literal:
+        if choice in ROLES:
+            found += [parts(kind) for kind in kinds(choice).values()]
+        elif name in ("activation", "kernel_init"):
+            known = next(item for item in dataclasses.fields(cls) if item.name == name).metadata["known"]
+            found.append(st.sampled_from(sorted(known)))
+        elif typing.get_origin(choice) is Literal:
             found.append(st.sampled_from(typing.get_args(choice)))
         elif typing.get_origin(choice) is tuple:
             found.append(st.lists(numbers(cls, name), max_size=4).map(tuple))
@@ -135,20 +151,25 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
 @st.composite
 def parts(draw: st.DrawFn, cls: PartType) -> Any:
     """Any part of this type."""
-    drawn = {item.name: draw(values(cls, item.name)) for item in dataclasses.fields(cls)}
-    if cls is cfg.Piecewise:
+    names = [item.name for item in stored_fields(cls) if item.name not in ("metrics", "augmentation", "best_by")]
+    drawn = {name: draw(values(cls, name)) for name in names}
+    if cls is jaxmlp.Piecewise:
         drawn["boundaries"] = sorted(set(drawn["boundaries"]))
         drawn["factors"] = [draw(numbers(cls, "factors")) for _ in range(len(drawn["boundaries"]) + 1)]
     if cls is ExperimentConfig:
         drawn["batch_size"] = drawn["grad_shards"] * draw(st.integers(2, 1000))
+        metrics = draw(st.lists(st.one_of(*map(parts, kinds(Metric).values())), unique_by=lambda metric: metric.name))
+        drawn |= {"metrics": metrics, "best_by": draw(st.sampled_from(["loss", *(each.name for each in metrics)]))}
     return cls(**drawn)
 
 
 def experiment_with(part: Any) -> ExperimentConfig:
     if isinstance(part, ExperimentConfig):
         return part
-    if isinstance(part, cfg.Schedule):
-        return ExperimentConfig(optimizer=cfg.Adam(schedule=part))
+    if isinstance(part, Metric):
+        return ExperimentConfig(metrics=[part])
+    if isinstance(part, Schedule):
+        return ExperimentConfig(optimizer=jaxmlp.Adam(schedule=part))
     return ExperimentConfig(**{part.path: part})
 
 
@@ -157,7 +178,7 @@ def plain_with(cls: PartType) -> tuple[dict[str, Any], dict[str, Any]]:
     plain = part = experiment_with(cls()).to_dict()
     for step in cls.path.split(".") if cls.path else ():
         part = part[step]
-    return plain, part
+    return plain, part[0] if isinstance(part, list) else part
 
 
 def refusal(plain: dict[str, Any]) -> ConfigError:
@@ -210,21 +231,21 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
 
 @pytest.mark.parametrize("cls", PARTS)
 def test_every_number_has_an_interval(cls: PartType) -> None:
-    assert {item.name for item in dataclasses.fields(cls) if number_type(cls, item.name)} == set(INTERVALS[cls])
+    assert {item.name for item in stored_fields(cls) if number_type(cls, item.name)} == set(INTERVALS[cls])
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_missing_field_is_refused_by_name(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
     del part[name]
-    assert str(refusal(plain)) == f"{dotted(cls, name)} is missing"
+    assert str(refusal(plain)) == f"{in_json(cls, name)} is missing"
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_misspelt_field_is_refused_and_the_nearest_named(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
     part[f"{name}_"] = part.pop(name)
-    assert str(refusal(plain)) == f"{dotted(cls, name)}_ is not a field. Did you mean {name}?"
+    assert str(refusal(plain)) == f"{in_json(cls, name)}_ is not a field. Did you mean {name}?"
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
@@ -235,7 +256,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
     for wrong in (value for value in wrong_values if type(value) not in fits):
         plain, part = plain_with(cls)
         part[name] = wrong
-        assert refusal(plain).field.startswith(dotted(cls, name)), wrong
+        assert refusal(plain).field.startswith((dotted(cls, name), in_json(cls, name))), wrong
 
 
 @pytest.mark.parametrize(
@@ -284,7 +305,7 @@ def test_a_piecewise_schedule_rises_and_has_a_factor_for_each_piece(
     boundaries: tuple[int, ...], factors: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        cfg.Piecewise(boundaries=boundaries, factors=factors)
+        jaxmlp.Piecewise(boundaries=boundaries, factors=factors)
     assert str(caught.value) == message
 
 
@@ -317,25 +338,67 @@ def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
     cls: PartType, name: str, data: st.DataObject
 ) -> None:
     whole = {"batch_size": 131072, "grad_shards": 1} if cls is ExperimentConfig else {}
-    one = cls(**whole)
-    value = data.draw(st.sampled_from([2, 4, 65536]) if name in whole else values(cls, name))
+    one = cls(**({"metrics": [TopK()]} if name == "best_by" else {}), **whole)
+    choice = st.just("top_3") if name == "best_by" else values(cls, name)
+    value = data.draw(st.sampled_from([2, 4, 65536]) if name in whole else choice)
     assume(value != getattr(one, name))
-    changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is cfg.Piecewise else {name: value}
-    same = experiment_with(one).program() == experiment_with(dataclasses.replace(one, **changes)).program()
+    changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is jaxmlp.Piecewise else {name: value}
+    pair = one, dataclasses.replace(one, **changes)
+    same = len({jax.tree.structure(experiment_with(each)) for each in pair}) == 1
     assert same == (is_traced(cls, name) or (cls, name) in FREE)
 
 
-@pytest.mark.parametrize("kinds", [cfg.Optimizer, cfg.Schedule, cfg.Loss])
-def test_every_kind_is_another_program(kinds: Any) -> None:
-    programs = {experiment_with(kind()).program() for kind in typing.get_args(kinds)}
-    assert len(programs) == len(typing.get_args(kinds))
+@pytest.mark.parametrize("role", [Optimizer, Schedule, Loss, Metric])
+def test_every_kind_is_another_program(role: Any) -> None:
+    found = kinds(role).values()
+    assert len({jax.tree.structure(experiment_with(kind())) for kind in found}) == len(found) > 2
 
 
 @given(parts(ExperimentConfig))
-def test_hyperparameters_hold_every_traced_value_by_name_and_nothing_else(config: ExperimentConfig) -> None:
-    def traced(part: Any) -> dict[str, Any]:
-        mine = {name: getattr(part, name) for name in INTERVALS[type(part)] if is_traced(type(part), name)}
-        inner = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
-        return mine | {n: traced(p) for n, p in inner.items() if isinstance(p, Part) and traced(p)}
+def test_the_leaves_are_the_traced_values_in_strong_types(config: ExperimentConfig) -> None:
+    def traced(part: Any) -> list[Any]:
+        names = [name for name in INTERVALS[type(part)] if is_traced(type(part), name)]
+        mine = [(each, name) for name in names for each in np.atleast_1d(getattr(part, name))]
+        return mine + [each for item in dataclasses.fields(part) if isinstance(p := getattr(part, item.name), Part)
+                       for each in traced(p)]  # fmt: skip
 
-    assert config.hyperparameters() == traced(config)
+    leaves = jax.tree.leaves(config.on_data(10, 7))
+    # The updates of the whole run are the one leaf that is no field of the experiment.
+    assert len(leaves) == len(traced(config)) + 1
+    assert {(leaf.dtype.name, leaf.weak_type) for leaf in leaves} <= {
+        ("float32", False), ("int32", False), ("uint32", False),
+    }  # fmt: skip
+    assert int(config.on_data(10, 7).total_steps) == config.epochs * 7
+
+
+def test_a_tree_map_passes_whatever_stands_in_a_leaf() -> None:
+    config = ExperimentConfig(optimizer=jaxmlp.SGD(schedule=jaxmlp.Piecewise()))
+    sentinel = object()
+    marked = jax.tree.map(lambda _: sentinel, config)
+    assert {id(leaf) for leaf in jax.tree.leaves(marked)} == {id(sentinel)}
+    shapes = jax.eval_shape(lambda config: config, config.on_data(10, 7))
+    assert jax.tree.structure(shapes) == jax.tree.structure(config.on_data(10, 7))
+
+
+def test_configs_can_be_mapped_over() -> None:
+    rates = [0.1, 0.2, 0.3]
+    lanes = [ExperimentConfig(optimizer=jaxmlp.SGD(learning_rate=rate)).on_data(10, 7) for rate in rates]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
+    found = jax.vmap(lambda config: config.optimizer.rate(config.total_steps)(0))(stacked)
+    np.testing.assert_array_equal(found, np.float32(rates))
+
+
+def test_a_part_that_is_its_parent_under_another_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="would train as SGD"):
+        type("Lion", (jaxmlp.SGD,), {"__module__": __name__})
+    with pytest.raises(ConfigError, match="would train as CrossEntropy"):
+        type("Focal", (jaxmlp.CrossEntropy,), {"__module__": __name__})
+
+
+def test_a_field_without_a_hash_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        type("Listed", (jaxmlp.SGD,), {
+            "__module__": __name__, "__annotations__": {"table": Any}, "table": None,
+            "transformation": jaxmlp.SGD.transformation,
+        })(table={})  # fmt: skip
+    assert caught.value.field == "optimizer.table"

@@ -26,6 +26,7 @@ from mnist_stand_in import (
 )
 
 from jaxmlp import data
+from jaxmlp.config import DataConfig
 from jaxmlp.data import cache, official, prepared
 from jaxmlp.data.dataset import Split, digest
 from jaxmlp.errors import DataError, DiskError
@@ -221,6 +222,17 @@ def test_status_tells_where_each_data_set_is(files: Path, tmp_path: Path) -> Non
     assert str(copy) in damaged.problem
     os.truncate(files / f"{NAMES[1]}.gz", 30)
     assert f"{NAMES[1]}.gz is cut off" in mnist(manual_dir=files).problem
+
+
+@pytest.mark.parametrize("source", ["files", "folder of tfds"])
+def test_status_and_loading_agree_on_a_folder_of_another_data_set(source: str, files: Path, tmp_path: Path) -> None:
+    folder = files if source == "files" else write_stock(files, tmp_path / "stock")
+    found = {status.name: status for status in data.status(manual_dir=folder)}
+    assert found["mnist"].where == str(folder)
+    with pytest.raises(DataError) as refused:
+        data.load(DataConfig(name="fashion_mnist"), manual_dir=folder, report=lambda line: None)
+    assert found["fashion_mnist"] == ("fashion_mnist", "", False, 0, None, str(refused.value))
+    assert "it is mnist's train-images" in str(refused.value) or "holds mnist, wanted" in str(refused.value)
 
 
 def test_nothing_loads_tensorflow_or_writes_to_stdout_or_outside_the_data_folder(tmp_path: Path) -> None:

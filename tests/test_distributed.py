@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxmlp.distributed import Cluster, share
-from jaxmlp.errors import ConfigError
+from jaxmlp.distributed import Cluster, explained, is_lost_peer, share, supervise
+from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 
 EXPERIMENT = """
@@ -142,6 +143,67 @@ def test_a_cluster_is_detected_or_told() -> None:
     assert Cluster.parse("node1:1234,8,7") == Cluster("node1:1234", 8, 7)
 
 
+WORDS_OF_A_LOST_PEER = (
+    "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:589] "
+    "Connection closed by peer [127.0.0.1]:4711",
+    "INTERNAL: Gloo all-gather failed: Read error [10.0.0.2]:25266: Connection reset by peer",
+    "Gloo all-reduce failed: Timed out waiting 1800000ms for recv operation to complete",
+    "NCCL operation ncclAllReduce failed: remote process exited or there was a network error",
+    "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats): /job:jax_worker/task:1. "
+    "The coordination service ends this one.",
+)
+WORDS_OF_ANOTHER_FAULT = (
+    "INTERNAL: NCCL operation ncclCommInitRank(&comm, nranks, id, rank) failed: unhandled cuda error",
+    "NCCL operation ncclGetUniqueId(&id) failed: Unable to load NCCL library. Multi-GPU collectives will not work.",
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library. Duplicate GPU detected : rank 1 and rank 0",
+    "INVALID_ARGUMENT: Gloo does not support this reduction type",
+)
+
+
+@pytest.mark.parametrize("words", WORDS_OF_A_LOST_PEER)
+def test_a_connection_that_broke_is_a_lost_peer_and_keeps_its_cause(words: str) -> None:
+    error = explained(RuntimeError(f"{words}\nmore"), "sweep")
+    assert isinstance(error, PeerLostError) and is_lost_peer(RuntimeError(words))
+    assert str(error) == f"distributed: another process of this sweep is gone: {words}"
+
+
+@pytest.mark.parametrize("words", WORDS_OF_ANOTHER_FAULT)
+def test_another_fault_of_the_transport_is_no_lost_peer_and_keeps_its_cause(words: str) -> None:
+    error = explained(RuntimeError(words))
+    assert isinstance(error, DeviceError) and not is_lost_peer(RuntimeError(words))
+    assert words in str(error) and "gone" not in str(error)
+
+
+def test_an_error_that_only_looks_like_one_of_the_transport_is_left_as_it_is() -> None:
+    for words in ("Broken pipe", "shapes (3,) and (4,) differ", "no such file: Gloom.py"):
+        assert explained(OSError(words)) is None and not is_lost_peer(OSError(words))
+
+
+ABORTS = """
+import os, sys
+print({text!r}, file=sys.stderr, flush=True)
+os.abort()
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("F0101 00:00:00 1 pjrt.cc:1] Check failed: size >= 0", 134, "Check failed: size >= 0"),
+        ("E0101 00:00:00 1 client.cc:1] (stopped sending heartbeats): 1", 9, "distributed: process 1 is gone"),
+    ],
+)
+def test_a_process_that_aborts_blames_another_one_only_where_it_was_lost(
+    text: str, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    real = subprocess.Popen
+    program = [sys.executable, "-c", ABORTS.format(text=text)]
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **named: real(program, **named))
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    assert supervise(["train"]) == code
+    assert said in capfd.readouterr().err
+
+
 def test_bytes_of_more_than_2_gib_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
@@ -157,8 +219,28 @@ def test_bytes_of_more_than_2_gib_are_shared(monkeypatch: pytest.MonkeyPatch) ->
     assert sizes == [(2 << 30) + 7]
 
 
+@pytest.fixture(scope="module")
+def left_with_a_stopped_process(
+    experiment: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[tuple[int, str]]]:
+    """How a process ends whose only peer is stopped: it begins with the first test, because the end takes a while."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+
+    def stop_one(started: Processes) -> tuple[int, str]:
+        wait_for_a_checkpoint(out)
+        child = int(Path(f"/proc/{started.all[1].pid}/task/{started.all[1].pid}/children").read_text())
+        os.kill(child, signal.SIGSTOP)
+        _, err = started.all[0].communicate(timeout=60)
+        return started.all[0].returncode, err
+
+    words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
+    with ThreadPoolExecutor(1) as pool, processes(2, 1, *words) as started:
+        yield pool.submit(stop_one, started)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "devices"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.usefixtures("left_with_a_stopped_process")
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
 def test_processes_and_devices_change_no_bit(
     count: int, devices: int, experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
@@ -184,39 +266,28 @@ def test_a_run_killed_on_two_processes_goes_on_alone_to_the_same_bits(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", [0, 1])
 def test_when_one_process_is_killed_the_others_end_with_a_message_within_a_minute(
-    lost: int, experiment: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
-    with processes(2, 1, *words) as started:
-        wait_for_a_checkpoint(out)
-        started.all[lost].kill()
-        ended = started.ends(60)
-    code, _, err = ended[1 - lost]
-    assert code == 9, err
-    assert "is gone" in err
-    assert f"jaxmlp train --resume {out}" in err
-    assert "Traceback" not in err
-    with RunDirectory.open(out, write=False) as run:
-        assert run.newest_checkpoint(warn=pytest.fail) is not None
-
-
-@pytest.mark.slow
-def test_when_one_process_is_stopped_the_others_end_with_a_message_within_a_minute(
     experiment: Path, tmp_path: Path
 ) -> None:
-    """It keeps its connections, so that only the heartbeat can tell."""
-    out = tmp_path / "run"
-    words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
-    with processes(2, 1, *words) as started:
-        wait_for_a_checkpoint(out)
-        child = int(Path(f"/proc/{started.all[1].pid}/task/{started.all[1].pid}/children").read_text())
-        os.kill(child, signal.SIGSTOP)
-        _, err = started.all[0].communicate(timeout=60)
-    assert started.all[0].returncode == 9, err
-    assert "distributed: process 1 is gone" in err
+    """Process 0, where all meet, and process 1: two runs side by side."""
+    outs = [tmp_path / f"lost-{lost}" for lost in (0, 1)]
+    with contextlib.ExitStack() as runs:
+        started = [
+            runs.enter_context(processes(2, 1, experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0"))
+            for out in outs
+        ]
+        for lost, out in enumerate(outs):
+            wait_for_a_checkpoint(out)
+            started[lost].all[lost].kill()
+        ends = [run.ends(60) for run in started]
+    for lost, out in enumerate(outs):
+        code, _, err = ends[lost][1 - lost]
+        assert code == 9, err
+        assert "is gone" in err
+        assert f"jaxmlp train --resume {out}" in err
+        assert "Traceback" not in err
+        with RunDirectory.open(out, write=False) as run:
+            assert run.newest_checkpoint(warn=pytest.fail) is not None
 
 
 @pytest.mark.slow
@@ -233,35 +304,42 @@ def test_processes_that_differ_end_and_say_in_what(experiment: Path, tmp_path: P
         assert "seed: 0 on process 0; 1 on process 1" in err
 
 
-def ends_with_data(data: Sequence[str], folder: Path) -> list[tuple[int, str, str]]:
-    """The ends of processes that find these data where the experiment names one."""
+@contextlib.contextmanager
+def processes_with_data(data: Sequence[str], folder: Path) -> Iterator[Processes]:
+    """Processes that find these data where the experiment names one."""
+    folder.mkdir()
     (folder / "own.py").write_text(OWN_DATA)
     words = [[folder / "own.py", "--out", folder / "run"]] * len(data)
     started = Processes(words, 1, [{"OWN_DATA": each} for each in data])
     try:
-        return started.ends(100)
+        yield started
     finally:
         started.stop()
 
 
 @pytest.mark.slow
 def test_processes_with_other_data_end_and_name_its_sum(tmp_path: Path) -> None:
-    ended = ends_with_data(["1", "2"], tmp_path)
+    with processes_with_data(["1", "2"], tmp_path / "other") as started:
+        ended = started.ends(100)
     assert [code for code, _, _ in ended] == [5, 5], ended
     assert all("data_sha256: " in err and "on process 1" in err for _, _, err in ended)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-def test_a_process_that_fails_alone_keeps_its_code_and_message_and_the_others_end_too(
-    failing: int, tmp_path: Path
-) -> None:
-    ended = ends_with_data(["damaged" if index == failing else "1" for index in (0, 1)], tmp_path)
-    assert ended[failing][0] == 4, ended
-    said = [line for line in ended[failing][2].splitlines() if not line.startswith("JAX detected proxy")]  # conftest's
-    assert said == ["data: train-images is damaged"]
-    assert ended[1 - failing][0] == 9, ended
-    assert "distributed: " in ended[1 - failing][2] and "is gone" in ended[1 - failing][2]
+def test_a_process_that_fails_alone_keeps_its_code_and_message_and_the_others_end_too(tmp_path: Path) -> None:
+    """Process 0, where all meet, and process 1: two runs side by side, because their ends take a while."""
+    with (
+        processes_with_data(["damaged", "1"], tmp_path / "0") as first_fails,
+        processes_with_data(["1", "damaged"], tmp_path / "1") as second_fails,
+    ):
+        ends = [first_fails.ends(100), second_fails.ends(100)]
+    for failing, ended in enumerate(ends):
+        assert ended[failing][0] == 4, ended
+        # JAX tells of conftest's proxies.
+        said = [line for line in ended[failing][2].splitlines() if not line.startswith("JAX detected proxy")]
+        assert said == ["data: train-images is damaged"]
+        assert ended[1 - failing][0] == 9, ended
+        assert "distributed: " in ended[1 - failing][2] and "is gone" in ended[1 - failing][2]
 
 
 @pytest.mark.slow
@@ -285,3 +363,13 @@ def test_a_stop_signal_to_any_process_saves_and_ends_all(
         ended = started.ends(60)
     assert [code for code, _, _ in ended] == [143, 143], ended
     assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
+
+
+@pytest.mark.slow
+def test_when_one_process_is_stopped_the_others_end_with_a_message_within_a_minute(
+    left_with_a_stopped_process: Future[tuple[int, str]],
+) -> None:
+    """It keeps its connections, so that only the heartbeat can tell."""
+    code, err = left_with_a_stopped_process.result()
+    assert code == 9, err
+    assert "distributed: process 1 is gone" in err

@@ -19,6 +19,7 @@ import pytest
 
 from jaxmlp import DataConfig, data, errors
 from jaxmlp.cli import COMMANDS, main
+from jaxmlp.cli.shipped import shipped
 from jaxmlp.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
@@ -137,6 +138,7 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
             continue
         assert words[0] in COMMANDS
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
+        experiment += [word for word in words if word in shipped()]
         capsys.readouterr()
         # A resumed run has its flags in a help of its own.
         assert main([words[0], *experiment, *(["--resume", "x"] if "--resume" in words else []), "--help"]) == 0

@@ -22,6 +22,7 @@ from jaxmlp.errors import CheckFailed, DiskError, JaxmlpError, RunError, UsageEr
 from jaxmlp.export import FORMATS, checked, export, stablehlo
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
 from jaxmlp.inference import Model, load_model
+from jaxmlp.run import files
 from jaxmlp.run.digest import digest
 
 ACTIVATIONS = list(mlp.ACTIVATIONS)
@@ -153,6 +154,39 @@ def test_an_export_that_answers_otherwise_is_removed_and_refused(
     with pytest.raises(CheckFailed, match=r"is removed: its probabilities differ by .*, wanted at most 1e-05"):
         export(loaded, "stablehlo", tmp_path / "program")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(stablehlo, "probabilities", full)
+    with pytest.raises(MemoryError):
+        export(made(), "stablehlo", tmp_path / "program")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_network_larger_than_a_format_holds_is_refused_before_it_is_written(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = made()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    if FORMATS[name].max_bytes is None:
+        assert name in ("safetensors", "orbax")
+        return
+    monkeypatch.setitem(FORMATS, name, FORMATS[name]._replace(max_bytes=size))
+    export(loaded, name, tmp_path / "model")
+    (tmp_path / "model").unlink()
+    monkeypatch.setitem(FORMATS, name, FORMATS[name]._replace(max_bytes=size - 1))
+    with pytest.raises(RunError, match=rf"--format {name} holds .* at most, .*: take safetensors or orbax\."):
+        export(loaded, name, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_as_large_as_may_be_can_be_read_back() -> None:
+    assert -(-checked.MAX_PAGE // 3) * 4 < files.MAX_TEXT < 1 << 29, "browsers take no longer text"
+    assert FORMATS["onnx"].max_bytes == checked.MAX_MESSAGE < (1 << 31) - 1
 
 
 def test_rounding_allows_no_more_than_a_few_times_its_own_size(tmp_path: Path) -> None:

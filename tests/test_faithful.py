@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, model, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, MLP, RMSprop
+from jaxmlp.config import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, RMSprop
 from jaxmlp.errors import ConfigError
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, stream_key

@@ -12,6 +12,8 @@ from run_stand_in import CONFIG, MANIFEST
 from jaxmlp.errors import DiskError, RunError
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.find import default_run_dir, find_run
+from jaxmlp.sweep.directory import SweepDirectory
+from jaxmlp.sweep.lanes import make_plan
 
 
 @pytest.fixture
@@ -33,6 +35,12 @@ def test_an_empty_variable_counts_as_unset(tmp_path: Path, monkeypatch: pytest.M
     assert default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC)).parent == Path("runs")
 
 
+def test_a_tilde_in_the_variable_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("JAXMLP_RUNS_DIR", "~/my runs")
+    assert default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC)).parent == tmp_path / "my runs"
+
+
 def test_a_folder_for_runs_that_cannot_be_made_is_told(runs_dir: Path) -> None:
     runs_dir.symlink_to("nowhere/at/all")
     with pytest.raises(DiskError, match="could not make a folder in"):
@@ -46,5 +54,23 @@ def test_last_is_the_run_begun_last(runs_dir: Path) -> None:
         RunDirectory.create(runs_dir / name, CONFIG, MANIFEST).close()
         os.utime(runs_dir / name / "config.json", ns=(number, number))
     (runs_dir / "no_run").mkdir()
-    assert find_run("last") == runs_dir / "a"
+    assert find_run("last") == find_run("last", or_sweep=True) == runs_dir / "a"
     assert find_run("some/path") == Path("some/path")
+
+
+def test_after_a_sweep_last_is_the_sweep_or_the_run_that_is_taken_is_said(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with SweepDirectory.create(runs_dir / "sweep", make_plan(CONFIG, [0], [{}]), {}):
+        os.utime(runs_dir / "sweep" / "sweep.json", ns=(3, 3))
+    with pytest.raises(RunError, match=r"there is no last run: .* but the sweep .*/sweep\.$"):
+        find_run("last")
+    RunDirectory.create(runs_dir / "run", CONFIG, MANIFEST).close()
+    os.utime(runs_dir / "run" / "config.json", ns=(2, 2))
+    assert find_run("last", or_sweep=True) == runs_dir / "sweep"
+    assert capsys.readouterr().err == ""
+    assert find_run("last") == runs_dir / "run"
+    assert capsys.readouterr().err == f"last: {runs_dir}/run. The sweep sweep was begun later, and is no run.\n"
+    os.utime(runs_dir / "run" / "config.json", ns=(4, 4))
+    assert find_run("last") == find_run("last", or_sweep=True) == runs_dir / "run"
+    assert capsys.readouterr().err == ""

@@ -30,6 +30,10 @@ EXPERIMENTS = {
     "wrong.py": "from jaxmlp import MLP\nMLP(dropout_rate=50)",
     "bad name.py": "from jaxmlp import ExperimentConfig\nCONFIG = ExperimentConfig()",
 }
+SHIPPED = (
+    "These ship: benchmark_peers, quickstart, relu_rmsprop, speedrun, tanh_sgd_nesterov. "
+    "A file of your own has a / in its name, or ends in .py"
+)
 
 
 @pytest.fixture
@@ -49,6 +53,14 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     [
         ("goood.py", "goood.py is not there. Did you mean good.py?"),
         ("nothing/like/it.py", "nothing/like/it.py is not there."),
+        (
+            "goood",
+            f"goood is not an experiment that ships with jaxmlp. Did you mean good.py? {SHIPPED}",
+        ),
+        (
+            "relu",
+            f"relu is not an experiment that ships with jaxmlp. Did you mean relu_rmsprop? {SHIPPED}",
+        ),
         ("empty.py", "empty.py has no CONFIG. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
         ("other.py", "other.py has a CONFIG of type dict. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
         ("raises.py", "raises.py, line 2 raised ZeroDivisionError: division by zero"),
@@ -183,3 +195,9 @@ def test_the_experiment_may_stand_anywhere_among_the_flags(program: Program, exp
     words = ["--model.hidden-sizes", "5", "6", "good.py", "--data.name", "mnist_5k", "--json"]
     layers = program("summary", *words).document["layers"]
     assert [layer["output_shape"] for layer in layers if layer["type"] == "Dense"] == [[5], [6], [10]]
+
+
+def test_a_bare_name_is_the_experiment_that_ships_in_every_command(program: Program, experiments: Path) -> None:
+    Path("relu_rmsprop.py").write_text("raise SystemExit('another file was read')")
+    for words in (["summary", "relu_rmsprop"], ["train", "relu_rmsprop", "--dry-run"]):
+        assert program(*words, "--json").document["params"] == 669706

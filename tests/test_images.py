@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ def saved(path: Path, images: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("name", ["x.npy", "x-idx3-ubyte", "x-idx3-ubyte.gz", "x.idx"])
 def test_files_of_many_images_hold_them_all(name: str, tmp_path: Path) -> None:
-    ((file, images),) = read_images(saved(tmp_path / name, IMAGES), SHAPE)
+    ((file, images, _),) = read_images(saved(tmp_path / name, IMAGES), SHAPE)
     assert file == tmp_path / name
     np.testing.assert_array_equal(images, IMAGES)
 
@@ -123,6 +125,42 @@ def test_what_is_no_image_of_the_models_shape_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_images(tmp_path / name, SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
+        (b"GIF89a", "GIF"),
+        (b"BM\x36\x10\0\0\0\0\0\0", "BMP"),
+        (b"II*\0\x08\0", "TIFF"),
+        (b"\0\0\0\x1cftypavif", "AVIF"),
+        (b"\0\0\0\x18ftypheic", "HEIC or MP4"),
+        (b"\0\0\0\x0cJXL \r\n", "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n", "JPEG 2000"),
+        (b"%PDF-1.7", "PDF"),
+        (b"<?xml version='1.0'?><svg/>", "SVG or XML"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "x.png", "x.npy"])
+def test_a_file_of_another_kind_is_called_what_it_is(content: bytes, kind: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=f"{name} is a {kind} file, wanted PNG, JPEG, .npy or IDX"):
+        read_images(tmp_path / name, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["scan", "scan.idx", "scan.npy", "scan.jfif"])
+def test_a_picture_is_read_whatever_its_name_says(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(png(IMAGES[0, ..., 0]))
+    np.testing.assert_array_equal(read_images(tmp_path / name, SHAPE)[0].images, IMAGES[:1])
+
+
+def test_an_array_is_read_where_the_file_system_maps_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(np, "memmap", refused)
+    np.testing.assert_array_equal(read_images(saved(tmp_path / "x.npy", IMAGES), SHAPE)[0].images, IMAGES)
 
 
 def test_an_archive_an_empty_folder_and_nothing_at_all_are_refused(tmp_path: Path) -> None:

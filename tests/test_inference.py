@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data, fitting, inference, model, train
-from jaxmlp.config import SGD, CrossEntropy, ExperimentConfig, MLP
+from jaxmlp.config import MLP, SGD, CrossEntropy, ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval

@@ -22,6 +22,7 @@ from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.inference import evaluate, load_model
 from jaxmlp.keras.files import parse_keras
 from jaxmlp.keras.imported import import_network
+from jaxmlp.keras.network import KerasNetwork
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 
@@ -185,6 +186,10 @@ WRONG_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: config_with(lambda c: [layer(c, i)["config"].update(activation="gelu") for i in (2, 4)]),
         "its activation gelu is not one of .*: Keras's is exact, and ours approximated by tanh",
     ),
+    "another regularizer": (
+        lambda: config_with(lambda c: each_dense(c, kernel_regularizer=regularizer("Orthogonal", factor=0.1))),
+        "its kernel regularizer 'Orthogonal' .* is not one of L1, L2 and L1L2",
+    ),
     "sigmoid at the end": (
         lambda: config_with(lambda c: layer(c, 6)["config"].update(activation="sigmoid")),
         "its last layer ends in sigmoid, wanted softmax",
@@ -198,6 +203,103 @@ def test_an_archive_that_is_no_stack_of_dense_layers_is_refused(case: str, tmp_p
     (tmp_path / "x.keras").write_bytes(make())
     with pytest.raises(RunError, match=rf"x\.keras cannot be imported: {message}"):
         parse_keras(tmp_path / "x.keras")
+
+
+def parsed(change: Callable[[dict[str, Any]], Any], path: Path) -> KerasNetwork:
+    path.write_bytes(config_with(change))
+    return parse_keras(path)
+
+
+def each_dense(config: dict[str, Any], **values: Any) -> None:
+    for index in (2, 4, 6):
+        layer(config, index)["config"].update(values)
+
+
+def regularizer(name: str, **values: float) -> dict[str, Any]:
+    return {"module": "keras.regularizers", "class_name": name, "config": values, "registered_name": None}
+
+
+def test_a_file_that_says_nothing_else_is_imported_without_a_note() -> None:
+    for name in ("keras2.h5", "keras3.h5", "keras3.keras"):
+        assert parse_keras(FILES / name).notes == (), name
+    for name in ("functional.keras", "functional.h5"):
+        (note,) = parse_keras(FILES / name).notes
+        assert note == "its layer 'dense_3' has no bias: further training gives it one"
+
+
+@pytest.mark.parametrize(
+    ("given", "penalties"),
+    [
+        (regularizer("L2", l2=0.25), (0.0, 0.25)),
+        (regularizer("L1", l1=0.5), (0.5, 0.0)),
+        (regularizer("L1L2", l1=0.5, l2=0.25), (0.5, 0.25)),
+    ],
+)
+def test_a_regularizer_of_all_kernels_is_the_runs(
+    given: dict[str, Any], penalties: tuple[float, float], tmp_path: Path
+) -> None:
+    file, run = tmp_path / "x.keras", tmp_path / "run"
+    network = parsed(lambda config: each_dense(config, kernel_regularizer=given), file)
+    assert ((network.l1, network.l2), network.notes) == (penalties, ())
+    assert imported(str(file), run) == 0
+    model = RunDirectory.open(run, write=False).config.model
+    assert (model.l1, model.l2) == penalties
+
+
+LEFT_OUT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "frozen": (lambda c: layer(c, 2)["config"].update(trainable=False), "'dense' is frozen (trainable: false)"),
+    "one layer's regularizer": (
+        lambda c: layer(c, 4)["config"].update(kernel_regularizer=regularizer("L2", l2=0.1)),
+        "its kernel regularizers differ from layer to layer: further training has none",
+    ),
+    "bias regularizer": (
+        lambda c: layer(c, 4)["config"].update(bias_regularizer=regularizer("L2", l2=0.1)),
+        "its layer 'dense_1' has bias_regularizer (L2), which is not imported",
+    ),
+    "activity regularizer": (
+        lambda c: layer(c, 4)["config"].update(activity_regularizer=regularizer("L1", l1=0.1)),
+        "its layer 'dense_1' has activity_regularizer (L1), which is not imported",
+    ),
+    "constraint": (
+        lambda c: layer(c, 6)["config"].update(kernel_constraint=regularizer("MaxNorm", max_value=2)),
+        "its layer 'dense_2' has kernel_constraint (MaxNorm), which is not imported",
+    ),
+    "noise shape": (
+        lambda c: layer(c, 3)["config"].update(noise_shape=[None, 1]),
+        "its layer 'dropout' has noise_shape ([None, 1]), which is not imported",
+    ),
+    "precision": (
+        lambda c: layer(c, 2)["config"].update(dtype="mixed_bfloat16"),
+        "its layer 'dense' computes in mixed_bfloat16: the run computes in --precision",
+    ),
+    "something new": (
+        lambda c: layer(c, 2)["config"].update(sparsity=0.5),
+        "its layer 'dense' has sparsity (0.5), which is not imported",
+    ),
+    "loss": (
+        lambda c: c.update(compile_config={"loss": "mse"}),
+        "it was trained with the loss mse: further training has --loss, cross-entropy unless told",
+    ),
+    "label smoothing": (
+        lambda c: c.update(
+            compile_config={"loss": {"class_name": "CategoricalCrossentropy", "config": {"label_smoothing": 0.1}}}
+        ),
+        "it was trained with the loss CategoricalCrossentropy with label_smoothing 0.1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LEFT_OUT)
+def test_what_is_left_out_of_a_layer_is_said(case: str, tmp_path: Path) -> None:
+    change, wanted = LEFT_OUT[case]
+    (note,) = parsed(change, tmp_path / "x.keras").notes
+    assert wanted in note
+
+
+def test_the_usual_loss_needs_no_note(tmp_path: Path) -> None:
+    loss = {"module": "builtins", "class_name": "function", "config": "sparse_categorical_crossentropy"}
+    for told in (loss, "categorical_crossentropy"):
+        assert parsed(lambda c, told=told: c.update(compile_config={"loss": told}), tmp_path / "x.keras").notes == ()
 
 
 def branched(config: dict[str, Any]) -> None:

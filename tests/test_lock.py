@@ -76,6 +76,53 @@ def test_a_lock_that_names_nobody_still_locks(run: RunDirectory, path: Path, tex
         RunDirectory.open(path, write=True)
 
 
+def without_flock(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Stands for a file system that has no locks."""
+
+    def flock(descriptor: int, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_file_system_has_no_locks_the_holder_is_known_by_its_process(
+    code: int, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_flock(monkeypatch, code)
+    RunDirectory.create(path, CONFIG, MANIFEST).close()
+    assert "its file system has no locks" in capsys.readouterr().err
+    with held_by_another_process(path) as holder:
+        assert RunDirectory.open(path, write=False).status == "running"
+        with pytest.raises(RunError, match=rf"in use by process {holder.pid} .* remove {path / 'lock'}"):
+            RunDirectory.open(path, write=True)
+        holder.kill()
+        holder.wait()
+        assert RunDirectory.open(path, write=False).status == "interrupted"
+        with RunDirectory.open(path, write=True) as run:
+            assert run.status == "running"
+
+
+def test_a_lock_that_fails_for_another_reason_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_flock(monkeypatch, errno.EIO)
+    with pytest.raises(DiskError, match="could not lock"):
+        RunDirectory.create(path, CONFIG, MANIFEST)
+
+
+def test_a_file_system_that_syncs_no_folders_takes_a_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with RunDirectory.create(path, CONFIG, MANIFEST) as run:
+        run.finish("failed", None)
+    assert RunDirectory.open(path, write=False).status == "failed"
+
+
 def test_a_process_that_could_not_open_a_run_holds_no_lock(run: RunDirectory, path: Path) -> None:
     run.close()
     good = (path / "manifest.json").read_bytes()

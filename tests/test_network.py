@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmlp import model, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, MLP
+from jaxmlp.config import MLP, SGD, DataConfig, ExperimentConfig
 from jaxmlp.errors import ConfigError
 from jaxmlp.network import Layer, example_shape, summary
 

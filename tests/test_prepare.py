@@ -17,7 +17,7 @@ from jaxmlp.config import DataConfig
 from jaxmlp.data import Split
 from jaxmlp.errors import DataError
 from jaxmlp.images import read_images
-from jaxmlp.prepare import find_ink, prepare
+from jaxmlp.prepare import find_ink, prepare, shows_several
 
 SHAPE = (28, 28, 1)
 
@@ -160,6 +160,42 @@ def test_predict_reads_a_folder_of_photographs_and_writes_what_it_saw(
     assert len(drawn) == 28 and 8 <= sum(bool(line) for line in drawn) <= 20
 
 
+def test_predict_answers_a_folder_all_but_what_it_cannot_read(
+    digits: Split, digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for number in (0, 1):
+        Image.fromarray(255 - np.pad(digits.images[number, ..., 0], 9)).save(folder / f"{number}.png")
+    two = np.concatenate([digits.images[0, ..., 0], digits.images[1, ..., 0]], axis=1)
+    Image.fromarray(two).save(folder / "2.png")
+    Image.new("L", (300, 200), "white").save(folder / "blank.png")
+    Image.new("L", (28, 28)).save(folder / "black.png")
+    (folder / "text.png").write_text("hello")
+    (folder / "photo.webp").write_bytes(b"RIFF\x10\0\0\0WEBPVP8 ")
+    words = [str(folder), str(tmp_path / "nothing.png"), str(folder / "0.png")]
+    assert main(["predict", str(digits_run), *words, "--json"]) == 4
+    out, err = capsys.readouterr()
+    document = json.loads(out)
+    assert [Path(each["file"]).name for each in document["predictions"]] == ["0.png", "1.png", "2.png", "0.png"]
+    skipped = {Path(each["file"]).name: each["problem"] for each in document["skipped"]}
+    assert sorted(skipped) == ["black.png", "blank.png", "nothing.png", "photo.webp", "text.png"]
+    assert all(problem in err for problem in skipped.values())
+    assert err.endswith("files without an answer: 5; with one: 4\n")
+    assert "photo.webp is a WebP file" in skipped["photo.webp"]
+    assert [Path(each["file"]).name for each in document["warnings"]] == ["2.png"]
+    assert "2.png seems to show several digits" in err
+
+
+def test_two_digits_in_a_picture_are_noticed_and_one_is_not_taken_for_two(digits: Split) -> None:
+    images = digits.images[:300, ..., 0]
+    assert sum(map(shows_several, images)) <= 1  # 6 of MNIST's 10,000 test digits
+    pairs = list(zip(images[0::2], images[1::2], strict=True))
+    for axis in (0, 1):
+        assert np.mean([shows_several(np.concatenate(pair, axis=axis)) for pair in pairs]) >= 0.97  # 0.996 of 2,000
+    assert not shows_several(np.zeros((28, 28)))
+
+
 def test_what_is_no_picture_of_a_digit_is_named_and_exits_4(
     digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,7 +209,7 @@ def test_what_is_no_picture_of_a_digit_is_named_and_exits_4(
         "blank.png": "shows no digit: wanted one, dark on light or light on dark",
         "cut.jpg": "cannot be read as an image: ",
         "text.png": "is not a PNG or JPEG image",
-        "gif.png": "is not a PNG or JPEG image",
+        "gif.png": "is a GIF file, wanted PNG, JPEG, .npy or IDX. Save it as PNG",
         "bomb.png": "cannot be read as an image: Image size (400000000 pixels) exceeds limit",
     }.items():
         assert main(["predict", str(digits_run), str(tmp_path / name)]) == 4

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxmlp"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-VALUES = ("errors", "fields", "config")
+VALUES = ("errors", "folders", "fields", "config")
 """What every room may import; each of them the ones before it."""
 ARROWS = {
     "data": "",

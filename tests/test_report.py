@@ -341,6 +341,53 @@ def test_the_experiment_file_of_a_report_is_the_experiment(config: ExperimentCon
     assert names["CONFIG"] == config
 
 
+@pytest.mark.parametrize(
+    ("epochs", "ticks"),
+    [
+        (0, []),
+        (1, [1]),
+        (8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (15, [1, 5, 10, 15]),
+        (18, [1, 5, 10, 15, 18]),
+        (20, [1, 5, 10, 15, 20]),
+        (21, [1, 5, 10, 15, 21]),
+        (100, [1, 20, 40, 60, 80, 100]),
+        (1001, [1, 200, 400, 600, 800, 1001]),
+    ],
+)
+def test_the_first_and_the_last_epoch_are_labelled(epochs: int, ticks: list[int]) -> None:
+    assert plots.epoch_ticks(epochs) == ticks
+
+
+def test_a_legend_stands_below_its_axes_where_no_line_crosses_it() -> None:
+    bins = tuple(scores.Bin(low / 15, (low + 1) / 15, 1, (low + 0.5) / 15, 1 - low / 15) for low in range(15))
+    figure = plots.calibration(scores.Calibration(bins, 0.1))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert figure.axes[0].get_legend() is None
+    assert legend.get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
+
+
+def test_what_is_there_once_is_told_in_the_singular(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ("--model.hidden-sizes", "1", "--epochs", "1", "--verbose", "0", "--out", str(run))
+    assert main(["train", str(ROOT / "experiments" / "quickstart.py"), *small]) == 0
+    assert main(["report", str(run)]) == 0
+    page = Page((run / "report.html").read_text())
+    said = " ".join([page.text, *(text or "" for _, attributes in page.tags for text in attributes.values())])
+    assert re.findall(r"(?<![\d.,])1 (?:epochs|images|units|seeds|times)", said) == []
+    assert "1 epoch of 4,000 images" in " ".join(page.text.split())
+    assert "over 1 epoch," in said and "the 1 unit with the largest incoming weights looks for" in page.text
+
+
+def test_no_heading_is_said_again_right_below_it(reports: tuple[Path, Path]) -> None:
+    text = reports[0].read_text()
+    shown = re.findall(r"<caption>(.*?)</caption>", text)
+    headings = re.findall(r"<(?:h2|h3)[^>]*>(.*?)</(?:h2|h3)>", text)
+    assert headings and not {each.lower() for each in shown} & {each.lower() for each in headings}
+    assert text.count('<caption class="heard">') >= 3
+
+
 def test_calibration_counts_answers_by_their_probability() -> None:
     probabilities = np.float32([[0.95, 0.05], [0.95, 0.05], [0.35, 0.65], [0.0, 1.0]])
     found = scores.calibration(probabilities, np.array([0, 1, 1, 1]), bins=10)

@@ -16,6 +16,7 @@ from run_stand_in import CONFIG, MANIFEST, append_epochs, no_warning, refuse, sa
 
 from jaxmlp.errors import DiskError, RunError
 from jaxmlp.proof.verify import verify
+from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import FORMAT
 
@@ -54,6 +55,16 @@ def test_reading_a_run_imports_no_jax(run: RunDirectory, path: Path) -> None:
 def test_only_the_owner_can_enter_the_folders(run: RunDirectory, path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o700
     assert (path / "checkpoints").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_written_file_the_umask_says(umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        files.write(tmp_path / "report.html", b"page")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == mode
 
 
 def test_sha256sums_covers_every_file_but_itself_and_the_lock(run: RunDirectory, path: Path) -> None:

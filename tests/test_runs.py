@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from jaxmlp import SGD, ExperimentConfig, RMSprop
 from jaxmlp.cli import COMMANDS, main
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.listing import Listed, different_values, ordered
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import make_plan
@@ -63,7 +66,7 @@ def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.
 
 def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
-    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train experiments/quickstart.py\n"
+    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train quickstart\n"
 
 
 def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,6 +83,19 @@ def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest
     assert good["sweep_dir"] == str(runs_dir / "good")
     assert bad["status"] == "damaged" and "is not the plan of a sweep" in bad["problem"]
     assert "sweep good: interrupted, 0 of 4 lanes ended\n" in err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_streams_encoding_lacks_is_shown_with_escapes(
+    encoding: str, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunDirectory.create(runs_dir / "expérience λ", ExperimentConfig(), {"binding": {}, "not_binding": {}}).close()
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(["runs"]) == 0
+    shown = {"ascii": r"exp\xe9rience \u03bb", "latin-1": r"expérience \u03bb", "utf-8": "expérience λ"}[encoding]
+    out.seek(0)
+    assert shown in out.read()
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,40 @@ def test_what_a_killed_process_was_writing_into_the_compile_cache_goes_after_a_d
     assert list(tmp_path.iterdir()) == [new]
 
 
+def test_the_programs_used_last_are_kept_within_the_limit(tmp_path: Path) -> None:
+    kept = compiled.CompiledPrograms(tmp_path, max_bytes=3 * 132)
+    for number, key in enumerate("abc"):
+        kept.put(key, key.encode() * 100)
+        os.utime(tmp_path / f"{key}.program", ns=(number, number))
+    assert kept.get("a") == b"a" * 100
+    kept.put("d", b"d" * 100)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["a", "c", "d"]
+    kept.put("e", b"e" * 400)
+    assert kept.get("e") is None, "it is larger than all may be together"
+    os.utime(tmp_path / "a.program", ns=(4, 4))
+    # Another process, which has not looked yet.
+    compiled.CompiledPrograms(tmp_path, max_bytes=2 * 132).put("f", b"f" * 100)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["d", "f"]
+
+
+SETTINGS = """
+from jaxmlp import configure
+configure("cpu", cpu_devices=2)
+import jax
+jax.jit(lambda x: x + 1)(1.0)
+print(jax.device_count(), jax.config.jax_persistent_cache_min_compile_time_secs)"""
+
+
+def test_the_users_own_settings_of_jax_hold(tmp_path: Path) -> None:
+    users = {
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_COMPILATION_CACHE_MAX_SIZE": "100",
+    }
+    assert python(SETTINGS, XDG_CACHE_HOME=str(tmp_path), **users).split() == ["1", "0.0"]
+    assert not list(tmp_path.glob("jaxmlp/compiled/*/*")), "no program is as small as the limit"
+
+
 @pytest.mark.parametrize("damage", [lambda kept: kept[:-1], lambda kept: kept[:40], lambda kept: b"", flipped])
 def test_a_damaged_compiled_program_is_compiled_again_in_silence(
     damage: Callable[[bytes], bytes], tmp_path: Path
@@ -165,6 +199,17 @@ def test_the_users_own_compile_cache_is_used(tmp_path: Path) -> None:
     assert said.strip() == str(tmp_path / "users")
     assert list((tmp_path / "users").iterdir())
     assert not (tmp_path / "ours").exists()
+
+
+STRANGER = """
+import os, pwd
+os.environ.pop("HOME", None)
+pwd.getpwuid = lambda uid: {}[uid]  # As for a user id that the system does not know.
+"""
+
+
+def test_a_user_without_a_home_folder_keeps_no_programs_and_computes() -> None:
+    assert python(STRANGER + COMPILED, XDG_CACHE_HOME="").strip() == "None"
 
 
 def test_a_cache_folder_that_cannot_be_made_costs_nothing_but_time(tmp_path: Path) -> None:

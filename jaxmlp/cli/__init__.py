@@ -10,8 +10,10 @@ import atexit
 import contextlib
 import errno
 import importlib
+import io
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -20,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 import jaxmlp
 from jaxmlp.errors import (
+    CodeError,
     ConfigError,
     DiskError,
     DivergedError,
@@ -69,7 +72,8 @@ flags of every command:
   --no-color    no colours; so does the environment variable NO_COLOR
   --version     (without a command) the version
 
-A RUN is the folder of a run, or `last`. Start with: jaxmlp train experiments/quickstart.py
+An EXPERIMENT.py is a file of yours, or the name of one that ships. A RUN is the folder of a run, or `last`.
+Start with: jaxmlp train quickstart
 """
 
 CLOSED_PIPE = 128 + 13
@@ -116,6 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _open_closed_streams()
+    _escape_what_the_streams_cannot_say()
     if "--no-color" in argv or os.environ.get("NO_COLOR"):
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
     stdout, code = sys.stdout, 0
@@ -145,6 +150,13 @@ def _open_closed_streams() -> None:
     os.close(descriptor)
     sys.stdout = sys.stdout or os.fdopen(1, "w")
     sys.stderr = sys.stderr or os.fdopen(2, "w")
+
+
+def _escape_what_the_streams_cannot_say() -> None:
+    r"""Let a character that the terminal's encoding lacks come out as an escape such as `\xe9`, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(message: str) -> None:
@@ -195,6 +207,8 @@ def _answer(command: str, argv: list[str]) -> Answer:
         return answer
     except JaxmlpError as error:
         message = error.as_flag() if isinstance(error, ConfigError) else str(error)
+        if isinstance(error, CodeError) and error.flags:
+            message += f"\nType: jaxmlp {shlex.join([command, *argv])}{error.flags}"
         status = "diverged" if isinstance(error, DivergedError) else "failed"
         return Answer({"status": status, "error": message}, error.exit_code, message)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ import jaxmlp
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed
+from jaxmlp.folders import user_cache
 
 if TYPE_CHECKING:
     from jaxmlp.proof.references import SelfTest
@@ -64,7 +65,7 @@ def facts(manual_dir: Path | None) -> dict[str, Any]:
     from jaxmlp.run.find import runs_dir
     from jaxmlp.run.manifest import instruction_set
 
-    folders = {"runs": runs_dir().absolute(), "cache": runtime.cache_dir()}
+    folders = {"runs": runs_dir().absolute(), "cache": user_cache()}
     return {
         "versions": {
             "jaxmlp": jaxmlp.__version__,
@@ -80,7 +81,9 @@ def facts(manual_dir: Path | None) -> dict[str, Any]:
             "x64": jax.config.jax_enable_x64,
         },
         "data": [each._asdict() for each in data.status(manual_dir=manual_dir)],
-        "disk": [{"what": what, "path": str(path), "free_bytes": _free(path)} for what, path in folders.items()],
+        "disk": [
+            {"what": what, "path": str(path), "free_bytes": _free(path)} for what, path in folders.items() if path
+        ],
     }
 
 

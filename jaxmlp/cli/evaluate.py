@@ -13,7 +13,7 @@ from jaxmlp.fields import ranged
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(flags.DataFlags, flags.DeviceFlags):
+class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Loss, accuracy with Wilson's 95 % interval, classes and confusion matrix of a run's model, on all examples."""
 
     split: Literal["test", "validation", "train"] = "test"
@@ -30,10 +30,12 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.inference import evaluate, load_model
+    from jaxmlp.opening import open_data, open_run
     from jaxmlp.run.find import find_run
 
-    model = load_model(find_run(name), chosen.checkpoint)
-    dataset = data.load(model.config.data, manual_dir=chosen.manual_dir, report=say)
+    run = open_run(find_run(name), chosen.experiment)
+    model = load_model(run, chosen.checkpoint)
+    dataset = open_data(run, manual_dir=chosen.manual_dir, report=say)
     split: data.Split | None = getattr(dataset, chosen.split)
     if split is None:
         raise ConfigError("split", "must be train or test: the run has no validation split")
@@ -44,12 +46,18 @@ def run(argv: Sequence[str]) -> Answer:
         "examples": found.examples,
         "loss": found.loss,
         "accuracy": found.accuracy,
-        "ci95": list(found.ci95),
-        "confusion": found.confusion.tolist(),
+        "ci95": found.ci95 and list(found.ci95),
+        "confusion": None if found.confusion is None else found.confusion.tolist(),
         "per_class": [score._asdict() for score in found.per_class],
+        "metrics": dict(found.metrics),
         "step": model.step,
+        "code_changed": [each._asdict() for each in run.code_changed],
     }
-    if chosen.min_accuracy is None or found.accuracy >= chosen.min_accuracy:
+    if chosen.min_accuracy is None:
+        return Answer(document)
+    if found.accuracy is None:
+        raise ConfigError("min_accuracy", "cannot be checked: the run's targets are numbers")
+    if found.accuracy >= chosen.min_accuracy:
         return Answer(document)
     below = f"the accuracy {found.accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"
     return Answer(document, CheckFailed.exit_code, below)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxmlp.cli import flags, say
+from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import UsageError
 from jaxmlp.runtime import prepare, started_by
 
@@ -23,7 +24,8 @@ def parse_experiment[Chosen: flags.Flags](
 ) -> tuple[Chosen, ExperimentConfig]:
     """The flags of a command whose one word is an EXPERIMENT.py, and the file's config as the flags change it.
 
-    The file is the first word, or the first that ends in `.py`. Without a file the command's own help is shown.
+    The file is the first word, or the first that ends in `.py`; `experiment_path` says which file a word
+    means. Without a file the command's own help is shown.
 
     Args:
         kind: The command's own flags.
@@ -44,7 +46,7 @@ def parse_experiment[Chosen: flags.Flags](
             hint = f". The flags of its values: jaxmlp {command} {name} --help"
             (word,) = flags.parse(kind(), words, command, name, hint=hint)[1]
             raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
-        config = _loaded(Path(words[0]), words)
+        config = _loaded(experiment_path(words[0]), words)
     config, words = _with_kinds(config, words)
     found = config
 

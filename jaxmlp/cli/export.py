@@ -12,12 +12,12 @@ from jaxmlp.cli import Answer, flags, say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportFlags(flags.DeviceFlags):
-    """Write a run's model for other programs; each file is read back and compared on 256 images before it counts."""
+class ExportFlags(flags.CodeFlags, flags.DeviceFlags):
+    """Write a run's model for other programs; each file is read back and compared on 256 examples before it counts."""
 
     format: Literal["safetensors", "stablehlo", "web", "onnx", "orbax"] = "safetensors"
-    """safetensors and orbax: the parameters. stablehlo and onnx: the network, from pixels to probabilities. web: a
-    page that reads digits as they are drawn."""
+    """safetensors and orbax: the parameters and variables. stablehlo: the network, from inputs to probabilities. onnx:
+    the same of an MLP. web: a page that reads digits as they are drawn."""
     out: Path | None = None
     """What to write; by default model.FORMAT in the RUN."""
     checkpoint: str = "last"
@@ -30,15 +30,18 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp.export import FORMATS, export
     from jaxmlp.inference import load_model
+    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
 
     run_dir = find_run(name)
     path = chosen.out or run_dir / f"model{FORMATS[chosen.format].suffix}"
-    found = export(load_model(run_dir, chosen.checkpoint), chosen.format, path)
+    run = open_run(run_dir, chosen.experiment)
+    found = export(load_model(run, chosen.checkpoint), chosen.format, path)
     if found.difference:
-        same = f"no probability more than {found.difference:.1e} from predict's"
+        same = f"no answer more than {found.difference:.1e} from predict's"
         same += f", whose own rounding is up to {found.rounding:.1e}"
     else:
         same = "the same bits as predict's"
-    say(f"{path}: {found.bytes:,} bytes; read back, and on 256 images {same}")
-    return Answer({"format": chosen.format, **found._asdict(), "path": str(path)})
+    say(f"{path}: {found.bytes:,} bytes; read back, and on 256 examples {same}")
+    changed = [each._asdict() for each in run.code_changed]
+    return Answer({"format": chosen.format, **found._asdict(), "path": str(path), "code_changed": changed})

@@ -48,6 +48,15 @@ class DeviceFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CodeFlags(Flags):
+    """Of every command that takes a run."""
+
+    experiment: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """The experiment's file that a RUN was made with, where it has parts of its own; may be given several times. The
+    copy that a RUN keeps is never run."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataFlags(Flags):
     """Of every command that reads a data set."""
 

@@ -38,6 +38,7 @@ def run(argv: Sequence[str]) -> Answer:
 
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
     told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
+    told |= {"l1": network.l1, "l2": network.l2}
     if network.activation:
         told["activation"] = network.activation
     model = MLP(**told)

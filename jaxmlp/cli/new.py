@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("new_experiment.txt")
 
 @dataclass(frozen=True, kw_only=True)
 class NewFlags(flags.Flags):
-    """Write a commented experiment to start from, with a part of each role: model, optimizer, schedule, loss, metric."""
+    """Write a commented experiment to start from, with a part of each role."""
 
 
 def run(argv: Sequence[str]) -> Answer:

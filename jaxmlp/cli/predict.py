@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
-from jaxmlp.errors import DiskError, printable
+from jaxmlp.errors import DataError, DiskError, printable
 from jaxmlp.fields import ranged
 
 if TYPE_CHECKING:
@@ -21,10 +21,11 @@ SHADES = " .:-=+*#%@"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags(flags.DeviceFlags):
+class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
     """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these.
 
-    Photographs and scans of digits may have any size and colours: they are prepared as MNIST was.
+    Photographs and scans of digits may have any size and colours: they are prepared as MNIST was. One upright digit a
+    picture. Files that cannot be read are named at the end, and the others answered all the same; the code is then 4.
     """
 
     checkpoint: str = "last"
@@ -45,11 +46,22 @@ def run(argv: Sequence[str]) -> Answer:
 
     from jaxmlp.images import read_images
     from jaxmlp.inference import load_model, predict
+    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
 
-    model = load_model(find_run(name), chosen.checkpoint)
+    run = open_run(find_run(name), chosen.experiment)
+    model = load_model(run, chosen.checkpoint)
     digits = model.image_shape == (28, 28, 1) and model.config.data.name in ("mnist", "mnist_5k")
-    found = [each for name in names for each in read_images(Path(name), model.image_shape, digits=digits)]
+    skipped: list[tuple[Path, DataError]] = []
+    found = [
+        each
+        for name in names
+        for each in read_images(
+            Path(name), model.image_shape, digits=digits, skip=lambda file, error: skipped.append((file, error))
+        )
+    ]
+    if not found:
+        raise DataError("\n".join(str(error) for _, error in skipped))
     places = [(str(each.file), index) for each in found for index in range(len(each.images))]
     images = np.concatenate([each.images for each in found])
     predictions: list[dict[str, Any]] = []
@@ -61,9 +73,23 @@ def run(argv: Sequence[str]) -> Answer:
         say(f"{printable(file, lines=False)}[{index}]: {answer.label} ({ranked})")
         if chosen.show:
             say(_drawn(image))
+    warned = [{"file": str(each.file), "warning": each.warning} for each in found if each.warning]
+    for each in warned:
+        say(f"{printable(each['file'], lines=False)} {each['warning']}")
     if chosen.csv:
         _write(chosen.csv, predictions)
-    return Answer({"predictions": predictions})
+    document = {
+        "predictions": predictions,
+        "warnings": warned,
+        "skipped": [{"file": str(file), "problem": str(error)} for file, error in skipped],
+        "code_changed": [each._asdict() for each in run.code_changed],
+    }
+    if not skipped:
+        return Answer(document)
+    message = "\n".join(
+        [*(str(error) for _, error in skipped), f"files without an answer: {len(skipped)}; with one: {len(found)}"]
+    )
+    return Answer(document, DataError.exit_code, message)
 
 
 def _drawn(image: np.ndarray[Any, Any]) -> str:

@@ -12,7 +12,7 @@ from jaxmlp.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlags(flags.DataFlags, flags.DeviceFlags):
+class ReportFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """One self-contained HTML file about runs, or folders of runs such as a sweep's: result, curves, mistakes, weights.
 
     Several are shown side by side, and compared on the same test images. The plots are also in plots/, beside it.
@@ -34,8 +34,10 @@ def run(argv: Sequence[str]) -> Answer:
         from jaxmlp.report import expand, gather, write_report
     except ModuleNotFoundError as error:
         raise UsageError(f"report needs {error.name}: pip install 'jaxmlp[report]'") from None
-    paths = [find_run(name) for name in names]
-    runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=say)
+    paths = [find_run(name, or_sweep=True) for name in names]
+    runs = gather(
+        expand(paths), chosen.checkpoint, experiment=chosen.experiment, manual_dir=chosen.manual_dir, report=say
+    )
     out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
     written = write_report(runs, out)
     for run in runs:
@@ -65,6 +67,7 @@ def run(argv: Sequence[str]) -> Answer:
                     "accuracy": run.test_accuracy,
                     "ci95": run.ci95 and list(run.ci95),
                     "calibration_error": run.answers and run.answers.calibration.error,
+                    "code_changed": [each._asdict() for each in run.code_changed],
                 }
                 for run in runs
             ],

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproduceFlags(flags.DataFlags, flags.DeviceFlags):
+class ReproduceFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Train a run again from its stored config, and compare its digests and checkpoints until one differs.
 
     Where versions, hardware or flags are others, bits are not promised: then the batch order and the result's place in
@@ -33,15 +33,17 @@ def run(argv: Sequence[str]) -> Answer:
     """Reproduce a RUN; one that is not ends with 3."""
     chosen, (name,) = flags.parse(ReproduceFlags(), argv, "reproduce", "RUN")
     runtime.configure(chosen.device)
-    from jaxmlp import data
     from jaxmlp.proof.reproduce import reproduce
-    from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import find_run
 
-    path = find_run(name)
-    config = RunDirectory.open(path, write=False).config
-    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
-    found = reproduce(path, dataset, devices=chosen.devices, resident_bytes=int(chosen.resident_mb * 2**20), report=say)
+    found = reproduce(
+        find_run(name),
+        experiment=chosen.experiment,
+        manual_dir=chosen.manual_dir,
+        devices=chosen.devices,
+        resident_bytes=int(chosen.resident_mb * 2**20),
+        report=say,
+    )
     difference = found.first_difference
     document = {
         "level": found.level,

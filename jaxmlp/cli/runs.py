@@ -40,7 +40,7 @@ def run(argv: Sequence[str]) -> Answer:
     if found:
         say("\n".join(_table(found)))
     elif not sweeps:
-        say(f"{runs_dir()} has no runs. Train one: jaxmlp train experiments/quickstart.py")
+        say(f"{runs_dir()} has no runs. Train one: jaxmlp train quickstart")
     if differences:
         say("\n".join(["", *_differences(differences)]))
     for sweep in sweeps:
@@ -52,16 +52,19 @@ def run(argv: Sequence[str]) -> Answer:
 
 def _sweeps() -> list[dict[str, Any]]:
     """Each as JSON values."""
-    from jaxmlp.errors import RunError
+    from jaxmlp.errors import CodeError, RunError
     from jaxmlp.run.lock import is_held
-    from jaxmlp.sweep.directory import LOCK, list_sweeps, load, read_manifest
+    from jaxmlp.sweep.directory import LOCK, list_sweeps, load, read_manifest, standing
 
     found = []
     for path in list_sweeps():
         told: dict[str, Any] = {"sweep_dir": str(path), "status": "damaged", "lanes": None, "ended": None}
         try:
-            plan, lanes = load(path)
-            told |= {"lanes": len(plan.seeds) * len(plan.settings), "ended": len(lanes)}
+            try:
+                plan, lanes = load(path)
+                told |= {"lanes": len(plan.seeds) * len(plan.settings), "ended": len(lanes)}
+            except CodeError:
+                told |= dict(zip(("lanes", "ended"), standing(path), strict=True))
             status = read_manifest(path)["status"]
             told["status"] = "interrupted" if status == "running" and not is_held(path / LOCK) else status
         except RunError as error:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import CheckFailed
 from jaxmlp.fields import ranged
 
@@ -23,8 +23,8 @@ class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
     """How many, counted from 0."""
     target: float = ranged(0.9805, "(0, 1)")
     """Mean test accuracy to reach."""
-    beside: Path | None = None
-    """An EXPERIMENT.py to time as well."""
+    beside: str | None = None
+    """An EXPERIMENT.py to time as well, or the name of one that ships."""
     beside_seeds: int = ranged(5, "[0, 10000]")
     """How many seeds of it; 0 leaves it out."""
 
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> Answer:
     chosen, config = parse_experiment(SpeedrunFlags, argv, "speedrun")
     from jaxmlp.experiment import load_experiment
 
-    beside = load_experiment(chosen.beside).config if chosen.beside and chosen.beside_seeds else None
+    beside = load_experiment(experiment_path(chosen.beside)).config if chosen.beside and chosen.beside_seeds else None
     runtime.configure(chosen.device)
     from jaxmlp import data
     from jaxmlp.bench.speedrun import line, speedrun

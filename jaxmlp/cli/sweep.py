@@ -18,7 +18,7 @@ import tyro
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.cli.train import join
+from jaxmlp.cli.train import join, refuse_code
 from jaxmlp.errors import ConfigError, DivergedError, UsageError
 from jaxmlp.fields import ranged
 from jaxmlp.sweep.values import MAX_LANES, Choices, Range
@@ -33,11 +33,13 @@ RANGE = re.compile(r"(log|uniform)\(([^,()]+),([^,()]+)\)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepResumeFlags(flags.DataFlags, flags.DeviceFlags):
+class SweepResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Go on with a sweep, lane by lane, to the same bits; a finished sweep shows its result."""
 
     resume: str | None = None
     """Go on with this sweep, a folder or `last`, in place of EXPERIMENT.py."""
+    accept_changed_code: flags.Switch = False
+    """Go on with other code than the sweep was made with; the sweep records it."""
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share the lanes; by default all, on the CPU one a core."""
     distributed: str | None = None
@@ -92,15 +94,17 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
     if chosen.seeds is None and not chosen.set:
         such = "--seeds 0:16 or --set optimizer.learning-rate=0.001,0.003"
         raise UsageError(f"sweep needs --seeds or --set, such as {such}")
+    refuse_code(chosen)
     seeds = parse_seeds(chosen.seeds) if chosen.seeds is not None else [config.seed]
     vary = parse_vary(chosen.set, config)
-    from jaxmlp.sweep.lanes import make_plan, make_settings
+    from jaxmlp.sweep.lanes import make_plan, make_settings, with_values
 
     # Mistakes are told before JAX starts.
     settings = make_settings(config, vary, draws=chosen.random, random_seed=chosen.random_seed)
     make_plan(config, seeds, settings)
     _configure(chosen, argv, len(seeds) * len(settings))
     from jaxmlp import data, distributed
+    from jaxmlp.code import roots_of
     from jaxmlp.run.find import new_folder
     from jaxmlp.sweep import sweep
 
@@ -117,7 +121,8 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
             resident_bytes=int(chosen.resident_mb * 2**20),
         )  # fmt: skip
 
-    return _train(train, path, chosen)
+    roots = roots_of(*(with_values(config, values) for values in settings))
+    return _train(train, path, chosen, roots)
 
 
 def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
@@ -130,12 +135,13 @@ def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
 
     def train(progress: SweepProgress, stop: Stop) -> SweepResult:
         return resume(
-            path, manual_dir=chosen.manual_dir, progress=progress, devices=chosen.devices, stop=stop,
+            path, experiment=chosen.experiment, accept_changed_code=chosen.accept_changed_code,
+            manual_dir=chosen.manual_dir, progress=progress, devices=chosen.devices, stop=stop,
             checkpoint_s=chosen.checkpoint_s, digest_every=chosen.digest_every,
             resident_bytes=int(chosen.resident_mb * 2**20),
         )  # fmt: skip
 
-    return _train(train, path, chosen)
+    return _train(train, path, chosen, chosen.experiment)
 
 
 def _configure(chosen: SweepResumeFlags, argv: Sequence[str], lanes: int) -> None:
@@ -143,14 +149,21 @@ def _configure(chosen: SweepResumeFlags, argv: Sequence[str], lanes: int) -> Non
     runtime.configure(chosen.device, cpu_devices=lanes)
 
 
-def _train(train: Callable[[SweepProgress, Stop], SweepResult], path: Path | None, chosen: SweepResumeFlags) -> Answer:
+def _train(
+    train: Callable[[SweepProgress, Stop], SweepResult],
+    path: Path | None,
+    chosen: SweepResumeFlags,
+    experiment: Sequence[Path],
+) -> Answer:
     """Train, and tell of it in the first process, which alone has a path."""
     from jaxmlp import distributed
+    from jaxmlp.run import code
     from jaxmlp.signals import stop_signals
     from jaxmlp.sweep.progress import make_progress
 
     told = distributed.share(str(path.resolve() if path else "").encode()).decode()
     distributed.tell("run_dir", told)
+    distributed.tell("experiment", code.flags(experiment))
     with make_progress(chosen.verbose if path else "0") as progress, stop_signals() as stop:
         result = train(progress, stop)
     document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
@@ -159,7 +172,7 @@ def _train(train: Callable[[SweepProgress, Stop], SweepResult], path: Path | Non
     if result.status != "finished":
         assert stop.signal
         saved = f"{len(result.lanes)} of {result.total} lanes are done, those in training saved"
-        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}"
+        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}{code.flags(experiment)}"
         return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {go_on}")
     if all(lane.status == "diverged" for lane in result.lanes):
         message = "every lane diverged. Try smaller learning rates, or check the data's scale (--data.pixel-scale)."

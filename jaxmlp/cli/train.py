@@ -25,11 +25,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeFlags(flags.DataFlags, flags.DeviceFlags):
+class ResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Go on from the newest good checkpoint of a run, with its stored config; a finished run shows its result."""
 
     resume: str | None = None
     """Go on with this run, a folder or `last`, in place of EXPERIMENT.py."""
+    accept_changed_code: flags.Switch = False
+    """Go on with other code than the run was made with; the run records it."""
     devices: int | None = ranged(None, "[1, 65536]")
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
     distributed: str | None = None
@@ -67,12 +69,23 @@ def run(argv: Sequence[str]) -> Answer:
         join("train", argv, resumed.device, resumed.distributed)
         return _resume(resumed)
     chosen, config = parse_experiment(TrainFlags, argv, "train")
+    refuse_code(chosen)
     if chosen.dry_run:
         runtime.configure(chosen.device)
         return summary.show(config)
     join("train", argv, chosen.device, chosen.distributed)
     runtime.configure(chosen.device)
     return _begin(chosen, config)
+
+
+def refuse_code(chosen: flags.CodeFlags) -> None:
+    """Say what `--experiment` is for where nothing goes on.
+
+    Raises:
+        UsageError: It was given.
+    """
+    if chosen.experiment:
+        raise UsageError("--experiment goes with --resume: the code of a run. A new one names its file first")
 
 
 def join(
@@ -107,34 +120,43 @@ def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
 
 def _resume(chosen: ResumeFlags) -> Answer:
     from jaxmlp import distributed
-    from jaxmlp.run.directory import RunDirectory
+    from jaxmlp.experiment import Code
+    from jaxmlp.opening import finder, open_run
     from jaxmlp.run.find import find_run
 
+    if chosen.experiment:
+        runtime.configure(chosen.device)  # Before the file's own imports can start JAX.
+    code = Code(chosen.experiment)
     if chosen.distributed and not distributed.is_first():
         told = json.loads(distributed.share(b""))
+        path = Path(told["path"])
         if told["result"]:
-            return _answer(Path(told["path"]), chosen, told["result"])
+            return _answer(path, chosen, told["result"])
         from jaxmlp.config import ExperimentConfig
 
-        return _continue(ExperimentConfig.from_dict(told["config"]), chosen, None)
-    with RunDirectory.open(find_run(str(chosen.resume)), write=True) as stored:
+        find = finder(path, told["config"], told["manifest"], code)
+        return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
+    path = find_run(str(chosen.resume))
+    with open_run(path, code, write=True, accept_changed_code=chosen.accept_changed_code) as stored:
         result = stored.manifest["result"] if stored.status == "finished" else None
         if chosen.distributed:
-            told = {"path": str(stored.path), "result": result, "config": stored.config.to_dict()}
+            told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
             distributed.share(json.dumps(told).encode())
         return _answer(stored.path, chosen, result) if result else _continue(stored.config, chosen, stored)
 
 
 def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
     from jaxmlp import data
+    from jaxmlp.opening import open_data
     from jaxmlp.run.manifest import differences
 
     runtime.configure(chosen.device)
-    dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
+    if stored:
+        dataset = open_data(stored, manual_dir=chosen.manual_dir, report=say)
+    else:
+        dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     facts = _facts(config, dataset, chosen)
     for difference in differences(stored.manifest, facts) if stored else []:
-        if difference.startswith("data_sha256"):
-            raise RunError(f"{chosen.resume} was trained on other data: {difference}.")
         say(f"The bits may differ from an uninterrupted run's: {difference}.")
     return _train(config, dataset, chosen, stored)
 
@@ -151,12 +173,16 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     import jax
 
     from jaxmlp import distributed, shards
+    from jaxmlp.code import roots_of
     from jaxmlp.fitting import fit
     from jaxmlp.progress import make_progress
+    from jaxmlp.run import code
     from jaxmlp.signals import stop_signals
 
     path = Path(distributed.share(str(stored.path.resolve() if stored else "").encode()).decode())
+    experiment = code.flags(roots_of(config))
     distributed.tell("run_dir", path)
+    distributed.tell("experiment", experiment)
     used = len(shards.pick_devices(config.grad_shards, chosen.devices))
     verbose = chosen.verbose if stored else "0"
     for note in dataset.notes:
@@ -177,6 +203,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
             checkpoint_s=chosen.checkpoint_s,
             digest_every=chosen.digest_every,
             resident_bytes=int(chosen.resident_mb * 2**20),
+            accept_changed_code=chosen.accept_changed_code,
         )
     for board in boards:
         board.finish(history.result())
@@ -184,7 +211,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     if history.status == "finished" or not stop.signal:
         return answer
     saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {config.epochs} epochs done"
-    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}"
+    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{experiment}"
     return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
 
 

@@ -1,7 +1,7 @@
 """Data sets in host memory: loaded by name or made of arrays, checked against known sums, split as Keras splits."""
 
-from jaxmlp.data.arrays import as_images, as_labels, from_arrays
-from jaxmlp.data.catalog import load, names, prepare, register, status
+from jaxmlp.data.arrays import as_images, as_inputs, as_labels, as_targets, check_pixels, from_arrays
+from jaxmlp.data.catalog import load, names, prepare, register, registered, status
 from jaxmlp.data.dataset import ArrayFacts, Dataset, Facts, Split, digest, facts_of
 from jaxmlp.data.idx import read_idx
 from jaxmlp.data.prepared import Status
@@ -13,7 +13,10 @@ __all__ = [
     "Split",
     "Status",
     "as_images",
+    "as_inputs",
     "as_labels",
+    "as_targets",
+    "check_pixels",
     "digest",
     "facts_of",
     "from_arrays",
@@ -22,5 +25,6 @@ __all__ = [
     "prepare",
     "read_idx",
     "register",
+    "registered",
     "status",
 ]

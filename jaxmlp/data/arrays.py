@@ -1,20 +1,22 @@
-"""Whether arrays are images and labels: checked once, on the host, before anything is compiled."""
+"""Whether arrays are examples and targets: checked once, on the host, before anything is compiled."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxmlp.data.dataset import Dataset, Split, digest, make_dataset
+from jaxmlp.data.dataset import CHANNELS, Dataset, Split, arrays_of, digest, make_dataset
 from jaxmlp.errors import DataError
 
 Pair: TypeAlias = Sequence[Any]
-"""Two: images and labels, as `as_images` and `as_labels` take them."""
-CHANNELS = (1, 2, 3, 4)
-"""Lengths by which the channel axis is known where no shape is given."""
+"""Two: examples and targets, as `as_inputs` and `as_targets` take them."""
+LEAST_SIDE = 8
+"""Pixels of the side of the smallest image that a flat row can be."""
+SMALL_SCALE = 0.01
+"""A pixel scale below it is made for pixels of 0 to 255."""
 
 
 def as_images(array: Any, *, shape: tuple[int, ...] | None = None) -> np.ndarray:
@@ -118,6 +120,103 @@ def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
     return labels.astype(np.int32)
 
 
+def as_inputs(array: Any, *, images: bool | None = None) -> Any:
+    """Examples as the models take them: images, or arrays of any other shape.
+
+    Args:
+        array: An array whose first axis is the examples, or a mapping of such arrays by name, which are no images.
+        images: Whether the array holds images, as `as_images` takes them. By default it does if it has the axes
+            [n, height, width], with 1 to 4 channels last or first where there are four axes, or flat rows of a square
+            of 8 x 8 or more.
+
+    Returns:
+        Images as of `as_images`. Else floats, and true and false, as float32, uint8 as it is, and other integers as
+        int32, which no step scales.
+
+    Raises:
+        DataError: Another type, no example, or a number that is not finite or beyond int32.
+    """
+    if isinstance(array, Mapping):
+        if not array:
+            raise DataError("data: a mapping of arrays must have one, got none")
+        return {str(name): _as_numbers(each, f"inputs {name}") for name, each in sorted(array.items())}
+    inputs = np.asarray(array)
+    return as_images(inputs) if _are_images(inputs, images) else _as_numbers(inputs, "inputs")
+
+
+def _are_images(inputs: np.ndarray, images: bool | None) -> bool:
+    if images is not None or inputs.dtype.kind not in "buif":
+        return bool(images)
+    shape = inputs.shape[1:]
+    if len(shape) == 1:
+        return shape[0] >= LEAST_SIDE**2 and math.isqrt(shape[0]) ** 2 == shape[0]
+    return len(shape) == 2 or (len(shape) == 3 and not {shape[0], shape[2]}.isdisjoint(CHANNELS))
+
+
+def _as_numbers(array: Any, name: str) -> np.ndarray:
+    numbers = np.asarray(array)
+    if not numbers.ndim or not numbers.size:
+        raise DataError(f"data: {name} must be [n, ...], got {numbers.shape}")
+    if numbers.dtype == np.uint8:
+        return numbers
+    if numbers.dtype.kind in "iu":
+        limits = np.iinfo(np.int32)
+        if not limits.min <= numbers.min() <= numbers.max() <= limits.max:
+            raise DataError(f"data: {name} must be in int32, got {numbers.min()} to {numbers.max()}")
+        return numbers.astype(np.int32, copy=False)
+    if numbers.dtype.kind in "fb":
+        with np.errstate(over="ignore"):
+            numbers = numbers.astype(np.float32, copy=False)
+        if not np.isfinite(numbers).all():
+            raise DataError(f"data: {name} must be finite, got nan or inf, or a number beyond float32")
+        return numbers
+    raise DataError(f"data: {name} must be numbers, got an array of {numbers.dtype}")
+
+
+def as_targets(array: Any, num_classes: int | None) -> np.ndarray:
+    """Targets as the losses take them.
+
+    Args:
+        array: Labels, as `as_labels` takes them; or floats that are not one-hot: distributions over the classes
+            [n, num_classes], or numbers [n, ...].
+        num_classes: None takes any number of classes.
+
+    Returns:
+        int32 [n] of labels; else float32 in the given shape.
+
+    Raises:
+        DataError: Labels out of range, floats that are not finite, or distributions over other classes.
+    """
+    targets = np.asarray(array)
+    if targets.dtype.kind != "f" or _is_one_hot(targets):
+        return as_labels(targets, num_classes)
+    targets = _as_numbers(targets, "targets")
+    if num_classes is not None and targets.shape[1:] != (num_classes,):
+        raise DataError(f"data: distributions must be [n, {num_classes}], got {targets.shape}")
+    return targets
+
+
+def _is_one_hot(targets: np.ndarray) -> bool:
+    is_wide = targets.ndim == 2 and targets.shape[1] > 1
+    return is_wide and bool((((targets == 0) | (targets == 1)).all(axis=1) & (targets.sum(axis=1) == 1)).all())
+
+
+def check_pixels(inputs: Any, scale: float) -> None:
+    """Make sure that floats of 0 to 1 are not scaled as pixels of 0 to 255 would be.
+
+    Args:
+        inputs: An array, or a mapping of arrays.
+        scale: The experiment's `data.pixel_scale`.
+
+    Raises:
+        DataError: They are, so that a network would see next to nothing.
+    """
+    for leaf in arrays_of(inputs):
+        if leaf.dtype.kind == "f" and scale < SMALL_SCALE and 0 < leaf.max(initial=0) <= 1:
+            wanted = f"pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1"
+            raise DataError(f"data: {wanted}. Train with data.pixel_scale=1 (--data.pixel-scale 1) for such numbers")
+
+
 def from_arrays(
     train: Pair,
     test: Pair,
@@ -125,18 +224,22 @@ def from_arrays(
     validation: Pair | float | str | None = None,
     name: str = "arrays",
     num_classes: int | None = None,
+    weights: Any = None,
+    images: bool | None = None,
 ) -> Dataset:
     """A data set of arrays in memory.
 
     Args:
-        train: Images and labels, as `as_images` and `as_labels` take them.
-        test: The same, of images of the same shape and type.
-        validation: Images and labels; or what `DataConfig.validation` may be.
+        train: Examples and targets, as `as_inputs` and `as_targets` take them.
+        test: The same, of arrays of the same shapes and types.
+        validation: Examples and targets; or what `DataConfig.validation` may be.
         name: Shown to people.
-        num_classes: None takes one more than the largest label, or the width of one-hot labels.
+        num_classes: None takes one more than the largest label, or the width of one-hot labels and of distributions.
+        weights: Of the training examples' losses, [n], 0 or more; by default all count alike.
+        images: Whether examples are images; by default their shape tells, as in `as_inputs`.
 
     Raises:
-        DataError: Arrays that are no images and labels, or do not fit each other: found and wanted.
+        DataError: Arrays that are no examples and targets, or do not fit each other: found and wanted.
         ConfigError: A validation that is no fraction in (0, 1), no split's name, or leaves a side empty.
     """
     pairs = {"train": train, "test": test}
@@ -146,32 +249,63 @@ def from_arrays(
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"data: {split} must be a pair of images and labels, got {type(pair).__name__}")
     if num_classes is None:
-        num_classes = max(_classes(labels) for _, labels in pairs.values())
-    splits = {split: _as_split(split, pair, num_classes) for split, pair in pairs.items()}
-    wanted = splits["train"].inputs
-    for split, (images, _, _) in splits.items():
-        if images.shape[1:] != wanted.shape[1:] or images.dtype != wanted.dtype:
-            found = f"{images.dtype} {images.shape[1:]}"
-            raise DataError(f"data: {split} images must be as train's, {wanted.dtype} {wanted.shape[1:]}, got {found}")
+        num_classes = _classes([targets for _, targets in pairs.values()])
+    splits = {split: _as_split(split, pair, num_classes, images) for split, pair in pairs.items()}
+    wanted = splits["train"]
+    for split, found in splits.items():
+        if _shown(found.inputs) != _shown(wanted.inputs):
+            told = f"{_shown(wanted.inputs)}, got {_shown(found.inputs)}"
+            raise DataError(f"data: {split} {_noun(wanted.inputs)} must be as train's, {told}")
+        if _shown(found.targets) != _shown(wanted.targets):
+            told = f"{_shown(wanted.targets)}, got {_shown(found.targets)}"
+            raise DataError(f"data: {split} targets must be as train's, {told}")
+    splits["train"] = wanted._replace(weights=_as_weights(weights, len(wanted.targets)))
     return make_dataset(
         name,
         splits["train"],
         splits["test"],
         validation=validation if isinstance(validation, float | str | None) else splits["validation"],
-        num_classes=num_classes,
+        num_classes=num_classes or math.prod(wanted.targets.shape[1:]),
         sha256=digest(splits["train"], splits["test"]),
     )
 
 
-def _classes(labels: Any) -> int:
-    shape = np.shape(labels)
-    return shape[1] if len(shape) == 2 and shape[1] > 1 else int(as_labels(labels, None).max(initial=0)) + 1
+def _classes(targets: Iterable[Any]) -> int | None:
+    """The number of classes of labels; None of other targets."""
+    given = [np.asarray(each) for each in targets]
+    if any(each.dtype.kind == "f" and not _is_one_hot(each) for each in given):
+        return None
+    return max(
+        each.shape[1] if each.ndim == 2 and each.shape[1] > 1 else int(as_labels(each, None).max(initial=0)) + 1
+        for each in given
+    )
 
 
-def _as_split(split: str, pair: Pair, num_classes: int) -> Split:
-    images, labels = pair
-    checked = Split(as_images(images), as_labels(labels, num_classes))
-    if len(checked.inputs) != len(checked.targets):
-        found = f"{len(checked.inputs)} images and {len(checked.targets)} labels"
-        raise DataError(f"data: {split} must have a label for each image, got {found}")
+def _as_split(split: str, pair: Pair, num_classes: int | None, images: bool | None) -> Split:
+    inputs, targets = pair
+    checked = Split(as_inputs(inputs, images=images), as_targets(targets, num_classes))
+    for leaf in arrays_of(checked.inputs):
+        if len(leaf) != len(checked.targets):
+            nouns = _noun(checked.inputs), "labels" if checked.targets.dtype.kind in "iu" else "targets"
+            found = f"{len(leaf)} {nouns[0]} and {len(checked.targets)} {nouns[1]}"
+            raise DataError(f"data: {split} must have a {nouns[1][:-1]} for each {nouns[0][:-1]}, got {found}")
     return checked
+
+
+def _as_weights(weights: Any, examples: int) -> np.ndarray | None:
+    if weights is None:
+        return None
+    numbers = np.float32(_as_numbers(weights, "weights"))
+    if numbers.shape != (examples,) or numbers.min() < 0 or not numbers.any():
+        raise DataError(f"data: weights must be [{examples}], 0 or more and not all 0, got {numbers.shape}")
+    return numbers
+
+
+def _noun(inputs: Any) -> str:
+    is_image = not isinstance(inputs, Mapping) and inputs.ndim == 4 and inputs.shape[3] in CHANNELS
+    return "images" if is_image else "examples"
+
+
+def _shown(inputs: Any) -> str:
+    named = inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]
+    return ", ".join(f"{name} {leaf.dtype} {leaf.shape[1:]}".strip() for name, leaf in named)

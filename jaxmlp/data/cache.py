@@ -19,27 +19,19 @@ import numpy as np
 from jaxmlp.data.dataset import Split, digest, serialized
 from jaxmlp.data.official import Source, contents_digest
 from jaxmlp.errors import DataError, DiskError
+from jaxmlp.folders import chosen_folder, user_cache
 
 MAKING = ".making-"
 """Starts the name of a folder in which something is being made."""
-
-
-def chosen_folder(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
-    """The folder given, else the environment variable's; an empty one counts as none."""
-    folder = os.fspath(given or "") or os.environ.get(variable)
-    return Path(folder).expanduser() if folder else None
 
 
 def data_folder(given: str | os.PathLike[str] | None) -> Path:
     """Where prepared and decoded data lies: given, JAXMLP_DATA_DIR, or `jaxmlp/data` in the user's cache folder."""
     if folder := chosen_folder(given, "JAXMLP_DATA_DIR"):
         return folder
-    cache = chosen_folder(None, "XDG_CACHE_HOME")
-    try:
-        # The XDG base directory specification has relative paths ignored.
-        return (cache if cache and cache.is_absolute() else Path.home() / ".cache") / "jaxmlp" / "data"
-    except RuntimeError:
-        raise DataError("data: there is no home folder to keep data in. Name a folder by JAXMLP_DATA_DIR") from None
+    if cache := user_cache():
+        return cache / "data"
+    raise DataError("data: there is no home folder to keep data in. Name a folder by JAXMLP_DATA_DIR")
 
 
 def read_copy(path: Path, source: Source) -> tuple[Split, Split, str] | None:

@@ -14,6 +14,7 @@ from jaxmlp.data.arrays import Pair, from_arrays
 from jaxmlp.data.dataset import Dataset, make_dataset
 from jaxmlp.data.prepared import Report, Status
 from jaxmlp.errors import ConfigError, DataError, did_you_mean, printable
+from jaxmlp.folders import chosen_folder
 
 StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"
@@ -31,7 +32,7 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
 
     Args:
         name: Not one of jaxmlp's own.
-        function: Gives train and test, each images and labels as `as_images` and `as_labels` take them.
+        function: Gives train and test, each examples and targets as `as_inputs` and `as_targets` take them.
 
     Raises:
         ConfigError: The name is one of jaxmlp's own.
@@ -39,6 +40,11 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
     if name in official.SOURCES or name == EMBEDDED:
         raise ConfigError("data.name", f"must be a new name, got {name!r}, which jaxmlp has already")
     _registered[name] = function
+
+
+def registered(name: str) -> Callable[[], tuple[Pair, Pair]] | None:
+    """The function that was registered as the data set `name`, if one was."""
+    return _registered.get(name)
 
 
 def _say(line: str) -> None:
@@ -102,7 +108,7 @@ def prepare(
     _check_known(name)
     if name in official.SOURCES:
         prepared.load(name, *_folders(manual_dir, data_dir), report, stock=False)
-    return _status(name, *_folders(manual_dir, data_dir))
+    return _status(name, manual_dir, data_dir)
 
 
 def status(*, manual_dir: StrPath | None = None, data_dir: StrPath | None = None) -> list[Status]:
@@ -110,7 +116,7 @@ def status(*, manual_dir: StrPath | None = None, data_dir: StrPath | None = None
 
     Args: As `load`.
     """
-    return [_status(name, *_folders(manual_dir, data_dir)) for name in names()]
+    return [_status(name, manual_dir, data_dir) for name in names()]
 
 
 def _check_known(name: str) -> None:
@@ -120,16 +126,16 @@ def _check_known(name: str) -> None:
 
 
 def _folders(manual_dir: StrPath | None, data_dir: StrPath | None) -> tuple[Path | None, Path]:
-    return cache.chosen_folder(manual_dir, "JAXMLP_MANUAL_DIR"), cache.data_folder(data_dir)
+    return chosen_folder(manual_dir, "JAXMLP_MANUAL_DIR"), cache.data_folder(data_dir)
 
 
-def _status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
+def _status(name: str, manual_dir: StrPath | None, data_dir: StrPath | None) -> Status:
     if name in _registered:
         return Status(name, "a registered function", True, 0, None)
     try:
         if name == EMBEDDED:
             path = embedded.path()
             return Status(name, str(path), True, path.stat().st_size, embedded.SHA256)
-        return prepared.status(name, manual_dir, data_dir)
+        return prepared.status(name, *_folders(manual_dir, data_dir))
     except (DataError, OSError) as error:
         return Status(name, "", False, 0, None, str(error))

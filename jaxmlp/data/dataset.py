@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,11 @@ import numpy as np
 
 from jaxmlp.data.idx import idx_parts
 from jaxmlp.errors import ConfigError, did_you_mean
+
+CHANNELS = (1, 2, 3, 4)
+"""Lengths by which the channel axis of an image is known."""
+SUM_TOLERANCE = 1e-3
+"""How far the sum of a distribution in float32 may be from 1: a thousand classes, each rounded."""
 
 
 class Split(NamedTuple):
@@ -24,15 +30,24 @@ class Split(NamedTuple):
     """Weight of each example's loss, float32 [examples]; None counts all alike."""
 
     def __repr__(self) -> str:
-        leaves = self.inputs.values() if isinstance(self.inputs, Mapping) else [self.inputs]
-        shown = " and ".join(f"{leaf.dtype} {leaf.shape[1:]}" for leaf in leaves)
+        shown = " and ".join(f"{leaf.dtype} {leaf.shape[1:]}" for leaf in arrays_of(self.inputs))
         return f"Split({len(self.targets)} examples of {shown})"
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Class ids [examples]; of distributions, the likeliest class, the first of equals."""
+        return self.targets if self.targets.dtype.kind in "iu" else self.targets.argmax(axis=1)
 
     def rows(self, index: Any) -> Split:
         """These examples."""
         inputs = self.inputs
         taken = {name: leaf[index] for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else inputs[index]
         return Split(taken, self.targets[index], None if self.weights is None else self.weights[index])
+
+
+def arrays_of(inputs: Any) -> list[np.ndarray]:
+    """The arrays of a split's inputs."""
+    return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
 
 
 class ArrayFacts(NamedTuple):
@@ -54,6 +69,8 @@ class Facts(NamedTuple):
     targets: ArrayFacts
     outputs: int
     """Number of classes, or of numbers in a target."""
+    classes: bool = True
+    """Whether targets are classes, by id or as distributions; else they are numbers."""
 
     def zeros(self, rows: int) -> Split:
         """Examples of zeros."""
@@ -67,7 +84,7 @@ class Facts(NamedTuple):
     def image_shape(self) -> tuple[int, int, int] | None:
         """Height, width and channels where an input is an image, else None."""
         shape = () if isinstance(self.inputs, dict) else self.inputs.shape
-        return (shape[0], shape[1], shape[2]) if len(shape) == 3 else None
+        return (shape[0], shape[1], shape[2]) if len(shape) == 3 and shape[2] in CHANNELS else None
 
     def to_plain(self) -> dict[str, Any]:
         """As JSON types."""
@@ -77,6 +94,7 @@ class Facts(NamedTuple):
             "inputs": plain if isinstance(self.inputs, dict) else plain[""],
             "targets": [self.targets.dtype, list(self.targets.shape)],
             "outputs": self.outputs,
+            "classes": self.classes,
         }
 
     @classmethod
@@ -100,7 +118,9 @@ class Facts(NamedTuple):
             named = {name: of(found) for name, found in inputs.items()} if isinstance(inputs, dict) else of(inputs)
             if type(plain["outputs"]) is not int or not 0 < plain["outputs"] < 1 << 31:
                 raise ValueError(f"outputs are {plain['outputs']}")
-            return cls(named, of(plain["targets"]), plain["outputs"])
+            if type(plain["classes"]) is not bool:
+                raise ValueError(f"classes are {plain['classes']}")
+            return cls(named, of(plain["targets"]), plain["outputs"], plain["classes"])
         except (KeyError, TypeError) as error:
             raise ValueError(str(error)) from error
 
@@ -113,7 +133,15 @@ def facts_of(split: Split, outputs: int) -> Facts:
 
     inputs = split.inputs
     named = {name: of(leaf) for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else of(inputs)
-    return Facts(named, of(split.targets), outputs)
+    return Facts(
+        named, of(split.targets), outputs, split.targets.dtype.kind in "iu" or _are_distributions(split.targets)
+    )
+
+
+def _are_distributions(targets: np.ndarray) -> bool:
+    if targets.ndim != 2 or targets.shape[1] < 2 or targets.min(initial=0) < 0:
+        return False
+    return bool((np.abs(targets.sum(axis=1) - 1) <= SUM_TOLERANCE).all())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,24 +158,34 @@ class Dataset:
     notes: tuple[str, ...] = ()
     """Lines that people must see."""
 
-    @property
+    @functools.cached_property
     def facts(self) -> Facts:
         """Shapes and types of an example, and the number of outputs."""
         return facts_of(self.train, self.num_classes)
 
 
 def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
-    r"""The bytes that a data set's SHA-256 is over: each split's images, then its labels, as uncompressed IDX files.
+    r"""The bytes that a data set's SHA-256 is over: each split's inputs, targets and weights as uncompressed IDX files.
 
     Images of one channel have the axes examples, height, width; others have channels last. Labels are unsigned bytes
     where all are below 256, else 32-bit. So the digest of MNIST is that of its four files, one after the other:
 
         zcat train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
              t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz | sha256sum
+
+    Other inputs and targets are as they are. Before each array of a mapping stands its name with a zero byte after it.
+    Weights are there where a split has them.
     """
-    for images, labels, _ in splits:
-        yield from idx_parts(images[..., 0] if images.shape[-1] == 1 else images)
-        yield from idx_parts(labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.int32))
+    for inputs, targets, weights in splits:
+        named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]
+        for name, leaf in named:
+            yield f"{name}\0".encode() if isinstance(inputs, Mapping) else b""
+            yield from idx_parts(leaf[..., 0] if leaf.ndim == 4 and leaf.shape[-1] == 1 else leaf)
+        if targets.dtype.kind in "iu":
+            targets = targets.astype(np.uint8 if targets.max(initial=0) < 256 else np.int32)
+        yield from idx_parts(targets)
+        if weights is not None:
+            yield from idx_parts(weights)
 
 
 def digest(*splits: Split) -> str:
@@ -204,7 +242,7 @@ def make_dataset(
     """
     left, held_out = cut_validation(train, test, validation)
     untrained = np.setdiff1d(train.targets, left.targets)
-    if untrained.size:
+    if untrained.size and train.targets.dtype.kind in "iu":
         classes = ", ".join(map(str, untrained))
         cut = f"data.validation {validation} takes the last {len(train.targets) - len(left.targets):,} training images"
         notes += (f"{cut}, and with them all of class {classes}: none is trained on",)

@@ -40,7 +40,7 @@ class Status(NamedTuple):
 
     name: str
     where: str
-    """A file, a folder, or what it comes from; empty where it is not on this machine."""
+    """A file, a folder, or what it comes from; empty if there is nothing here that could be loaded."""
     prepared: bool
     """Whether it loads from there as it is; original files are prepared first."""
     bytes: int
@@ -48,24 +48,21 @@ class Status(NamedTuple):
     sha256: str | None
     """`Dataset.sha256` of what is there; None where only loading it shows that."""
     problem: str = ""
-    """What is damaged, or cannot be used."""
+    """What is damaged, or cannot be used. If `where` is empty, loading the data set fails with this message."""
 
 
 def status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
     """Where data set `name` would be loaded from, nothing made and nothing fetched.
 
     Raises:
-        DataError: `manual_dir` has no such data.
+        DataError: What would be loaded is not there, damaged, or cannot be read here; loading it says the same.
     """
     damaged: list[str] = []
     path = copy_path(name, data_dir)
     source = find_named(name, manual_dir) if manual_dir else None
     if isinstance(source, tuple):
         found = Status(name, str(source[0].parent), False, _size(source), None)
-        try:
-            official.verify(name, source)
-        except DataError as error:
-            return found._replace(problem=str(error))
+        official.verify(name, source)
     if not isinstance(source, Path) and (loaded := _from_copy(name, data_dir, damaged)):
         return Status(name, str(path), True, _size([path]), loaded.sha256)
     problem = "".join(damaged)
@@ -75,10 +72,7 @@ def status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
     if not folder:
         return Status(name, "", False, 0, None, problem)
     found = Status(name, str(folder), True, _size(folder.iterdir()), None, problem)
-    try:
-        _check_format(name, folder)
-    except DataError as error:
-        return found._replace(prepared=False, problem=str(error))
+    _check_format(name, folder)
     return found
 
 
@@ -205,9 +199,12 @@ def _sum(path: Path) -> bytes:
 
 def _check_format(name: str, folder: Path) -> None:
     try:
-        file_format = parse_json((folder / "dataset_info.json").read_bytes()).get("fileFormat", "tfrecord")
+        about = parse_json((folder / "dataset_info.json").read_bytes())
+        file_format, held = about.get("fileFormat", "tfrecord"), str(about.get("name", name))
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"data: {folder / 'dataset_info.json'} cannot be read: {error}") from None
+    if held.removeprefix("jaxmlp_") != name:
+        raise DataError(f"data: {folder} holds {held}, wanted {name}")
     if file_format != "array_record":
         found = f"{folder} holds {name} as {str(file_format).upper()}, which only TensorFlow reads"
         raise DataError(f"data: {found}. Make a copy that needs none: jaxmlp data prepare {name}")

@@ -36,16 +36,18 @@ def _packages() -> tuple[ModuleType, ModuleType]:
         import onnxruntime
     except ImportError as error:
         raise UsageError("--format onnx needs onnx and onnxruntime: pip install 'jaxmlp[onnx]'") from error
+    onnxruntime.disable_telemetry_events()
     return onnx, onnxruntime
 
 
 def write(path: Path, model: Model) -> None:
     """`images` float32 [batch, height, width, channels], pixels unscaled, to `probabilities` [batch, classes]."""
+    layers = dense_layers(model)
     onnx, _ = _packages()
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     nodes, weights = [helper.make_node("Flatten", ["images"], ["flat"], axis=1)], []
     x = "flat"
-    for i, layer in enumerate(dense_layers(model)):
+    for i, layer in enumerate(layers):
         name = f"Dense_{i}"
         if layer.scale != 1:
             weights.append(onnx.numpy_helper.from_array(np.float32(layer.scale), f"{name}/scale"))
@@ -64,7 +66,7 @@ def write(path: Path, model: Model) -> None:
             nodes.append(helper.make_node(operator, [x], [f"{name}/{layer.activation}"], **attributes))
             x = f"{name}/{layer.activation}"
     nodes.append(helper.make_node("Softmax", [x], ["probabilities"], axis=1))
-    images = helper.make_tensor_value_info("images", float32, ["batch", *model.image_shape])
+    images = helper.make_tensor_value_info("images", float32, ["batch", *model.facts.zeros(1).inputs.shape[1:]])
     answers = helper.make_tensor_value_info("probabilities", float32, ["batch", model.num_classes])
     graph = helper.make_graph(nodes, model.config.name, [images], [answers], weights)
     made = helper.make_model(
@@ -77,12 +79,12 @@ def write(path: Path, model: Model) -> None:
     files.write(path, made.SerializeToString())
 
 
-def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What ONNX Runtime answers from the file, on the CPU."""
     _, onnxruntime = _packages()
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # of onnxruntime's own kinds, which have no common parent
         raise RunError(f"{path} is not an ONNX model: {error}") from error
-    (answers,) = session.run(None, {"images": images.astype(np.float32)})
-    return np.asarray(answers)
+    (found,) = session.run(None, {"images": images.astype(np.float32)})
+    return np.asarray(found)

@@ -1,8 +1,7 @@
-"""Orbax: the parameters as a checkpoint folder of the JAX ecosystem."""
+"""Orbax: parameters and variables as a checkpoint folder of the JAX ecosystem."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
@@ -29,6 +28,8 @@ def _checkpointer() -> Any:
 def write(path: Path, model: Model) -> None:
     """The tree `{"Dense_0": {"bias", "kernel"}, ...}` in a folder that is not there yet.
 
+    What the network keeps beside its parameters stands under its collection, such as `batch_stats`.
+
     Raises:
         DiskError: It could not be written.
         RunError: Something of that name is there.
@@ -40,7 +41,7 @@ def write(path: Path, model: Model) -> None:
         temporary = Path(tempfile.mkdtemp(prefix=".jaxmlp-", suffix=".tmp", dir=path.parent))
         try:
             with _checkpointer() as checkpointer:
-                checkpointer.save(temporary.resolve() / "params", model.params)
+                checkpointer.save(temporary.resolve() / "params", model.tensors())
             for each in temporary.rglob("*"):
                 files.sync(each)
             os.rename(temporary / "params", path)
@@ -49,11 +50,11 @@ def write(path: Path, model: Model) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What the folder's parameters answer in the model's own program."""
+def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
+    """What the folder's tensors answer in the model's own program."""
     with _checkpointer() as checkpointer:
         try:
-            restored = checkpointer.restore(path.resolve(), jax.tree.map(np.asarray, model.params))
+            restored = checkpointer.restore(path.resolve(), jax.tree.map(np.asarray, model.tensors()))
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"{path} is not an Orbax checkpoint of this network: {error}") from error
-    return dataclasses.replace(model, params=restore(model.params, leaves(restored))).probabilities(images)
+    return model.with_tensors(restore(model.tensors(), leaves(restored))).answers(inputs)

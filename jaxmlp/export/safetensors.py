@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,25 @@ from jaxmlp.run.digest import digest, leaves, restore
 
 
 def write(path: Path, model: Model) -> None:
-    """Tensors `Dense_0/kernel` float32 [inputs, units] and `Dense_0/bias` [units]; metadata `jaxmlp`: JSON text."""
+    """Tensors such as `Dense_0/kernel` float32 [inputs, units]; metadata `jaxmlp`: JSON text.
+
+    What the network keeps beside its parameters stands under its collection, such as `batch_stats/BatchNorm_0/mean`.
+    """
     about = {
         "config": model.config.to_dict(),
-        "image_shape": model.image_shape,
+        "image_shape": model.facts.image_shape,
+        "data": model.facts.to_plain(),
         "step": model.step,
         "params_sha256": digest(model.params),
     }
     # One entry, because the library writes several in a random order.
-    files.write(path, safetensors.numpy.save(leaves(model.params), {"jaxmlp": json.dumps(about)}))
+    files.write(path, safetensors.numpy.save(leaves(model.tensors()), {"jaxmlp": json.dumps(about)}))
 
 
-def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What the file's parameters answer in the model's own program."""
+def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
+    """What the file's tensors answer in the model's own program."""
     try:
-        params = restore(model.params, safetensors.numpy.load(path.read_bytes()))
+        tensors = restore(model.tensors(), safetensors.numpy.load(path.read_bytes()))
     except SafetensorError as error:
         raise RunError(f"{path} is not a safetensors file: {error}.") from error
-    return dataclasses.replace(model, params=params).probabilities(images)
+    return model.with_tensors(tensors).answers(inputs)

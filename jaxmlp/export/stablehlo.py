@@ -1,6 +1,7 @@
-"""StableHLO: the whole network as one program of JAX's stable exchange format, for any number of images.
+"""StableHLO: the whole network as one program of JAX's stable exchange format, for any number of examples.
 
-The file holds what `jax.export.deserialize` reads: portable StableHLO, parameters inside, for CPU, CUDA and TPU.
+The file holds what `jax.export.deserialize` reads: portable StableHLO for CPU, CUDA and TPU, with parameters and
+variables inside.
 """
 
 from __future__ import annotations
@@ -10,35 +11,44 @@ from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlp.errors import RunError
 from jaxmlp.inference import Model
-from jaxmlp.inference import probabilities as probabilities_of
+from jaxmlp.inference import answers as answers_of
 from jaxmlp.run import files
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(path: Path, model: Model) -> None:
-    """`probabilities(images)`: images float32 [batch, height, width, channels], pixels unscaled."""
-    answer = probabilities_of(model)
+    """`answers(inputs)`: probabilities, or the numbers that the network answers with, of inputs [batch, ...].
+
+    Inputs are as the data has them, a mapping where they are one: unscaled, pixels and other numbers as float32.
+    """
+    answer = answers_of(model)
 
     @jax.jit
-    def probabilities(images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        return answer((model.params, model.variables), images)
+    def answers(inputs: Any) -> Float[Array, "batch outputs"]:
+        return answer((model.params, model.variables), inputs)
 
     (batch,) = jax.export.symbolic_shape("batch")
-    images = jax.ShapeDtypeStruct((batch, *model.image_shape), jnp.float32)
-    files.write(path, jax.export.export(probabilities, platforms=PLATFORMS)(images).serialize())
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype),
+        _as_arguments(model.facts.zeros(1).inputs),
+    )
+    files.write(path, jax.export.export(answers, platforms=PLATFORMS)(shapes).serialize())
 
 
-def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
     """What the program in the file answers, compiled for where JAX runs."""
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:  # flatbuffers raises what its reading of any bytes runs into
         raise RunError(f"{path} is not a program of jax.export: {error}.") from error
-    return np.asarray(exported.call(images.astype(np.float32)))
+    return np.asarray(exported.call(_as_arguments(inputs)))
+
+
+def _as_arguments(inputs: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf if leaf.dtype == np.int32 else leaf.astype(np.float32), inputs)

@@ -26,12 +26,12 @@ def write(path: Path, model: Model) -> None:
     """The page, with float32 weights as base64: exact, because half the bits would cost a thousandth of a probability.
 
     Raises:
-        RunError: The model does not take images of 28 x 28 grey pixels.
+        RunError: The model is no MLP, or does not take images of 28 x 28 grey pixels.
     """
-    if model.image_shape != IMAGE_SHAPE:
-        shape = " x ".join(map(str, model.image_shape))
-        raise RunError(f"--format web draws 28 x 28 x 1 images, and the run's network takes {shape}.")
     layers = dense_layers(model)
+    if model.facts.image_shape != IMAGE_SHAPE:
+        shape = " x ".join(map(str, model.facts.image_shape or ("no images",)))
+        raise RunError(f"--format web draws 28 x 28 x 1 images, and the run's network takes {shape}.")
     arrays = [np.ascontiguousarray(array, "<f4") for layer in layers for array in (layer.kernel, layer.bias)]
     about: list[dict[str, Any]] = []
     for layer in layers:
@@ -50,10 +50,11 @@ def write(path: Path, model: Model) -> None:
 def _about(model: Model) -> str:
     """Without any character that could end the script it stands in: a run's name has none."""
     layers = " - ".join(str(size) for size in (784, *mlp_of(model).hidden_sizes, model.num_classes))
-    return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {model.step:,} updates"
+    updates = f"{model.step:,} update{'s' * (model.step != 1)}"
+    return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {updates}"
 
 
-def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """What the weights in the page answer, in NumPy; that the page's own code answers the same is tested in a browser.
 
     Raises:

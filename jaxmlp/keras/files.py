@@ -81,7 +81,13 @@ def _read_hdf5(root: Group) -> KerasNetwork:
     config = root.text("model_config")
     weights = root.group("model_weights") if "model_weights" in root else root
     layers = checked_layers(_keras2_arrays(weights))
-    return assemble(layers, None if config is None else parse_architecture(_json(config)))
+    if config is None:
+        return assemble(layers, None)
+    compiled = root.text("training_config")
+    plain = _json(config)
+    if compiled and isinstance(plain, dict):
+        plain |= {"compile_config": _json(compiled)}
+    return assemble(layers, parse_architecture(plain))
 
 
 def _json(text: str | bytes) -> Any:

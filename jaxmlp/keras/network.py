@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -18,6 +18,28 @@ ACTIVATIONS: Final = {
     "swish": "silu",
 }
 """Keras's names, and ours. Its gelu is another function than ours, which is the approximation by tanh."""
+
+
+IMPORTED: Final = {
+    "InputLayer": ("batch_shape", "batch_input_shape", "dtype", "optional"),
+    "Flatten": ("data_format",),
+    "Dense": ("units", "activation", "use_bias", "kernel_regularizer", "kernel_initializer", "bias_initializer"),
+    "Dropout": ("rate", "seed"),
+    "Activation": ("activation",),
+    "ReLU": ("max_value", "negative_slope", "threshold"),
+    "Softmax": ("axis",),
+    "Rescaling": ("scale", "offset"),
+}
+"""The values of each kind of layer that are imported, refused by name, or change neither answers nor training."""
+EVERYWHERE: Final = ("name", "trainable", "dtype", "batch_input_shape", "input_shape", "batch_shape")
+"""The values that any layer may have; `_left_out` looks at those that matter."""
+LOSSES: Final = (
+    "categorical_crossentropy",
+    "sparse_categorical_crossentropy",
+    "CategoricalCrossentropy",
+    "SparseCategoricalCrossentropy",
+)
+"""Keras's names of the loss that an `ExperimentConfig` has unless told."""
 
 
 class Dense(NamedTuple):
@@ -40,6 +62,9 @@ class KerasNetwork:
     """Of its Rescaling layer, where it has one."""
     notes: tuple[str, ...]
     """What people should know."""
+    l1: float = 0.0
+    """Of the kernels' regularizer, where all Dense layers have the same."""
+    l2: float = 0.0
 
     @property
     def hidden_sizes(self) -> tuple[int, ...]:
@@ -55,6 +80,10 @@ class Architecture(NamedTuple):
     dropout_rates: tuple[float, ...]
     """After each hidden layer; the first is before them all."""
     pixel_scale: float | None
+    penalties: tuple[tuple[float, float], ...] = ()
+    """`l1` and `l2` of each Dense layer's kernel."""
+    notes: tuple[str, ...] = ()
+    """What the config says that is not imported."""
 
 
 def checked_layers(arrays: Sequence[Sequence[np.ndarray[Any, Any]]]) -> tuple[Dense, ...]:
@@ -101,7 +130,14 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
     if len(set(hidden)) > 1:
         raise Refused(f"its hidden layers have several activations ({', '.join(hidden)}), wanted one for all")
     before, *rates = architecture.dropout_rates
-    notes = []
+    notes = list(architecture.notes)
+    penalties = set(architecture.penalties)
+    if len(penalties) > 1:
+        notes.append(
+            "its kernel regularizers differ from layer to layer: further training has none. "
+            "--model.l1 and --model.l2 set one for all"
+        )
+    l1, l2 = penalties.pop() if len(penalties) == 1 else (0.0, 0.0)
     if before or len(set(rates)) > 1:
         notes.append(f"its dropout differs from layer to layer, {architecture.dropout_rates}: further training has one")
     return KerasNetwork(
@@ -110,6 +146,8 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
         dropout_rate=max(rates, default=0.0),
         pixel_scale=architecture.pixel_scale,
         notes=tuple(notes),
+        l1=l1,
+        l2=l2,
     )
 
 
@@ -120,7 +158,8 @@ def parse_architecture(plain: Any) -> Architecture:
         Refused: A layer of another kind, by name, or one that is not in a row.
     """
     try:
-        return _architecture(plain["class_name"], plain["config"])
+        found = _architecture(plain["class_name"], plain["config"])
+        return found._replace(notes=(*found.notes, *_notes_of_loss(plain.get("compile_config"))))
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise Refused(f"its config is not that of a Keras model ({type(error).__name__}: {error})") from error
 
@@ -138,8 +177,11 @@ def _architecture(kind: str, config: Any) -> Architecture:
     activations: list[str] = []
     rates = [0.0]
     scale: float | None = None
+    penalties: list[tuple[float, float]] = []
+    notes: list[str] = []
     for layer in layers:
         name, values = layer["class_name"], layer["config"]
+        notes += _left_out(name, values)
         match name:
             case "InputLayer" | "Flatten":
                 if name == "Flatten" and (units or values.get("data_format") == "channels_first"):
@@ -148,6 +190,7 @@ def _architecture(kind: str, config: Any) -> Architecture:
                 units.append(int(values["units"]))
                 activations.append(_activation(values["activation"]))
                 rates.append(0.0)
+                penalties.append(_penalty(values))
             case "Dropout":
                 rates[-1] = float(values["rate"])
                 if not 0 <= rates[-1] < 1:
@@ -160,7 +203,54 @@ def _architecture(kind: str, config: Any) -> Architecture:
                     raise ValueError(f"scale {scale}")
             case _:
                 raise Refused(f"its layer {name!r} is not one of a multilayer perceptron, or not there; it is not run")
-    return Architecture(tuple(units), tuple(activations), tuple(rates[: max(len(units), 1)]), scale)
+    hidden_rates = tuple(rates[: max(len(units), 1)])
+    return Architecture(tuple(units), tuple(activations), hidden_rates, scale, tuple(penalties), tuple(notes))
+
+
+def _left_out(kind: str, values: Mapping[str, Any]) -> Iterator[str]:
+    """What a layer's config says that the import leaves out, and that changes answers or further training."""
+    name = f"its layer {values.get('name', kind)!r}"
+    if kind == "Dense" and values.get("trainable") is False:
+        yield f"{name} is frozen (trainable: false): further training changes it"
+    if kind == "Dense" and values.get("use_bias") is False:
+        yield f"{name} has no bias: further training gives it one"
+    policy = values.get("dtype")
+    policy = policy["config"].get("name") if isinstance(policy, dict) else policy
+    if kind != "InputLayer" and policy not in (None, "float32"):
+        yield f"{name} computes in {policy}: the run computes in --precision (float32 unless told)"
+    for key, value in values.items():
+        if value not in (None, False, "", [], {}) and key not in (*EVERYWHERE, *IMPORTED.get(kind, ())):
+            about = value.get("class_name", "one") if isinstance(value, dict) else value
+            yield f"{name} has {key} ({about}), which is not imported: further training has none"
+
+
+def _penalty(values: Mapping[str, Any]) -> tuple[float, float]:
+    """`l1` and `l2` of the layer's kernel.
+
+    Raises:
+        Refused: Its regularizer is another one, so that nobody knows what it adds to the loss.
+    """
+    if not (regularizer := values.get("kernel_regularizer")):
+        return 0.0, 0.0
+    told = regularizer["config"]
+    found = {key: float(told[key] or 0) for key in ("l1", "l2") if key in told}
+    if not found or set(told) - {"l1", "l2"} or not all(0 <= value < math.inf for value in found.values()):
+        raise Refused(f"its kernel regularizer {regularizer['class_name']!r} {told} is not one of L1, L2 and L1L2")
+    return found.get("l1", 0.0), found.get("l2", 0.0)
+
+
+def _notes_of_loss(compiled: Any) -> Iterator[str]:
+    """What `compile` was told of the loss, if further training has another one unless told."""
+    if not isinstance(compiled, dict) or not (loss := compiled.get("loss")):
+        return
+    name, told = loss, {}
+    if isinstance(loss, dict):
+        is_object = isinstance(loss.get("config"), dict)
+        name, told = (loss["class_name"], loss["config"]) if is_object else (loss.get("config"), {})
+    smoothing = told.get("label_smoothing")
+    if name not in LOSSES or smoothing:
+        smoothed = f" with label_smoothing {smoothing}" if smoothing else ""
+        yield f"it was trained with the loss {name}{smoothed}: further training has --loss, cross-entropy unless told"
 
 
 def _activation(value: Any) -> str:

@@ -4,7 +4,8 @@ L1: between equal manifests, the same bits.
 L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
 L3: between other counts of devices, processes and threads, the same bits.
 L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
-where JAX, flax and the random streams are the same.
+where JAX, flax and the random streams are the same. Other code of the user's own leaves no more than that, if it says
+the same; a run that went on with other code on the way is one of both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jaxmlp.errors import RunError
+from jaxmlp.run.code import ACCEPTED, CODE
 from jaxmlp.run.manifest import differences
 
 STREAMS = ("jax", "flax", "prng", "threefry_partitionable", "random_seed_offset", "x64")
@@ -45,6 +47,9 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
         raise RunError("the run's manifest says nothing of what its bits depend on. Create runs with manifest().")
     binding, not_binding = (differences(there, here, kind) for kind in ("binding", "not_binding"))
     names = {difference.partition(":")[0] for difference in binding}
+    for accepted in there.get(ACCEPTED) or []:
+        told = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
+        binding.append(f"code: went on with other code after epoch {accepted.get('epochs')}: {told}")
     for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:
         if name in names:
             raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")

@@ -9,13 +9,14 @@ from typing import Any, NamedTuple
 
 from jaxmlp import data
 from jaxmlp.errors import RunError
+from jaxmlp.experiment import Experiment
 from jaxmlp.feed import RESIDENT_BYTES
+from jaxmlp.opening import open_data, open_run
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import Evidence, FirstDifference
 from jaxmlp.proof.experiments import bands
 from jaxmlp.proof.promise import Level, Promise, promise
 from jaxmlp.proof.training import Training
-from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 
 
@@ -55,6 +56,8 @@ def reproduce(
     run: str | Path,
     dataset: data.Dataset | None = None,
     *,
+    experiment: Experiment = (),
+    manual_dir: Path | None = None,
     devices: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
     report: Callable[[str], None] = lambda _: None,
@@ -68,20 +71,24 @@ def reproduce(
     Args:
         run: Its folder.
         dataset: Its data; by default what its config names.
+        experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment in
+            hand. Other code leaves L4.
+        manual_dir: As in `data.load`, where no data set is given.
         devices: How many share a batch; by default as many as divide the gradient shards.
         resident_bytes: As in `fit`.
         report: Told of each epoch that agrees.
 
     Raises:
         ConfigError, DataError, DeviceError: As `fit`.
+        CodeError: The run was made with code of the user's own, which is not given.
         RunError: There is no run, it is damaged, or it tells of no state to compare with.
     """
-    with RunDirectory.open(run, write=False) as stored:
+    with open_run(run, experiment) as stored:
         config, there = stored.config, stored.manifest
         pieces, orders = evidence.of_run(stored)
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
-    dataset = dataset or data.load(config.data, report=report)
+    dataset = open_data(stored, dataset, manual_dir=manual_dir, report=report)
     training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes)
     left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
 from jaxmlp.fields import parse_json
-from jaxmlp.run import checkpoint, files, jsonl, sums
+from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
 from jaxmlp.run.lock import is_held
@@ -79,14 +79,16 @@ class _Check:
         manifest = self.read(MANIFEST, lambda _: read_manifest(self.path)) or {}
         ended = manifest.get("status") in ENDS or SUMS in there
         told = (self.read(SUMS, sums.read) or {}) if ended else {}
-        for name in sorted({*ALWAYS, *told, *([HISTORY, SUMS] if ended else [])} - there):
+        for name, sha256 in code.copies(manifest).items():
+            self.agree(name, "its SHA-256 is not the one in", MANIFEST, self.read(name, sums.sha256), sha256)
+        for name in sorted({*ALWAYS, *told, *code.copies(manifest), *([HISTORY, SUMS] if ended else [])} - there):
             self.note(name, "it is missing")
         for name in sorted(there & told.keys()):
             self.agree(name, "its SHA-256 is not the one in", SUMS, self.read(name, sums.sha256), told[name])
         for name in sorted(in_folder - told.keys()) if told else []:
             self.note(name, f"it is not in {SUMS}")
         self.records(manifest, {name: state for name, state in states.items() if state}, ended=ended)
-        covered = {*ALWAYS, *told, *in_folder, TRACE, HISTORY, SUMS} & there
+        covered = {*ALWAYS, *told, *in_folder, *code.copies(manifest), TRACE, HISTORY, SUMS} & there
         return Verification(
             files=len(covered),
             tensors=sum(len(state[0]) for state in states.values() if state),

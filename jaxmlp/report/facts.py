@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -18,11 +19,14 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
+from jaxmlp.experiment import Changed, Code, Experiment
 from jaxmlp.history import EpochRecord
 from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
+from jaxmlp.mlp import MLP
+from jaxmlp.opening import open_data_of, open_run
 from jaxmlp.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
-from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.code import files_to_name, flags, wanted
 from jaxmlp.run.record import CONFIG
 from jaxmlp.sweep.directory import PLAN, load, read_manifest
 from jaxmlp.sweep.result import setting_name
@@ -49,15 +53,20 @@ class Mistake(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Answers:
-    """How a model does on the test split, image by image."""
+    """How a model does on the test split, example by example."""
 
     evaluation: Evaluation
-    correct: np.ndarray[Any, Any]
-    """bool [examples]: which test images are answered rightly."""
-    calibration: Calibration
+    correct: np.ndarray[Any, Any] | None
+    """bool [examples]: which test examples are answered rightly; None where targets are numbers."""
+    calibration: Calibration | None
+    """None where targets are numbers."""
     mistakes: tuple[Mistake, ...]
-    tiles: np.ndarray[Any, Any]
-    """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first."""
+    """Empty where targets are numbers, or inputs no images."""
+    tiles: np.ndarray[Any, Any] | None
+    """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first.
+
+    None of networks other than MLPs of images.
+    """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,9 +93,15 @@ class RunFacts:
     test_examples: int
     test_loss: float | None
     test_accuracy: float | None
-    """None of a run that diverged."""
+    """None of a run that diverged, and where targets are numbers."""
     answers: Answers | None
     """None of a lane, whose model is gone, and of a run that diverged."""
+    code_changed: tuple[Changed, ...] = ()
+    """Files of the user's own code that are others than the run was made with."""
+    noun: str = "images"
+    """What an example is called."""
+    metrics: Mapping[str, float] = MappingProxyType({})
+    """On the test split, by name, without the accuracy."""
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -134,6 +149,7 @@ def gather(
     paths: Sequence[Path],
     checkpoint: str = "last",
     *,
+    experiment: Experiment = (),
     manual_dir: Path | None = None,
     report: Callable[[str], None],
 ) -> list[RunFacts]:
@@ -142,6 +158,7 @@ def gather(
     Args:
         paths: Run directories, and sweeps that kept none.
         checkpoint: As `load_model` takes it.
+        experiment: The user's own code that the runs were made with, as `load_model` takes it.
         manual_dir: As `data.load` takes it.
         report: Told what takes long.
 
@@ -152,24 +169,22 @@ def gather(
     datasets: dict[DataConfig, data.Dataset] = {}
 
     def dataset_of(config: ExperimentConfig, path: Path, manifest: Mapping[str, Any]) -> data.Dataset:
-        if config.data not in datasets:
-            datasets[config.data] = data.load(config.data, manual_dir=manual_dir, report=report)
-        dataset = datasets[config.data]
-        if dataset.sha256 != manifest["binding"]["data_sha256"]:
-            raise RunError(f"{path} was trained on other data: the SHA-256 of {dataset.name} differs.")
-        return dataset
+        loaded = datasets.get(config.data)
+        found = open_data_of(path, config.data, manifest, loaded, manual_dir=manual_dir, report=report)
+        return datasets.setdefault(config.data, found)
 
+    code = Code(experiment)
     found: list[RunFacts] = []
     for path, name in zip(paths, _names(paths), strict=True):
         if (path / PLAN).exists():
-            found += _lanes(path, f"{name} " if len(paths) > 1 else "", dataset_of)
+            found += _lanes(path, f"{name} " if len(paths) > 1 else "", dataset_of, code)
         else:
-            found.append(_run(path, name, checkpoint, dataset_of))
+            found.append(_run(path, name, checkpoint, dataset_of, code))
     return found
 
 
-def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFacts:
-    run = RunDirectory.open(path, write=False)
+def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Code) -> RunFacts:
+    run = open_run(path, code)
     # A checkpoint of a run that diverged is no result: training went on from there.
     model = None if run.status == "diverged" else load_model(run, checkpoint)
     dataset = dataset_of(run.config, path, run.manifest)
@@ -193,29 +208,48 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf) -> RunFa
         test_loss=answers.evaluation.loss if answers else None,
         test_accuracy=answers.evaluation.accuracy if answers else None,
         answers=answers,
+        code_changed=run.code_changed,
+        noun=_noun(dataset),
+        metrics=_others(answers.evaluation.metrics) if answers else {},
     )
+
+
+def _noun(dataset: data.Dataset) -> str:
+    return "images" if dataset.facts.image_shape else "examples"
+
+
+def _others(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name not in ("accuracy", "loss")}
 
 
 def _answers(model: Model, test: data.Split) -> Answers:
-    probabilities = model.probabilities(test.inputs)
+    evaluation = evaluate(model, test)
+    if not model.facts.classes:
+        return Answers(evaluation=evaluation, correct=None, calibration=None, mistakes=(), tiles=None)
+    probabilities, labels, shape = model.probabilities(test.inputs), test.labels, model.facts.image_shape
+    mistakes = (
+        Mistake(index, test.inputs[index], int(labels[index]), _top(probabilities[index]))
+        for index in worst_mistakes(probabilities, labels, MISTAKES)
+    )
+    kernel = model.params["Dense_0"]["kernel"] if isinstance(model.config.model, MLP) and shape else None
     return Answers(
-        evaluation=evaluate(model, test),
-        correct=probabilities.argmax(axis=1) == test.targets,
-        calibration=calibration(probabilities, test.targets),
-        mistakes=tuple(
-            Mistake(index, test.inputs[index], int(test.targets[index]), _top(probabilities[index]))
-            for index in worst_mistakes(probabilities, test.targets, MISTAKES)
-        ),
-        tiles=strongest_tiles(jax.device_get(model.params["Dense_0"]["kernel"]), model.image_shape, TILES),
+        evaluation=evaluation,
+        correct=probabilities.argmax(axis=1) == labels,
+        calibration=calibration(probabilities, labels),
+        mistakes=tuple(mistakes) if shape else (),
+        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape, TILES),
     )
 
 
-def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]:
-    plan, results = load(path)
+def _lanes(path: Path, prefix: str, dataset_of: DatasetOf, code: Code) -> Iterator[RunFacts]:
+    plan, results = load(path, code)
+    manifest = read_manifest(path)
     if not results:
-        resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}"
+        names = files_to_name(plan.config.to_dict(), manifest)
+        resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{flags(names)}"
         raise RunError(f"no lane of {path} has ended yet. Go on with `{resume}`.")
-    lanes, manifest = plan.lanes(), read_manifest(path)
+    changed = code.changed(wanted(manifest)) if code.files else ()
+    lanes = plan.lanes()
     for result in results:
         lane = lanes[result.lane]
         dataset = dataset_of(lane.config, path, manifest)
@@ -238,6 +272,9 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf) -> Iterator[RunFacts]
             test_loss=result.test_loss,
             test_accuracy=result.test_accuracy,
             answers=None,
+            code_changed=changed,
+            noun=_noun(dataset),
+            metrics=_others(result.test),
         )
 
 

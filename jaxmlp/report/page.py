@@ -17,9 +17,11 @@ from matplotlib.figure import Figure
 
 import jaxmlp
 from jaxmlp import pictures
+from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
-from jaxmlp.parts import Part
+from jaxmlp.mlp import MLP
+from jaxmlp.parts import Part, place_of, where
 from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group
@@ -61,19 +63,18 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     versus = compare(runs)
     details = _details(runs)
     shown = drawn(groups)
-    figures = {
-        "loss": plots.curves(shown, "loss"),
-        "accuracy": plots.curves(shown, "accuracy"),
-        "learning_rate": plots.learning_rate(shown),
-    }
+    figures = {name: plots.curves(shown, name) for name in _curves(runs)}
+    figures["learning_rate"] = plots.learning_rate(shown)
     if any(len(each.of_seeds()) > 1 for each in groups):
-        figures["seeds_accuracy"] = plots.seeds(shown, "test_accuracy")
+        if any(each.values_of("test_accuracy") for each in shown):
+            figures["seeds_accuracy"] = plots.seeds(shown, "test_accuracy")
         figures["seeds_loss"] = plots.seeds(shown, "test_loss")
     if heat := _heat_fields(groups):
         figures["heat_map"] = plots.heat_map(groups, *heat)
     for detail in details:
-        figures["confusion" + detail.suffix] = plots.confusion(detail.answers.evaluation)
-        figures["calibration" + detail.suffix] = plots.calibration(detail.answers.calibration)
+        if detail.answers.calibration:
+            figures["confusion" + detail.suffix] = plots.confusion(detail.answers.evaluation)
+            figures["calibration" + detail.suffix] = plots.calibration(detail.answers.calibration)
     # No encoding has the halves of surrogate pairs that stand for odd bytes in a folder's name.
     page = _render(runs, groups, versus, details, figures, out).encode(errors="backslashreplace")
     folder = out.parent / "plots"
@@ -91,12 +92,12 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
 
 def compare(runs: Sequence[RunFacts]) -> list[Versus]:
     """The first run whose model is known against each other one, where they have the same test images."""
-    known = [(run, run.answers) for run in runs if run.answers]
+    known = [(run, run.answers.correct) for run in runs if run.answers and run.answers.correct is not None]
     if not known:
         return []
     (base, first), *others = known
-    others = [(run, answers) for run, answers in others if run.data_sha256 == base.data_sha256]
-    found = [mcnemar(first.correct, answers.correct) for _, answers in others]
+    others = [(run, correct) for run, correct in others if run.data_sha256 == base.data_sha256]
+    found = [mcnemar(first, correct) for _, correct in others]
     adjusted = holm([each.p for each in found])
     return [Versus(*each) for each in zip([run for run, _ in others], found, adjusted, strict=True)]
 
@@ -113,6 +114,27 @@ def _heat_fields(groups: Sequence[Group]) -> list[str]:
     scored = [each for each in groups if each.spread("test_accuracy")]
     names = list(groups[0].values)
     return names if len(names) == 2 and len(scored) > 2 else []
+
+
+def _curves(runs: Sequence[RunFacts]) -> list[str]:
+    """The figures that are drawn by epoch: the loss, and each metric of a run."""
+    named = [metric.name for run in runs for metric in run.config.metrics]
+    return list(dict.fromkeys(["loss", *named]))
+
+
+def about(run: RunFacts) -> str:
+    """What was trained, in a line."""
+    config = run.config
+    network = f"The network {where(config.model)}"
+    if isinstance(config.model, MLP):
+        sizes = " + ".join(map(str, config.model.hidden_sizes)) or "No hidden"
+        activation = config.model.activation
+        named = activation if isinstance(activation, str) else place_of(activation)
+        network = f"{sizes} {named} units, dropout {config.model.dropout_rate}"
+    rate = getattr(config.optimizer, "learning_rate", None)
+    optimizer = where(config.optimizer) + (f" at {rate:g}" if isinstance(rate, float) else "")
+    examples = f"{run.train_examples:,} {run.noun} of {config.data.name}"
+    return f"{network}, {optimizer}, batches of {config.batch_size}, {config.epochs} epochs of {examples}"
 
 
 def experiment_file(config: ExperimentConfig) -> str:
@@ -145,7 +167,10 @@ def _render(
         lstrip_blocks=True,
     )
     environment.globals |= {
+        "about": about,
+        "code_of": code_of,
         "command": _command,
+        "counted": _counted,
         "css": Markup(files.read(Path(__file__).parent / "page" / "style.css").decode()),
         "experiment_file": experiment_file,
         "median": statistics.median,
@@ -163,12 +188,19 @@ def _render(
         drawn=min(len(groups), DRAWN),
         details=details,
         heat=_heat_fields(groups),
-        over_seeds="seeds_accuracy" in figures,
+        over_seeds="seeds_loss" in figures,
+        scored="seeds_accuracy" in figures,
+        names=_curves(runs),
         most=DETAILED,
         versus=versus,
         plot=plot,
         title=_title(groups),
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    """`1 epoch`, `20 epochs`, `10,000 test images`."""
+    return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _command(group: Group) -> str:
@@ -201,9 +233,10 @@ class _Detail:
             (mistake, pictures.as_source(pictures.as_png(pictures.as_pixels(mistake.image))))
             for mistake in answers.mistakes
         ]
-        self.weights = pictures.as_source(pictures.as_png(pictures.weights_sheet(answers.tiles)))
-        counts = answers.evaluation.confusion
-        wrong = [(int(counts[i, j]), i, j) for i in range(len(counts)) for j in range(len(counts)) if i != j]
+        tiles, counts = answers.tiles, answers.evaluation.confusion
+        self.weights = None if tiles is None else pictures.as_source(pictures.as_png(pictures.weights_sheet(tiles)))
+        classes = range(0 if counts is None else len(counts))
+        wrong = [(int(counts[i, j]), i, j) for i in classes for j in classes if counts is not None and i != j]
         self.confused = [each for each in sorted(wrong, key=lambda each: -each[0])[:3] if each[0]]
         """The most frequent mistakes: how often, what it is, what it is taken for."""
 

@@ -65,11 +65,15 @@ STYLE: Any = {
 }
 
 
+CURVES = 4.6, 3.2
+"""Inches of a figure of curves, three of which stand beside each other."""
+
+
 @contextlib.contextmanager
-def _axes(width: float = 5.2, height: float = 3.4) -> Iterator[Axes]:
-    """Of a new figure, in this style."""
+def _axes(width: float = 5.2, height: float = 3.4, *, legend: float = 0) -> Iterator[Axes]:
+    """Of a new figure, in this style; a legend below takes height of its own."""
     with mpl.rc_context(STYLE):
-        yield Figure(figsize=(width, height), layout="constrained").add_subplot()
+        yield Figure(figsize=(width, height + legend), layout="constrained").add_subplot()
 
 
 def as_file(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
@@ -101,8 +105,8 @@ def as_inline(figure: Figure, name: str, alt: str) -> str:
 
 
 def curves(groups: Sequence[Group], figure: str) -> Figure:
-    """`loss` or `accuracy` by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
-    with _axes(height=3.4 + _legend_height(groups)) as axes:
+    """A figure by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
+    with _axes(*CURVES, legend=_legend_height(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
             labelled = False
@@ -121,44 +125,56 @@ def curves(groups: Sequence[Group], figure: str) -> Figure:
                 if len(rows) > 1:
                     low, high = np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)
                     axes.fill_between(epochs, low, high, color=color, alpha=0.18, linewidth=0)
-        axes.set_xlabel("epoch")
         axes.set_ylabel(figure)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes, groups)
+        _label_epochs(axes, groups)
+        _legend(axes, columns=2 if len(groups) == 1 else 1)
         return _figure(axes)
 
 
-def _legend(axes: Axes, groups: Sequence[Group]) -> None:
-    """Inside; of several groups, whose names are long, below."""
-    if len(groups) > 1:
-        _figure(axes).legend(fontsize=10, loc="outside lower left")
-    elif axes.get_legend_handles_labels()[1]:
-        axes.legend(fontsize=10)
+def _label_epochs(axes: Axes, groups: Sequence[Group]) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_xticks(epoch_ticks(max((len(run.epochs) for group in groups for run in group.runs), default=0)))
+
+
+def epoch_ticks(epochs: int) -> list[int]:
+    """At most eight epochs to label: the first, the last, and round ones between them, none beside another."""
+    if epochs <= 8:
+        return list(range(1, epochs + 1))
+    steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    step = next(step for step in steps if epochs / step <= 6)
+    between = [tick for tick in range(step, epochs, step) if min(tick - 1, epochs - tick) > step / 2]
+    return [1, *between, epochs]
+
+
+def _legend(axes: Axes, columns: int = 1) -> None:
+    """Below the axes, where no line can cross it."""
+    if axes.get_legend_handles_labels()[1]:
+        _figure(axes).legend(fontsize=10, loc="outside lower left", ncols=columns)
 
 
 def _legend_height(groups: Sequence[Group]) -> float:
-    return 0.22 * len(groups) if len(groups) > 1 else 0.0
+    return 0.22 * max(1, len(groups))
 
 
 def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
     """[seeds, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
-    known = [[np.nan if line[name] is None else line[name] for line in run.epochs] for run in group.of_seeds()]
+    known = [[np.nan if line.get(name) is None else line[name] for line in run.epochs] for run in group.of_seeds()]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
 
 def learning_rate(groups: Sequence[Group]) -> Figure:
     """The rate of each epoch's last update."""
-    with _axes(height=2.6 + _legend_height(groups)) as axes:
+    with _axes(*CURVES, legend=_legend_height(groups) if len(groups) > 1 else 0) as axes:
         for number, group in enumerate(groups):
             lines = group.runs[0].epochs
-            points = [line["epoch"] for line in lines], [line["learning_rate"] for line in lines]
+            rates = [np.nan if line["learning_rate"] is None else line["learning_rate"] for line in lines]
+            points = [line["epoch"] for line in lines], rates
             axes.plot(*points, color=SERIES[number % len(SERIES)], label=group.name if len(groups) > 1 else "_")
         axes.set_ylim(bottom=0)
-        axes.set_xlabel("epoch")
         axes.set_ylabel("learning rate")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _legend(axes, groups)
+        _label_epochs(axes, groups)
+        _legend(axes)
         return _figure(axes)
 
 
@@ -218,6 +234,7 @@ def _short(value: Any) -> str:
 def confusion(evaluation: Evaluation) -> Figure:
     """A row for each true class, a column for each answer; the more often a mistake, the deeper its colour."""
     counts = evaluation.confusion
+    assert counts is not None
     classes = len(counts)
     mistakes = counts * (1 - np.eye(classes, dtype=int))
     with _axes(5.2, 5.2) as axes:
@@ -238,7 +255,7 @@ def confusion(evaluation: Evaluation) -> Figure:
 
 def calibration(found: Calibration) -> Figure:
     """Part of the answers that are right, by their probability, with the share of answers of each probability."""
-    with _axes(5.2, 4.2) as axes:
+    with _axes(5.2, 4.2, legend=0.44) as axes:
         filled = [each for each in found.bins if each.examples]
         total = sum(each.examples for each in filled)
         width = 1 / len(found.bins)
@@ -251,7 +268,7 @@ def calibration(found: Calibration) -> Figure:
         axes.set(xlim=(0, 1.02), ylim=(0, 1.04), xlabel="probability of the answer", ylabel="answers that are right")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1))
-        axes.legend(fontsize=10, loc="upper left")
+        _legend(axes, columns=2)
         return _figure(axes)
 
 

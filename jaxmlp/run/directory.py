@@ -4,6 +4,7 @@ config.json       every value, written once           manifest.json   what the b
 metrics.jsonl     one line an epoch                   digests.jsonl   SHA-256 of state and batch order after each epoch
 history.csv       the metrics as a table              trace.jsonl     SHA-256 of state every N updates, where asked
 SHA256SUMS        of all these files, at the end      lock            who writes here
+code/             the user's own code, to compare: nothing here is ever run
 checkpoints/step-00009380.safetensors: the last two and the best
 """
 
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Self
 from numpy.typing import NDArray
 
 from jaxmlp.errors import RunError
-from jaxmlp.run import files, jsonl, sums
+from jaxmlp.run import code, files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.lock import Lock, is_held
 from jaxmlp.run.record import (
@@ -39,8 +40,10 @@ from jaxmlp.run.record import (
 )
 
 if TYPE_CHECKING:
+    from jaxmlp.code import Sources
     from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Facts
+    from jaxmlp.experiment import Changed
     from jaxmlp.parts import Find
 
 DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
@@ -54,6 +57,7 @@ class RunDirectory:
         path: The folder.
         plain_config: The experiment's values as JSON types.
         manifest: `binding`, `not_binding`, `data`, `status` and `result`, as `manifest.json` holds them.
+        code_changed: Files of the user's own code that are others than the run was made with.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class RunDirectory:
         self.plain_config = plain_config
         self._config, self._find = config, find
         self.manifest = manifest
+        self.code_changed: tuple[Changed, ...] = ()
         self._lock = lock
         self._checkpoints = CheckpointFolder(path / CHECKPOINTS)
 
@@ -94,16 +99,18 @@ class RunDirectory:
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(taken(path))
+            from jaxmlp.code import code_of, data_code_of
+
             facts = {"format": FORMAT, **manifest, "status": "running", "result": None}
             run = cls(path, config, config.to_dict(), facts, lock)
-            run._begin()
+            run._begin(data_code_of(config) | code_of(config))
             return run
         except BaseException:
             lock.release()
             raise
 
-    def _begin(self) -> None:
-        ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS)
+    def _begin(self, sources: Sources) -> None:
+        ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS, code.CODE)
         stale = [name for name in ours if os.path.lexists(self.path / name)]
         with files.trying_to(f"begin a run in {self.path}"):
             files.remove_temporaries(self.path)
@@ -113,6 +120,7 @@ class RunDirectory:
                     os.rename(self.path / name, Path(aside, name))
             (self.path / CHECKPOINTS).mkdir(mode=0o700)
             files.sync(self.path.parent)
+        code.copy(self.path / code.CODE, sources)
         self._write_manifest()
         files.write(self.path / METRICS)
         files.write(self.path / DIGESTS)
@@ -186,6 +194,18 @@ class RunDirectory:
         """
         self._config = self._config or read_config(self.path, self._find)
         return self._config
+
+    def take(self, config: ExperimentConfig) -> None:
+        """Use this experiment, which has the values of `config.json`, and its parts."""
+        self._config = config
+
+    def accept_code(self, sources: Sources) -> None:
+        """Record that the run, which is open for writing, goes on with other code than it was made with."""
+        from jaxmlp.code import sums_of
+
+        told = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
+        code.accept(self.path, self.manifest, told, sources)
+        self._write_manifest()
 
     @property
     def facts(self) -> Facts:
@@ -287,7 +307,8 @@ class RunDirectory:
         with files.trying_to(f"write in {self.path}"):
             # A power cut must not bring back a checkpoint that was removed: no sum covers it.
             files.sync(self._checkpoints.path)
-        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY)]
+        copies = sorted(code.copies(self.manifest))
+        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *copies)]
         sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
         # Last, because a run that says that it has finished is not opened for writing again.
         self._write_manifest()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Buffer, Iterator
 from io import BufferedReader
@@ -20,6 +20,9 @@ from jaxmlp.errors import DiskError, RunError
 
 MAX_TEXT = 1 << 28
 """Bytes of the longest text file that is read."""
+
+LACKING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+"""How a file system says that it does not offer what was asked of it."""
 
 _PREFIX, _SUFFIX = ".jaxmlp-", ".tmp"
 
@@ -38,18 +41,20 @@ def trying_to(do: str) -> Iterator[None]:
 
 
 def write(path: Path, *chunks: Buffer) -> None:
-    """Replace the file `path` by `chunks`, one after the other.
+    """Replace the file `path` by `chunks`, one after the other; who may read it, the umask says.
 
     Raises:
         DiskError: It could not be written; a former file of this name is as it was.
     """
     with trying_to(f"write {path}"):
-        descriptor, temporary = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
+        temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
+        # Not by `tempfile`, whose files are for their owner alone, whatever the umask allows others.
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             with open(descriptor, "wb") as file:
                 file.writelines(chunks)
                 file.flush()
-                os.fsync(file.fileno())
+                _sync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             # On a disk that refuses this too, it is left for `remove_temporaries`.
@@ -63,13 +68,22 @@ def sync(path: Path) -> None:
     """Wait until the file or folder `path` is on the disk itself; a folder holds the names of its files.
 
     Raises:
-        OSError: The system cannot say so.
+        OSError: The disk failed.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems of networks and of user space cannot sync, folders above all.
+        if error.errno not in LACKING:
+            raise
 
 
 def remove_temporaries(folder: Path, older_than_s: float = 0) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmlp.errors import RunError
+from jaxmlp.errors import RunError, printable
+from jaxmlp.folders import chosen_folder
 from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
 
+SWEEP = "sweep.json"
+"""What makes a folder a sweep, as a run's config makes it a run."""
+
 
 def runs_dir() -> Path:
     """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
-    return Path(os.environ.get("JAXMLP_RUNS_DIR") or "runs")
+    return chosen_folder(None, "JAXMLP_RUNS_DIR") or Path("runs")
 
 
 def list_runs() -> list[Path]:
@@ -27,9 +31,10 @@ def list_runs() -> list[Path]:
     return last_begun_first(CONFIG)
 
 
-def last_begun_first(name: str) -> list[Path]:
-    """The folders in `runs_dir()` that have a file of this name, the newest file's first."""
-    begun = [(file.lstat().st_mtime_ns, file.parent) for file in runs_dir().glob(f"*/{name}")]
+def last_begun_first(*names: str) -> list[Path]:
+    """The folders in `runs_dir()` that have a file of one of these names, the newest file's first."""
+    found = (file for name in names for file in runs_dir().glob(f"*/{name}"))
+    begun = [(file.lstat().st_mtime_ns, file.parent) for file in found]
     return [path for _, path in sorted(begun, reverse=True)]
 
 
@@ -59,14 +64,25 @@ def new_folder(name: str, now: datetime) -> Path:
     return path
 
 
-def find_run(name: str) -> Path:
+def find_run(name: str, *, or_sweep: bool = False) -> Path:
     """The run that people call `name`: a path, or `last` for the one begun last in `runs_dir()`.
+
+    Args:
+        name: As people gave it.
+        or_sweep: Whether a sweep will do, so that `last` is the run or sweep begun last. Where it will not, and a
+            sweep was begun later than the run, stderr says which run is taken.
 
     Raises:
         RunError: It is `last`, and there is none.
     """
     if name != "last":
         return Path(name)
-    if not (found := list_runs()):
-        raise RunError(f"there is no last run: {runs_dir()} has none.")
+    newest = last_begun_first(CONFIG, SWEEP)
+    found = newest if or_sweep else list_runs()
+    if not found:
+        has = f"has none, but the sweep {newest[0]}" if newest else "has none"
+        raise RunError(f"there is no last run: {runs_dir()} {has}.")
+    if found[0] != newest[0]:
+        told = f"last: {found[0]}. The sweep {newest[0].name} was begun later, and is no run."
+        print(printable(told), file=sys.stderr, flush=True)
     return found[0]

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 MAX_EPOCH, MAX_STEP = 1_000_001, 10**15
 SHA256 = re.compile("[0-9a-f]{64}")
+CODE_FILE = re.compile(r"(?:[^./:\\\0][^/:\\\0]*/)*[^./:\\\0][^/:\\\0]*")
+"""A name of a file of code, from its folder; no part of it begins with a dot."""
 
 
 def _is_figure(value: Any) -> bool:
@@ -34,6 +36,11 @@ def _are_sums(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_sum, value.values()))
 
 
+def _is_code(value: Any) -> bool:
+    """Whether these are sums by names of files, none of which leads out of a folder."""
+    return isinstance(value, dict) and all(CODE_FILE.fullmatch(name) and _is_sum(each) for name, each in value.items())
+
+
 _PREFIXES = ("", "train_", "val_", "test_")
 _FIGURES = [f"{prefix}{name}" for prefix in _PREFIXES for name in ("loss", "accuracy")]
 _FIGURES += ["learning_rate", "seconds", "epoch_s", "best_val_loss", "train_s", "compile_s"]
@@ -46,6 +53,8 @@ TYPES: Final = {
     **dict.fromkeys(_COUNTS, _is_count),
     "epoch": _is_epoch,
     "leaves_sha256": _are_sums,
+    "code": _is_code,
+    "data_code": _is_code,
 }
 
 

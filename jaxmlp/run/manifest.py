@@ -1,8 +1,9 @@
 """What a run's bits depend on: of a config and the data set that it names, equal `binding` has the same bits.
 
-`not_binding` changes none. Not bound is what Python gives in place of what a config says: the module of `fit`, whose
-repr may be another in each process; validation split and number of classes of `from_arrays`, as the sum of the data is
-of the training and test examples alone. Nor are the weights of an import.
+`not_binding` changes none. The files that define parts of the user's own are bound by their sums, as `code`; an object
+that no file has is `none`, and is not bound. Nor is what Python gives in place of what a config says: validation split
+and number of classes of `from_arrays`, as the sum of the data is of the training and test examples alone; nor are the
+weights of an import.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +26,24 @@ _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", 
 _FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 
 
-def manifest(config: ExperimentConfig, dataset: Dataset, *, devices: int | None = None) -> dict[str, Any]:
+def manifest(
+    config: ExperimentConfig,
+    dataset: Dataset,
+    *,
+    devices: int | None = None,
+    variants: Iterable[ExperimentConfig] = (),
+) -> dict[str, Any]:
     """The facts of a run on this machine, as JSON values; without names of host or user, or their paths.
 
     Args:
         config: The experiment; its sum is that of `config.json`.
         dataset: Its data.
         devices: How many share a batch; by default all that JAX finds.
+        variants: Of the experiment, whose code counts too.
     """
     import jax
 
+    from jaxmlp.code import code_of, data_code_of, sums_of
     from jaxmlp.prng import IMPLEMENTATION
 
     device = jax.devices()[0]
@@ -53,6 +62,8 @@ def manifest(config: ExperimentConfig, dataset: Dataset, *, devices: int | None 
         "platform_version": device.client.platform_version,
         "isa": instruction_set() if device.platform == "cpu" else getattr(device, "compute_capability", None),
     }
+    if code := sums_of(code_of(config, *variants)):
+        binding["code"] = code
     threads = os.environ.get("NPROC", "")
     not_binding = {
         "devices": devices or jax.device_count(),
@@ -61,16 +72,27 @@ def manifest(config: ExperimentConfig, dataset: Dataset, *, devices: int | None 
         "python": platform.python_version(),
         "os": platform.system(),
     }
+    if data_code := sums_of(data_code_of(config)):
+        not_binding["data_code"] = data_code
     return {"binding": binding, "not_binding": not_binding, "data": dataset.facts.to_plain()}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:
     """The facts of a kind in which two manifests differ, each with both values: `jax: 0.12.0 there, 0.13.0 here`."""
-    there, here = there.get(kind, {}), here.get(kind, {})
+    there, here = (_by_file(facts.get(kind, {})) for facts in (there, here))
     names = [*there, *(name for name in here if name not in there)]
     return [
         f"{name}: {there.get(name)} there, {here.get(name)} here" for name in names if there.get(name) != here.get(name)
     ]
+
+
+def _by_file(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts, with those of code file by file."""
+    found: dict[str, Any] = {}
+    for name, value in facts.items():
+        is_code = isinstance(value, Mapping)
+        found |= {f"{name} {file}": sha256 for file, sha256 in value.items()} if is_code else {name: value}
+    return found
 
 
 def binding_flags(flags: str) -> str:

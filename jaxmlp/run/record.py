@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fields import parse_json
-from jaxmlp.run import files, jsonl
+from jaxmlp.run import code, files, jsonl
 from jaxmlp.run.known import wrong_fields
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def checked_manifest(found: Any) -> dict[str, Any]:
     """
     if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
         parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "result")]
+        accepted = found.get(code.ACCEPTED) or []
+        parts += accepted if isinstance(accepted, list) else [accepted]
         if all(isinstance(part, dict) and not wrong_fields(part) for part in parts):
             return {"result": None, **found}
     raise ValueError("it is no manifest")
@@ -101,7 +103,8 @@ def checked_manifest(found: Any) -> dict[str, Any]:
 def taken(path: Path) -> str:
     """Why no run can begin in the folder `path`, which holds one, and the ways on."""
     manifest, epochs = read_manifest(path), read_plain_config(path)["epochs"]
-    resume = f"`jaxmlp train --resume {shlex.quote(str(path))}`"
+    files_of_code = code.flags(code.files_to_name(read_plain_config(path), manifest))
+    resume = f"`jaxmlp train --resume {shlex.quote(str(path))}{files_of_code}`"
     if manifest["status"] == "finished":
         accuracy = (manifest["result"] or {}).get("test_accuracy")
         told = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""

@@ -5,6 +5,7 @@ manifest.json  what the bits depend on, and `status`, as a run's
 lanes.jsonl    one line a lane that ended, as it ended: `LaneResult`, with `metrics`, its figures epoch by epoch
 result.json    once it has ended or was interrupted: what `sweep --json` prints
 lock           who writes here
+code/          the user's own code, as a run's
 group/         while lanes train: epochs.jsonl, one line an epoch with all their figures, and checkpoints
                step-00009380.safetensors, in which every array of a run's has one row a lane more
 runs/          with --keep-runs: the run directory of lane 3 of seed 7 is runs/0003-s7
@@ -25,8 +26,12 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from jaxmlp.code import code_of, data_code_of, sums_of
 from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.experiment import Code, Experiment
 from jaxmlp.fields import parse_json
+from jaxmlp.opening import finder, refusal
+from jaxmlp.run import code as stored
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.find import last_begun_first, runs_dir
@@ -67,10 +72,12 @@ class SweepDirectory:
             if os.path.lexists(path / CONFIG):
                 raise RunError(f"{path} holds a run. Name another folder with --out.")
             if os.path.lexists(path / PLAN):
-                resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}"
+                names = stored.files_to_name(parse_json(files.read(path / PLAN)), read_manifest(path))
+                resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{stored.flags(names)}"
                 raise RunError(f"{path} holds a sweep. Go on with `{resume}`, or name another folder with --out.")
             sweep = cls(path, plan, {**manifest, "status": "running"}, lock)
             sweep._remove_temporaries()
+            stored.copy(path / stored.CODE, data_code_of(plan.config) | code_of(plan.config, *plan.variants()))
             sweep._write_manifest()
             files.write(path / LANES)
             sweep.begin_group()
@@ -82,16 +89,26 @@ class SweepDirectory:
             raise
 
     @classmethod
-    def open(cls, path: Path) -> SweepDirectory:
+    def open(cls, path: Path, code: Code | None = None, *, accept_changed_code: bool = False) -> SweepDirectory:
         """Open a sweep to go on with; what a killed process left half written is gone.
 
         One that has not finished is `running` again.
 
+        Args:
+            path: Its folder.
+            code: The user's own code that it was made with.
+            accept_changed_code: Whether it may go on with other code, which is then recorded.
+
         Raises:
+            CodeError: It is of code that is not given, or of other code, which was not accepted.
             RunError: There is no sweep, it cannot be read, or another process is at it.
             DiskError: It cannot be written.
         """
-        plan = read_plan(path)
+        code = code or Code()
+        plan = read_plan(path, code)
+        changed = code.changed(stored.wanted(read_manifest(path))) if code.files or code.config else ()
+        if changed and not accept_changed_code:
+            raise refusal(path, changed)
         for name in (GROUP, RUNS):
             if (path / name).is_symlink():
                 raise RunError(f"{path / name} is a symbolic link: it must lie in the sweep's folder.")
@@ -100,6 +117,11 @@ class SweepDirectory:
             sweep = cls(path, plan, read_manifest(path), lock)
             sweep._remove_temporaries()
             jsonl.cut_back(path / LANES, lambda line: True)
+            if changed:
+                sources = code_of(plan.config, *plan.variants())
+                accepted = {"lanes": len(sweep.lanes()), stored.CODE: sums_of(sources)}
+                stored.accept(path, sweep.manifest, accepted, sources)
+                sweep._write_manifest()
             if not sweep.finished:
                 if not (path / GROUP / EPOCHS).exists():
                     sweep.begin_group()
@@ -199,27 +221,48 @@ class SweepDirectory:
         files.write(self.path / MANIFEST, (json.dumps(self.manifest, indent=2) + "\n").encode())
 
 
-def load(path: str | Path) -> tuple[Plan, list[LaneResult]]:
+def load(path: str | Path, experiment: Experiment | Code = ()) -> tuple[Plan, list[LaneResult]]:
     """A sweep's plan, and the lanes that ended, by their numbers; also while it is running.
+
+    Args:
+        path: Its folder.
+        experiment: The user's own code that it was made with: the experiment's file, several, or one in hand.
+
+    Raises:
+        CodeError: It was made with code of the user's own, which is not given.
+        RunError: There is no sweep, or it cannot be read.
+    """
+    path = Path(path)
+    plan = read_plan(path, experiment if isinstance(experiment, Code) else Code(experiment))
+    return plan, sorted(read_lanes(path, plan), key=lambda result: result.lane)
+
+
+def standing(path: Path) -> tuple[int, int]:
+    """How many lanes a sweep has, and how many of them have ended; needs no code of the user's own.
 
     Raises:
         RunError: There is no sweep, or it cannot be read.
     """
-    path = Path(path)
-    plan = read_plan(path)
-    return plan, sorted(read_lanes(path, plan), key=lambda result: result.lane)
+    try:
+        plain = parse_json(files.read(path / PLAN))
+        return len(plain["seeds"]) * len(plain["settings"]), len(jsonl.read(path / LANES))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path / PLAN} is not the plan of a sweep: {error}.") from error
 
 
-def read_plan(path: Path) -> Plan:
-    """The plan of the sweep in the folder `path`.
+def read_plan(path: Path, code: Code | None = None) -> Plan:
+    """The plan of the sweep in the folder `path`, with the user's own code that it was made with.
 
     Raises:
+        CodeError: Code is not given.
         RunError: There is no sweep, or it cannot be read.
     """
     if not os.path.lexists(path / PLAN):
         raise RunError(f"{path} is not a sweep: it has no {PLAN}.")
     try:
-        return Plan.from_json(files.read(path / PLAN).decode())
+        text = files.read(path / PLAN)
+        find = finder(path, parse_json(text), read_manifest(path), code or Code())
+        return Plan.from_json(text.decode(), find)
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / PLAN} is not the plan of a sweep: {error}.") from error
 

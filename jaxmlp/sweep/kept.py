@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from jaxmlp.loop import Keeper
 from jaxmlp.position import Position
 from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.record import CONFIG, read_config
+from jaxmlp.run.record import CONFIG, read_plain_config
 from jaxmlp.sweep.values import MAX_LANES
 
 
@@ -40,7 +41,7 @@ class KeptRun:
         if (path / CONFIG).exists():
             if path.is_symlink():
                 raise RunError(f"{path} is a symbolic link: it must lie in the sweep's folder.")
-            if read_config(path) != config:
+            if read_plain_config(path) != json.loads(config.to_json()):
                 raise RunError(f"{path} holds another run than the sweep's lane. Sweep again in another folder.")
             self.run = RunDirectory.open(path, write=True)
         else:

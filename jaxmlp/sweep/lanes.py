@@ -15,7 +15,7 @@ from typing import Any
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import parse_json
-from jaxmlp.parts import Find, paths, value_at, with_value
+from jaxmlp.parts import Find, is_place, paths, value_at, with_value
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
 FIXED = {
@@ -60,6 +60,10 @@ class Plan:
             for index, (values, seed) in enumerate(itertools.product(self.settings, self.seeds))
         ]
 
+    def variants(self) -> list[ExperimentConfig]:
+        """The experiment in each setting, whatever the seed."""
+        return [with_values(self.config, values) for values in self.settings]
+
     def to_json(self) -> str:
         """As JSON; floats keep every bit."""
         return json.dumps({**vars(self), "config": self.config.to_dict()}, indent=2) + "\n"
@@ -83,6 +87,9 @@ class Plan:
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
             raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
         for values in settings:
+            for value in values.values():
+                if find and is_place(value):
+                    find(value)
             with_values(config, values)
         return make_plan(config, seeds, settings, batching=plain["batching"], keep_runs=plain["keep_runs"])
 

@@ -183,6 +183,8 @@ def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
     else:
         lanes[-1] = _placed(job, jax.ShapeDtypeStruct((slots, feed.steps * lane.config.batch_size), np.int32), ROWS)
         rows_of = job.dataset.facts.zeros(feed.steps * lane.config.batch_size)
+        if job.dataset.train.weights is not None:
+            rows_of = rows_of._replace(weights=np.zeros(len(rows_of.targets), np.float32))
         window = train.Split.of(rows_of, mask=np.zeros(len(rows_of.targets), np.bool_))
         own = _placed(job, rows(window), ROWS)
     bound = _placed(job, np.int32(0), WHOLE)

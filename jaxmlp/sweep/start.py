@@ -12,9 +12,11 @@ import jax
 
 from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DeviceError, PeerLostError, RunError
+from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
+from jaxmlp.experiment import Code, Experiment
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.fitting import CHECKPOINT_S, check_data
+from jaxmlp.opening import finder, open_data_of
 from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep.directory import SweepDirectory
@@ -93,7 +95,7 @@ def sweep(
     mesh_devices = pick_devices(len(lanes), devices)
     if not out or not distributed.is_first():
         return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, options)
-    facts = manifest(config, dataset, devices=len(mesh_devices))
+    facts = manifest(config, dataset, devices=len(mesh_devices), variants=plan.variants())
     with SweepDirectory.create(Path(out), plan, facts) as directory:
         return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, options)
 
@@ -102,6 +104,8 @@ def resume(
     path: str | Path | None,
     dataset: data.Dataset | None = None,
     *,
+    experiment: Experiment = (),
+    accept_changed_code: bool = False,
     manual_dir: Path | None = None,
     progress: SweepProgress | None = None,
     devices: int | None = None,
@@ -116,6 +120,9 @@ def resume(
     Args:
         path: The folder; the first process alone reads it, the others need none.
         dataset: As in `sweep`, as all that follows.
+        experiment: The user's own code that the sweep was made with: the experiment's file, several files, or an
+            experiment in hand. Each process names it.
+        accept_changed_code: Go on with other code than the sweep was made with; the sweep records it.
         manual_dir: As in `data.load`, where no data set is given.
         progress: Told what happens.
         devices: How many share the lanes; may be another number.
@@ -126,19 +133,27 @@ def resume(
         hooks: Called after each epoch of each lane: `hook(lane, record, state)`.
 
     Raises:
+        CodeError: The sweep is of code that is not given, or of other code, which was not accepted.
         DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; no sweep there, or of other data.
     """
     options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     progress = progress or SweepProgress()
     runtime.configure(cpu_devices=MAX_LANES)
-    with SweepDirectory.open(Path(path)) if path and distributed.is_first() else nullcontext() as directory:
-        stored = directory.plan.to_json() if directory else ""
-        plan = Plan.from_json(distributed.share(stored.encode()).decode())
-        dataset = dataset or data.load(plan.config.data, manual_dir=manual_dir, report=progress.note)
-        facts = manifest(plan.config, dataset)
-        for difference in differences(directory.manifest, facts) if directory else []:
-            if difference.startswith("data_sha256"):
-                raise RunError(f"{path} was trained on other data: {difference}.")
+    code = Code(experiment)
+    opened = (
+        SweepDirectory.open(Path(path), code, accept_changed_code=accept_changed_code)
+        if path and distributed.is_first()
+        else nullcontext()
+    )
+    with opened as directory:
+        stored = [directory.plan.to_json(), directory.manifest] if directory else []
+        text, there = json.loads(distributed.share(json.dumps(stored).encode()))
+        plan = Plan.from_json(text, finder(Path(path or ""), json.loads(text), there, code))
+        dataset = open_data_of(
+            Path(path or ""), plan.config.data, there, dataset, manual_dir=manual_dir, report=progress.note
+        )
+        facts = manifest(plan.config, dataset, variants=plan.variants())
+        for difference in differences(there, facts) if directory else []:
             progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
         lanes = plan.lanes()
         picked = pick_devices(len(lanes), devices)
@@ -183,7 +198,7 @@ def _train(
     options: dict[str, Any],
 ) -> SweepResult:
     if jax.process_count() > 1:
-        facts = manifest(plan.config, dataset)["binding"]
+        facts = manifest(plan.config, dataset, variants=plan.variants())["binding"]
         distributed.agree(plan.config.to_dict() | facts | {"sweep": plan.to_json(), "devices": len(devices)})
     for note in dataset.notes:
         progress.note(note)

@@ -215,3 +215,29 @@ def test_text_is_readable_in_light_and_dark(scheme: str, page_file: Path, open_p
     brightness = np.mean([int(part) for part in background[4:-1].split(",")])
     assert (brightness > 127) == (scheme == "light")
     assert [each for each in page.evaluate(CONTRAST) if each[1] < 4.5] == []
+
+
+PLACES = """() => Object.fromEntries(["#board", ".top-line", "#undo", "#clear", ".seen", ".bars", "#samples", "#units"]
+    .map((name) => [name, document.querySelector(name).getBoundingClientRect().toJSON()]))"""
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
+def test_nothing_juts_out_and_nothing_moves_at_the_first_stroke(
+    width: int, page_file: Path, open_page: OpenPage
+) -> None:
+    page = open_page(page_file, viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    before = page.evaluate(PLACES)
+    assert before["#clear"]["right"] <= before["#board"]["right"]
+    for digit in range(10):
+        page.keyboard.press(str(digit))
+        settle(page)
+        assert page.evaluate(PLACES) == before
+        shown = "[...document.querySelectorAll('#bars span, #sure')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+        assert page.evaluate(f"{shown}.map(e => e.textContent)") == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_the_slider_has_a_label_that_is_seen(page_file: Path, open_page: OpenPage) -> None:
+    page = open_page(page_file)
+    assert page.get_by_label("Choose a unit").get_attribute("type") == "range"
+    assert page.get_by_text("Choose a unit").is_visible()

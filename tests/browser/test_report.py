@@ -15,7 +15,7 @@ pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[2]
 OpenPage = Callable[..., Any]
-WIDTHS = {"phone": 360, "desk": 1280}
+WIDTHS = {"phone": 390, "desk": 1280}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
 
 
@@ -73,3 +73,25 @@ def test_a_report_is_walked_by_keyboard(page: Any) -> None:
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#result"
     assert page.evaluate("document.querySelector('#result').getBoundingClientRect().top") < 100
+
+
+def test_what_a_window_cuts_off_is_hinted_at_and_code_is_not_cut(page: Any) -> None:
+    cut = "e => e.scrollWidth > e.clientWidth"
+    assert page.evaluate(f"[...document.querySelectorAll('pre')].filter({cut}).length") == 0
+    shades = page.evaluate(
+        f"[...document.querySelectorAll('.scroll')].filter({cut}).map(e => getComputedStyle(e).backgroundImage)"
+    )
+    assert all(shade.count("linear-gradient") == 4 for shade in shades)
+    assert shades or page.evaluate("innerWidth") > 400, "no table is wider than a phone: this test shows nothing"
+
+
+def test_no_plot_stands_beside_an_empty_half(page: Any) -> None:
+    rows = page.evaluate(
+        """[...document.querySelectorAll('.three, .mistakes')].map(grid => {
+            const all = [...grid.children].map(e => e.getBoundingClientRect());
+            const first = all.filter(e => e.top === all[0].top), right = Math.max(...first.map(e => e.right));
+            return [grid.className, all.length % first.length, grid.getBoundingClientRect().right - right];
+        })"""
+    )
+    for name, left_over, gap in rows:
+        assert gap < 2 and (name == "mistakes" or left_over == 0), rows

@@ -155,7 +155,7 @@ function show(pixels) {
     item.lastChild.textContent = probabilities ? percent(part) : "";
   });
   $("digit").textContent = probabilities ? best : "?";
-  $("sure").textContent = probabilities ? `${percent(probabilities[best])} sure` : "nothing drawn yet";
+  $("sure").textContent = probabilities ? `${percent(probabilities[best])} sure` : "nothing yet";
   showUnits();
   say(probabilities ? `Looks like ${best}, ${percent(probabilities[best])}` : "The board is empty");
 }
@@ -227,7 +227,7 @@ function pick(unit) {
 
 if (first) {
   Object.assign($("units"), { width: columns * CELL + GAP, height: Math.ceil(first.units / columns) * CELL + GAP });
-  $("hidden-name").textContent = `First hidden layer: ${first.units} units, ${first.activation}`;
+  $("hidden-name").textContent = `First hidden layer: ${first.units} ${first.units === 1 ? "unit" : "units"}, ${first.activation}`;
   $("unit").max = first.units - 1;
   $("unit").addEventListener("input", () => pick($("unit").value));
   for (const kind of ["pointermove", "pointerdown"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,8 +10,8 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import objective
-from jaxmlp.config import ClippedCrossEntropy, CrossEntropy, Loss, MeanSquaredError, MLP
+from jaxmlp import MLP, Accuracy, ClippedCrossEntropy, CrossEntropy, MeanSquaredError
+from jaxmlp.parts import Loss
 
 CLIPPED = ClippedCrossEntropy()
 LARGEST = 16.118096  # -log(1e-7)
@@ -26,12 +25,12 @@ def random_logits(scale: float, examples: int = 500) -> tuple[keras.Array, keras
     return logits, rng.integers(0, 10, examples).astype(np.int32)
 
 
-@partial(jax.jit, static_argnames="config")
+@jax.jit
 def losses(config: Loss, logits: keras.Array, labels: keras.Array) -> jax.Array:
-    return objective.make_loss(config)(jnp.asarray(logits), jnp.asarray(labels))
+    return config(jnp.asarray(logits), jnp.asarray(labels))
 
 
-@partial(jax.jit, static_argnames="config")
+@jax.jit
 def gradient(config: Loss, logits: keras.Array, labels: keras.Array) -> jax.Array:
     """Of each example's loss with respect to its logits."""
     total: jax.Array = jax.grad(lambda logits: jnp.sum(losses(config, logits, labels)))(logits)
@@ -51,6 +50,7 @@ def expected_losses(config: Loss, logits: keras.Array, labels: keras.Array) -> k
             shifted = logits - logits.max(-1, keepdims=True)
             log_p = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
             return np.asarray(-np.sum(targets * log_p, axis=-1))
+    raise AssertionError(config)
 
 
 def expected_gradient(config: Loss, logits: keras.Array, labels: keras.Array) -> keras.Array:
@@ -64,6 +64,7 @@ def expected_gradient(config: Loss, logits: keras.Array, labels: keras.Array) ->
             return np.asarray(p * (by_p - np.sum(p * by_p, axis=-1, keepdims=True)))
         case CrossEntropy(label_smoothing=smoothing):
             return np.asarray(p - (1 - smoothing) * targets - smoothing / logits.shape[-1])
+    raise AssertionError(config)
 
 
 def with_probability(p: keras.Array) -> tuple[keras.Array, keras.Array]:
@@ -155,7 +156,7 @@ def test_the_references_gradient_is_the_slope_of_its_loss() -> None:
 def test_a_hit_is_the_largest_logit_the_first_of_equals() -> None:
     logits = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-3.0, -2.0, -1.0]], np.float32)
     labels = np.array([1, 0, 1, 0], np.int32)
-    hits = objective.correct(jnp.asarray(logits), jnp.asarray(labels))
+    hits = Accuracy().of_examples(jnp.asarray(logits), jnp.asarray(labels))
     assert hits.dtype == jnp.bool_
     assert hits.tolist() == [True, True, False, False] == keras.categorical_accuracy(logits, labels).tolist()
 
@@ -168,8 +169,21 @@ def test_the_penalty_is_on_all_kernels_and_on_nothing_else(l1: float, l2: float)
     dense, conv = ({"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True))
     params: dict[str, Any] = {"Dense_0": dense, "Block_0": {"Conv_0": conv, "scale": biases[1]}}
     config = MLP(l1=l1, l2=l2)
-    value, grads = jax.value_and_grad(lambda params: objective.penalty(config, params))(params)
+    if not l1 and not l2:
+        assert config.penalty(params) is None
+        return
+    value, grads = jax.value_and_grad(config.penalty)(params)
     expected = sum(l1 * np.abs(w).sum() + l2 * np.square(w).sum() for w in kernels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(grads["Dense_0"]["kernel"], l1 * np.sign(kernels[0]) + 2 * l2 * kernels[0], rtol=1e-6)
     assert not np.any(grads["Dense_0"]["bias"]) and not np.any(grads["Block_0"]["scale"])
+
+
+@each_loss
+def test_a_distribution_of_one_class_is_its_label(config: Loss) -> None:
+    logits, labels = random_logits(3.0)
+    one_hot = jax.nn.one_hot(labels, 10)
+    if isinstance(config, MeanSquaredError):  # Of numbers it is another rule.
+        np.testing.assert_allclose(losses(config, logits, one_hot), np.square(logits - one_hot).mean(-1), rtol=1e-5)
+    else:
+        np.testing.assert_array_equal(losses(config, logits, one_hot), losses(config, logits, labels))

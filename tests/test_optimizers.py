@@ -15,20 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmlp import optim
-from jaxmlp.config import (
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Exponential,
-    InverseTime,
-    Optimizer,
-    Piecewise,
-    RMSprop,
-    Schedule,
-)
+from jaxmlp import SGD, Adam, AdamW, Constant, Cosine, Exponential, InverseTime, Piecewise, RMSprop
+from jaxmlp.config import as_arrays
+from jaxmlp.parts import Optimizer, Schedule
 
 STEPS = 300
 SHAPES = {"scale": (), "bias": (7,), "kernel": (5, 7), "filters": (3, 3, 2, 4)}
@@ -71,7 +60,7 @@ def as_device(value: float) -> float:
     return float(np.float32(value))
 
 
-def reference(config: Optimizer) -> keras.Optimizer:
+def reference(config: Any) -> keras.Optimizer:
     """The NumPy rule that `config` names, with its traced values as the device gets them."""
     decay = as_device(config.schedule.decay) if isinstance(config.schedule, InverseTime) else 0.0
     rate = as_device(config.learning_rate)
@@ -84,12 +73,12 @@ def reference(config: Optimizer) -> keras.Optimizer:
     return PaperAdam(rate, b1, b2, epsilon, decay, weight_decay)
 
 
-def with_decays(config: Optimizer) -> list[Optimizer]:
+def with_decays(config: Any) -> list[Any]:
     return [config, *(replace(config, schedule=InverseTime(decay=decay)) for decay in DECAYS)]
 
 
 # One table drives the tests of all optimizers: (config, scale of its gradients).
-CASES: list[tuple[Optimizer, float]] = [
+CASES: list[tuple[Any, float]] = [
     *((config, 1.0) for config in with_decays(SGD())),
     *((config, 1.0) for config in with_decays(SGD(momentum=0.9))),
     *((config, 1.0) for config in with_decays(SGD(momentum=0.9, nesterov=True))),
@@ -125,13 +114,13 @@ def trajectory(optimizer: optax.GradientTransformation, gradients: Tree) -> Tree
     return found
 
 
-@partial(jax.jit, static_argnames="program")
-def follow(program: Optimizer, hyper: Tree, total_steps: int, gradients: Tree) -> Tree:
-    return trajectory(optim.make_optimizer(program, hyper, total_steps), gradients)
+@jax.jit
+def follow(config: Any, total_steps: int, gradients: Tree) -> Tree:
+    return trajectory(config.transformation(total_steps), gradients)
 
 
-def follow_config(config: Optimizer, gradients: Tree) -> Tree:
-    found: Tree = follow(config.program(), config.hyperparameters(), STEPS, gradients)
+def follow_config(config: Any, gradients: Tree) -> Tree:
+    found: Tree = follow(as_arrays(config), STEPS, gradients)
     return found
 
 
@@ -165,7 +154,7 @@ EXACT = 1e-5
 
 
 @each_optimizer
-def test_every_optimizer_follows_its_rule_over_300_updates(config: Optimizer, scale: float) -> None:
+def test_every_optimizer_follows_its_rule_over_300_updates(config: Any, scale: float) -> None:
     gradients = random_gradients(scale)
     expected = follow_reference(reference(config), gradients)
     assert relative_error(follow_config(config, gradients), expected) < EXACT
@@ -175,7 +164,7 @@ RULES = [SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), RMSprop(), Adam(),
 
 
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)
-def test_every_optimizer_follows_its_rule_when_the_rate_changes(config: Optimizer) -> None:
+def test_every_optimizer_follows_its_rule_when_the_rate_changes(config: Any) -> None:
     rule = reference(config)
     rates = {0: config.learning_rate, 100: 0.1 * config.learning_rate, 200: 5 * config.learning_rate}
 
@@ -194,8 +183,7 @@ def test_the_rate_belongs_inside_the_velocity_where_optax_sgd_has_it_outside(nes
     gradients = random_gradients()
     for decay, same in [(0.0, True), (0.1, False)]:
         config = SGD(momentum=0.9, nesterov=nesterov, schedule=InverseTime(decay=decay))
-        rate = partial(optim.learning_rate, config, config.hyperparameters(), STEPS)
-        other = optax.sgd(rate, momentum=0.9, nesterov=nesterov)
+        other = optax.sgd(as_arrays(config).rate(STEPS), momentum=0.9, nesterov=nesterov)
         expected = follow_reference(reference(config), gradients)
         assert relative_error(follow_config(config, gradients), expected) < EXACT
         assert (relative_error(jax.jit(partial(trajectory, other))(gradients), expected) < EXACT) == same
@@ -217,9 +205,9 @@ def test_the_defaults_are_kerass() -> None:
 
 
 @each_optimizer
-def test_state_is_arrays_of_types_that_no_update_changes(config: Optimizer, scale: float) -> None:
+def test_state_is_arrays_of_types_that_no_update_changes(config: Any, scale: float) -> None:
     params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-    optimizer = optim.make_optimizer(config, config.hyperparameters(), STEPS)
+    optimizer = as_arrays(config).transformation(STEPS)
     state = optimizer.init(params)
     updates, after = optimizer.update(params, state, params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
@@ -228,19 +216,19 @@ def test_state_is_arrays_of_types_that_no_update_changes(config: Optimizer, scal
 
 
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)
-def test_no_rate_compiles_anything_anew(config: Optimizer) -> None:
+def test_no_rate_compiles_anything_anew(config: Any) -> None:
     traces = []
 
-    @partial(jax.jit, static_argnames="program")
-    def end(program: Optimizer, hyper: Tree, gradients: Tree) -> jax.Array:
-        traces.append(program)
-        scale: jax.Array = trajectory(optim.make_optimizer(program, hyper, STEPS), gradients)["scale"]
+    @jax.jit
+    def end(config: Optimizer, gradients: Tree) -> jax.Array:
+        traces.append(config)
+        scale: jax.Array = trajectory(config.transformation(STEPS), gradients)["scale"]
         return scale[-1]
 
     gradients, ends = random_gradients(steps=3), set()
     for rate, decay in [(0.1, 0.0), (0.1, 0.5), (0.2, 0.5)]:
         other = replace(config, learning_rate=rate, schedule=InverseTime(decay=decay))
-        ends.add(float(end(other.program(), other.hyperparameters(), gradients)))
+        ends.add(float(end(as_arrays(other), gradients)))
     assert len(traces) == 1
     assert len(ends) == 3
 
@@ -276,23 +264,23 @@ CLOSED_FORMS: list[tuple[Schedule, dict[int, float]]] = [
 ]
 
 
-@partial(jax.jit, static_argnames="program")
-def factor(program: Schedule, hyper: Tree, total_steps: int, step: int) -> jax.Array:
-    return optim.make_schedule(program, hyper, total_steps)(step)
+@jax.jit
+def factor(schedule: Schedule, total_steps: int, step: int) -> jax.Array:
+    return schedule.factor(step, total_steps)
 
 
 @pytest.mark.parametrize(("schedule", "values"), CLOSED_FORMS)
 def test_every_schedule_has_its_closed_form_at_its_edges(schedule: Schedule, values: dict[int, float]) -> None:
     for step, expected in values.items():
-        found = factor(schedule.program(), schedule.hyperparameters(), TOTAL, step)
+        found = factor(as_arrays(schedule), TOTAL, step)
         assert found.dtype == jnp.float32
         # A few roundings in float32, 6e-8 each; 1e-7 around the zeros of the cosine and the warm-up.
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-7), step
 
 
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)
-def test_the_learning_rate_is_the_rate_times_the_schedules_factor(config: Optimizer) -> None:
+def test_the_learning_rate_is_the_rate_times_the_schedules_factor(config: Any) -> None:
     scheduled = replace(config, schedule=InverseTime(decay=0.5))
-    found = optim.learning_rate(scheduled, scheduled.hyperparameters(), TOTAL, 2)
+    found = as_arrays(scheduled).rate(TOTAL)(2)
     assert found.dtype == jnp.float32
     assert float(found) == pytest.approx(config.learning_rate / 2, rel=1e-6)  # Float32.

@@ -1,0 +1,161 @@
+"""The code of the user's own that an experiment is made of: which files define its parts, and their SHA-256.
+
+Such a file binds bits, and so do the local modules that it imports. A file that only registers the data set does not:
+the sum of the data binds.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxmlp import data
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError
+from jaxmlp.parts import WRAPPERS, Part, Placed, file_of, is_installed, is_shipped, place_of, where
+
+NONE = "none"
+"""Stands for code that no file has, such as a notebook's."""
+
+_ran: dict[Path, bytes] = {}
+"""The source of each file that was run as an experiment's, or imported by one, as it was then."""
+
+
+class Source(NamedTuple):
+    """A file of code."""
+
+    path: Path
+    content: bytes
+    """As it was run, though the file may be another by now."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the content."""
+        return hashlib.sha256(self.content).hexdigest()
+
+
+Sources = dict[str, Source | None]
+"""Files by their names; `NONE` has none."""
+
+
+def code_of(*configs: ExperimentConfig) -> Sources:
+    """The files that define the parts in use, and the local modules that these import; no file of a library.
+
+    Raises:
+        ConfigError: Two of the files have one name.
+    """
+    found = dict.fromkeys(file for config in configs for file in _defining(config))
+    return _named(found)
+
+
+def data_code_of(config: ExperimentConfig) -> Sources:
+    """The file that registers the experiment's data set, where `jaxmlp.data.register` did, and what it imports."""
+    function = data.registered(config.data.name)
+    if function is None:
+        return {}
+    file = file_of(function)
+    return _named([Path(file) if file else None])
+
+
+def roots_of(*configs: ExperimentConfig) -> list[Path]:
+    """The files to name with `--experiment`: those that define parts in use, or register the data."""
+    registering = filter(None, (data.registered(config.data.name) for config in configs))
+    files = [Path(file) for function in registering if (file := file_of(function))]
+    return list(dict.fromkeys([file for config in configs for file in _defining(config) if file] + files))
+
+
+def sums_of(code: Sources) -> dict[str, str | None]:
+    """The SHA-256 of each file."""
+    return {name: source and source.sha256 for name, source in code.items()}
+
+
+def remember(path: Path, content: bytes) -> None:
+    """The source of a file as it is run; a file that is edited later still counts as this."""
+    _ran[path] = content
+
+
+def as_run(path: Path) -> bytes | None:
+    """The source of a file as it was run; None of a file that was not."""
+    return _ran.get(path)
+
+
+def _named(files: Iterable[Path | None]) -> Sources:
+    """The sources of files, and of the modules beside each that it imports, by names from its folder."""
+    names: dict[Path | None, str] = {file: file.name if file else NONE for file in files}
+    for file in list(filter(None, names)):
+        for near in local_files(file):
+            names.setdefault(near, near.relative_to(file.parent).as_posix())
+    found: Sources = {}
+    for path, name in sorted(names.items(), key=lambda item: item[1]):
+        if name in found:
+            raise ConfigError(
+                "experiment", f"has two files called {name}, {found[name]} and {path}: rename one of them"
+            )
+        found[name] = path and Source(path, _ran.get(path) or path.read_bytes())
+    return found
+
+
+def _defining(config: ExperimentConfig) -> Iterator[Path | None]:
+    """The files that define the parts in use; None for what no file has."""
+    for part in config.parts():
+        if isinstance(part, WRAPPERS):
+            yield from _file(part.value, where(part))
+            continue
+        if not is_shipped(type(part)):
+            yield from _file(type(part), where(part))
+        for item in dataclasses.fields(part):  # type: ignore[arg-type]
+            value = getattr(part, item.name)
+            if callable(value) and not isinstance(value, Part):
+                yield from _file(value, place_of(value))
+
+
+def _file(thing: Any, place: str) -> Iterator[Path | None]:
+    file, _, _ = place.partition(":")
+    if file == NONE:
+        yield None
+    named = [path for path in reversed(_ran) if path.name == file]
+    defined = file_of(thing.function if isinstance(thing, Placed) else thing)
+    if defined and Path(defined).name == file:
+        yield Path(defined)
+    elif named:
+        yield named[0]
+    elif defined and not is_installed(defined):
+        yield Path(defined)
+
+
+def local_files(path: Path) -> list[Path]:
+    """The modules beside a file, or in folders there, that it imports, directly or through each other."""
+    found: dict[Path, None] = {}
+    left = [path]
+    while left:
+        for near in _imported(left.pop(), path.parent):
+            if near not in found and near != path:
+                found[near] = None
+                left.append(near)
+    return list(found)
+
+
+def _imported(path: Path, root: Path) -> Iterator[Path]:
+    """The files below `root` that may be what a file imports."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        base, names = root, [""]
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = path.parents[node.level - 1] if node.level else root
+            module = [node.module] if node.module else []
+            names = [".".join([*module, *each]) for each in ([], *([alias.name] for alias in node.names))]
+        for words in (name.split(".") for name in names if name and name.partition(".")[0] != __package__):
+            for count in range(1, len(words) + 1):
+                place = base.joinpath(*words[:count])
+                for file in (place.with_name(f"{place.name}.py"), place / "__init__.py"):
+                    if file.is_file() and file.is_relative_to(root):
+                        yield file

@@ -1,0 +1,151 @@
+"""Opens what a run was made of: its experiment, by the user's own code that is given, and its data. Both are checked.
+
+Code in a run directory is never run: later commands run the files that the user names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmlp import data
+from jaxmlp.code import NONE, code_of
+from jaxmlp.config import DataConfig
+from jaxmlp.errors import CodeError, RunError
+from jaxmlp.experiment import Changed, Code, Experiment
+from jaxmlp.parts import Find
+from jaxmlp.run import code as stored
+from jaxmlp.run.directory import RunDirectory
+
+IN_PYTHON = "Give the data set in Python: jaxmlp.evaluate, reproduce and fit take it as `dataset`"
+
+
+def open_run(
+    path: str | Path,
+    experiment: Experiment | Code = (),
+    *,
+    write: bool = False,
+    accept_changed_code: bool = False,
+) -> RunDirectory:
+    """Open a run whose experiment may have parts of the user's own.
+
+    Args:
+        path: Its folder.
+        experiment: The user's own code: files, or an experiment in hand.
+        write: Whether the run is to go on; a finished one needs no code.
+        accept_changed_code: Whether it may go on with other code than it was made with, which the run then records.
+
+    Raises:
+        CodeError: Code of the run is not given; or the run is to go on, and the code is another.
+        RunError: As `RunDirectory.open`.
+        UsageError: A file of `experiment` is not there, or raises.
+    """
+    path, code = Path(path), experiment if isinstance(experiment, Code) else Code(experiment)
+    run = RunDirectory.open(path, write=False)
+    goes_on = write and run.status != "finished"
+    find = finder(path, run.plain_config, run.manifest, code)
+    changed = code.changed(stored.wanted(run.manifest)) if code.files or code.config else ()
+    if goes_on:
+        config = RunDirectory.open(path, write=False, find=find).config
+        if changed and not accept_changed_code:
+            raise refusal(path, changed)
+    run = RunDirectory.open(path, write=write, find=find)
+    run.code_changed = changed
+    if code.config and code.config.to_dict() == run.plain_config:
+        run.take(code.config)
+    if goes_on and changed:
+        run.accept_code(code_of(config))
+    return run
+
+
+def refusal(path: Path, changed: tuple[Changed, ...]) -> CodeError:
+    """Why the run or sweep in the folder `path` does not go on with other code."""
+    told = "; ".join(map(str, changed))
+    way = f"Its own is in {path / stored.CODE}. Or accept the other with --accept-changed-code, which is recorded"
+    return CodeError(f"{path} does not go on with other code: {told}. {way}.", " --accept-changed-code")
+
+
+def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Code) -> Find:
+    """Finds the user's own parts of the run or sweep in the folder `path`, in the code that is given.
+
+    What it returns raises CodeError for a part that is not there.
+    """
+    wanted = stored.wanted(manifest)
+    names = stored.files_to_name(plain_config, manifest)
+
+    def find(place: str) -> Any:
+        found = code.find(place, wanted)
+        if found is not None:
+            return found
+        file = place.partition(":")[0]
+        changed = [each for each in code.changed(wanted) if each.file == file and each.here]
+        if changed:
+            raise CodeError(f"{path} has {place}, which the file given does not have: {changed[0]}.", "")
+        if file == NONE:
+            raise CodeError(
+                f"{path} was made in Python with {place.partition(':')[2]}, which no file has. Give the experiment in "
+                f"Python, such as jaxmlp.load_model({str(path)!r}, experiment=ExperimentConfig(...)).", ""
+            )  # fmt: skip
+        copy = f"The copy in {path / stored.CODE} is never run unasked"
+        needed = " and ".join(names) or file
+        raise CodeError(
+            f"{path} was made with {place}, code of your own. {copy}: name {needed} with --experiment.",
+            stored.flags(names or [file]),
+        )
+
+    return find
+
+
+def warn_of(changed: tuple[Changed, ...], warn: Callable[[str], None]) -> None:
+    """Tell of code that is another one now."""
+    for each in changed:
+        warn(f"{each}: the answers may be others than the run's.")
+
+
+def open_data(
+    run: RunDirectory,
+    dataset: data.Dataset | None = None,
+    *,
+    manual_dir: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> data.Dataset:
+    """The data of a run: what is given, or what its config names, after its SHA-256 and its shapes were checked.
+
+    Raises:
+        CodeError: A file that was not given registers it.
+        ConfigError, DataError, DiskError: As `data.load`.
+        RunError: It is other data than the run was trained on.
+    """
+    return open_data_of(
+        run.path, run.config.data, run.manifest, dataset, manual_dir=manual_dir, report=report
+    )  # fmt: skip
+
+
+def open_data_of(
+    path: Path,
+    config: DataConfig,
+    manifest: Mapping[str, Any],
+    dataset: data.Dataset | None = None,
+    *,
+    manual_dir: Path | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> data.Dataset:
+    """As `open_data`, of a run or sweep by its folder, the data that it names, and its manifest."""
+    if not dataset and config.name not in data.names():
+        if names := list(stored.data_code(manifest))[:1]:
+            problem = f"{path} was trained on the data set {config.name}, which {names[0]} registers"
+            raise CodeError(f"{problem}: name the file with --experiment.", stored.flags(names))
+        raise RunError(f"{path} was trained on {config.name}, which is no data set here. {IN_PYTHON}.")
+    found = dataset or data.load(config, manual_dir=manual_dir, report=report)
+    there = (manifest.get("binding") or {}).get("data_sha256", found.sha256)
+    if there != found.sha256:
+        told = f"data_sha256: {there} there, {found.sha256} here ({found.name})"
+        raise RunError(f"{path} was trained on other data: {told}. {IN_PYTHON}.")
+    here = found.facts.to_plain()
+    facts = manifest.get("data") or here
+    other = [name for name in here if here[name] != facts.get(name)]
+    wrong = [f"{name} {facts.get(name)} there, {here[name]} here" for name in other]
+    if wrong:
+        raise RunError(f"{path} was trained on data of another shape: {'; '.join(wrong)}. {IN_PYTHON}.")
+    return found

@@ -1,0 +1,90 @@
+"""The user's own code in a run directory: copies and their SHA-256, to read and to compare. Nothing here runs it.
+
+code/lion.py             what the run was made with
+code/accepted-1/lion.py  what it went on with, where that was another and was accepted
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxmlp.errors import RunError
+from jaxmlp.run import files
+
+if TYPE_CHECKING:
+    from jaxmlp.code import Sources
+
+CODE, ACCEPTED, DATA_CODE = "code", "accepted_code", "data_code"
+
+_PLACE = re.compile(r"([^/:]+):[\w.<>]+")
+
+
+def copy(folder: Path, sources: Sources) -> None:
+    """Write the sources below `folder`, which is a run's.
+
+    Raises:
+        DiskError: They could not be written.
+        RunError: A folder on the way is a symbolic link.
+    """
+    for name, source in sources.items():
+        if source:
+            path = folder / name
+            for each in (folder.parent, *(folder / above for above in reversed(Path(name).parents))):
+                if each.is_symlink():
+                    raise RunError(f"{each} is a symbolic link: code must lie in the run directory. Remove it.")
+            with files.trying_to(f"make the folder {path.parent}"):
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.write(path, source.content)
+
+
+def wanted(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """The sums of the code that a run goes on with: the last that was accepted, or what it was made with."""
+    accepted = manifest.get(ACCEPTED) or [manifest.get("binding") or {}]
+    return dict(accepted[-1].get(CODE) or {})
+
+
+def data_code(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """The sums of the files that register the run's data set."""
+    return dict((manifest.get("not_binding") or {}).get(DATA_CODE) or {})
+
+
+def copies(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every copy, by its name from the run's folder."""
+    folders = {CODE: {**data_code(manifest), **((manifest.get("binding") or {}).get(CODE) or {})}}
+    for number, accepted in enumerate(manifest.get(ACCEPTED) or [], 1):
+        folders[f"{CODE}/accepted-{number}"] = accepted.get(CODE) or {}
+    return {f"{folder}/{name}": sha256 for folder, sums in folders.items() for name, sha256 in sums.items() if sha256}
+
+
+def accept(path: Path, manifest: dict[str, Any], told: Mapping[str, Any], sources: Sources) -> None:
+    """Copy other code that the run or sweep in the folder `path` goes on with, and add to the manifest what is told.
+
+    Raises:
+        DiskError, RunError: As `copy`.
+    """
+    accepted = [*(manifest.get(ACCEPTED) or []), dict(told)]
+    copy(path / CODE / f"accepted-{len(accepted)}", sources)
+    manifest[ACCEPTED] = accepted
+
+
+def files_to_name(plain_config: Any, manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the files that later commands need: those that define parts of the config, or register the data."""
+    named = [file for file in _files(plain_config) if file in wanted(manifest)]
+    return list(dict.fromkeys([*named, *list(data_code(manifest))[:1]]))
+
+
+def flags(names: Iterable[str | Path]) -> str:
+    """Such as ` --experiment lion.py`, for a command line; nothing where there are none."""
+    return "".join(f" --experiment {shlex.quote(str(name))}" for name in names)
+
+
+def _files(plain: Any) -> Iterator[str]:
+    if isinstance(plain, Mapping | list):
+        for value in plain.values() if isinstance(plain, Mapping) else plain:
+            yield from _files(value)
+    elif isinstance(plain, str) and (match := _PLACE.fullmatch(plain)):
+        yield match[1]
