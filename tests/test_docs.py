@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,9 @@ def test_python_in_a_document_runs_from_top_to_bottom(
 ) -> None:
     # A tracker that needs an account.
     monkeypatch.setitem(sys.modules, "wandb", mock.MagicMock())
-    names: dict[str, Any] = {"__name__": "document"}
+    module = types.ModuleType("document")  # Where a class looks up the types of its fields.
+    monkeypatch.setitem(sys.modules, "document", module)
+    names = vars(module)
     for block in ALL:
         if block.document == document and block.language == "python":
             code = compile("\n" * (block.line - 1) + block.text, document, "exec")

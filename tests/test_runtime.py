@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxmlp import compiled
+from jaxmlp.cli import experiment, main
 from jaxmlp.run.manifest import instruction_set
 
 
@@ -227,3 +228,14 @@ def test_a_user_without_a_home_folder_keeps_no_programs_and_computes() -> None:
 def test_a_cache_folder_that_cannot_be_made_costs_nothing_but_time(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert python(COMPILED, XDG_CACHE_HOME=str(tmp_path / "file")).strip() == "None"
+
+
+def test_an_experiment_that_starts_jax_is_told_of_and_no_other(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
+    for before, after in ((False, False), (False, True), (True, True)):
+        up = iter([before, after])
+        monkeypatch.setattr(experiment, "started_by", up.__next__)
+        assert main(["summary", quickstart, "--json"]) == 0
+        assert ("starts JAX by itself" in capsys.readouterr().err) == (after and not before)

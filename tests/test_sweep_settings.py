@@ -105,7 +105,8 @@ def test_seeds_are_a_range_a_number_or_a_list() -> None:
         (("--set", "optimizer.learning-rate=0.1,fast"), "--optimizer.learning-rate must be a number, got 'fast'"),
         (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of one value or more"),
         (("--set", "epochs=1", "--set", "epochs=2"), "--epochs is set twice"),
-        (("--set", "optimizer=adam"), "--optimizer is a part of the experiment, and no value: set its fields"),
+        (("--set", "data=mnist_5k"), "--data is a part of the experiment, and no value: set its fields"),
+        (("--set", "optimizer=adma"), "--optimizer must be one of sgd, rmsprop, adam, adamw, got 'adma'. Did you mean"),
         (("--set", "optimizer.learning-rate=log(1,x)"), "--optimizer.learning-rate must have two numbers"),
         (("--set", "optimizer.learning-rate=log(1e-4,1)"), "--optimizer.learning-rate is drawn from log(0.0001,1)"),
         (("--set", "shuffle=maybe"), "--shuffle must be true or false, got 'maybe'"),
@@ -127,12 +128,14 @@ def test_a_command_line_that_cannot_be_is_refused_in_one_line(
 def test_values_are_read_as_their_fields_types() -> None:
     words = [
         "model.hidden-sizes=8 4,8",
+        "optimizer=sgd,adam",
         "shuffle=true,false",
         "optimizer.learning-rate=log(1e-4, 0.1)",
         "precision=bfloat16",
     ]
     assert parse_vary(words, CONFIG) == {
         "model.hidden_sizes": [(8, 4), (8,)],
+        "optimizer": ["sgd", "adam"],
         "shuffle": [True, False],
         "optimizer.learning_rate": Range(low=1e-4, high=0.1, log=True),
         "precision": ["bfloat16"],

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxmlp.experiment import load_experiment
 from jaxmlp.cli.shipped import experiment_path, shipped
+from jaxmlp.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys; from hatchling import build; getattr(build, sys.argv[1])(sys.argv[2])"

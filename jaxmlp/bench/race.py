@@ -98,8 +98,13 @@ def race(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmlp-peers-")))
         (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
-        splits = {"train": dataset.train, "test": dataset.test}
-        arrays = {f"{name}_{part}": array for name, split in splits.items() for part, array in split._asdict().items()}
+        train, test = dataset.train, dataset.test
+        arrays = {
+            "train_images": train.inputs,
+            "train_labels": train.targets,
+            "test_images": test.inputs,
+            "test_labels": test.targets,
+        }
         np.savez(folder / "data.npz", **arrays)
         peers, workers = [], []
         for name in names:

@@ -63,8 +63,9 @@ def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
     prepare(_device(words))
     from jaxmlp.experiment import load_experiment
 
+    was_up = started_by()
     config = load_experiment(path).config
-    if started_by():
+    if started_by() and not was_up:
         say(f"{path} starts JAX by itself, before jaxmlp can choose its devices. Make arrays inside functions.")
     return config
 
