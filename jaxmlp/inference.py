@@ -156,7 +156,8 @@ class Model:
             DataError: They are not.
         """
         wanted = self.facts.zeros(1).inputs
-        there, known = (jax.tree.structure(tree) for tree in (inputs, wanted))
+        there: Any = jax.tree.structure(inputs)
+        known: Any = jax.tree.structure(wanted)
         if there != known:
             raise DataError(f"data: inputs must be {_shown(self.facts)}, got {there}")
         for leaf, known_leaf in zip(jax.tree.leaves(inputs), jax.tree.leaves(wanted), strict=True):
@@ -299,7 +300,7 @@ class Evaluation(NamedTuple):
 def _table(found: Evaluation) -> Iterator[str]:
     yield f"{found.split}: {found.examples:,} examples"
     figures = [f"loss: {found.loss:.4f}"]
-    if found.ci95:
+    if found.accuracy is not None and found.ci95:
         figures.append("accuracy: {:.4f} (95 % interval {:.4f} to {:.4f})".format(found.accuracy, *found.ci95))
     figures += [f"{name}: {value:.4f}" for name, value in found.metrics.items() if name != "accuracy"]
     yield " - ".join(figures)

@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> Answer:
                     "loss": run.test_loss,
                     "accuracy": run.test_accuracy,
                     "ci95": run.ci95 and list(run.ci95),
-                    "calibration_error": run.answers and run.answers.calibration.error,
+                    "calibration_error": run.answers and run.answers.calibration and run.answers.calibration.error,
                     "code_changed": [each._asdict() for each in run.code_changed],
                 }
                 for run in runs

@@ -18,6 +18,7 @@ from jaxmlp.errors import CheckFailed, RunError
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
 from jaxmlp.inference import Model, answers
 from jaxmlp.mlp import MLP
+from jaxmlp.parts import with_value
 from jaxmlp.run import files
 from jaxmlp.run.digest import leaves
 
@@ -97,7 +98,7 @@ def export(model: Model, name: str, path: Path) -> Exported:
         raise RunError(f"{holds}, and the run has {size / 1e6:,.0f} MB: take {others}.")
     exporter: Exporter = importlib.import_module(f"jaxmlp.export.{name}")
     if chosen.precision:
-        model = dataclasses.replace(model, config=dataclasses.replace(model.config, precision=chosen.precision))
+        model = dataclasses.replace(model, config=with_value(model.config, "precision", chosen.precision))
     exporter.write(path, model)
     inputs = probes(model.facts)
     wanted = model.answers(inputs)
@@ -133,7 +134,8 @@ def _otherwise(model: Model, inputs: Any) -> Float[np.ndarray, "probes outputs"]
 def probes(facts: data.Facts) -> Any:
     """Inputs to compare on: real digits where they fit, else noise in front of more and less black, or noise alone."""
     if facts.image_shape == (28, 28, 1):
-        return data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs[:PROBES]
+        digits: np.ndarray[Any, Any] = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
+        return digits[:PROBES]
     rng = np.random.default_rng(0)
     if facts.image_shape:
         noise = rng.integers(0, 256, (PROBES, *facts.image_shape), np.uint8)
@@ -143,12 +145,9 @@ def probes(facts: data.Facts) -> Any:
     def noise_of(leaf: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         if leaf.dtype == np.uint8:
             return rng.integers(0, 256, leaf.shape, np.uint8)
-        # Any table of ids has the first two.
-        return (
-            rng.integers(0, 2, leaf.shape, np.int32)
-            if leaf.dtype == np.int32
-            else np.float32(rng.normal(size=leaf.shape))
-        )
+        if leaf.dtype == np.int32:  # Any table of ids has the first two.
+            return rng.integers(0, 2, leaf.shape, np.int32)
+        return rng.normal(size=leaf.shape).astype(np.float32)
 
     return jax.tree.map(noise_of, facts.zeros(PROBES).inputs)
 

@@ -69,7 +69,7 @@ def mlp_of(model: Model) -> MLP:
 def dense_layers(model: Model) -> list[DenseLayer]:
     """The layers of an MLP, first to last."""
     config = mlp_of(model)
-    activations = [*(config.activation for _ in config.hidden_sizes), "linear"]
+    activations = [*(str(config.activation) for _ in config.hidden_sizes), "linear"]
     scales = [float(np.float32(model.config.data.pixel_scale)), *(1.0 for _ in config.hidden_sizes)]
     found = []
     for i, (activation, scale) in enumerate(zip(activations, scales, strict=True)):
