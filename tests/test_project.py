@@ -109,7 +109,7 @@ def run_python(code: str, fakes: Path) -> str:
 
 
 def test_importing_the_package_starts_no_heavy_library(tmp_path: Path) -> None:
-    loaded = run_python("import jaxmlp, sys; print(*sys.modules)", tmp_path).split()
+    loaded = run_python("import jaxmlp.config, jaxmlp.errors, sys; print(*sys.modules)", tmp_path).split()
     heavy = {"jax", "jaxlib", "flax", "numpy", "optax", "tensorflow_datasets", "matplotlib", "tyro", "rich", "PIL"}
     assert "jaxmlp.config" in loaded
     assert not heavy & set(loaded)
