@@ -7,6 +7,7 @@ of the training and test examples alone. Nor are the weights of an import.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -31,16 +32,26 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
         dataset_sha256: Of the examples' bytes.
         devices: How many share a batch; by default all that JAX finds.
     """
+    here = platform_facts(devices=devices)
+    sums = {"config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(), "data_sha256": dataset_sha256}
+    return {"binding": {**sums, **here["binding"]}, "not_binding": here["not_binding"]}
+
+
+def platform_facts(device: Any = None, *, devices: int | None = None) -> dict[str, dict[str, Any]]:
+    """The facts of a manifest but for config and data: what decides the bits of any JAX program on this machine.
+
+    Args:
+        device: The JAX device that computes. Default: the first that JAX finds.
+        devices: Number of devices that compute. Default: all that JAX finds.
+    """
     import jax
 
     from jaxmlp.prng import IMPLEMENTATION
 
-    device = jax.devices()[0]
+    device = device or jax.devices()[0]
     flags = " ".join(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
     binding = {
-        "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
-        "data_sha256": dataset_sha256,
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+        **_versions(),
         "xla_flags": binding_flags(flags),
         "prng": IMPLEMENTATION,
         "threefry_partitionable": jax.config.jax_threefry_partitionable,
@@ -49,7 +60,7 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
         "x64": jax.config.jax_enable_x64,
         "device_kind": device.device_kind,
         "platform_version": device.client.platform_version,
-        "isa": instruction_set() if device.platform == "cpu" else getattr(device, "compute_capability", None),
+        "isa": _instruction_set_here() if device.platform == "cpu" else getattr(device, "compute_capability", None),
     }
     threads = os.environ.get("NPROC", "")
     not_binding = {
@@ -60,6 +71,11 @@ def manifest(config: ExperimentConfig, dataset_sha256: str, *, devices: int | No
         "os": platform.system(),
     }
     return {"binding": binding, "not_binding": not_binding}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:
@@ -96,3 +112,7 @@ def instruction_set() -> str:
     features = sorted(name for name in listed if machine == "aarch64" or name.startswith(_CPU_FEATURES))
     widest = next((name for name in _WIDEST_FIRST if name in features), "scalar")
     return f"{machine}-{widest}-{hashlib.sha256(' '.join(features).encode()).hexdigest()[:8]}"
+
+
+_instruction_set_here = functools.cache(instruction_set)
+"""Read once a process: a file of thousands of lines on a server of many cores."""
