@@ -54,6 +54,7 @@ ARROWS = {
     "export": "data inference model run",
     "keras": "data history inference model position run train",
     "proof": "data feed fitting model programs run runtime shards train",
+    "golden": "proof run",
     "sweep": "data distributed fitting history loop model position programs progress run runtime shards signals train",
     "bench": "data feed fitting history model network run shards sweep train",
     "report": "jaxmlp data history inference pictures run sweep",
