@@ -1,6 +1,7 @@
 """Networks in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
 
-Importing this starts no JAX: a name loads its module when it is first used.
+Importing this loads no other module: a name loads its module when it is first used. So the command line sets up JAX
+before JAX starts, and the pytest plugin costs a suite nothing.
 """
 
 from __future__ import annotations
@@ -8,25 +9,22 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from jaxmlp.errors import (
-    CheckFailed,
-    ConfigError,
-    DataError,
-    DeviceError,
-    DiskError,
-    DivergedError,
-    JaxmlpError,
-    PeerLostError,
-    RunError,
-    UsageError,
-)
-
 if TYPE_CHECKING:
     from jaxmlp.api import evaluate as evaluate
     from jaxmlp.api import load_model as load_model
     from jaxmlp.api import predict as predict
     from jaxmlp.config import DataConfig as DataConfig
     from jaxmlp.config import ExperimentConfig as ExperimentConfig
+    from jaxmlp.errors import CheckFailed as CheckFailed
+    from jaxmlp.errors import ConfigError as ConfigError
+    from jaxmlp.errors import DataError as DataError
+    from jaxmlp.errors import DeviceError as DeviceError
+    from jaxmlp.errors import DiskError as DiskError
+    from jaxmlp.errors import DivergedError as DivergedError
+    from jaxmlp.errors import JaxmlpError as JaxmlpError
+    from jaxmlp.errors import PeerLostError as PeerLostError
+    from jaxmlp.errors import RunError as RunError
+    from jaxmlp.errors import UsageError as UsageError
     from jaxmlp.fields import named as named
     from jaxmlp.fields import ranged as ranged
     from jaxmlp.fitting import fit as fit
@@ -73,6 +71,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "api": "evaluate load_model predict",
     "config": "DataConfig ExperimentConfig",
+    "errors": "CheckFailed ConfigError DataError DeviceError DiskError DivergedError JaxmlpError PeerLostError RunError UsageError",
     "fields": "named ranged",
     "fitting": "fit",
     "losses": "ClippedCrossEntropy CrossEntropy MeanSquaredError",
@@ -92,19 +91,7 @@ _ROOMS = {
 """The names of each module that load when they are used; type checkers read the imports above instead."""
 _HOMES = {name: f"jaxmlp.{room}" for room, names in _ROOMS.items() for name in names.split()}
 
-__all__ = [
-    "CheckFailed",
-    "ConfigError",
-    "DataError",
-    "DeviceError",
-    "DiskError",
-    "DivergedError",
-    "JaxmlpError",
-    "PeerLostError",
-    "RunError",
-    "UsageError",
-    *_HOMES,
-]
+__all__ = [*_HOMES]
 
 
 def __dir__() -> list[str]:

@@ -132,6 +132,17 @@ def test_a_tree_of_dicts_and_numpy_arrays_needs_no_jax() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
+def test_plain_containers_have_the_same_paths_with_and_without_jax(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.zeros(2, np.float32)
+    tree = {"b": [x, (x, None)], "a": Point(x, {"k": 1.5}), "n": 7, "none": None, "empty": [], "flag": True}
+    with_jax = leaves(tree)
+    monkeypatch.delitem(sys.modules, "jax")
+    without = leaves(tree)
+    assert "jax" not in sys.modules
+    assert list(without) == list(with_jax) == ["a/x", "a/y/k", "b/0", "b/1/0", "flag", "n"]
+    assert [array.dtype for array in without.values()] == [array.dtype for array in with_jax.values()]
+
+
 def test_restore_undoes_leaves() -> None:
     params = {"w": jnp.arange(6.0).reshape(2, 3)}
     state = Point(x=params, y=optax.adam(1e-3).init(params))

@@ -54,6 +54,7 @@ ARROWS = {
     "export": "data inference model run",
     "keras": "data history inference model position run train",
     "proof": "data feed fitting model programs run runtime shards train",
+    "golden": "proof run",
     "sweep": "data distributed fitting history loop model position programs progress run runtime shards signals train",
     "bench": "data feed fitting history model network run shards sweep train",
     "report": "jaxmlp data history inference pictures run sweep",
@@ -109,7 +110,7 @@ def run_python(code: str, fakes: Path) -> str:
 
 
 def test_importing_the_package_starts_no_heavy_library(tmp_path: Path) -> None:
-    loaded = run_python("import jaxmlp, sys; print(*sys.modules)", tmp_path).split()
+    loaded = run_python("import jaxmlp.config, jaxmlp.errors, sys; print(*sys.modules)", tmp_path).split()
     heavy = {"jax", "jaxlib", "flax", "numpy", "optax", "tensorflow_datasets", "matplotlib", "tyro", "rich", "PIL"}
     assert "jaxmlp.config" in loaded
     assert not heavy & set(loaded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ def leaves(tree: Any) -> dict[str, NDArray[Any]]:
     A path joins the dict keys, field names and indices that lead to a leaf: `params/Dense_0/kernel`, `opt_state/0/nu`.
 
     Args:
-        tree: Any JAX pytree. One of plain dicts and NumPy arrays is read without JAX.
+        tree: Any JAX pytree. A tree of plain containers with NumPy arrays and numbers is read without JAX.
 
     Raises:
         ValueError: Two leaves have one path, as those of `{"a/b": x, "a": {"b": y}}`.
@@ -37,12 +38,23 @@ def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{prefix}/{key}" if prefix else str(key))
     elif isinstance(tree, np.ndarray | np.generic):
         yield prefix, tree
+    elif "jax" not in sys.modules and isinstance(tree, list | tuple | bool | int | float | complex | None):
+        yield from _walk_plain(tree, prefix)
     else:
         import jax
 
         for keys, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]:
             path = jax.tree_util.keystr(keys, simple=True, separator="/")
             yield "/".join(filter(None, (prefix, path))), leaf
+
+
+def _walk_plain(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """As JAX walks these; without JAX in the process, no other rule can be registered for a kind of list or tuple."""
+    if isinstance(tree, list | tuple):
+        for key, value in zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True):
+            yield from _walk(value, f"{prefix}/{key}" if prefix else str(key))
+    elif tree is not None:
+        yield prefix, tree
 
 
 def restore[Tree](tree: Tree, arrays: Mapping[str, NDArray[Any]]) -> Tree:

@@ -8,6 +8,7 @@ weights of an import.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import platform
@@ -41,17 +42,33 @@ def manifest(
         devices: How many share a batch; by default all that JAX finds.
         variants: Of the experiment, whose code counts too.
     """
+    from jaxmlp.code import code_of, data_code_of, sums_of
+
+    here = platform_facts(devices=devices)
+    sums = {"config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(), "data_sha256": dataset.sha256}
+    binding, not_binding = {**sums, **here["binding"]}, here["not_binding"]
+    if code := sums_of(code_of(config, *variants)):
+        binding["code"] = code
+    if data_code := sums_of(data_code_of(config)):
+        not_binding["data_code"] = data_code
+    return {"binding": binding, "not_binding": not_binding, "data": dataset.facts.to_plain()}
+
+
+def platform_facts(device: Any = None, *, devices: int | None = None) -> dict[str, dict[str, Any]]:
+    """The facts of a manifest but for config and data: what decides the bits of any JAX program on this machine.
+
+    Args:
+        device: The JAX device that computes. Default: the first that JAX finds.
+        devices: Number of devices that compute. Default: all that JAX finds.
+    """
     import jax
 
-    from jaxmlp.code import code_of, data_code_of, sums_of
     from jaxmlp.prng import IMPLEMENTATION
 
-    device = jax.devices()[0]
+    device = device or jax.devices()[0]
     flags = " ".join(os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS"))
     binding = {
-        "config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(),
-        "data_sha256": dataset.sha256,
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")},
+        **_versions(),
         "xla_flags": binding_flags(flags),
         "prng": IMPLEMENTATION,
         "threefry_partitionable": jax.config.jax_threefry_partitionable,
@@ -60,10 +77,8 @@ def manifest(
         "x64": jax.config.jax_enable_x64,
         "device_kind": device.device_kind,
         "platform_version": device.client.platform_version,
-        "isa": instruction_set() if device.platform == "cpu" else getattr(device, "compute_capability", None),
+        "isa": _instruction_set_here() if device.platform == "cpu" else getattr(device, "compute_capability", None),
     }
-    if code := sums_of(code_of(config, *variants)):
-        binding["code"] = code
     threads = os.environ.get("NPROC", "")
     not_binding = {
         "devices": devices or jax.device_count(),
@@ -72,9 +87,12 @@ def manifest(
         "python": platform.python_version(),
         "os": platform.system(),
     }
-    if data_code := sums_of(data_code_of(config)):
-        not_binding["data_code"] = data_code
-    return {"binding": binding, "not_binding": not_binding, "data": dataset.facts.to_plain()}
+    return {"binding": binding, "not_binding": not_binding}
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:
@@ -120,3 +138,7 @@ def instruction_set() -> str:
     features = sorted(name for name in listed if machine == "aarch64" or name.startswith(_CPU_FEATURES))
     widest = next((name for name in _WIDEST_FIRST if name in features), "scalar")
     return f"{machine}-{widest}-{hashlib.sha256(' '.join(features).encode()).hexdigest()[:8]}"
+
+
+_instruction_set_here = functools.cache(instruction_set)
+"""Read once a process: a file of thousands of lines on a server of many cores."""

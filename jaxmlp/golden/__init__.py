@@ -1,0 +1,1 @@
+"""Golden bits in anyone's tests: a pytest plugin that compares trees of arrays with records kept beside the tests."""
