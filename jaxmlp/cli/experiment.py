@@ -47,15 +47,25 @@ def parse_experiment[Chosen: flags.Flags](
             (word,) = flags.parse(kind(), words, command, name, hint=hint)[1]
             raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
         config = _loaded(experiment_path(words[0]), words)
-    config, words = _with_kinds(config, words)
-    found = config
+    chosen, _ = parse_changes(kind, words, command, name if is_given else "FILE", config)
+    return chosen, chosen.config  # type: ignore[attr-defined]
+
+
+def parse_changes[Chosen: flags.Flags](
+    kind: type[Chosen], words: Sequence[str], command: str, name: str, config: ExperimentConfig
+) -> tuple[Chosen, list[str]]:
+    """The command's flags, whose `config` is the given one as the flags change it, and the words that are none.
+
+    Raises:
+        ConfigError, UsageError, SystemExit: As `flags.parse`.
+    """
+    found, left = _with_kinds(config, words)
 
     def unknown(flag: str) -> str:
         others = sorted(other_kinds(found, flag))
         return f"{flag} needs another kind of part: add {' or '.join(others)}" if others else ""
 
-    chosen, _ = flags.parse(_with_config(kind, config), words, command, name if is_given else "FILE", unknown=unknown)
-    return chosen, chosen.config  # type: ignore[attr-defined]
+    return flags.parse(_with_config(kind, found), left, command, name, unknown=unknown)
 
 
 def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:

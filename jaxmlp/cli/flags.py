@@ -107,7 +107,9 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    """The types of a union. No word stands for a function, so where a text will do its name alone is a flag's value."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return tuple(kind for kind in kinds if str not in kinds or typing.get_origin(kind) is not Callable)
 
 
 def _value(word: str, kinds: Sequence[Any]) -> Any:

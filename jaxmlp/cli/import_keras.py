@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say
-from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.experiment import parse_changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,13 @@ class ImportFlags(flags.DataFlags, flags.DeviceFlags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Import FILE, and score it on the test split."""
-    file = Path(flags.parse(ImportFlags(), argv, "import-keras", "FILE")[1][0])
-    from jaxmlp.keras.apart import read_keras
-
-    network = read_keras(file)
     from jaxmlp.config import ExperimentConfig
+    from jaxmlp.keras.apart import read_keras
     from jaxmlp.mlp import MLP
 
+    # The values of the config are flags too; their defaults are the file's.
+    file = Path(parse_changes(ImportFlags, argv, "import-keras", "FILE", ExperimentConfig())[1][0])
+    network = read_keras(file)
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
     told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
     told |= {"l1": network.l1, "l2": network.l2}
@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> Answer:
     model = MLP(**told)
     data_config = dataclasses.replace(default.data, pixel_scale=network.pixel_scale or default.data.pixel_scale)
     default = dataclasses.replace(default, model=model, data=data_config)
-    chosen, config = parse_experiment(ImportFlags, argv, "import-keras", default)
+    chosen, _ = parse_changes(ImportFlags, argv, "import-keras", "FILE", default)
+    config: ExperimentConfig = chosen.config  # type: ignore[attr-defined]
     for note in network.notes:
         say(f"{file}: {note}")
     runtime.configure(chosen.device)
