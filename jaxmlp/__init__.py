@@ -71,7 +71,8 @@ __version__ = "0.1.0"
 _ROOMS = {
     "api": "evaluate load_model predict",
     "config": "DataConfig ExperimentConfig",
-    "errors": "CheckFailed ConfigError DataError DeviceError DiskError DivergedError JaxmlpError PeerLostError RunError UsageError",
+    "errors": "CheckFailed ConfigError DataError DeviceError DiskError DivergedError JaxmlpError PeerLostError RunError"
+    " UsageError",
     "fields": "named ranged",
     "fitting": "fit",
     "losses": "ClippedCrossEntropy CrossEntropy MeanSquaredError",
