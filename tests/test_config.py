@@ -1,4 +1,4 @@
-"""The config's promises: checked where it is made, the same after JSON, and split into program and hyperparameters."""
+"""The config's promises: checked where it is made, the same after JSON, and split into program and leaves."""
 
 from __future__ import annotations
 
@@ -10,18 +10,24 @@ import typing
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import config as cfg
-from jaxmlp.config import DataConfig, ExperimentConfig, MLP
+from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import ConfigError
-from jaxmlp.fields import Part
+from jaxmlp.fields import hints
+from jaxmlp.losses import ClippedCrossEntropy, CrossEntropy, MeanSquaredError
+from jaxmlp.metrics import Accuracy, MeanAbsoluteError, TopK
+from jaxmlp.mlp import MLP
+from jaxmlp.optimizers import SGD, Adam, AdamW, RMSprop
+from jaxmlp.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, Schedule, kinds, stored_fields
+from jaxmlp.schedules import Constant, Cosine, Exponential, InverseTime, Piecewise
 
 PartType: TypeAlias = Any
-"""A subclass of `Part` that is a dataclass."""
+"""A subclass of `Part`."""
 
 INTERVALS: dict[PartType, dict[str, str]] = {
     ExperimentConfig: {
@@ -32,28 +38,31 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     },
     MLP: {"hidden_sizes": "[1, 1000000]", "dropout_rate": "[0, 1)", "l1": "[0, inf)", "l2": "[0, inf)"},
     DataConfig: {"validation": "(0, 1)", "pixel_scale": "(0, inf)"},
-    cfg.SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
-    cfg.RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
-    cfg.Adam: {"learning_rate": "[0, inf)", "b1": "[0, 1)", "b2": "[0, 1)", "epsilon": "(0, inf)"},
-    cfg.AdamW: {
+    SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
+    RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
+    Adam: {"learning_rate": "[0, inf)", "b1": "[0, 1)", "b2": "[0, 1)", "epsilon": "(0, inf)"},
+    AdamW: {
         "learning_rate": "[0, inf)",
         "b1": "[0, 1)",
         "b2": "[0, 1)",
         "epsilon": "(0, inf)",
         "weight_decay": "[0, inf)",
     },
-    cfg.Constant: {},
-    cfg.InverseTime: {"decay": "[0, inf)"},
-    cfg.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
-    cfg.Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
-    cfg.Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
-    cfg.ClippedCrossEntropy: {"epsilon": "(0, 0.5)"},
-    cfg.CrossEntropy: {"label_smoothing": "[0, 1)"},
-    cfg.MeanSquaredError: {},
+    Constant: {},
+    InverseTime: {"decay": "[0, inf)"},
+    Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
+    Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
+    Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
+    ClippedCrossEntropy: {"epsilon": "(0, 0.5)"},
+    CrossEntropy: {"label_smoothing": "[0, 1)"},
+    MeanSquaredError: {},
+    Accuracy: {},
+    TopK: {"k": "[1, 1000000]"},
+    MeanAbsoluteError: {},
 }
 """What every number may be, written down a second time."""
 
-FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "seed", "shuffle")} | {
+FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "best_by")} | {
     (DataConfig, name) for name in ("name", "validation")
 }
 """Fields that no compiled program depends on, beside the traced ones."""
@@ -63,10 +72,10 @@ FIELDS, PLAIN_FIELDS = (
     [
         pytest.param(cls, item.name, id=f"{cls.__name__}.{item.name}")
         for cls in INTERVALS
-        for item in dataclasses.fields(cls)
-        if not isinstance(getattr(cls(), item.name), without)
+        for item in stored_fields(cls)
+        if not without or not (isinstance(getattr(cls(), item.name), Part) or item.metadata.get("parts"))
     ]
-    for without in ((), Part)
+    for without in (False, True)
 )
 NUMBERS = [
     pytest.param(cls, name, interval, id=f"{cls.__name__}.{name}")
@@ -76,17 +85,22 @@ NUMBERS = [
 
 
 def is_traced(cls: PartType, name: str) -> bool:
-    """Every number of optimizers and schedules is, and nothing else."""
-    return cls.path.startswith("optimizer") and name in INTERVALS[cls]
+    """Every number of optimizers and schedules is, and the seed, and nothing else."""
+    return (cls.path.startswith("optimizer") and name in INTERVALS[cls]) or (cls, name) == (ExperimentConfig, "seed")
 
 
 def dotted(cls: PartType, name: str) -> str:
     return f"{cls.path}.{name}" if cls.path else name
 
 
+def in_json(cls: PartType, name: str) -> str:
+    """The field's path in JSON, where a metric is an element of a list."""
+    return f"metrics.0.{name}" if issubclass(cls, Metric) else dotted(cls, name)
+
+
 @functools.cache
 def types_of(cls: PartType, name: str) -> tuple[Any, ...]:
-    hint = typing.get_type_hints(cls)[name]
+    hint = hints(cls)[name]
     return typing.get_args(hint) if isinstance(hint, UnionType) else (hint,)
 
 
@@ -117,39 +131,61 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
     """Whatever the field may hold."""
     if (cls, name) == (ExperimentConfig, "name"):
         return st.from_regex(r"[\w-][\w.-]*", fullmatch=True)
+    if (cls, name) == (ExperimentConfig, "best_by"):
+        return st.sampled_from(["loss", "accuracy"])
+    if known := next(item.metadata.get("known") for item in stored_fields(cls) if item.name == name):
+        return st.sampled_from(list(known))
     found: list[st.SearchStrategy[Any]] = []
     for choice in types_of(cls, name):
         if typing.get_origin(choice) is Literal:
             found.append(st.sampled_from(typing.get_args(choice)))
+        elif choice == tuple[Metric, ...]:
+            found.append(st.lists(any_kind(Metric), max_size=3, unique_by=lambda metric: metric.name).map(tuple))
+        elif choice == tuple[Augmentation, ...]:
+            found.append(st.just(()))
         elif typing.get_origin(choice) is tuple:
             found.append(st.lists(numbers(cls, name), max_size=4).map(tuple))
         elif choice in (int, float):
             found.append(numbers(cls, name))
-        elif choice in INTERVALS:
-            found.append(parts(choice))
+        elif issubclass(choice, Part):
+            found.append(any_kind(choice) if choice.rule else parts(choice))
         else:
             found.append({bool: st.booleans(), str: st.text(), NoneType: st.none()}[choice])
     return st.one_of(found)
 
 
+def any_kind(role: PartType) -> st.SearchStrategy[Any]:
+    """Any part of a role."""
+    return st.one_of([parts(kind) for kind in kinds(role).values()])
+
+
 @st.composite
 def parts(draw: st.DrawFn, cls: PartType) -> Any:
     """Any part of this type."""
-    drawn = {item.name: draw(values(cls, item.name)) for item in dataclasses.fields(cls)}
-    if cls is cfg.Piecewise:
+    drawn = {item.name: draw(values(cls, item.name)) for item in stored_fields(cls)}
+    if cls is Piecewise:
         drawn["boundaries"] = sorted(set(drawn["boundaries"]))
         drawn["factors"] = [draw(numbers(cls, "factors")) for _ in range(len(drawn["boundaries"]) + 1)]
     if cls is ExperimentConfig:
         drawn["batch_size"] = drawn["grad_shards"] * draw(st.integers(2, 1000))
+        drawn["best_by"] = draw(st.sampled_from(["loss", *(metric.name for metric in drawn["metrics"])]))
     return cls(**drawn)
 
 
 def experiment_with(part: Any) -> ExperimentConfig:
     if isinstance(part, ExperimentConfig):
         return part
-    if isinstance(part, cfg.Schedule):
-        return ExperimentConfig(optimizer=cfg.Adam(schedule=part))
+    if isinstance(part, Schedule):
+        return ExperimentConfig(optimizer=Adam(schedule=part))
+    if isinstance(part, Metric):
+        return ExperimentConfig(metrics=part, best_by=part.name)
     return ExperimentConfig(**{part.path: part})
+
+
+def program(part: Any) -> Any:
+    """What compiled programs are found by: the tree of the config, and the types of its leaves."""
+    leaves, tree = jax.tree.flatten(experiment_with(part).on_data(10, 5))
+    return tree, tuple(map(jax.typeof, leaves))
 
 
 def plain_with(cls: PartType) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -157,7 +193,7 @@ def plain_with(cls: PartType) -> tuple[dict[str, Any], dict[str, Any]]:
     plain = part = experiment_with(cls()).to_dict()
     for step in cls.path.split(".") if cls.path else ():
         part = part[step]
-    return plain, part
+    return plain, part[0] if isinstance(part, list) else part
 
 
 def refusal(plain: dict[str, Any]) -> ConfigError:
@@ -210,21 +246,21 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
 
 @pytest.mark.parametrize("cls", PARTS)
 def test_every_number_has_an_interval(cls: PartType) -> None:
-    assert {item.name for item in dataclasses.fields(cls) if number_type(cls, item.name)} == set(INTERVALS[cls])
+    assert {item.name for item in stored_fields(cls) if number_type(cls, item.name)} == set(INTERVALS[cls])
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_missing_field_is_refused_by_name(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
     del part[name]
-    assert str(refusal(plain)) == f"{dotted(cls, name)} is missing"
+    assert str(refusal(plain)) == f"{in_json(cls, name)} is missing"
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_misspelt_field_is_refused_and_the_nearest_named(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
     part[f"{name}_"] = part.pop(name)
-    assert str(refusal(plain)) == f"{dotted(cls, name)}_ is not a field. Did you mean {name}?"
+    assert str(refusal(plain)) == f"{in_json(cls, name)}_ is not a field. Did you mean {name}?"
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
@@ -235,7 +271,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
     for wrong in (value for value in wrong_values if type(value) not in fits):
         plain, part = plain_with(cls)
         part[name] = wrong
-        assert refusal(plain).field.startswith(dotted(cls, name)), wrong
+        assert refusal(plain).field.startswith((dotted(cls, name), in_json(cls, name))), wrong
 
 
 @pytest.mark.parametrize(
@@ -284,7 +320,7 @@ def test_a_piecewise_schedule_rises_and_has_a_factor_for_each_piece(
     boundaries: tuple[int, ...], factors: tuple[float, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        cfg.Piecewise(boundaries=boundaries, factors=factors)
+        Piecewise(boundaries=boundaries, factors=factors)
     assert str(caught.value) == message
 
 
@@ -310,7 +346,7 @@ def test_numpy_numbers_and_lists_become_plain_values() -> None:
     assert (config, config.to_json()) == (plain, plain.to_json())
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(data=st.data())
 @pytest.mark.parametrize(("cls", "name"), PLAIN_FIELDS)
 def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
@@ -320,22 +356,31 @@ def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
     one = cls(**whole)
     value = data.draw(st.sampled_from([2, 4, 65536]) if name in whole else values(cls, name))
     assume(value != getattr(one, name))
-    changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is cfg.Piecewise else {name: value}
-    same = experiment_with(one).program() == experiment_with(dataclasses.replace(one, **changes)).program()
+    changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is Piecewise else {name: value}
+    same = program(one) == program(dataclasses.replace(one, **changes))
     assert same == (is_traced(cls, name) or (cls, name) in FREE)
 
 
-@pytest.mark.parametrize("kinds", [cfg.Optimizer, cfg.Schedule, cfg.Loss])
-def test_every_kind_is_another_program(kinds: Any) -> None:
-    programs = {experiment_with(kind()).program() for kind in typing.get_args(kinds)}
-    assert len(programs) == len(typing.get_args(kinds))
+@pytest.mark.parametrize("role", [Model, Optimizer, Schedule, Loss, Metric])
+def test_every_kind_is_another_program(role: PartType) -> None:
+    shipped = kinds(role).values()
+    assert len({program(kind()) for kind in shipped}) == len(shipped)
 
 
 @given(parts(ExperimentConfig))
-def test_hyperparameters_hold_every_traced_value_by_name_and_nothing_else(config: ExperimentConfig) -> None:
-    def traced(part: Any) -> dict[str, Any]:
-        mine = {name: getattr(part, name) for name in INTERVALS[type(part)] if is_traced(type(part), name)}
-        inner = {item.name: getattr(part, item.name) for item in dataclasses.fields(part)}
-        return mine | {n: traced(p) for n, p in inner.items() if isinstance(p, Part) and traced(p)}
+def test_the_leaves_are_every_traced_value_and_nothing_else(config: ExperimentConfig) -> None:
+    def traced(part: Any, prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for item in stored_fields(part):
+            value = getattr(part, item.name)
+            if isinstance(value, Part):
+                found |= traced(value, f"{prefix}.{item.name}")
+            elif is_traced(type(part), item.name):
+                elements = enumerate(value) if isinstance(value, tuple) else [(None, value)]
+                found |= {
+                    f"{prefix}.{item.name}" + (f"[{i}]" if i is not None else ""): each for i, each in elements
+                }
+        return found
 
-    assert config.hyperparameters() == traced(config)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(config)}
+    assert leaves == traced(config)

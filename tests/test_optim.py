@@ -15,20 +15,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmlp import optim
-from jaxmlp.config import (
-    SGD,
-    Adam,
-    AdamW,
-    Constant,
-    Cosine,
-    Exponential,
-    InverseTime,
-    Optimizer,
-    Piecewise,
-    RMSprop,
-    Schedule,
-)
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.optimizers import SGD, Adam, AdamW, RMSprop
+from jaxmlp.parts import Optimizer, Schedule
+from jaxmlp.schedules import Constant, Cosine, Exponential, InverseTime, Piecewise
+from jaxmlp.train import learning_rate
 
 STEPS = 300
 SHAPES = {"scale": (), "bias": (7,), "kernel": (5, 7), "filters": (3, 3, 2, 4)}
@@ -71,7 +62,12 @@ def as_device(value: float) -> float:
     return float(np.float32(value))
 
 
-def reference(config: Optimizer) -> keras.Optimizer:
+def on_device[P: Optimizer](config: P) -> P:
+    """The part as compiled functions take it: its traced fields are arrays."""
+    return ExperimentConfig(optimizer=config).on_data(10, STEPS).optimizer  # type: ignore[return-value]
+
+
+def reference(config: Any) -> keras.Optimizer:
     """The NumPy rule that `config` names, with its traced values as the device gets them."""
     decay = as_device(config.schedule.decay) if isinstance(config.schedule, InverseTime) else 0.0
     rate = as_device(config.learning_rate)
@@ -125,13 +121,13 @@ def trajectory(optimizer: optax.GradientTransformation, gradients: Tree) -> Tree
     return found
 
 
-@partial(jax.jit, static_argnames="program")
-def follow(program: Optimizer, hyper: Tree, total_steps: int, gradients: Tree) -> Tree:
-    return trajectory(optim.make_optimizer(program, hyper, total_steps), gradients)
+@jax.jit
+def follow(config: Optimizer, total_steps: int, gradients: Tree) -> Tree:
+    return trajectory(config.transformation(total_steps), gradients)
 
 
 def follow_config(config: Optimizer, gradients: Tree) -> Tree:
-    found: Tree = follow(config.program(), config.hyperparameters(), STEPS, gradients)
+    found: Tree = follow(on_device(config), STEPS, gradients)
     return found
 
 
@@ -194,8 +190,7 @@ def test_the_rate_belongs_inside_the_velocity_where_optax_sgd_has_it_outside(nes
     gradients = random_gradients()
     for decay, same in [(0.0, True), (0.1, False)]:
         config = SGD(momentum=0.9, nesterov=nesterov, schedule=InverseTime(decay=decay))
-        rate = partial(optim.learning_rate, config, config.hyperparameters(), STEPS)
-        other = optax.sgd(rate, momentum=0.9, nesterov=nesterov)
+        other = optax.sgd(on_device(config).rate(STEPS), momentum=0.9, nesterov=nesterov)
         expected = follow_reference(reference(config), gradients)
         assert relative_error(follow_config(config, gradients), expected) < EXACT
         assert (relative_error(jax.jit(partial(trajectory, other))(gradients), expected) < EXACT) == same
@@ -219,7 +214,7 @@ def test_the_defaults_are_kerass() -> None:
 @each_optimizer
 def test_state_is_arrays_of_types_that_no_update_changes(config: Optimizer, scale: float) -> None:
     params = {name: jnp.zeros(shape) for name, shape in SHAPES.items()}
-    optimizer = optim.make_optimizer(config, config.hyperparameters(), STEPS)
+    optimizer = on_device(config).transformation(STEPS)
     state = optimizer.init(params)
     updates, after = optimizer.update(params, state, params)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
@@ -231,16 +226,16 @@ def test_state_is_arrays_of_types_that_no_update_changes(config: Optimizer, scal
 def test_no_rate_compiles_anything_anew(config: Optimizer) -> None:
     traces = []
 
-    @partial(jax.jit, static_argnames="program")
-    def end(program: Optimizer, hyper: Tree, gradients: Tree) -> jax.Array:
-        traces.append(program)
-        scale: jax.Array = trajectory(optim.make_optimizer(program, hyper, STEPS), gradients)["scale"]
+    @jax.jit
+    def end(config: Optimizer, gradients: Tree) -> jax.Array:
+        traces.append(config)
+        scale: jax.Array = trajectory(config.transformation(STEPS), gradients)["scale"]
         return scale[-1]
 
     gradients, ends = random_gradients(steps=3), set()
     for rate, decay in [(0.1, 0.0), (0.1, 0.5), (0.2, 0.5)]:
         other = replace(config, learning_rate=rate, schedule=InverseTime(decay=decay))
-        ends.add(float(end(other.program(), other.hyperparameters(), gradients)))
+        ends.add(float(end(on_device(other), gradients)))
     assert len(traces) == 1
     assert len(ends) == 3
 
@@ -276,15 +271,15 @@ CLOSED_FORMS: list[tuple[Schedule, dict[int, float]]] = [
 ]
 
 
-@partial(jax.jit, static_argnames="program")
-def factor(program: Schedule, hyper: Tree, total_steps: int, step: int) -> jax.Array:
-    return optim.make_schedule(program, hyper, total_steps)(step)
+@jax.jit
+def factor(schedule: Schedule, total_steps: int, step: int) -> jax.Array:
+    return schedule.factor(step, total_steps)
 
 
 @pytest.mark.parametrize(("schedule", "values"), CLOSED_FORMS)
 def test_every_schedule_has_its_closed_form_at_its_edges(schedule: Schedule, values: dict[int, float]) -> None:
     for step, expected in values.items():
-        found = factor(schedule.program(), schedule.hyperparameters(), TOTAL, step)
+        found = factor(on_device(SGD(schedule=schedule)).schedule, TOTAL, step)
         assert found.dtype == jnp.float32
         # A few roundings in float32, 6e-8 each; 1e-7 around the zeros of the cosine and the warm-up.
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-7), step
@@ -293,6 +288,6 @@ def test_every_schedule_has_its_closed_form_at_its_edges(schedule: Schedule, val
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)
 def test_the_learning_rate_is_the_rate_times_the_schedules_factor(config: Optimizer) -> None:
     scheduled = replace(config, schedule=InverseTime(decay=0.5))
-    found = optim.learning_rate(scheduled, scheduled.hyperparameters(), TOTAL, 2)
+    found = learning_rate(ExperimentConfig(optimizer=scheduled).on_data(10, TOTAL), jnp.int32(2))
     assert found.dtype == jnp.float32
     assert float(found) == pytest.approx(config.learning_rate / 2, rel=1e-6)  # Float32.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,10 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import model, shards, train
-from jaxmlp.config import SGD, DataConfig, ExperimentConfig, InverseTime, MLP, Piecewise
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp import shards, train
+from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.mlp import MLP
+from jaxmlp.optimizers import SGD
+from jaxmlp.prng import root_key
 from jaxmlp.run.digest import digest
+from jaxmlp.schedules import InverseTime, Piecewise
 
 EXAMPLES, BATCH = 70, 16
 STEPS = 5  # The last batch has 6 rows.
@@ -38,24 +42,26 @@ class Program:
 
     def __init__(self, config: ExperimentConfig = CONFIG) -> None:
         self.mesh = shards.make_mesh(jax.devices()[:1])
-        module = model.make_mlp(config.model, 10, config.precision)
-        self.static: dict[str, Any] = {"config": config.program(), "module": module}
-        self.hyper = self.put(train.make_hyper(config, STEPS))
+        self.config = self.put(config.on_data(10, STEPS))
 
     def put[T](self, tree: T) -> T:
         return shards.replicate(tree, self.mesh)
 
     def init(self) -> train.TrainState:
-        state: train.TrainState = train.init_state(self.hyper, **self.static, image_shape=(28, 28, 1))
-        return self.put(state)
+        return self.put(train.init_state(self.config, np.zeros((1, 28, 28, 1), np.uint8)))
+
+    def zero(self) -> train.Sums:
+        return self.put(train.zero_sums(self.config, self.init(), random_split(1)))
 
     def order(self, epoch: int = 0) -> jax.Array:
-        kind = {"examples": EXAMPLES, "batch_size": BATCH, "shuffle": True}
-        order: jax.Array = train.epoch_order(self.hyper.seed, epoch, **kind)
-        return self.put(order)
+        return self.put(train.epoch_order(self.config, jnp.int32(epoch), examples=EXAMPLES))
 
     def steps(self, state: Any, sums: Any, split: Any, order: Any, start: int, stop: int) -> Any:
-        return train.train_steps(state, sums, split, order, start, stop, self.hyper, **self.static, mesh=self.mesh)
+        bounds = jnp.int32(start), jnp.int32(stop)
+        return train.train_steps(self.config, state, sums, split, order, *bounds, mesh=self.mesh)
+
+    def step(self, state: Any, batch: Any) -> Any:
+        return train.train_step(self.config, state, batch, root_key(self.config.seed), mesh=self.mesh)
 
 
 @pytest.fixture(scope="module")
@@ -65,19 +71,18 @@ def program() -> Program:
 
 @pytest.fixture(scope="module")
 def whole_epoch(program: Program) -> str:
-    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    split, zero = program.put(random_split()), program.zero()
     state, sums, _ = program.steps(program.init(), zero, split, program.order(), 0, STEPS)
     return digest({"state": state, "sums": sums})
 
 
 def test_a_plain_python_loop_over_train_step_gives_the_same_bits(program: Program, whole_epoch: str) -> None:
     split, order = program.put(random_split()), program.order()
-    state, total = program.init(), program.put(train.Sums.zero())
+    state, total = program.init(), program.zero()
     for index in range(STEPS):
         batch = train.take_batch(split, order, jnp.int32(index), BATCH)
-        key = stream_key(program.hyper.seed, Stream.DROPOUT, state.step)
-        state, sums = train.train_step(state, batch, key, program.hyper, **program.static, mesh=program.mesh)
-        total = train.Sums(*map(jnp.add, total, sums))
+        state, sums = program.step(state, batch)
+        total = jax.tree.map(jnp.add, total, sums)
     assert digest({"state": state, "sums": total}) == whole_epoch
 
 
@@ -86,41 +91,37 @@ def test_a_plain_python_loop_over_train_step_gives_the_same_bits(program: Progra
 def test_any_chunking_of_an_epoch_gives_the_same_bits(program: Program, whole_epoch: str, cuts: set[int]) -> None:
     bounds = [0, *sorted(cuts), STEPS]
     split, order = program.put(random_split()), program.order()
-    state, sums = program.init(), program.put(train.Sums.zero())
+    state, sums = program.init(), program.zero()
     for start, stop in itertools.pairwise(bounds):
         state, sums, _ = program.steps(state, sums, split, order, start, stop)
     assert digest({"state": state, "sums": sums}) == whole_epoch
 
 
 def test_no_update_leaves_every_bit_as_it_was(program: Program) -> None:
-    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    split, zero = program.put(random_split()), program.zero()
     state, sums, _ = program.steps(program.init(), zero, split, program.order(), 3, 3)
     assert digest(state) == digest(program.init())
-    assert int(sums.examples) == 0
+    assert int(sums["examples"]) == 0
 
 
 def test_padding_rows_touch_neither_parameters_nor_sums(program: Program) -> None:
     split, order = program.put(random_split()), program.order()
     last = train.take_batch(split, order, jnp.int32(STEPS - 1), BATCH)
-    assert last.weights.tolist() == [1.0] * 6 + [0.0] * 10
-    other = last._replace(images=last.images.at[6:].set(255), labels=last.labels.at[6:].set(7))
-    key = stream_key(0, Stream.DROPOUT, 0)
-    results = [
-        train.train_step(program.init(), batch, key, program.hyper, **program.static, mesh=program.mesh)
-        for batch in (last, other)
-    ]
+    assert last.mask.tolist() == [1.0] * 6 + [0.0] * 10
+    other = last._replace(inputs=last.inputs.at[6:].set(255), targets=last.targets.at[6:].set(7))
+    results = [program.step(program.init(), batch) for batch in (last, other)]
     assert digest(results[0]) == digest(results[1])
-    assert int(results[0][1].examples) == 6
+    assert int(results[0][1]["examples"]) == 6
 
 
 def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(program: Program) -> None:
     orders = [np.asarray(program.order(epoch)) for epoch in range(2)]
-    other_seed = train.epoch_order(jnp.uint32(1), 0, examples=EXAMPLES, batch_size=BATCH, shuffle=True)
-    for order in [*orders, np.asarray(other_seed)]:
+    other_seed = np.asarray(Program(replace(CONFIG, seed=1)).order())
+    for order in [*orders, other_seed]:
         assert sorted(order[:EXAMPLES]) == list(range(EXAMPLES))
         assert len(order) == STEPS * BATCH
-    assert len({tuple(order) for order in [*orders, np.asarray(other_seed)]}) == 3
-    plain = train.epoch_order(jnp.uint32(0), 0, examples=EXAMPLES, batch_size=BATCH, shuffle=False)
+    assert len({tuple(order) for order in [*orders, other_seed]}) == 3
+    plain = Program(replace(CONFIG, shuffle=False)).order()
     assert plain[:EXAMPLES].tolist() == list(range(EXAMPLES))
 
 
@@ -128,13 +129,13 @@ def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(pr
 def test_evaluation_counts_all_examples(program: Program, examples: int) -> None:
     split = random_split(examples)
     params = program.init().params
-    sums = train.evaluate(params, program.put(split), train.Sums.zero(), **program.static, mesh=program.mesh)
-    logits = program.static["module"].apply({"params": params}, jnp.float32(split.inputs) / 255)
-    assert int(sums.examples) == examples
-    assert int(sums.correct) == int(np.sum(np.argmax(logits, -1) == split.targets))
+    sums = train.evaluate(program.config, params, {}, program.put(split), program.zero(), mesh=program.mesh)
+    logits = program.config.module().apply({"params": params}, jnp.float32(split.inputs) / 255)
+    assert int(sums["examples"]) == examples
+    assert int(sums["correct"]) == int(np.sum(np.argmax(logits, -1) == split.targets))
     expected = -jax.nn.log_softmax(logits)[np.arange(examples), split.targets].sum()
     # Float32 sums of up to 2,055 terms in another order, and pixels divided instead of multiplied.
-    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)
 
 
 def test_one_program_serves_every_chunk_rate_and_seed() -> None:
@@ -145,7 +146,7 @@ def test_one_program_serves_every_chunk_rate_and_seed() -> None:
         config = ExperimentConfig(model=CONFIG.model, optimizer=optimizer, batch_size=BATCH, seed=seed)
         program = Program(config)
         split, order = program.put(random_split()), program.order()
-        state, sums = program.init(), program.put(train.Sums.zero())
+        state, sums = program.init(), program.zero()
         for start, stop in [(0, 0), (0, 1), (1, STEPS)]:
             state, sums, _ = program.steps(state, sums, split, order, start, stop)
     assert compiled._cache_size() == 1
@@ -157,14 +158,14 @@ def test_health_names_the_step_and_the_leaf_that_is_not_finite(bad: float) -> No
     state = program.init()
     bias = state.params["Dense_1"]["bias"].at[0].set(bad)
     state.params["Dense_1"]["bias"] = bias
-    zero = program.put(train.Sums.zero())
+    zero = program.zero()
     _, _, health = program.steps(program.put(state), zero, program.put(random_split()), program.order(), 0, 2)
     assert int(health.bad_loss_step) == 0
     assert not health.finite_params["Dense_1"]["bias"]
 
 
 def test_healthy_steps_report_no_bad_step(program: Program) -> None:
-    split, zero = program.put(random_split()), program.put(train.Sums.zero())
+    split, zero = program.put(random_split()), program.zero()
     _, _, health = program.steps(program.init(), zero, split, program.order(), 0, STEPS)
     assert int(health.bad_loss_step) == train.NEVER
     assert all(jax.tree.leaves(health.finite_params))
@@ -178,7 +179,7 @@ def test_pixels_are_scaled_in_the_step() -> None:
     digests = []
     for data, scale in [(small, 4.0), (large, 1.0)]:
         program = Program(ExperimentConfig(model=CONFIG.model, data=DataConfig(pixel_scale=scale), batch_size=BATCH))
-        zero = program.put(train.Sums.zero())
+        zero = program.zero()
         state, _, _ = program.steps(program.init(), zero, program.put(data), program.order(), 0, STEPS)
         digests.append(digest(state.params))
     assert digests[0] == digests[1]
@@ -187,7 +188,6 @@ def test_pixels_are_scaled_in_the_step() -> None:
 def test_a_boundary_that_float32_cannot_hold_is_met_to_the_step() -> None:
     boundary = 2**24 + 1
     optimizer = SGD(learning_rate=1.0, schedule=Piecewise(boundaries=(boundary,), factors=(1.0, 0.5)))
-    config = ExperimentConfig(optimizer=optimizer)
-    hyper = train.make_hyper(config, STEPS)
-    rates = [train.learning_rate(jnp.int32(step), hyper, config=config) for step in (boundary - 1, boundary)]
+    config = ExperimentConfig(optimizer=optimizer).on_data(10, STEPS)
+    rates = [train.learning_rate(config, jnp.int32(step)) for step in (boundary - 1, boundary)]
     assert rates == [1.0, 0.5]

@@ -1,4 +1,4 @@
-"""Losses and their gradients against NumPy in float64, in and out of the clipped zone; hits; the penalty on kernels."""
+"""Losses and their gradients against NumPy in float64, in and out of the clipped zone; the penalty on kernels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import objective
-from jaxmlp.config import ClippedCrossEntropy, CrossEntropy, Loss, MeanSquaredError, MLP
+from jaxmlp.losses import ClippedCrossEntropy, CrossEntropy, MeanSquaredError
+from jaxmlp.mlp import MLP
+from jaxmlp.parts import Loss
 
 CLIPPED = ClippedCrossEntropy()
 LARGEST = 16.118096  # -log(1e-7)
@@ -28,7 +29,7 @@ def random_logits(scale: float, examples: int = 500) -> tuple[keras.Array, keras
 
 @partial(jax.jit, static_argnames="config")
 def losses(config: Loss, logits: keras.Array, labels: keras.Array) -> jax.Array:
-    return objective.make_loss(config)(jnp.asarray(logits), jnp.asarray(labels))
+    return config(jnp.asarray(logits), jnp.asarray(labels))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -152,24 +153,19 @@ def test_the_references_gradient_is_the_slope_of_its_loss() -> None:
     np.testing.assert_allclose(keras.categorical_crossentropy_gradient(exact, labels), slope, atol=1e-8)
 
 
-def test_a_hit_is_the_largest_logit_the_first_of_equals() -> None:
-    logits = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-3.0, -2.0, -1.0]], np.float32)
-    labels = np.array([1, 0, 1, 0], np.int32)
-    hits = objective.correct(jnp.asarray(logits), jnp.asarray(labels))
-    assert hits.dtype == jnp.bool_
-    assert hits.tolist() == [True, True, False, False] == keras.categorical_accuracy(logits, labels).tolist()
-
-
-@pytest.mark.parametrize(("l1", "l2"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.01), (0.1, 0.01)])
+@pytest.mark.parametrize(("l1", "l2"), [(0.1, 0.0), (0.0, 0.01), (0.1, 0.01)])
 def test_the_penalty_is_on_all_kernels_and_on_nothing_else(l1: float, l2: float) -> None:
     rng = np.random.default_rng(0)
     kernels = [rng.normal(size=shape).astype(np.float32) for shape in [(4, 3), (3, 3, 1, 2)]]
     biases = [np.full(3, 9.0, np.float32), np.full(2, 9.0, np.float32)]
     dense, conv = ({"kernel": kernel, "bias": bias} for kernel, bias in zip(kernels, biases, strict=True))
     params: dict[str, Any] = {"Dense_0": dense, "Block_0": {"Conv_0": conv, "scale": biases[1]}}
-    config = MLP(l1=l1, l2=l2)
-    value, grads = jax.value_and_grad(lambda params: objective.penalty(config, params))(params)
+    value, grads = jax.value_and_grad(MLP(l1=l1, l2=l2).penalty)(params)
     expected = sum(l1 * np.abs(w).sum() + l2 * np.square(w).sum() for w in kernels)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(grads["Dense_0"]["kernel"], l1 * np.sign(kernels[0]) + 2 * l2 * kernels[0], rtol=1e-6)
     assert not np.any(grads["Dense_0"]["bias"]) and not np.any(grads["Block_0"]["scale"])
+
+
+def test_without_a_factor_there_is_no_penalty() -> None:
+    assert MLP().penalty({"Dense_0": {"kernel": np.ones((2, 2), np.float32)}}) is None
