@@ -23,6 +23,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
 from jaxmlp import modules, shards
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.parts import Batch as Batch
+from jaxmlp.parts import Inputs
 from jaxmlp.prng import Stream, root_key, stream_key
 
 EVAL_ROWS = 1024
@@ -32,8 +34,6 @@ PADDING = -1
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
-Inputs: TypeAlias = Any
-"""An array `[examples, ...]`, or a tree of such arrays."""
 Sums: TypeAlias = dict[str, Any]
 """Over examples, by name: `loss`, `examples`, and those of each metric."""
 
@@ -60,17 +60,6 @@ class Split(NamedTuple):
     """Of each example's loss; None counts all alike."""
     mask: Bool[Array, " examples"] | None = None
     """False in rows that are no examples; None where all are."""
-
-
-class Batch(NamedTuple):
-    """The rows of an update, or of one shard of it."""
-
-    inputs: Inputs
-    targets: Num[Array, "batch ..."]
-    mask: Float[Array, " batch"]
-    """1 for an example, 0 for padding."""
-    weights: Float[Array, " batch"] | None = None
-    """Of each example's loss, apart from the mask; None counts all alike."""
 
 
 class Health(NamedTuple):

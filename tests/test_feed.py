@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from jaxmlp import data, fitting, train
-from jaxmlp.config import SGD, ExperimentConfig, MLP
+from jaxmlp import MLP, SGD, ExperimentConfig, data, fitting, train
 from jaxmlp.history import History
 
 IMAGE_BYTES = 28 * 28
@@ -33,7 +33,7 @@ def dataset() -> data.Dataset:
 
 
 def figures(history: History) -> list[Any]:
-    epochs = [record._replace(seconds=0) for record in history.records]
+    epochs = [replace(record, seconds=0) for record in history.records]
     return [epochs, history.test_loss, history.test_accuracy, history.state_sha256]
 
 
@@ -51,15 +51,15 @@ def test_streaming_compiles_one_program_more_and_never_sends_more_than_fits(
 
     def watch(function: Any, place: int) -> Any:
         def watched(*arguments: Any, **static: Any) -> Any:
-            sent.add(len(arguments[place].labels))
+            sent.add(len(arguments[place].targets))
             return function(*arguments, **static)
 
         return watched
 
     for function in (steps, evaluate):
         function.clear_cache()  # type: ignore[attr-defined]
-    monkeypatch.setattr(train, "train_steps", watch(steps, 2))
-    monkeypatch.setattr(train, "evaluate", watch(evaluate, 1))
+    monkeypatch.setattr(train, "train_steps", watch(steps, 3))
+    monkeypatch.setattr(train, "evaluate", watch(evaluate, 3))
     fitting.fit(CONFIG, dataset, resident_bytes=2 * BATCH * IMAGE_BYTES)
     assert sent == {2 * BATCH, train.EVAL_ROWS}
     assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]

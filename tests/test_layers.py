@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxmlp import layers, prng
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.prng import Stream, root_key, stream_key
 
 ROWS, INPUTS, FEATURES = 24, 33, 17
+KEY = stream_key(root_key(0), Stream.DROPOUT)
 
 
 def random_factors(dtype: str) -> list[np.ndarray]:
@@ -48,22 +49,22 @@ def test_factors_are_rounded_to_the_precision_and_sums_are_not() -> None:
 @pytest.mark.parametrize("probability", [0.2, 0.5, 0.8, 2**-16])
 def test_elements_are_true_with_the_probability_to_16_bits(probability: float) -> None:
     size = 1 << 20
-    given = prng.bernoulli(stream_key(0, Stream.DROPOUT), probability, (size,))
+    given = prng.bernoulli(KEY, probability, (size,))
     deviation = np.sqrt(probability * (1 - probability) / size)
     assert np.mean(given) == pytest.approx(round(probability * 2**16) / 2**16, abs=4 * deviation)
 
 
 def test_no_two_elements_share_their_bits() -> None:
     """In the halves of the words, neighbours or far apart: the correlation of fair coins is that of chance."""
-    coins = np.asarray(prng.bernoulli(stream_key(0, Stream.DROPOUT), 0.5, (4096,))) * 2.0 - 1
+    coins = np.asarray(prng.bernoulli(KEY, 0.5, (4096,))) * 2.0 - 1
     for lag in (1, 2, 1024, 2048, 3072):
         assert abs(np.mean(coins * np.roll(coins, lag))) < 4 / np.sqrt(coins.size)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (2, 3, 4)])
 def test_masks_have_any_shape(shape: tuple[int, ...]) -> None:
-    given = prng.bernoulli(stream_key(0, Stream.DROPOUT), 0.5, shape)
+    given = prng.bernoulli(KEY, 0.5, shape)
     assert given.shape == shape
     assert given.dtype == jnp.bool_
-    assert prng.bernoulli(stream_key(0, Stream.DROPOUT), 1.0, shape).all()
-    assert not prng.bernoulli(stream_key(0, Stream.DROPOUT), 0.0, shape).any()
+    assert prng.bernoulli(KEY, 1.0, shape).all()
+    assert not prng.bernoulli(KEY, 0.0, shape).any()
