@@ -26,6 +26,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxmlp.errors import ConfigError
+from jaxmlp.prng import root_key
 
 TRAIN_FLAGS: Final = {
     "train": True,
@@ -297,7 +298,7 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool =
         trained, _ = apply_train(module, params, variables, inputs, key)
         return apply_eval(module, params, variables, inputs), trained
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(root_key, 0)
     try:
         shapes = [found.shape for found in jax.eval_shape(logits_of, key, inputs)]
     except ConfigError:

@@ -28,7 +28,7 @@ import sysconfig
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -40,9 +40,6 @@ from jaxtyping import Array, Float, Int, Key, Num
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import Checked, choices, hints, host, join_path
 
-if TYPE_CHECKING:
-    from jaxmlp.train import Batch
-
 Step: TypeAlias = int | Int[Array, ""]
 RateFn: TypeAlias = Callable[[Step], Float[Array, ""]]
 Logits: TypeAlias = Float[Array, "batch *outputs"]
@@ -50,6 +47,19 @@ Targets: TypeAlias = Num[Array, "batch ..."]
 """Class ids, distributions over the classes, or numbers."""
 Find: TypeAlias = Callable[[str], Any]
 """The class, function or object of a user's own file that a name such as `lion.py:Lion` stands for."""
+Inputs: TypeAlias = Any
+"""An array `[examples, ...]`, or a tree of such arrays."""
+
+
+class Batch(NamedTuple):
+    """The rows of an update, or of one shard of it."""
+
+    inputs: Inputs
+    targets: Num[Array, "batch ..."]
+    mask: Float[Array, " batch"]
+    """1 for an example, 0 for padding."""
+    weights: Float[Array, " batch"] | None = None
+    """Of each example's loss, apart from the mask; None counts all alike."""
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -363,7 +373,7 @@ class FunctionAugmentation(Augmentation):
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
         """What the function makes of the batch."""
-        return typing.cast("Batch", self.value(key, batch))  # type: ignore[operator]
+        return typing.cast(Batch, self.value(key, batch))  # type: ignore[operator]
 
 
 class FlaxModel(Model):

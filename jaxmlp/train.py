@@ -27,6 +27,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
 from jaxmlp import modules, shards
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.parts import Batch as Batch
+from jaxmlp.parts import Inputs
 from jaxmlp.prng import Stream, root_key, stream_key
 
 EVAL_ROWS = 1024
@@ -36,8 +38,6 @@ PADDING = -1
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
-Inputs: TypeAlias = Any
-"""An array `[examples, ...]`, or a tree of such arrays."""
 Sums: TypeAlias = dict[str, Any]
 """Over examples, by name: `loss`, `examples`, and those of each metric."""
 
@@ -69,17 +69,6 @@ class Split(NamedTuple):
     def of(cls, split: Any, mask: Any = None) -> Split:
         """The examples of a split on the host."""
         return cls(split.inputs, split.targets, split.weights, mask)
-
-
-class Batch(NamedTuple):
-    """The rows of an update, or of one shard of it."""
-
-    inputs: Inputs
-    targets: Num[Array, "batch ..."]
-    mask: Float[Array, " batch"]
-    """1 for an example, 0 for padding."""
-    weights: Float[Array, " batch"] | None = None
-    """Of each example's loss, apart from the mask; None counts all alike."""
 
 
 class Health(NamedTuple):

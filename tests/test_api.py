@@ -60,12 +60,16 @@ def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None
         jaxmlp.predict(history, np.zeros((2, 27, 28)))
 
 
+def with_model(model: nn.Module) -> ExperimentConfig:
+    return dataclasses.replace(CONFIG, model=model)
+
+
 def flat(images: jax.Array) -> jax.Array:
     return images.reshape(len(images), -1)
 
 
 def test_a_history_of_another_module_and_other_data_is_asked_of_these(small_dataset: data.Dataset) -> None:
-    found = fit(CONFIG, small_dataset, module=nn.Sequential((flat, nn.Dense(12))))
+    found = fit(with_model(nn.Sequential((flat, nn.Dense(12)))), small_dataset)
     scored = jaxmlp.evaluate(found)
     assert (scored.examples, scored.loss, scored.accuracy) == (80, found.test_loss, found.test_accuracy)
     answers = jaxmlp.predict(found, small_dataset.test.inputs)
@@ -74,10 +78,10 @@ def test_a_history_of_another_module_and_other_data_is_asked_of_these(small_data
 
 def test_a_module_of_lists_trains_as_one_of_tuples_does(small_dataset: data.Dataset) -> None:
     inner = nn.Sequential([nn.Dense(8), nn.relu])
-    listed = fit(CONFIG, small_dataset, module=nn.Sequential([flat, inner, nn.Dense(10)]))
+    listed = fit(with_model(nn.Sequential([flat, inner, nn.Dense(10)])), small_dataset)
     of_tuples = nn.Sequential((flat, nn.Sequential((nn.Dense(8), nn.relu)), nn.Dense(10)))
-    assert listed.params_sha256 == fit(CONFIG, small_dataset, module=of_tuples).params_sha256
-    assert summary(CONFIG, module=nn.Sequential([flat, nn.Dense(10)])).params == 7850
+    assert listed.params_sha256 == fit(with_model(of_tuples), small_dataset).params_sha256
+    assert summary(with_model(nn.Sequential([flat, nn.Dense(10)]))).params == 7850
 
 
 class Scaled(nn.Module):
@@ -90,8 +94,8 @@ class Scaled(nn.Module):
 
 
 def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"module must be hashable, but has scales of type ndarray"):
-        fit(CONFIG, small_dataset, module=Scaled(np.ones(10, np.float32)))
+    with pytest.raises(ConfigError, match=r"model must be hashable, but has scales of type ndarray"):
+        fit(with_model(Scaled(np.ones(10, np.float32))), small_dataset)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +109,12 @@ def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None
 def test_a_module_without_a_logit_for_each_image_and_class_is_refused(
     module: nn.Module, shape: list[int], small_dataset: data.Dataset, tmp_path: Path
 ) -> None:
-    wanted = re.escape(f"module must give an image logits of shape [1, 10] or wider, got {shape}")
+    wanted = re.escape(f"model must give an example logits of shape [1, 10] or wider, got {shape}")
     with pytest.raises(ConfigError, match=wanted):
-        fit(CONFIG, small_dataset, module=module, out=tmp_path / "run")
+        fit(with_model(module), small_dataset, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match=wanted):
-        sweep(CONFIG, small_dataset, seeds=[0], module=module)
+        sweep(with_model(module), small_dataset, seeds=[0])
 
 
 @pytest.mark.parametrize(("verbose", "lines"), [(0, 0), (1, 1), (2, 1), ("auto", 1)])

@@ -14,7 +14,7 @@ from command_line import QUICKSTART, ROOT, SMALL, Program
 
 from jaxmlp import progress
 from jaxmlp.cli import main
-from jaxmlp.cli.experiment import load_config
+from jaxmlp.experiment import load_experiment
 
 program = command_line.program
 
@@ -119,7 +119,7 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(
     monkeypatch.setattr(progress.EpochLines, "epoch_ended", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     out = str(tmp_path / "run")
     assert program("train", str(tmp_path / "noise.py"), *SMALL, "--epochs", "2", "--out", out).code == 143
-    load_config(tmp_path / "other_noise.py")
+    load_experiment(tmp_path / "other_noise.py")
     ended = program("train", "--resume", out)
     assert ended.code == 5
     assert ended.first_line.startswith(f"{out} was trained on other data: data_sha256: ")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import random
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import model, shards, train
-from jaxmlp.config import (
+from jaxmlp import (
     MLP,
     SGD,
     Adam,
@@ -28,9 +27,11 @@ from jaxmlp.config import (
     InverseTime,
     MeanSquaredError,
     RMSprop,
+    shards,
+    train,
 )
 from jaxmlp.layers import Dropout
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.run.digest import digest
 
 EXAMPLES, STEPS = 330, 4  # Both experiments' batch sizes leave a partial last batch, and wrap into a second epoch.
@@ -65,17 +66,15 @@ def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -
     mesh = shards.make_mesh(jax.devices()[:devices])
     split = shards.replicate(train.Split(images, rng.integers(0, 10, examples, np.int32)), mesh)
     steps_per_epoch = -(-examples // config.batch_size)
-    hyper = shards.replicate(train.make_hyper(config, steps_per_epoch), mesh)
-    static: dict[str, Any] = {"config": config.program()}
-    static["module"] = model.make_mlp(config.model, 10, config.precision)
-    state = shards.replicate(train.init_state(hyper, **static, image_shape=(28, 28, 1)), mesh)
+    on_data = shards.replicate(config.on_data(10, steps_per_epoch), mesh)
+    state = shards.replicate(train.init_state(on_data, images[:1]), mesh)
+    zero = train.zero_sums(on_data, state, split)
     found = []
     for epoch in range(-(-STEPS // steps_per_epoch)):
-        order = train.epoch_order(hyper.seed, epoch, examples=examples, batch_size=config.batch_size, shuffle=True)
-        sums = shards.replicate(train.Sums.zero(), mesh)
-        order = shards.replicate(order, mesh)
-        state, sums, _ = train.train_steps(state, sums, split, order, 0, steps_per_epoch, hyper, **static, mesh=mesh)
-        found += [sums, train.evaluate(state.params, split, train.Sums.zero(), **static, mesh=mesh)]
+        order = shards.replicate(train.epoch_order(on_data, epoch, examples=examples), mesh)
+        sums = shards.replicate(zero, mesh)
+        state, sums, _ = train.train_steps(on_data, state, sums, split, order, 0, steps_per_epoch, mesh=mesh)
+        found += [sums, train.evaluate(on_data, state.params, state.variables, split, zero, mesh=mesh)]
     return digest({"state": state, "sums": found})
 
 
@@ -153,10 +152,8 @@ def test_one_digest_on_1_2_and_8_threads() -> None:
 def test_the_batch_order_of_both_experiments_is_the_golden_one() -> None:
     """Integers from threefry: they may change only when JAX changes its streams, and then README must say so."""
     digests = [
-        digest(
-            {"order": train.epoch_order(jnp.uint32(0), 0, examples=examples, batch_size=size, shuffle=True)[:examples]}
-        )
-        for examples, size in [(60_000, 128), (42_000, 200)]
+        digest({"order": train.epoch_order(config.on_data(10, 1), 0, examples=examples)[:examples]})
+        for examples, config in [(60_000, RELU), (42_000, TANH)]
     ]
     assert digests == [
         "35c462ed61710010acae838386998ffdac00be50e6b25c5c216c8e67cac5d23a",
@@ -166,9 +163,10 @@ def test_the_batch_order_of_both_experiments_is_the_golden_one() -> None:
 
 def first_masks(config: ExperimentConfig) -> str:
     """The dropout masks of the first step: a sigmoid is never zero, so what is zero was dropped."""
-    module = model.make_mlp(config.model, 10).clone(activation="sigmoid")
-    params = model.init_params(module, (28, 28, 1), stream_key(0, Stream.INIT))
-    key = jax.random.fold_in(stream_key(0, Stream.DROPOUT, 0), 0)
+    root = root_key(0)
+    module = dataclasses.replace(config.model, activation="sigmoid").module(10, "float32")  # type: ignore[call-arg]
+    params = module.init(stream_key(root, Stream.INIT), jnp.zeros((1, 28, 28, 1)))["params"]
+    key = jax.random.fold_in(stream_key(root, Stream.DROPOUT, 0), 0)
     _, captured = module.apply(
         {"params": params},
         jnp.zeros((config.batch_size, 28, 28, 1)),
@@ -187,12 +185,8 @@ def test_the_first_dropout_masks_of_both_experiments_are_the_golden_ones() -> No
 
 
 def test_the_initial_parameters_of_both_experiments_are_the_golden_ones() -> None:
-    digests = []
-    for config in (RELU, TANH):
-        module = model.make_mlp(config.model, 10)
-        hyper = train.make_hyper(config, 1)
-        state = train.init_state(hyper, config=config.program(), module=module, image_shape=(28, 28, 1))
-        digests.append(digest(state.params))
+    images = np.zeros((1, 28, 28, 1), np.uint8)
+    digests = [digest(train.init_state(config.on_data(10, 1), images).params) for config in (RELU, TANH)]
     assert digests == [
         "65ecf7337f043b420fa5fdab6ddc5aad2a119f575d63c70bbf7970c23a36b864",
         "bce0e919c50af2f288945f22e99eb68eec7f52fdd4dc3b12f22a03c43b4e718a",

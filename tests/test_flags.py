@@ -12,11 +12,12 @@ import command_line
 import pytest
 from command_line import Program
 
-from jaxmlp import config as cfg
-from jaxmlp.cli import flags
-from jaxmlp.cli.experiment import load_config
+import jaxmlp
+from jaxmlp import ExperimentConfig
+from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import TrainFlags
-from jaxmlp.fields import Part
+from jaxmlp.experiment import load_experiment
+from jaxmlp.parts import Part, kinds, role_of, roles_of, stored_fields
 
 program = command_line.program
 EXPERIMENTS = {
@@ -30,10 +31,6 @@ EXPERIMENTS = {
     "wrong.py": "from jaxmlp import MLP\nMLP(dropout_rate=50)",
     "bad name.py": "from jaxmlp import ExperimentConfig\nCONFIG = ExperimentConfig()",
 }
-SHIPPED = (
-    "These ship: benchmark_peers, quickstart, relu_rmsprop, speedrun, tanh_sgd_nesterov. "
-    "A file of your own has a / in its name, or ends in .py"
-)
 
 
 @pytest.fixture
@@ -53,14 +50,6 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     [
         ("goood.py", "goood.py is not there. Did you mean good.py?"),
         ("nothing/like/it.py", "nothing/like/it.py is not there."),
-        (
-            "goood",
-            f"goood is not an experiment that ships with jaxmlp. Did you mean good.py? {SHIPPED}",
-        ),
-        (
-            "relu",
-            f"relu is not an experiment that ships with jaxmlp. Did you mean relu_rmsprop? {SHIPPED}",
-        ),
         ("empty.py", "empty.py has no CONFIG. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
         ("other.py", "other.py has a CONFIG of type dict. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
         ("raises.py", "raises.py, line 2 raised ZeroDivisionError: division by zero"),
@@ -92,17 +81,23 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. "
             "The nearest that do: 2 and 4",
         ),
+        (
+            "good.py --optimizer adem",
+            "--optimizer must be one of sgd, rmsprop, adam, adamw, got 'adem'. Did you mean adam?",
+        ),
+        ("good.py --optimizer", "--optimizer needs a value"),
+        ("good.py --optimizer --seed 3", "--optimizer needs a value"),
+        ("good.py --outputs 3", "--outputs is not a flag of train."),
+        ("good.py --total-steps 3", "--total-steps is not a flag of train."),
         ("good.py --epochs", "--epochs needs a value"),
         ("good.py --batch_size --seed 3", "--batch_size needs a value"),
         (
             "good.py --optimizer.momentum 0.9",
-            "--optimizer.momentum belongs to sgd, and this experiment's optimizer is rmsprop. "
-            "Another kind is one line in the experiment's file",
+            "--optimizer.momentum needs another kind of part: add --optimizer sgd",
         ),
         (
             "good.py --optimizer.schedule.decay 1",
-            "--optimizer.schedule.decay belongs to inverse_time, and this experiment's optimizer.schedule is constant. "
-            "Another kind is one line in the experiment's file",
+            "--optimizer.schedule.decay needs another kind of part: add --optimizer.schedule inverse_time",
         ),
         (
             "--resume last --epochs 3",
@@ -128,16 +123,16 @@ def test_a_name_that_is_no_folders_name_is_refused(program: Program, experiments
 
 
 def test_an_experiment_is_named_after_its_file_unless_it_has_a_name_and_finds_its_neighbours(experiments: Path) -> None:
-    assert load_config(Path("good.py")).name == "good"
-    assert load_config(Path("named.py")).name == "mine"
-    assert load_config(Path("neighbour.py")).name == "neighbour"
+    assert load_experiment(Path("good.py")).config.name == "good"
+    assert load_experiment(Path("named.py")).config.name == "mine"
+    assert load_experiment(Path("neighbour.py")).config.name == "neighbour"
 
 
 CONFIGS = [
-    cfg.ExperimentConfig(optimizer=cfg.SGD(schedule=cfg.InverseTime())),
-    cfg.ExperimentConfig(optimizer=cfg.RMSprop(schedule=cfg.Exponential()), loss=cfg.CrossEntropy()),
-    cfg.ExperimentConfig(optimizer=cfg.Adam(schedule=cfg.Piecewise()), loss=cfg.MeanSquaredError()),
-    cfg.ExperimentConfig(optimizer=cfg.AdamW(schedule=cfg.Cosine())),
+    ExperimentConfig(optimizer=jaxmlp.SGD(schedule=jaxmlp.InverseTime())),
+    ExperimentConfig(optimizer=jaxmlp.RMSprop(schedule=jaxmlp.Exponential()), loss=jaxmlp.CrossEntropy()),
+    ExperimentConfig(optimizer=jaxmlp.Adam(schedule=jaxmlp.Piecewise()), loss=jaxmlp.MeanSquaredError()),
+    ExperimentConfig(optimizer=jaxmlp.AdamW(schedule=jaxmlp.Cosine()), metrics=(jaxmlp.Accuracy(), jaxmlp.TopK())),
 ]
 OTHER: dict[type, Callable[[Any], Any]] = {bool: lambda b: not b, int: lambda n: n + 1, float: lambda x: x * 0.5 + 0.25}
 """Another value of the same type, valid for every field that has no entry of its own below."""
@@ -150,6 +145,7 @@ OTHER_OF_FIELD: dict[str, Any] = {
     "optimizer.schedule.boundaries": (5,),
     "optimizer.schedule.factors": (0.5, 0.25),
     "loss.epsilon": 0.01,
+    "best_by": "accuracy",
     "name": "another",
     "precision": "bfloat16",
     "grad_shards": 8,
@@ -157,14 +153,29 @@ OTHER_OF_FIELD: dict[str, Any] = {
 
 
 def leaf_paths(part: Part, prefix: str = "") -> Iterator[str]:
-    for item in dataclasses.fields(part):
-        value = getattr(part, item.name)
-        yield from leaf_paths(value, f"{prefix}{item.name}.") if isinstance(value, Part) else [prefix + item.name]
+    for item in stored_fields(part):
+        value, path = getattr(part, item.name), prefix + item.name
+        if isinstance(value, Part):
+            yield from leaf_paths(value, f"{path}.")
+        elif item.metadata.get("parts"):
+            for number, each in enumerate(value):
+                yield from leaf_paths(each, f"{path}.{number}.")
+        else:
+            yield path
+
+
+def value_of(part: Any, path: str) -> Any:
+    for name in path.split("."):
+        part = part[int(name)] if isinstance(part, tuple) else getattr(part, name)
+    return part
 
 
 def replaced(part: Any, path: str, value: Any) -> Any:
     name, _, rest = path.partition(".")
-    return dataclasses.replace(part, **{name: replaced(getattr(part, name), rest, value) if rest else value})
+    inner = replaced(value_of(part, name), rest, value) if rest else value
+    if isinstance(part, tuple):
+        return (*part[: int(name)], inner, *part[int(name) + 1 :])
+    return dataclasses.replace(part, **{name: inner})
 
 
 def as_words(path: str, value: Any) -> list[str]:
@@ -180,15 +191,14 @@ def as_words(path: str, value: Any) -> list[str]:
     [(config, path) for config in CONFIGS for path in leaf_paths(config)],
     ids=lambda value: value if isinstance(value, str) else value.optimizer.kind,
 )
-def test_every_config_value_is_a_flag_that_changes_it_and_nothing_else(config: cfg.ExperimentConfig, path: str) -> None:
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name)
+def test_every_config_value_is_a_flag_that_changes_it_and_nothing_else(config: ExperimentConfig, path: str) -> None:
+    value = value_of(config, path)
     other = OTHER_OF_FIELD[path] if path in OTHER_OF_FIELD else OTHER[type(value)](value)
     wanted = replaced(config, path, other)
     assert wanted != config
-    chosen, words = flags.parse(TrainFlags(config=config), as_words(path, other), "train")
-    assert (chosen, words) == (TrainFlags(config=wanted), [])
+    chosen, found = parse_experiment(TrainFlags, ["FILE", *as_words(path, other)], "train", config)
+    assert found == wanted
+    assert chosen == type(chosen)(config=wanted)  # type: ignore[call-arg]
 
 
 def test_the_experiment_may_stand_anywhere_among_the_flags(program: Program, experiments: Path) -> None:
@@ -197,7 +207,25 @@ def test_the_experiment_may_stand_anywhere_among_the_flags(program: Program, exp
     assert [layer["output_shape"] for layer in layers if layer["type"] == "Dense"] == [[5], [6], [10]]
 
 
-def test_a_bare_name_is_the_experiment_that_ships_in_every_command(program: Program, experiments: Path) -> None:
-    Path("relu_rmsprop.py").write_text("raise SystemExit('another file was read')")
-    for words in (["summary", "relu_rmsprop"], ["train", "relu_rmsprop", "--dry-run"]):
-        assert program(*words, "--json").document["params"] == 669706
+KINDS = [(path, kind) for path, role in roles_of(ExperimentConfig()).items() for kind in kinds(role_of(type(role)))]
+
+
+@pytest.mark.parametrize(("path", "kind"), KINDS)
+@pytest.mark.parametrize("form", ["{flag} {kind}", "{flag}={kind}"])
+def test_a_flag_chooses_the_kind_of_a_part_with_its_defaults(path: str, kind: str, form: str) -> None:
+    words = form.format(flag=f"--{path}", kind=kind).split()
+    _, found = parse_experiment(TrainFlags, ["FILE", *words], "train", ExperimentConfig())
+    chosen = kinds(role_of(type(value_of(ExperimentConfig(), path))))[kind]
+    assert found == replaced(ExperimentConfig(), path, chosen())
+
+
+def test_a_chosen_kind_takes_its_values_from_flags_before_or_after_it() -> None:
+    words = "FILE --optimizer.b1 0.8 --optimizer.schedule.end-factor 0.5 --optimizer adam --optimizer.schedule cosine"
+    _, found = parse_experiment(TrainFlags, words.split(), "train", ExperimentConfig())
+    assert found.optimizer == jaxmlp.Adam(b1=0.8, schedule=jaxmlp.Cosine(end_factor=0.5))
+
+
+def test_the_kind_that_the_file_has_keeps_the_files_values() -> None:
+    config = ExperimentConfig(optimizer=jaxmlp.RMSprop(rho=0.5))
+    _, found = parse_experiment(TrainFlags, ["FILE", "--optimizer", "rmsprop"], "train", config)
+    assert found == config

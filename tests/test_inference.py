@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import data, fitting, inference, model, train
-from jaxmlp.config import MLP, SGD, CrossEntropy, ExperimentConfig
+from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, fitting, inference, modules, train
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.network import MNIST
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12, 11), dropout_rate=0, l2=1e-3),
@@ -49,7 +49,7 @@ def dataset() -> data.Dataset:
 @pytest.fixture(scope="module")
 def trained(dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, History]:
     path = tmp_path_factory.mktemp("runs") / "run"
-    with RunDirectory.create(path, CONFIG, {}) as run:
+    with RunDirectory.create(path, CONFIG, manifest(CONFIG, dataset)) as run:
         return path, fitting.fit(CONFIG, dataset, run=run)
 
 
@@ -118,12 +118,11 @@ def test_probabilities_are_those_of_each_image_alone_and_sum_to_one(
 def test_bfloat16_probabilities_are_the_softmax_of_the_models_logits() -> None:
     """At the size at which jaxlib 0.12 computed NaN for both in one program."""
     config = ExperimentConfig(precision="bfloat16")
-    module = model.make_mlp(config.model, 10, config.precision)
-    params = model.init_params(module, (28, 28, 1), stream_key(0, Stream.INIT))
-    loaded = Model(config=config, module=module, params=params, image_shape=(28, 28, 1), num_classes=10, step=0)
+    params = train.init_state(config.on_data(10, 1), MNIST.zeros(1).inputs).params
+    loaded = Model(config=config, facts=MNIST, params=params, variables={}, step=0)
     images = np.random.default_rng(0).integers(0, 256, (train.EVAL_ROWS, 28, 28, 1), np.uint8)
     scaled = images.astype(np.float32) * np.float32(config.data.pixel_scale)
-    logits = jax.jit(partial(model.apply_eval, module))(params, scaled)
+    logits = jax.jit(partial(modules.apply_eval, loaded.module))(params, {}, scaled)
     # The same logits; a softmax in float32 is good to a few units of its last place.
     np.testing.assert_allclose(loaded.probabilities(images), jax.nn.softmax(logits), rtol=1e-5)
 

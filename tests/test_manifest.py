@@ -11,21 +11,23 @@ from typing import Any
 import pytest
 from run_stand_in import CONFIG, MANIFEST
 
+from jaxmlp.data import Dataset, Facts
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
 
 
-def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_force_host_platform_device_count=8")
-    facts = manifest(CONFIG, "d" * 64, devices=4)
+    facts = manifest(CONFIG, small_dataset, devices=4)
     assert json.loads(json.dumps(facts)) == facts
     assert facts["binding"]["config_sha256"] == hashlib.sha256(CONFIG.to_json().encode()).hexdigest()
-    assert facts["binding"]["data_sha256"] == "d" * 64
+    assert facts["binding"]["data_sha256"] == small_dataset.sha256
     assert facts["binding"]["xla_flags"] == "--xla_gpu_deterministic_ops=true"
     assert {"jax", "jaxlib", "flax", "optax", "prng", "matmul_precision", "x64", "device_kind", "isa"} <= facts[
         "binding"
     ].keys()
     assert facts["not_binding"].keys() == {"devices", "processes", "threads", "python", "os"}
     assert facts["not_binding"]["devices"] == 4
+    assert Facts.from_plain(facts["data"]) == small_dataset.facts
 
 
 def test_differences_name_the_binding_facts_with_both_values() -> None:

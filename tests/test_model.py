@@ -12,21 +12,33 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import model
-from jaxmlp.config import MLP
-from jaxmlp.errors import ConfigError
+from jaxmlp import modules
+from jaxmlp.config import ExperimentConfig
 from jaxmlp.layers import Dropout
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.mlp import MLP
+from jaxmlp.prng import Stream, root_key, stream_key
+from jaxmlp.train import init_state
 
 RELU = MLP()
 TANH = MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5)
 IMAGE = (28, 28, 1)
-jitted_init = jax.jit(model.init_params, static_argnums=(0, 1))
 
 
-def init(config: MLP, seed: int = 0, precision: str = "float32") -> tuple[model.MLP, Any]:
-    module = model.make_mlp(config, 10, precision)
-    return module, jitted_init(module, IMAGE, stream_key(seed, Stream.INIT))
+def init(model: MLP, seed: int = 0, precision: Any = "float32") -> tuple[nn.Module, Any]:
+    config = ExperimentConfig(model=model, seed=seed, precision=precision).on_data(10, 1)
+    return config.module(), init_state(config, np.zeros((1, *IMAGE), np.uint8)).params
+
+
+def dropout_key(seed: int = 0) -> jax.Array:
+    return stream_key(root_key(seed), Stream.DROPOUT)
+
+
+def apply_eval(module: nn.Module, params: Any, images: jax.Array) -> jax.Array:
+    return modules.apply_eval(module, params, {}, images)
+
+
+def apply_train(module: nn.Module, params: Any, images: jax.Array, key: jax.Array) -> jax.Array:
+    return modules.apply_train(module, params, {}, images, key)[0]
 
 
 def random_images(count: int = 16) -> jax.Array:
@@ -39,7 +51,7 @@ def random_images(count: int = 16) -> jax.Array:
     ids=["relu", "tanh", "linear"],
 )
 def test_the_parameters_are_as_many_as_kerass_summary_says(config: MLP, expected: int) -> None:
-    assert model.num_params(init(config)[1]) == expected
+    assert modules.num_params(init(config)[1]) == expected
 
 
 @pytest.mark.parametrize("config", [RELU, TANH], ids=["relu", "tanh"])
@@ -67,7 +79,7 @@ SCALES = {"glorot": (1.0, "both"), "he": (2.0, "in"), "lecun": (1.0, "in")}
 @pytest.mark.parametrize("family", SCALES)
 def test_every_initializer_has_its_variance(family: str, distribution: str) -> None:
     """Source: keras/initializers.py, `VarianceScaling`; its normal is cut at two deviations and widened for it."""
-    config = MLP(hidden_sizes=(300,), kernel_init=f"{family}_{distribution}")  # type: ignore[arg-type]
+    config = MLP(hidden_sizes=(300,), kernel_init=f"{family}_{distribution}")
     kernel = init(config)[1]["Dense_0"]["kernel"]
     scale, fans = SCALES[family]
     variance = scale / ((784 + 300) / 2 if fans == "both" else 784)
@@ -89,7 +101,7 @@ def dropouts(module: nn.Module, params: Any, images: jax.Array, *, train: bool, 
         {"params": params},
         images,
         train=train,
-        rngs={"dropout": stream_key(seed, Stream.DROPOUT)},
+        rngs={"dropout": dropout_key(seed)},
         capture_intermediates=lambda layer, _: isinstance(layer, Dropout),
     )
     layers = captured["intermediates"]
@@ -113,29 +125,29 @@ def test_dropout_is_the_identity_in_evaluation_and_at_rate_zero() -> None:
     module, params = init(MLP(dropout_rate=0.5))
     images = random_images()
     still = module.clone(dropout_rate=0.0)
-    expected = model.apply_eval(still, params, images)
-    np.testing.assert_array_equal(model.apply_eval(module, params, images), expected)
-    np.testing.assert_array_equal(model.apply_train(still, params, images, stream_key(0, Stream.DROPOUT)), expected)
+    expected = apply_eval(still, params, images)
+    np.testing.assert_array_equal(apply_eval(module, params, images), expected)
+    np.testing.assert_array_equal(apply_train(still, params, images, dropout_key()), expected)
 
 
 def test_masks_come_from_the_key_alone() -> None:
     module, params = init(RELU)
     images = random_images()
-    logits = [model.apply_train(module, params, images, stream_key(seed, Stream.DROPOUT)) for seed in (0, 0, 1)]
+    logits = [apply_train(module, params, images, dropout_key(seed)) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(logits[0], logits[1])
     assert np.any(logits[0] != logits[2])
 
 
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_the_logits_are_those_of_dense_activation_dense(activation: str) -> None:
-    module, params = init(MLP(hidden_sizes=(30, 20), activation=activation))  # type: ignore[arg-type]
+    module, params = init(MLP(hidden_sizes=(30, 20), activation=activation))
     exact = jax.tree.map(np.float64, params)
     x = np.asarray(random_images(), np.float64).reshape(16, -1)
     for layer in ("Dense_0", "Dense_1"):
         x = keras.ACTIVATIONS[activation][0](x @ exact[layer]["kernel"] + exact[layer]["bias"])
     expected = x @ exact["Dense_2"]["kernel"] + exact["Dense_2"]["bias"]
     with jax.default_matmul_precision("highest"):  # As `runtime.configure` has it; a GPU's own is TensorFloat-32.
-        found = model.apply_eval(module, params, random_images())
+        found = apply_eval(module, params, random_images())
     np.testing.assert_allclose(found, expected, atol=5e-6)  # Float32 sums of 784 terms of about 0.03.
 
 
@@ -145,7 +157,7 @@ def test_bfloat16_keeps_float32_parameters_and_gives_float32_logits() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(half_params)} == {jnp.dtype("float32")}
     jax.tree.map(np.testing.assert_array_equal, half_params, params)
     images = random_images()
-    logits, half_logits = model.apply_eval(whole, params, images), model.apply_eval(half, params, images)
+    logits, half_logits = apply_eval(whole, params, images), apply_eval(half, params, images)
     direct: Any = half.apply({"params": params}, images)
     assert logits.dtype == half_logits.dtype == direct.dtype == jnp.float32
     assert np.any(logits != half_logits)
@@ -155,17 +167,5 @@ def test_bfloat16_keeps_float32_parameters_and_gives_float32_logits() -> None:
 
 def test_bfloat16_gives_float32_gradients() -> None:
     module, params = init(MLP(hidden_sizes=(20,)), precision="bfloat16")
-    grads = jax.grad(lambda params: jnp.sum(jnp.square(model.apply_eval(module, params, random_images()))))(params)
+    grads = jax.grad(lambda params: jnp.sum(jnp.square(apply_eval(module, params, random_images()))))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-
-
-class WithBatchNorm(nn.Module):
-    @nn.compact
-    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
-        x = nn.BatchNorm(use_running_average=not train)(images.reshape(len(images), -1))
-        return nn.Dense(10)(x)
-
-
-def test_a_module_with_running_state_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"batch_stats.*LayerNorm"):
-        model.init_params(WithBatchNorm(), IMAGE, stream_key(0, Stream.INIT))

@@ -10,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmlp import model, train
-from jaxmlp.config import MLP, SGD, DataConfig, ExperimentConfig
-from jaxmlp.errors import ConfigError
-from jaxmlp.network import Layer, example_shape, summary
+from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, data, train
+from jaxmlp.network import MNIST, Layer, facts_of, summary
 
 RELU = ExperimentConfig(name="relu_rmsprop")
 KERAS_TABLE = """\
@@ -74,6 +72,7 @@ class Normalised(nn.Module):
 
 def products(config: ExperimentConfig) -> int:
     """FLOPs of an MLP's update: forward, weight gradients, and the gradients of all but the first layer's inputs."""
+    assert isinstance(config.model, MLP)
     sizes = [784, *config.model.hidden_sizes, 10]
     pairs = [a * b for a, b in itertools.pairwise(sizes)]
     return 2 * config.batch_size * (2 * sum(pairs) + sum(pairs[1:]))
@@ -91,7 +90,7 @@ def test_flops_are_those_of_the_products_of_an_update(hidden_sizes: tuple[int, .
 
 
 def test_flops_and_activations_of_a_convolution_inside_another_module() -> None:
-    found = summary(ExperimentConfig(batch_size=2), module=OneBlock())
+    found = summary(ExperimentConfig(batch_size=2, model=OneBlock()))
     convolution, dense = 26 * 26 * 4 * 3 * 3, 26 * 26 * 4 * 10
     # Forward and the weights' gradients; the first layer's input has none.
     assert found.flops_per_step == 2 * 2 * (2 * convolution + 3 * dense)
@@ -100,8 +99,7 @@ def test_flops_and_activations_of_a_convolution_inside_another_module() -> None:
 
 
 def test_flops_of_a_loop_count_every_pass() -> None:
-    module = Rows()
-    found = summary(ExperimentConfig(batch_size=8), module=module)
+    found = summary(ExperimentConfig(batch_size=8, model=Rows()))
     # A gate's products of input and state for each of 28 rows: forward, weight gradients, and the state's gradient.
     cell = 4 * 16 * (28 + 16) * 2 + 4 * 16 * 16
     dense = 10 * 16 * 3
@@ -111,10 +109,7 @@ def test_flops_of_a_loop_count_every_pass() -> None:
 def test_bytes_are_those_of_the_arrays_themselves() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=(7,)), optimizer=SGD(momentum=0.9), batch_size=4)
     found = summary(config)
-    module = model.make_mlp(config.model, 10)
-    state = train.init_state(
-        train.make_hyper(config, 1), config=config.program(), module=module, image_shape=(28, 28, 1)
-    )
+    state = train.init_state(config.on_data(10, 1), MNIST.zeros(1).inputs)
     assert found.params_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     assert found.opt_state_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
     assert found.activations_bytes == 4 * 4 * (7 + 7 + 10)
@@ -129,7 +124,7 @@ def test_nothing_is_allocated_however_large_the_batch() -> None:
 
 def test_any_module_is_summarised_with_all_its_parameters() -> None:
     module = Convolutions()
-    found = summary(ExperimentConfig(batch_size=2), module=module)
+    found = summary(ExperimentConfig(batch_size=2, model=module))
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))["params"]
     assert found.params == sum(leaf.size for leaf in jax.tree.leaves(params))
     assert sum(layer.params for layer in found.layers) == found.params
@@ -137,12 +132,19 @@ def test_any_module_is_summarised_with_all_its_parameters() -> None:
     assert [layer.name for layer in found.layers] == ["Conv_0", "Sequential_0", "Conv_1", "Dense_0", "(its own)"]
 
 
-def test_a_module_with_running_state_is_refused() -> None:
-    with pytest.raises(ConfigError, match="batch_stats"):
-        summary(RELU, module=Normalised())
+def test_what_a_module_keeps_beside_its_parameters_is_counted_apart() -> None:
+    found = summary(ExperimentConfig(model=Normalised()))
+    assert (found.params, found.variables) == (2 * 784 + 784 * 10 + 10, 2 * 784)
+    assert found.layers[0] == Layer("BatchNorm_0", "BatchNorm", (784,), 4 * 784)
+    assert "Total params: 10,986\nTrainable params: 9,418\nNon-trainable params: 1,568\n" in str(found)
+
+
+def test_examples_need_not_be_images() -> None:
+    facts = data.Facts(data.ArrayFacts("float32", (5,)), data.ArrayFacts("float32", ()), 1)
+    assert summary(ExperimentConfig(model=MLP(hidden_sizes=(3,))), facts).params == 5 * 3 + 3 + 3 + 1
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "mnist_5k"])
 def test_the_shape_of_an_example_is_known_without_a_download(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAXMLP_MANUAL_DIR", raising=False)
-    assert example_shape(DataConfig(name=name)) == ((28, 28, 1), 10)
+    assert facts_of(DataConfig(name=name)) == MNIST

@@ -7,6 +7,7 @@ import io
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,8 @@ from jaxmlp import progress as progress_of
 from jaxmlp.history import EpochRecord
 from jaxmlp.progress import Progress, epoch_line, folded, make_progress
 
-RECORD = EpochRecord(1, 469, 0.24512, 0.92571, 0.10611, 0.96721, 0.001, 1.31)
+TRAINED = {"loss": 0.24512, "accuracy": 0.92571}
+RECORD = EpochRecord(1, 469, {**TRAINED, "val_loss": 0.10611, "val_accuracy": 0.96721}, 0.001, 1.31)
 LINE = "Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672"
 
 
@@ -32,13 +34,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
 
 def tell(progress: Progress) -> None:
     progress.note("a note")
-    progress.steps_done(1, 234, 469, 0.5, 0.8125)
+    progress.steps_done(1, 234, 469, {"loss": 0.5, "accuracy": 0.8125})
     progress.epoch_ended(RECORD)
 
 
 def test_an_epochs_line_is_kerass() -> None:
     assert epoch_line(RECORD, 20) == LINE
-    assert epoch_line(RECORD._replace(val_loss=None, val_accuracy=None), 20) == LINE.partition(" - val_loss")[0]
+    assert epoch_line(replace(RECORD, figures=TRAINED), 20) == LINE.partition(" - val_loss")[0]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_however_often_it_is_told_the_live_line_is_drawn_at_most_ten_times_a_sec
     began = time.monotonic()
     with contextlib.redirect_stdout(terminal), make_progress("1", 20) as progress:
         for step in range(20_000):
-            progress.steps_done(1, step, 20_000, 0.5, 0.8125)
+            progress.steps_done(1, step, 20_000, {"loss": 0.5, "accuracy": 0.8125})
         elapsed = time.monotonic() - began
     # And once as it comes, and as it goes.
     assert terminal.getvalue().count("Epoch 1/20") <= 10 * elapsed + 4
@@ -110,7 +112,7 @@ def test_lines_fit_the_terminal_and_the_live_one_tells_epoch_step_and_loss_in_it
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     with contextlib.redirect_stdout(terminal), make_progress("1", 100) as progress:
-        progress.steps_done(100, 46_900, 46_900, 0.5, 0.8125)
+        progress.steps_done(100, 46_900, 46_900, {"loss": 0.5, "accuracy": 0.8125})
         progress.epoch_ended(RECORD)
     drawn = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", terminal.getvalue()).replace("\r", "\n").splitlines()
     assert max(map(len, drawn)) <= columns

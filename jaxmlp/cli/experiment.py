@@ -43,8 +43,14 @@ def parse_experiment[Chosen: flags.Flags](
     name = "EXPERIMENT.py"
     if config is None:
         if not is_given:
-            hint = f". The flags of its values: jaxmlp {command} {name} --help"
-            (word,) = flags.parse(kind(), words, command, name, hint=hint)[1]
+            default: flags.Flags = kind()
+            if not {"-h", "--help"} & {*words}:
+                from jaxmlp.config import ExperimentConfig
+
+                config, words = _with_kinds(ExperimentConfig(), words)
+                default = _with_config(kind, config)
+            hint = f" The flags of its values: jaxmlp {command} {name} --help"
+            (word,) = flags.parse(default, words, command, name, hint=hint)[1]
             raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
         config = _loaded(experiment_path(words[0]), words)
     chosen, _ = parse_changes(kind, words, command, name if is_given else "FILE", config)

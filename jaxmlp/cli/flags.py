@@ -99,11 +99,12 @@ def value_of(words: Sequence[str], kind: Any) -> Any:
 
 def _is_plain(kind: Any) -> bool:
     """Whether values of this type are words: tyro asks about parts, and about the arguments of types, too."""
-    if typing.get_origin(kind) is tuple:
-        return all(_is_plain(each) for each in typing.get_args(kind) if each is not Ellipsis)
-    if typing.get_origin(kind) is None:
-        return isinstance(kind, type) and not issubclass(kind, Checked)
-    return typing.get_origin(kind) in (tuple, typing.Literal)
+    origin = typing.get_origin(kind)
+    if origin is None:
+        return isinstance(kind, type) and kind is not object and not issubclass(kind, Checked)
+    if origin is tuple:
+        return all(_is_plain(inner) for inner in typing.get_args(kind) if inner is not Ellipsis)
+    return origin in (typing.Literal, Callable)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -123,13 +124,15 @@ def _value(word: str, kinds: Sequence[Any]) -> Any:
 
 
 def _shown(value: Any) -> str:
-    return "none" if value is None else str(value)
+    return "none" if value is None else str(getattr(value, "__name__", value))
 
 
 def _metavar(kinds: Sequence[Any]) -> str:
     """What the help shows for a value: `FLOAT|STR|none`, `{relu,tanh}`."""
     shown = []
     for kind in kinds:
+        if typing.get_origin(kind) is Callable:
+            continue
         if typing.get_origin(kind) is typing.Literal:
             shown.append("{" + ",".join(typing.get_args(kind)) + "}")
         else:
@@ -205,6 +208,8 @@ def _mistake(error: BaseException) -> ConfigError | None:
 def _names(flags: Checked, prefix: str = "--") -> Iterator[tuple[str, bool]]:
     """Every flag, and whether a value must follow."""
     for item in dataclasses.fields(flags):  # type: ignore[arg-type]
+        if item.metadata.get("filled_in"):
+            continue
         value, name = getattr(flags, item.name), item.name.replace("_", "-")
         if isinstance(value, tuple) and value and isinstance(value[0], Checked):
             for number, each in enumerate(value):

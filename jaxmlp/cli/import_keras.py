@@ -29,6 +29,8 @@ class ImportFlags(flags.DataFlags, flags.DeviceFlags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Import FILE, and score it on the test split."""
+    if {"-h", "--help"} & {*argv}:
+        flags.parse(ImportFlags(), argv, "import-keras", "FILE")  # Ends here, before JAX is loaded for the values.
     from jaxmlp.config import ExperimentConfig
     from jaxmlp.keras.apart import read_keras
     from jaxmlp.mlp import MLP
