@@ -38,14 +38,15 @@ ARROWS = {
     "optimizers": "schedules",
     "mlp": "layers",
     "config": "losses metrics mlp modules optimizers",
-    "experiment": "",
     "data": "",
+    "code": "data",
+    "experiment": "code",
     "signals": "",
     "distributed": "signals",
     "prepare": "",
     "images": "data prepare",
     "pictures": "",
-    "run": "data prng",
+    "run": "code data experiment prng",
     "compiled": "run",
     "runtime": "compiled distributed run",
     "train": "modules prng shards",
@@ -54,18 +55,21 @@ ARROWS = {
     "network": "data modules train",
     "position": "distributed run train",
     "programs": "data feed position shards train",
-    "inference": "data feed history modules network programs run shards train",
-    "api": "data history inference run runtime",
+    "opening": "code data experiment run",
+    "inference": "data experiment feed history modules network opening programs run shards train",
+    "api": "data experiment history inference opening run runtime",
     "progress": "history",
     "loop": "distributed history position programs progress run signals train",
-    "fitting": "data distributed feed history loop network programs progress run runtime shards signals",
+    "fitting": "code data distributed experiment feed history loop "
+    "network opening programs progress run runtime shards signals",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
-    "proof": "data feed fitting losses mlp optimizers programs run runtime schedules shards train",
-    "sweep": "data distributed feed fitting history loop network position programs progress run runtime signals train",
-    "bench": "data fitting history mlp network programs run shards sweep train",
+    "proof": "data experiment feed fitting losses mlp opening optimizers programs run runtime schedules shards train",
+    "sweep": "code data distributed experiment feed fitting history loop "
+    "network opening position programs progress run runtime signals train",
+    "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
-    "report": "jaxmlp data history inference pictures run sweep",
+    "report": "code data experiment history inference jaxmlp mlp opening pictures run sweep",
     "tracking": "history pictures train",
     "cli": "*",
     "__main__": "cli",
@@ -118,7 +122,7 @@ def run_python(code: str, fakes: Path) -> str:
 
 
 def test_importing_the_package_starts_no_heavy_library(tmp_path: Path) -> None:
-    loaded = run_python("import jaxmlp.config, jaxmlp.errors, sys; print(*sys.modules)", tmp_path).split()
+    loaded = run_python("import jaxmlp.errors, sys; print(*sys.modules)", tmp_path).split()
     heavy = {"jax", "jaxlib", "flax", "numpy", "optax", "tensorflow_datasets", "matplotlib", "tyro", "rich", "PIL"}
     assert "jaxmlp.errors" in loaded
     assert not heavy & set(loaded)
