@@ -26,6 +26,7 @@ VALUES = ("errors", "folders", "fields", "parts", "config")
 """What every room below them may import."""
 ARROWS = {
     "errors": "",
+    "folders": "",
     "fields": "",
     "prng": "",
     "shards": "",
