@@ -113,7 +113,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     fit(config, out=folder / "run")
     stop = Stop()
 
-    def after_an_epoch(*_: Any) -> None:
+    def after_an_epoch(record: Any, state: Any) -> None:
         stop.signal = signal.SIGTERM
 
     fit(config, out=folder / "stopped", stop=stop, hooks=[after_an_epoch])

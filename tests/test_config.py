@@ -368,7 +368,7 @@ def test_the_leaves_are_the_traced_values_in_strong_types(config: ExperimentConf
     assert {(leaf.dtype.name, leaf.weak_type) for leaf in leaves} <= {
         ("float32", False), ("int32", False), ("uint32", False),
     }  # fmt: skip
-    assert int(config.on_data(10, 7).total_steps) == config.epochs * 7
+    assert config.on_data(10, 7).total_steps == config.epochs * 7
 
 
 def test_a_tree_map_passes_whatever_stands_in_a_leaf() -> None:
@@ -377,7 +377,7 @@ def test_a_tree_map_passes_whatever_stands_in_a_leaf() -> None:
     marked = jax.tree.map(lambda _: sentinel, config)
     assert {id(leaf) for leaf in jax.tree.leaves(marked)} == {id(sentinel)}
     shapes = jax.eval_shape(lambda config: config, config.on_data(10, 7))
-    assert jax.tree.structure(shapes) == jax.tree.structure(config.on_data(10, 7))
+    assert len({jax.tree.structure(each) for each in (shapes, config.on_data(10, 7))}) == 1
 
 
 def test_configs_can_be_mapped_over() -> None:

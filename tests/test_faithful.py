@@ -37,7 +37,7 @@ TANH = ExperimentConfig(
 )
 
 
-def without_dropout(config: ExperimentConfig) -> ExperimentConfig:
+def without_dropout(config: Any) -> ExperimentConfig:
     return replace(config, model=replace(config.model, dropout_rate=0.0))
 
 
@@ -53,7 +53,7 @@ CONFIGS = {
     ),
     "tanh": TANH,
     "tanh_without_dropout": without_dropout(TANH),
-    "tanh_l1_l2": replace(TANH, model=replace(TANH.model, l1=1e-3, l2=1e-2)),
+    "tanh_l1_l2": replace(TANH, model=MLP(**{**vars(TANH.model), "l1": 1e-3, "l2": 1e-2})),
 }
 
 
@@ -82,7 +82,7 @@ def layers(params: Any) -> list[keras.Array]:
 def kept_units(config: ExperimentConfig, step: int) -> list[jax.Array]:
     """The units of a whole batch that dropout keeps at `step`: what it leaves of a sigmoid's, which are never zero."""
     root = root_key(config.seed)
-    module = replace(config.model, activation="sigmoid").module(CLASSES, "float32")
+    module = MLP(**{**vars(config.model), "activation": "sigmoid"}).module(CLASSES, "float32")
     params = module.init(stream_key(root, Stream.INIT), jnp.zeros((1, *IMAGE)))["params"]
     key = jax.random.fold_in(stream_key(root, Stream.DROPOUT, step), 0)  # Of shard 0, the only one.
     _, captured = module.apply(

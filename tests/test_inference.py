@@ -161,16 +161,13 @@ def test_labels_without_a_class_are_refused(loaded: Model) -> None:
         evaluate(loaded, split)
 
 
-def test_a_run_of_another_module_is_loaded_with_that_module(dataset: data.Dataset, tmp_path: Path) -> None:
-    config = ExperimentConfig(batch_size=16, epochs=1)
-    with RunDirectory.create(tmp_path / "run", config, {}) as run:
-        history = fitting.fit(config, dataset, run=run, module=Flat())
-    loaded = load_model(tmp_path / "run", module=Flat(), image_shape=(28, 28, 1))
+def test_a_run_of_another_module_is_loaded_with_the_experiment_in_hand(dataset: data.Dataset, tmp_path: Path) -> None:
+    config = ExperimentConfig(model=Flat(), batch_size=16, epochs=1)
+    history = fitting.fit(config, dataset, out=tmp_path / "run")
+    loaded = jaxmlp.load_model(tmp_path / "run", experiment=config)
     assert evaluate(loaded, dataset.test).loss == history.test_loss
-    with pytest.raises(RunError, match="Give the module that the run trained"):
+    with pytest.raises(RunError, match="none:Flat|test_inference.py:Flat"):
         load_model(tmp_path / "run")
-    with pytest.raises(ConfigError, match="image_shape must be given with a module"):
-        load_model(tmp_path / "run", module=Flat())
 
 
 def test_parameters_of_other_shapes_than_the_configs_are_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:

@@ -248,7 +248,7 @@ def test_a_regularizer_of_all_kernels_is_the_runs(
     network = parsed(lambda config: each_dense(config, kernel_regularizer=given), file)
     assert ((network.l1, network.l2), network.notes) == (penalties, ())
     assert imported(str(file), run) == 0
-    model = RunDirectory.open(run, write=False).config.model
+    model: Any = RunDirectory.open(run, write=False).config.model
     assert (model.l1, model.l2) == penalties
 
 

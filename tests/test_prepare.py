@@ -166,8 +166,8 @@ def test_predict_answers_a_folder_all_but_what_it_cannot_read(
     folder = tmp_path / "mixed"
     folder.mkdir()
     for number in (0, 1):
-        Image.fromarray(255 - np.pad(digits.images[number, ..., 0], 9)).save(folder / f"{number}.png")
-    two = np.concatenate([digits.images[0, ..., 0], digits.images[1, ..., 0]], axis=1)
+        Image.fromarray(255 - np.pad(digits.inputs[number, ..., 0], 9)).save(folder / f"{number}.png")
+    two = np.concatenate([digits.inputs[0, ..., 0], digits.inputs[1, ..., 0]], axis=1)
     Image.fromarray(two).save(folder / "2.png")
     Image.new("L", (300, 200), "white").save(folder / "blank.png")
     Image.new("L", (28, 28)).save(folder / "black.png")
@@ -188,7 +188,7 @@ def test_predict_answers_a_folder_all_but_what_it_cannot_read(
 
 
 def test_two_digits_in_a_picture_are_noticed_and_one_is_not_taken_for_two(digits: Split) -> None:
-    images = digits.images[:300, ..., 0]
+    images = digits.inputs[:300, ..., 0]
     assert sum(map(shows_several, images)) <= 1  # 6 of MNIST's 10,000 test digits
     pairs = list(zip(images[0::2], images[1::2], strict=True))
     for axis in (0, 1):

@@ -111,7 +111,7 @@ def test_runs_are_sorted_the_best_first_and_those_without_the_figure_last(by: st
 
 
 def test_a_value_that_one_config_has_not_is_a_difference() -> None:
-    found = different_values([ExperimentConfig(optimizer=RMSprop()), ExperimentConfig(optimizer=SGD())])
+    found = different_values([ExperimentConfig(optimizer=rule).to_dict() for rule in (RMSprop(), SGD())])
     assert found["optimizer.kind"] == ["rmsprop", "sgd"]
     assert found["optimizer.momentum"] == [None, 0.0]
     assert "batch_size" not in found
