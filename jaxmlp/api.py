@@ -61,11 +61,9 @@ def evaluate(
     model = load_model(trained, experiment=experiment)
     if isinstance(split, data.Split):
         return inference.evaluate(model, split, "given")
-    if isinstance(trained, History):
-        dataset = trained.dataset
-    elif model.run:
+    if model.run:
         dataset = open_data(model.run, dataset)
-    elif not dataset:
+    elif not (dataset := model.dataset or dataset):
         raise ConfigError("dataset", "must be given: the model is of no run that tells of its data")
     found = getattr(dataset, split) if split in ("test", "validation", "train") else None
     if found is None:

@@ -54,6 +54,8 @@ class Model:
     """Updates that made the parameters."""
     run: RunDirectory | None = None
     """Where it was loaded from."""
+    dataset: data.Dataset | None = None
+    """What `fit` has just trained it on."""
 
     @property
     def module(self) -> nn.Module:
@@ -243,6 +245,7 @@ def model_of(history: History) -> Model:
         params=jax.device_put(state.params),
         variables=jax.device_put(state.variables),
         step=int(state.step),
+        dataset=history.dataset,
     )
 
 

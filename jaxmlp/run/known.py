@@ -36,7 +36,7 @@ def _are_sums(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_sum, value.values()))
 
 
-def _is_code(value: Any) -> bool:
+def is_code(value: Any) -> bool:
     """Whether these are sums by names of files, none of which leads out of a folder."""
     return isinstance(value, dict) and all(CODE_FILE.fullmatch(name) and _is_sum(each) for name, each in value.items())
 
@@ -53,8 +53,6 @@ TYPES: Final = {
     **dict.fromkeys(_COUNTS, _is_count),
     "epoch": _is_epoch,
     "leaves_sha256": _are_sums,
-    "code": _is_code,
-    "data_code": _is_code,
 }
 
 

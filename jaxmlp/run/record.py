@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fields import parse_json
 from jaxmlp.run import code, files, jsonl
-from jaxmlp.run.known import wrong_fields
+from jaxmlp.run.known import is_code, wrong_fields
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
@@ -95,7 +95,13 @@ def checked_manifest(found: Any) -> dict[str, Any]:
         parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "result")]
         accepted = found.get(code.ACCEPTED) or []
         parts += accepted if isinstance(accepted, list) else [accepted]
-        if all(isinstance(part, dict) and not wrong_fields(part) for part in parts):
+        names = (code.CODE, code.DATA_CODE)
+        if all(
+            isinstance(part, dict)
+            and not wrong_fields(part)
+            and all(is_code(part[name]) for name in names if name in part)
+            for part in parts
+        ):
             return {"result": None, **found}
     raise ValueError("it is no manifest")
 

@@ -36,7 +36,7 @@ from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.find import last_begun_first, runs_dir
 from jaxmlp.run.lock import Lock
-from jaxmlp.run.record import CONFIG, MANIFEST, checked_manifest
+from jaxmlp.run.record import CONFIG, FORMAT, MANIFEST, checked_manifest
 from jaxmlp.sweep.lanes import Lane, Plan
 from jaxmlp.sweep.result import LaneResult
 
@@ -75,7 +75,7 @@ class SweepDirectory:
                 names = stored.files_to_name(parse_json(files.read(path / PLAN)), read_manifest(path))
                 resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{stored.flags(names)}"
                 raise RunError(f"{path} holds a sweep. Go on with `{resume}`, or name another folder with --out.")
-            sweep = cls(path, plan, {**manifest, "status": "running"}, lock)
+            sweep = cls(path, plan, {"format": FORMAT, **manifest, "status": "running"}, lock)
             sweep._remove_temporaries()
             stored.copy(path / stored.CODE, data_code_of(plan.config) | code_of(plan.config, *plan.variants()))
             sweep._write_manifest()
@@ -312,7 +312,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: It cannot be read.
     """
     try:
-        return checked_manifest(parse_json(files.read(path / MANIFEST)))
+        found = parse_json(files.read(path / MANIFEST))
+        if isinstance(found, dict) and found.get("format") != FORMAT:
+            version = found.get("format", 1)
+            raise RunError(f"{path} is a sweep of format {version}, and this jaxmlp reads {FORMAT}. Sweep again.")
+        return checked_manifest(found)
     except ValueError:
         pass
     raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or sweep again in another folder.")
