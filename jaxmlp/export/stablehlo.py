@@ -38,7 +38,14 @@ def write(path: Path, model: Model) -> None:
         lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype),
         _as_arguments(model.facts.zeros(1).inputs),
     )
-    files.write(path, jax.export.export(answers, platforms=PLATFORMS)(shapes).serialize())
+    try:
+        exported = jax.export.export(answers, platforms=PLATFORMS)(shapes)
+    except Exception as error:  # whatever the network's own code raises
+        told = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"the network does not take any number of examples (write x.shape[0] for len(x)): {told}"
+        ) from error
+    files.write(path, exported.serialize())
 
 
 def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
