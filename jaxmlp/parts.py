@@ -39,6 +39,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import Checked, choices, hints, host, join_path
+from jaxmlp.modules import hashable
 
 Step: TypeAlias = int | Int[Array, ""]
 RateFn: TypeAlias = Callable[[Step], Float[Array, ""]]
@@ -381,6 +382,11 @@ class FlaxModel(Model):
 
     value: object = None
     source: str = host("")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, nn.Module):
+            object.__setattr__(self, "value", hashable(self.value))
+        super().__post_init__()
 
     def module(self, outputs: int, precision: str) -> nn.Module:
         """The module itself."""

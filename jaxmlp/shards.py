@@ -67,6 +67,25 @@ def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
     return parts[0]
 
 
+def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
+    """`lax.map` over the one row of a device, in the loop over two rows that ends after one.
+
+    XLA opens a loop of one turn, and then contracts other products and sums into multiply-adds than in the loops of
+    devices that have several shards. So it must know neither the number of turns nor which of the rows is taken.
+    """
+    shape = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], rows))
+    rows = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), rows)
+    parts = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape), leaf.dtype), shape)
+    # The number of a device is below 2^16, so that this is 1; XLA does not know it.
+    turns = 1 + (lax.axis_index(AXIS) >> 16)
+
+    def turn(index: Int[Array, ""], parts: Any) -> Any:
+        found = function(jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), rows))
+        return jax.tree.map(lambda part, leaf: lax.dynamic_update_index_in_dim(part, leaf, index, 0), parts, found)
+
+    return jax.tree.map(lambda leaf: leaf[:1], lax.fori_loop(0, turns, turn, parts))
+
+
 def sum_over_shards(
     function: Callable[[Any, Any, Int[Array, ""]], Any],
     whole: Any,
@@ -89,11 +108,13 @@ def sum_over_shards(
         return function(whole, batch, jnp.int32(0))
 
     def part(arguments: Any) -> Any:
-        # XLA opens a loop of one turn. A device's only shard must not be compiled with what is around it then.
         return lax.optimization_barrier(function(*lax.optimization_barrier(arguments)))
 
     def sum_on_device(whole: Any, shards: Any, indices: Int[Array, " shards"]) -> Any:
-        parts = lax.map(lambda shard: part((whole, *shard)), (shards, indices))
+        if len(indices) == 1:
+            parts = _only_turn(lambda shard: part((whole, *shard)), (shards, indices))
+        else:
+            parts = lax.map(lambda shard: part((whole, *shard)), (shards, indices))
         if len(indices).bit_count() == 1:
             # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
             parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)

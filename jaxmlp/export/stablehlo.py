@@ -40,11 +40,11 @@ def write(path: Path, model: Model) -> None:
     )
     try:
         exported = jax.export.export(answers, platforms=PLATFORMS)(shapes)
-    except TypeError as error:
-        if "_DimExpr" not in str(error):
-            raise
-        problem = "the network needs the number of its inputs as a number, and an export serves any"
-        raise RunError(f"{problem}: write x.shape[0] in place of len(x) ({error}).") from error
+    except Exception as error:  # whatever the network's own code raises
+        told = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"the network does not take any number of examples (write x.shape[0] for len(x)): {told}"
+        ) from error
     files.write(path, exported.serialize())
 
 

@@ -1,0 +1,199 @@
+"""Data need not be images with labels: any arrays train, are scored, asked and reported, or are refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmlp import api, data, network
+from jaxmlp.config import MLP, DataConfig, ExperimentConfig
+from jaxmlp.data.idx import idx_parts
+from jaxmlp.errors import ConfigError, DataError, RunError
+from jaxmlp.export import export
+from jaxmlp.fitting import check_data, fit
+from jaxmlp.inference import model_of
+from jaxmlp.losses import CrossEntropy, MeanSquaredError
+from jaxmlp.metrics import MeanAbsoluteError
+from jaxmlp.report import gather, write_report
+
+RNG = np.random.default_rng(0)
+X = np.float32(RNG.normal(size=(60, 13)))
+Y = X[:, :2] @ np.float32([[1, 2], [3, 4]])
+LABELS = np.arange(60) % 3
+IDS = RNG.integers(0, 20, (60, 7))
+
+
+def split(inputs: Any, targets: Any = LABELS, **options: Any) -> data.Dataset:
+    return data.from_arrays((inputs, targets), (inputs, targets), validation="test", **options)
+
+
+def experiment(**values: Any) -> ExperimentConfig:
+    values = {"model": MLP(hidden_sizes=(8,)), "data": DataConfig(pixel_scale=1.0), **values}
+    return ExperimentConfig(**{"batch_size": 32, "epochs": 2, **values})
+
+
+NUMBERS: dict[str, Any] = {"loss": MeanSquaredError(), "metrics": MeanAbsoluteError()}
+
+
+class OfBoth(nn.Module):
+    """Ids and numbers by name."""
+
+    @nn.compact
+    def __call__(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        words = nn.Embed(20, 4)(inputs["ids"]).mean(axis=1)
+        return nn.Dense(3)(jnp.concatenate([words, inputs["x"]], axis=-1))
+
+
+@pytest.mark.parametrize(
+    ("array", "dtype", "shape"),
+    [
+        (X, "float32", (13,)),
+        (np.float64(X), "float32", (13,)),
+        (X > 0, "float32", (13,)),
+        (IDS, "int32", (7,)),
+        (np.uint8(IDS), "uint8", (7,)),
+        (X[:, 0], "float32", ()),
+        (np.zeros((60, 5, 6, 7)), "float32", (5, 6, 7)),
+        (np.zeros((60, 2, 3, 4, 5)), "float32", (2, 3, 4, 5)),
+        (np.zeros((60, 49)), "float32", (49,)),
+        (np.zeros((60, 64)), "float32", (8, 8, 1)),
+        (np.zeros((60, 6, 5), np.uint8), "uint8", (6, 5, 1)),
+        (np.zeros((60, 3, 6, 5)), "float32", (6, 5, 3)),
+    ],
+)
+def test_arrays_keep_their_shapes_and_images_are_known_by_theirs(array: Any, dtype: str, shape: Any) -> None:
+    dataset = split(array)
+    assert dataset.facts.inputs == data.ArrayFacts(dtype, shape)
+    assert bool(dataset.facts.image_shape) == (len(shape) == 3 and shape[2] <= 4)
+    assert data.Facts.from_plain(dataset.facts.to_plain()) == dataset.facts
+
+
+def test_what_is_an_image_can_be_said() -> None:
+    assert split(np.zeros((60, 64)), images=False).facts.inputs == data.ArrayFacts("float32", (64,))
+    assert split(np.zeros((60, 16)), images=True).facts.inputs == data.ArrayFacts("float32", (4, 4, 1))
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: split(np.full((60, 3), np.nan)), "inputs must be finite"),
+        (lambda: split(np.full((60, 3), 1 << 40)), "inputs must be in int32"),
+        (lambda: split(np.full((60, 3), "a")), "inputs must be numbers"),
+        (lambda: split({"ids": IDS, "x": X[1:]}), "a label for each example, got 59 examples and 60 labels"),
+        (lambda: split({}), "must have one, got none"),
+        (lambda: split(X, np.full(60, np.inf)), "targets must be finite"),
+        (lambda: split(X, Y, num_classes=3), r"distributions must be \[n, 3\]"),
+        (lambda: split(X, LABELS, weights=-np.ones(60)), "weights must be"),
+        (lambda: split(X, LABELS, weights=np.ones(59)), "weights must be"),
+        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must be as train's, float32 \(2,\)"),
+        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must be as train's"),
+    ],
+)
+def test_arrays_that_are_no_examples_are_refused(made: Any, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        made()
+
+
+def test_the_sum_is_over_every_array_and_its_name() -> None:
+    one = split({"ids": IDS, "x": X})
+    hashed = hashlib.sha256()
+    for _ in range(2):
+        for name, leaf in (("ids", np.int32(IDS)), ("x", X)):
+            hashed.update(name.encode() + b"\0" + b"".join(idx_parts(leaf)))
+        hashed.update(b"".join(idx_parts(np.uint8(LABELS))))
+    assert one.sha256 == hashed.hexdigest()
+    others = [
+        split({"ids": IDS, "y": X}), split({"ids": IDS + 1, "x": X}), split({"x": X}), split(X), split(X, Y),
+        split(X, weights=LABELS + 1), split(X, weights=LABELS + 2),
+    ]  # fmt: skip
+    assert len({one.sha256, *(other.sha256 for other in others)}) == 8
+
+
+def test_targets_are_labels_distributions_or_numbers() -> None:
+    smooth = np.eye(3)[LABELS] * 0.9 + 0.1 / 3
+    facts = [split(X, targets).facts for targets in (LABELS, np.eye(3)[LABELS], smooth, Y, Y[:, 0])]
+    assert [each.classes for each in facts] == [True, True, True, False, False]
+    assert [each.outputs for each in facts] == [3, 3, 3, 2, 1]
+    assert [each.targets.dtype for each in facts] == ["int32", "int32", "float32", "float32", "float32"]
+
+
+def test_numbers_as_targets_want_a_loss_and_metrics_of_numbers() -> None:
+    facts = split(X, Y).facts
+    with pytest.raises(ConfigError, match=r"loss cannot be clipped_cross_entropy.*Set loss=MeanSquaredError\(\)"):
+        network.check_network(experiment(), facts)
+    with pytest.raises(ConfigError, match=r"metrics cannot be accuracy: the targets are numbers.*Set metrics="):
+        network.check_network(experiment(loss=MeanSquaredError()), facts)
+    network.check_network(experiment(**NUMBERS), facts)
+    with pytest.raises(ConfigError, match=r"must give an example logits of shape \[1, 2\], got \[1, 3\]"):
+        network.check_network(experiment(**{**NUMBERS, "model": nn.Dense(3)}), facts)
+    with pytest.raises(ConfigError, match=r"loss must give a number for each example.*\[2\], got \[\(\)\]"):
+        network.check_network(experiment(loss=lambda logits, targets: jnp.mean(logits)), split(X).facts)
+
+
+@pytest.mark.parametrize("inputs", [np.float32(X > 0), np.zeros((60, 8, 8, 1)) + 0.5])
+def test_numbers_of_0_to_1_are_not_scaled_as_pixels(inputs: Any) -> None:
+    with pytest.raises(DataError, match=r"pixels must be 0 to 255.*--data.pixel-scale 1"):
+        check_data(experiment(data=DataConfig()), split(inputs))
+    check_data(experiment(), split(inputs))
+    check_data(experiment(data=DataConfig()), split(255 * inputs))
+
+
+def test_numbers_are_learned_scored_asked_exported_and_reported(tmp_path: Path) -> None:
+    data.register("numbers", lambda: ((X, Y), (X, Y)))
+    config = experiment(data=DataConfig(name="numbers", pixel_scale=1.0, validation="test"), **NUMBERS)
+    trained = fit(config, out=tmp_path / "run")
+    found = api.evaluate(trained)
+    outputs = model_of(trained).logits(X)
+    assert found.accuracy is found.confusion is found.ci95 is None
+    # float32's rounding of sums over 120 numbers.
+    np.testing.assert_allclose(found.loss, np.square(outputs - Y).mean(), rtol=1e-5)
+    np.testing.assert_allclose(found.metrics["mean_absolute_error"], np.abs(outputs - Y).mean(), rtol=1e-5)
+    assert trained["val_mean_absolute_error"][-1] == trained.test["mean_absolute_error"]
+    assert [each.numbers for each in api.predict(trained, X[:2])] == [tuple(map(float, row)) for row in outputs[:2]]
+    with pytest.raises(DataError, match="answers with numbers"):
+        model_of(trained).probabilities(X)
+    export(model_of(trained), "stablehlo", tmp_path / "model.stablehlo")
+    with pytest.raises(RunError, match="with numbers"):
+        export(model_of(trained), "onnx", tmp_path / "model.onnx")
+    written = write_report(gather([tmp_path / "run"], report=print), tmp_path / "report.html")
+    page = written.report.read_text()
+    assert "Test mean_absolute_error" in page
+    assert not any(word in page for word in ("Test accuracy", "worst mistakes", "First-layer", "Calibration error"))
+    assert {path.stem for path in written.plots} == {"loss", "mean_absolute_error", "learning_rate"}
+
+
+def test_mappings_and_ids_train_on_their_names() -> None:
+    inputs = {"ids": IDS, "x": X}
+    dataset = split(inputs)
+    config = experiment(model=OfBoth(), grad_shards=2)
+    trained = fit(config, dataset)
+    assert trained.state_sha256 == fit(config, dataset, devices=1, resident_bytes=2048).state_sha256
+    assert api.predict(trained, inputs)[0].label in range(3)
+    assert network.summary(config, dataset.facts).params == 20 * 4 + 17 * 3 + 3
+    with pytest.raises(DataError, match="wanted int32, got float32"):
+        api.predict(trained, {"ids": np.float32(IDS), "x": X})
+
+
+def test_labels_as_distributions_and_even_weights_train_alike() -> None:
+    config = experiment(loss=CrossEntropy())
+    states = {
+        name: fit(config, split(X, targets, **options))
+        for name, targets, options in (
+            ("labels", LABELS, {}),
+            ("ones", LABELS, {"weights": np.ones(60)}),
+            ("weighted", LABELS, {"weights": LABELS + 1}),
+            ("smooth", np.eye(3)[LABELS] * 0.9 + 0.1 / 3, {}),
+        )
+    }
+    assert states["ones"].params_sha256 == states["labels"].params_sha256 != states["weighted"].params_sha256
+    smoothed = fit(experiment(loss=CrossEntropy(label_smoothing=0.1)), split(X))
+    # The same targets, made in float64 and in float32.
+    assert states["smooth"]["loss"] == pytest.approx(smoothed["loss"], rel=1e-5)
+    assert api.evaluate(states["smooth"]).accuracy == states["smooth"].test_accuracy
