@@ -62,6 +62,16 @@ def on_integers(rule: Rule, otherwise: Rule = unchanged) -> Rule:
     return chosen
 
 
+def alike(rule: Rule) -> Rule:
+    """The rule for values of one shape: jaxprs have scalars beside arrays."""
+
+    def shaped(a: Arithmetic, eqn: Any, *values: Array) -> Any:
+        shape = eqn.outvars[0].aval.shape
+        return rule(a, eqn, *(value if value.shape == shape else jnp.broadcast_to(value, shape) for value in values))
+
+    return shaped
+
+
 def wide(rule: Rule) -> Rule:
     """The rule in float32 for 16-bit floats; its result is rounded to their type."""
 
@@ -514,6 +524,13 @@ def _fill() -> None:
     for name in "pmax pmin".split():
         RULES[name] = across_devices_extreme
     RULES["platform_index"] = platform
+
+
+    for name in (
+        "add add_any sub mul max min div rem pow eq ne lt le gt ge shift_left shift_right_arithmetic "
+        "shift_right_logical".split()
+    ):
+        RULES[name] = alike(RULES[name])
 
 
 _fill()
