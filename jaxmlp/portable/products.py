@@ -81,35 +81,39 @@ def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
     return Rows(cut(x, jnp.broadcast_to(shift, x.shape), a.slices), shift, largest >= INFINITY)
 
 
-def whole_product(a: Arithmetic, x: Array, y: Array) -> Array:
-    """x `[batch, rows, k]` times y `[batch, columns, k]`, slices, k up to `BLOCK`: int32, exact."""
-    numbers = (((2,), (2,)), ((0,), (0,)))
+def whole_product(a: Arithmetic, x: Array, y: Array, contracted: int) -> Array:
+    """x `[batch, rows, k]` times y, slices, k up to `BLOCK`: int32, exact.
+
+    `contracted` is the axis of y that runs over k: 2, or 1 where there is one batch.
+    """
     if x.shape[0] == 1:
-        return whole_product_2d(a, x[0], y[0])[None]
-    return _by_factors(a, x, y, numbers, 2)
+        return _by_factors(a, x[0], y[0], 1, contracted - 1, ())[None]
+    return _by_factors(a, x, y, 2, contracted, (0,))
 
 
-def whole_product_2d(a: Arithmetic, x: Array, y: Array) -> Array:
-    """As `whole_product`, of one batch."""
-    return _by_factors(a, x, y, (((1,), (1,)), ((), ())), 1)
-
-
-def _by_factors(a: Arithmetic, x: Array, y: Array, numbers: Any, axis: int) -> Array:
+def _by_factors(a: Arithmetic, x: Array, y: Array, axis_x: int, axis_y: int, batch: tuple[int, ...]) -> Array:
+    numbers = (((axis_x,), (axis_y,)), (batch, batch))
     if a.factors == "int8":
         return lax.dot_general(x, y, numbers, preferred_element_type=np.int32)
     dtype = jnp.dtype(a.factors)
-    total = None
-    for start in range(0, x.shape[axis], FLOAT_BLOCK):
-        stop = min(start + FLOAT_BLOCK, x.shape[axis])
-        factors = (lax.slice_in_dim(value, start, stop, axis=axis).astype(dtype) for value in (x, y))
+    total: Array | None = None
+    for start in range(0, x.shape[axis_x], FLOAT_BLOCK):
+        stop = min(start + FLOAT_BLOCK, x.shape[axis_x])
+        factors = (
+            lax.slice_in_dim(value, start, stop, axis=axis).astype(dtype)
+            for value, axis in ((x, axis_x), (y, axis_y))
+        )
         precision = lax.Precision.HIGHEST if a.factors == "float32" else None
         part = lax.dot_general(*factors, numbers, precision=precision, preferred_element_type=np.float32)
         total = part.astype(np.int32) if total is None else total + part.astype(np.int32)
-    return total if total is not None else jnp.zeros((*x.shape[:-1], y.shape[-2]), np.int32)
+    assert total is not None
+    return total
 
 
-def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array]) -> Array:
+def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array], contracted: int = 2) -> Array:
     """The product of two cut factors, `[batch, rows, k]` and `[batch, columns, k]`, before scaling: float32.
+
+    With `contracted` = 1, y is `[batch, k, columns]`.
 
     The products of two low slices, which are less than what rounding to slices lost, are left out.
     """
@@ -117,12 +121,15 @@ def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array]) -> Arra
     totals = []
     for start in range(0, max(length, 1), BLOCK):
         stop = min(start + BLOCK, length)
-        xs, ys = ([lax.slice_in_dim(value, start, stop, axis=2) for value in values] for values in (x, y))
+        xs, ys = (
+            [lax.slice_in_dim(value, start, stop, axis=axis) for value in values]
+            for values, axis in ((x, 2), (y, contracted))
+        )
         total: Array | None = None
         for order in reversed(range(a.slices)):
             whole: Array | None = None
             for i in range(order + 1):
-                part = whole_product(a, xs[i], ys[order - i])
+                part = whole_product(a, xs[i], ys[order - i], contracted)
                 whole = part if whole is None else whole + part
             assert whole is not None
             floating = whole.astype(np.float32)
@@ -142,32 +149,61 @@ def scaled(a: Arithmetic, total: Array, x: Rows, y: Rows) -> Array:
     return floats(select(bad, NAN, bits(a.scale(total, power))))
 
 
-def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int]) -> tuple[Rows, list[int]]:
-    """The factor's slices as `[batch, rows, k]`, kept for another product that contracts it likewise."""
-    free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
-    key = (id(x), ("factor", tuple(batch), tuple(contracted)))
+def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> Rows:
+    """The factor's slices as `[batch, row, k]`, kept for another product that contracts it likewise.
+
+    A right factor stays `[1, k, row]` where it lies so.
+    """
+    key = (id(x), ("factor", tuple(batch), tuple(contracted), right))
     if key not in a.memory:
-        rows = split(a, x, contracted)
+        free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
+        # In memory, or every slice would compute anew what it is cut from.
+        rows = split(a, lax.optimization_barrier(x), contracted)
         sizes = [math.prod(x.shape[i] for i in axes) for axes in (batch, free, contracted)]
         order = (*batch, *free, *contracted)
-        slices = [lax.transpose(part, order).reshape(sizes) for part in rows.slices]
         shift, bad = (lax.transpose(part, order).reshape(sizes[:2]) for part in (rows.shift, rows.bad))
-        a.memory[key] = (Rows(slices, shift, bad), x)
-    return a.memory[key][0], [x.shape[i] for i in free]  # type: ignore[index]
+        if right and _lies_turned(x, batch, contracted):
+            slices = [part.reshape(1, sizes[2], sizes[1]) for part in rows.slices]
+        else:
+            slices = [_in_memory(part, order).reshape(sizes) for part in rows.slices]
+        a.memory[key] = (Rows(list(lax.optimization_barrier(tuple(slices))), shift, bad), x)
+    return a.memory[key][0]  # type: ignore[index]
+
+
+def _lies_turned(x: Array, batch: Sequence[int], contracted: Sequence[int]) -> bool:
+    """Whether a factor without a batch has its contracted axes before the others."""
+    return not batch and list(contracted) == list(range(len(contracted))) and len(contracted) < x.ndim
+
+
+def _in_memory(x: Array, order: Sequence[int]) -> Array:
+    """The transposed slices in memory of their own.
+
+    XLA folds a plain transpose back into the product, and multiplies such int8 factors slowly, on CPU. It does not
+    fold an update whose place is not known.
+    """
+    if list(order) == sorted(order):
+        return x
+    turned = lax.transpose(x, order)
+    zero = lax.optimization_barrier(jnp.zeros((), np.int32))
+    return lax.dynamic_update_slice(jnp.zeros(turned.shape, turned.dtype), turned, (zero,) * turned.ndim)
 
 
 def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Array:
     """`lax.dot_general` of float32."""
     (contracted_x, contracted_y), (batch_x, batch_y) = dimension_numbers
-    left, rows = _factor(a, x, batch_x, contracted_x)
-    right, columns = _factor(a, y, batch_y, contracted_y)
+    rows, columns = (
+        [size for i, size in enumerate(value.shape) if i not in (*batch, *contracted)]
+        for value, batch, contracted in ((x, batch_x, contracted_x), (y, batch_y, contracted_y))
+    )
     shape = [*(x.shape[i] for i in batch_x), *rows, *columns]
-    if math.prod(shape) == 0 or left.slices[0].shape[-1] == 0:
+    if math.prod(shape) == 0 or math.prod(x.shape[i] for i in contracted_x) == 0:
         return jnp.zeros(shape, np.float32)
-    total = sum_of_slices(a, left.slices, right.slices)
+    left = _factor(a, x, batch_x, contracted_x, False)
+    right = _factor(a, y, batch_y, contracted_y, True)
+    total = sum_of_slices(a, left.slices, right.slices, 1 if _lies_turned(y, batch_y, contracted_y) else 2)
     left = left._replace(shift=left.shift[:, :, None], bad=left.bad[:, :, None])
     right = right._replace(shift=right.shift[:, None], bad=right.bad[:, None])
-    return scaled(a, total, left, right).reshape(shape)
+    return lax.optimization_barrier(scaled(a, total, left, right).reshape(shape))
 
 
 def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Array:
@@ -184,6 +220,7 @@ def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Ar
     else:
         x = jnp.moveaxis(x.reshape(x.shape[0], groups, -1, *x.shape[2:]), 1, 0)
     y = y.reshape(groups * batch_groups, -1, *y.shape[1:])
+    x, y = lax.optimization_barrier((x, y))
     left, right = split(a, x, range(2, x.ndim)), split(a, y, range(2, y.ndim))
     edges = [(0, 0, 0)] * 3
     space = [(*pad, dilation - 1) for pad, dilation in zip(params["padding"], params["lhs_dilation"], strict=True)]
@@ -210,7 +247,7 @@ def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Ar
     result = scaled(a, total, left, right)
     # [groups, images, filters, *space] to [images, groups * filters, *space]
     result = jnp.moveaxis(result, 0, 1).reshape(x.shape[1], -1, *out)
-    return lax.transpose(result, np.argsort(numbers.out_spec))
+    return lax.optimization_barrier(lax.transpose(result, np.argsort(numbers.out_spec)))
 
 
 def _taken(x: Array, start: Sequence[Any], sizes: Sequence[int], steps: Sequence[int]) -> Array:

@@ -438,14 +438,14 @@ def _fill() -> None:
     for name in (
         "all_gather all_gather_invariant all_to_all and axis_index broadcast_in_dim broadcast clz collapse concatenate "
         "copy copy_p debug_callback debug_print dynamic_slice dynamic_update_slice empty eq_to expand_dims gather iota "
-        "layout_constraint mesh_cast mulhi not or pad pbroadcast pcast population_count ppermute pvary random_clone "
+        "layout_constraint mesh_cast mulhi not optimization_barrier or pad pbroadcast pcast population_count ppermute pvary random_clone "
         "reduce_and reduce_or reduce_xor reshape reshard rev select_n sharding_constraint slice split squeeze "
         "stack tile transpose unstack xor"
     ).split():
         RULES[name] = unchanged
     for name in "random_bits random_fold_in random_seed random_split random_unwrap random_wrap threefry2x32".split():
         RULES[name] = random_bits
-    for name in "device_put name optimization_barrier stop_gradient copy_start".split():
+    for name in "device_put name stop_gradient copy_start".split():
         RULES[name] = first
     binary = {
         "add": Arithmetic.add,

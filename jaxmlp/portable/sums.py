@@ -21,6 +21,7 @@ Combine = Callable[[Array, Array], Array]
 
 def reduce(combine: Combine, x: Array, axes: Sequence[int], empty: float) -> Array:
     """The tree of halves along each axis, the last one first; an odd last element is carried along."""
+    x = lax.optimization_barrier(x)  # In memory, or every branch of the tree holds a copy of what computes x.
     for axis in sorted(axes, reverse=True):
         while (size := x.shape[axis]) > 1:
             half = size // 2
