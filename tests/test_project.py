@@ -26,6 +26,7 @@ VALUES = ("errors", "fields", "config")
 """What every room may import; each of them the ones before it."""
 ARROWS = {
     "data": "",
+    "portable": "",
     "prng": "",
     "layers": "prng",
     "model": "layers prng",

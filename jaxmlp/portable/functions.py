@@ -94,7 +94,9 @@ def _log2_e_reduced(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
 def _clamped(x: Array, limit: float) -> Array:
     """X, cut to +-limit in size; NaN likewise."""
     b = bits(x)
-    return floats(select((b & MAGNITUDE) > np.float32(limit).view(np.int32), (b & SIGN) | np.float32(limit).view(np.int32), b))
+    return floats(
+        select((b & MAGNITUDE) > np.float32(limit).view(np.int32), (b & SIGN) | np.float32(limit).view(np.int32), b)
+    )
 
 
 def _nan_kept(x: Array, result: Array) -> Array:
@@ -154,7 +156,7 @@ def _log_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
 
 
 def _log_of(a: Arithmetic, k: Array, f: Array, more: Array | None = None) -> Array:
-    """k ln(2) + log(1 + f) + more."""
+    """K ln(2) + log(1 + f) + more."""
     square = a.guard(f * f)
     whole = k.astype(np.float32)
     low = a.guard(a.guard(square * f) * a.horner(f, LOG))
@@ -186,9 +188,7 @@ def log1p(a: Arithmetic, x: Array) -> Array:
     b = bits(total)
     # What 1 + x lost, in units of its fraction: f' = f + lost / 2^k, and the logarithm moves by that over 1 + f.
     large = (bits(x) & MAGNITUDE) >= ONE
-    lost = select(
-        large, a.guard(np.float32(1) - a.guard(total - x)), a.guard(x - a.guard(total - np.float32(1)))
-    )
+    lost = select(large, a.guard(np.float32(1) - a.guard(total - x)), a.guard(x - a.guard(total - np.float32(1))))
     k, f = _log_parts(a, b)
     near = k == 0
     lost = a.scale(lost, -k)
@@ -255,9 +255,7 @@ def pow(a: Arithmetic, x: Array, y: Array) -> Array:  # noqa: A001, the primitiv
     size_y = by & MAGNITUDE
     zero_y = exponent(by) == 0
     whole_y = bits(a.floor(y)) == by
-    even = (size_y >= np.float32(2.0**24).view(np.int32)) | (
-        _clamped(y, 2.0**24).astype(np.int32) & 1 == 0
-    )
+    even = (size_y >= np.float32(2.0**24).view(np.int32)) | (_clamped(y, 2.0**24).astype(np.int32) & 1 == 0)
     rising = (size > ONE) == (by > 0)
     extreme = (exponent(bx) == 0) | (size == INFINITY) | (size_y == INFINITY)
     result = select(extreme, select(rising, INFINITY, np.int32(0)), result)

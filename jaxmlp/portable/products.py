@@ -82,7 +82,7 @@ def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
 
 
 def whole_product(a: Arithmetic, x: Array, y: Array, contracted: int) -> Array:
-    """x `[batch, rows, k]` times y, slices, k up to `BLOCK`: int32, exact.
+    """X `[batch, rows, k]` times y, slices, k up to `BLOCK`: int32, exact.
 
     `contracted` is the axis of y that runs over k: 2, or 1 where there is one batch.
     """
@@ -100,8 +100,7 @@ def _by_factors(a: Arithmetic, x: Array, y: Array, axis_x: int, axis_y: int, bat
     for start in range(0, x.shape[axis_x], FLOAT_BLOCK):
         stop = min(start + FLOAT_BLOCK, x.shape[axis_x])
         factors = (
-            lax.slice_in_dim(value, start, stop, axis=axis).astype(dtype)
-            for value, axis in ((x, axis_x), (y, axis_y))
+            lax.slice_in_dim(value, start, stop, axis=axis).astype(dtype) for value, axis in ((x, axis_x), (y, axis_y))
         )
         precision = lax.Precision.HIGHEST if a.factors == "float32" else None
         part = lax.dot_general(*factors, numbers, precision=precision, preferred_element_type=np.float32)

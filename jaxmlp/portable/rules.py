@@ -39,7 +39,7 @@ Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 
 
-class Refused(NotImplementedError):  # noqa: N818, the reader is told of a refusal
+class Refused(NotImplementedError):
     """What a portable function cannot contain."""
 
 
@@ -174,7 +174,7 @@ def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Array:
 
 
 def integer_quotient(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """x / y or its rest; by 0: -1 (all bits), and x. The least integer by -1: itself, and 0."""
+    """X / y or its rest; by 0: -1 (all bits), and x. The least integer by -1: itself, and 0."""
     rest = eqn.primitive.name == "rem"
     zero = y == 0
     over = zero
@@ -210,9 +210,7 @@ def multiplied(a: Arithmetic, eqn: Any, x: Array) -> Array:
 
 def cumulated(name: str) -> Rule:
     """Running sums and products."""
-    return wide(
-        lambda a, eqn, x: sums.cumulative(getattr(a, name), x, eqn.params["axis"], eqn.params["reverse"])
-    )
+    return wide(lambda a, eqn, x: sums.cumulative(getattr(a, name), x, eqn.params["axis"], eqn.params["reverse"]))
 
 
 def cumulated_logsumexp(a: Arithmetic, eqn: Any, x: Array) -> Array:
@@ -311,7 +309,7 @@ def rounded(a: Arithmetic, eqn: Any, x: Array) -> Array:
 
 
 def rest(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """x - y trunc(x / y), exact: a long division in integers, a bit at a time."""
+    """X - y trunc(x / y), exact: a long division in integers, a bit at a time."""
     bx, by = canonical(bits(x)), canonical(bits(y))
     whole_x, whole_y = (((b & 0x7FFFFF) | 0x800000) for b in (bx, by))
     ahead = exponent(bx) - exponent(by)
@@ -330,8 +328,18 @@ def rest(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     return floats(select(bad, NAN, bits(result) | (bx & SIGN)))
 
 
+def next_after(a: Arithmetic, x: Array, y: Array) -> Array:
+    """The next float from x towards y; next to 0 there is 2^-126."""
+    kx, ky = order(x), order(y)
+    moved = kx + (ky > kx).astype(np.int32) - (ky < kx).astype(np.int32)
+    least = np.int32(2**23)
+    moved = select((kx == 0) & (ky != 0), select(ky > 0, least, -least), moved)
+    moved = select((jnp.abs(moved) < least) & (kx != 0), np.int32(0), moved)
+    return from_order(select((kx == NAN) | (ky == NAN), NAN, moved))
+
+
 def logistic_slope(a: Arithmetic, x: Array) -> Array:
-    """x (1 - x)."""
+    """X (1 - x)."""
     return a.mul(x, a.sub(full(x, 1.0), x))
 
 
@@ -341,7 +349,8 @@ def tanh_slope(a: Arithmetic, x: Array) -> Array:
 
 
 def dot_general(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """Exact products of slices."""
+    """Exact products of slices; integers beside floats become floats."""
+    x, y = (value if is_float(value) else a.from_integers(value) for value in (x, y))
     return products.dot_general(a, x, y, eqn.params["dimension_numbers"])
 
 
@@ -435,17 +444,70 @@ def platform(a: Arithmetic, eqn: Any) -> np.ndarray:
 
 
 def _fill() -> None:
-    for name in (
-        "all_gather all_gather_invariant all_to_all and axis_index broadcast_in_dim broadcast clz collapse concatenate "
-        "copy copy_p debug_callback debug_print dynamic_slice dynamic_update_slice empty eq_to expand_dims gather iota "
-        "layout_constraint mesh_cast mulhi not optimization_barrier or pad pbroadcast pcast population_count ppermute pvary random_clone "
-        "reduce_and reduce_or reduce_xor reshape reshard rev select_n sharding_constraint slice split squeeze "
-        "stack tile transpose unstack xor"
-    ).split():
+    for name in [
+        "all_gather",
+        "all_gather_invariant",
+        "all_to_all",
+        "and",
+        "axis_index",
+        "broadcast_in_dim",
+        "broadcast",
+        "clz",
+        "collapse",
+        "concatenate",
+        "copy",
+        "copy_p",
+        "debug_callback",
+        "debug_print",
+        "dynamic_slice",
+        "dynamic_update_slice",
+        "empty",
+        "eq_to",
+        "expand_dims",
+        "gather",
+        "iota",
+        "layout_constraint",
+        "mesh_cast",
+        "mulhi",
+        "not",
+        "optimization_barrier",
+        "or",
+        "pad",
+        "pbroadcast",
+        "pcast",
+        "population_count",
+        "ppermute",
+        "pvary",
+        "random_clone",
+        "reduce_and",
+        "reduce_or",
+        "reduce_xor",
+        "reshape",
+        "reshard",
+        "rev",
+        "select_n",
+        "sharding_constraint",
+        "slice",
+        "split",
+        "squeeze",
+        "stack",
+        "tile",
+        "transpose",
+        "unstack",
+        "xor",
+    ]:
         RULES[name] = unchanged
-    for name in "random_bits random_fold_in random_seed random_split random_unwrap random_wrap threefry2x32".split():
+    for name in [
+        "random_bits",
+        "random_fold_in",
+        "random_seed",
+        "random_split",
+        "random_unwrap",
+        "random_wrap",
+        "threefry2x32",
+    ]:
         RULES[name] = random_bits
-    for name in "device_put name stop_gradient copy_start".split():
+    for name in ["device_put", "name", "stop_gradient", "copy_start"]:
         RULES[name] = first
     binary = {
         "add": Arithmetic.add,
@@ -468,12 +530,29 @@ def _fill() -> None:
     }
     for name, rule in unary.items():
         RULES[name] = on_integers(floating(rule))
-    for name in (
-        "cbrt cos cosh erf erf_inv erfc exp exp2 expm1 log log1p log2 logistic sin sinh tan tanh".split()
-    ):
+    for name in [
+        "cbrt",
+        "cos",
+        "cosh",
+        "erf",
+        "erf_inv",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "logistic",
+        "sin",
+        "sinh",
+        "tan",
+        "tanh",
+    ]:
         RULES[name] = floating(getattr(functions, name))
-    for name in "ceil floor rsqrt sqrt".split():
+    for name in ["ceil", "floor", "rsqrt", "sqrt"]:
         RULES[name] = floating(getattr(Arithmetic, name))
+    RULES["nextafter"] = floating(next_after)
     RULES["is_finite"] = floating(lambda a, x: (bits(x) & MAGNITUDE) < INFINITY)
     RULES["integer_pow"] = on_integers(wide(lambda a, eqn, x: functions.integer_pow(a, x, eqn.params["y"])))
     RULES["div"] = on_integers(floating(Arithmetic.div), integer_quotient)
@@ -490,7 +569,7 @@ def _fill() -> None:
         ("ge", lambda x, y: x >= y, False),
     ):
         RULES[name] = compared(holds, unordered)
-    for name in "shift_left shift_right_arithmetic shift_right_logical".split():
+    for name in ["shift_left", "shift_right_arithmetic", "shift_right_logical"]:
         RULES[name] = moved
     RULES["convert_element_type"] = convert
     RULES["bitcast_convert_type"] = bitcast
@@ -510,26 +589,42 @@ def _fill() -> None:
         ("scatter_max", scatter_extreme),
     ):
         RULES[name] = on_integers(wide(rule))
-    for name in "reduce_max reduce_min reduce_window_max reduce_window_min cummax cummin".split():
+    for name in ["reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin"]:
         RULES[name] = on_integers(wide(extreme))
-    for name in "argmax argmin".split():
+    for name in ["argmax", "argmin"]:
         RULES[name] = on_integers(wide(place_of_extreme))
-    for name in "scatter-add scatter-min scatter-max".split():
+    for name in ["scatter-add", "scatter-min", "scatter-max"]:
         RULES[name] = RULES[name.replace("-", "_")]
     RULES["scatter"] = scatter
     RULES["sort"] = sort
     RULES["top_k"] = on_integers(top)
-    for name in "psum psum2 psum_invariant reduce_scatter unreduced_psum".split():
+    for name in ["psum", "psum2", "psum_invariant", "reduce_scatter", "unreduced_psum"]:
         RULES[name] = collective_sum
-    for name in "pmax pmin".split():
+    for name in ["pmax", "pmin"]:
         RULES[name] = across_devices_extreme
     RULES["platform_index"] = platform
 
-
-    for name in (
-        "add add_any sub mul max min div rem pow eq ne lt le gt ge shift_left shift_right_arithmetic "
-        "shift_right_logical".split()
-    ):
+    for name in [
+        "add",
+        "add_any",
+        "sub",
+        "mul",
+        "max",
+        "min",
+        "div",
+        "rem",
+        "pow",
+        "nextafter",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "shift_left",
+        "shift_right_arithmetic",
+        "shift_right_logical",
+    ]:
         RULES[name] = alike(RULES[name])
 
 
@@ -548,5 +643,3 @@ def check(name: str, values: Sequence[Array]) -> None:
             value.dtype in (np.float32, np.float16) or value.dtype == jnp.bfloat16
         ):
             raise Refused(f"portable knows no {value.dtype} ({name}): cast it to float32")
-
-

@@ -198,7 +198,7 @@ def _placed(operand: Array, indices: Array, updates: Array, params: dict[str, An
 
 
 def scatter_add(a: Arithmetic, operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
-    """operand + the sum of the updates that go to a place, those in the order in which they come."""
+    """Operand + the sum of the updates that go to a place, those in the order in which they come."""
     if updates.size == 0 or operand.size == 0:
         return operand
     targets = _targets(operand, indices, updates, params)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.extend import core, source_info_util
 
-from jaxmlp.portable import products
+from jaxmlp.portable import composed, products
 from jaxmlp.portable.arithmetic import Arithmetic, Array
 from jaxmlp.portable.rules import RULES, Refused, check, flushed, is_float, shape_of, shown
 
@@ -37,7 +37,7 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
         rule = STRUCTURE.get(name) or RULES.get(name)
-        with _named(eqn, operands):
+        with _named(eqn):
             if rule is None:
                 raise Refused(f"portable has no rule for {name} of {', '.join(map(shape_of, operands)) or 'nothing'}")
             check(name, [operand for operand in operands if hasattr(operand, "dtype")])
@@ -50,14 +50,17 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
 
 
 @contextmanager
-def _named(eqn: Any, operands: Sequence[Any]) -> Iterator[None]:
+def _named(eqn: Any) -> Iterator[None]:
     """Adds to a refusal the line of the user's code."""
     try:
         yield
     except Refused as error:
-        if " at " in str(error).splitlines()[-1]:
+        if "\n  at " in str(error):
             raise
+        # Of a function that JAX itself wrote, the line is that of its caller, an equation further out.
         place = source_info_util.summarize(eqn.source_info)
+        if not place or place == "<unknown>":
+            raise
         raise Refused(f"{error}\n  at {place}") from None
 
 
@@ -145,6 +148,14 @@ def cond(a: Arithmetic, eqn: Any, index: Any, *values: Any) -> list[Any]:
     return list(lax.switch(index, functions, *values))
 
 
+def qr(a: Arithmetic, eqn: Any, x: Array) -> list[Any]:
+    """Q and R, as orthogonal initialisers need them."""
+    if eqn.params.get("pivoting"):
+        raise Refused("portable has no rule for qr with pivoting")
+    full = eqn.params["full_matrices"]
+    return _run(a, composed.jaxpr_of(lambda x: composed.qr(x, full_matrices=full), x), [x])
+
+
 def shard_map(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
     """A function on every device; the fence's zero is there on each."""
     params = eqn.params
@@ -166,16 +177,30 @@ def shard_map(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
 
 STRUCTURE: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(
-        "pjit jit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr "
-        "custom_lin custom_vmap_call eval_jaxpr".split(),
+        [
+            "pjit",
+            "jit",
+            "closed_call",
+            "core_call",
+            "remat",
+            "remat2",
+            "checkpoint",
+            "custom_jvp_call",
+            "custom_vjp_call",
+            "custom_vjp_call_jaxpr",
+            "custom_lin",
+            "custom_vmap_call",
+            "eval_jaxpr",
+        ],
         call,
     ),
     "scan": scan,
     "while": while_loop,
     "cond": cond,
     "shard_map": shard_map,
+    "qr": qr,
 }
-"""The primitives that hold functions."""
+"""The primitives that hold functions, or become some."""
 
 
 def zero_from(values: Sequence[Any]) -> Array:
