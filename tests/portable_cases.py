@@ -75,6 +75,7 @@ def trained(module: nn.Module, x: np.ndarray) -> Case:
     return function, (np.int32(7), x, np.arange(len(x), dtype=np.int32) % 3)
 
 
+ACTIVATIONS = ("relu", "tanh", "gelu", "silu", "elu", "softplus", "selu")
 LAYERS: dict[str, Case] = {
     **{
         f"Dense {name}": trained(Dense(name), array(4, 6))
@@ -87,37 +88,11 @@ LAYERS: dict[str, Case] = {
 
 OPTIMIZERS: dict[str, Callable[[], Any]] = {
     name: partial(getattr(optax, name), 0.01)
-    for name in [
-        "adabelief",
-        "adadelta",
-        "adafactor",
-        "adagrad",
-        "adam",
-        "adamax",
-        "adamaxw",
-        "adamw",
-        "adan",
-        "amsgrad",
-        "fromage",
-        "lamb",
-        "lars",
-        "lion",
-        "nadam",
-        "nadamw",
-        "novograd",
-        "optimistic_gradient_descent",
-        "optimistic_adam_v2",
-        "polyak_sgd",
-        "radam",
-        "rmsprop",
-        "rprop",
-        "sgd",
-        "sign_sgd",
-        "signum",
-        "sm3",
-        "yogi",
-    ]
-    if hasattr(optax, name)
+    for name in (
+        *("adabelief", "adadelta", "adafactor", "adagrad", "adam", "adamax", "adamaxw", "adamw", "adan", "amsgrad"),
+        *("fromage", "lamb", "lars", "lion", "nadam", "nadamw", "novograd", "optimistic_gradient_descent"),
+        *("optimistic_adam_v2", "polyak_sgd", "radam", "rmsprop", "rprop", "sgd", "sign_sgd", "signum", "sm3", "yogi"),
+    )
 } | {
     "noisy_sgd": partial(optax.noisy_sgd, 0.01),
     "optimistic_adam": partial(optax.optimistic_adam, 0.01, 0.5),

@@ -31,8 +31,8 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
             return env[atom]
         return constant(np.asarray(atom.val, atom.aval.dtype))
 
-    for var, value in [*zip(jaxpr.constvars, consts, strict=True), *zip(jaxpr.invars, values, strict=True)]:
-        env[var] = value
+    env.update(zip(jaxpr.constvars, consts, strict=True))
+    env.update(zip(jaxpr.invars, values, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
         name = eqn.primitive.name
@@ -44,8 +44,7 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
             results = rule(a, eqn, *operands)
         if not eqn.primitive.multiple_results:
             results = [results]
-        for var, result in zip(eqn.outvars, results, strict=True):
-            env[var] = result
+        env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
@@ -169,7 +168,7 @@ def shard_map(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
         mesh=params["mesh"],
         in_specs=(jax.sharding.PartitionSpec(), *params["in_specs"]),
         out_specs=tuple(params["out_specs"]),
-        axis_names=set(params["manual_axes"]),
+        axis_names=set(params.get("newly_manual_axes") or params["manual_axes"]),
         check_vma=params["check_vma"],
     )
     return list(mapped(a.zero, *values))
@@ -251,7 +250,7 @@ def portable[F: Callable[..., Any]](
     well, computed in portable arithmetic; `jax.jvp` of it is refused.
 
     Args:
-        function: Of arrays of up to 32 bits; float64 is refused, and so is a primitive without a rule, by name and line.
+        function: Of arrays of up to 32 bits. Refused, by name and line: float64, and a primitive without a rule.
         slices: Into how many pieces of 8 bits the factors of products are cut: 1, 2 or 3. With 2, a factor is rounded
             to 2^-15 of the largest in its row; with 3, to 2^-23.
         factors: In which type slices are multiplied: int8, bfloat16 or float32. It changes speed, and no bit.
