@@ -43,7 +43,7 @@ def test_a_run_is_evaluated_and_asked_by_its_folder(two_runs: tuple[Path, Path])
 
 
 def test_predict_takes_one_image_or_many_in_any_shape_that_data_takes(history: History) -> None:
-    images = data.load(CONFIG.data).test.inputs
+    images, labels, _ = data.load(CONFIG.data).test
     found = jaxmlp.predict(history, images[:50])
     assert [each.label for each in jaxmlp.predict(history, images[:50, ..., 0])] == [each.label for each in found]
     assert jaxmlp.predict(history, images[:50].reshape(50, -1)) == found

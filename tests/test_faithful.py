@@ -38,7 +38,8 @@ TANH = ExperimentConfig(
 
 
 def without_dropout(config: Any) -> ExperimentConfig:
-    return replace(config, model=replace(config.model, dropout_rate=0.0))
+    still: ExperimentConfig = replace(config, model=replace(config.model, dropout_rate=0.0))
+    return still
 
 
 CONFIGS = {

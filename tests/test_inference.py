@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, fitting, inference, modules, train
+import jaxmlp
+from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, fitting, modules, train
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
@@ -85,6 +86,7 @@ def test_evaluation_is_over_all_examples_with_the_configs_loss(
     assert (found.loss, found.accuracy, found.examples) == (history.test_loss, history.test_accuracy, EXAMPLES)
     labels, answers = dataset.test.targets, loaded.probabilities(dataset.test.inputs).argmax(axis=1)
     assert len(np.unique(answers)) > 3, "it answers hardly any class: this test shows little"
+    assert found.confusion is not None
     for true, predicted in np.ndindex(10, 10):
         assert found.confusion[true, predicted] == np.sum((labels == true) & (answers == predicted))
     for score in found.per_class:
@@ -131,12 +133,14 @@ def test_no_images_have_no_probabilities(loaded: Model) -> None:
     assert loaded.probabilities(np.zeros((0, 28, 28, 1), np.uint8)).shape == (0, 10)
 
 
-def test_one_program_serves_every_number_of_images(loaded: Model, dataset: data.Dataset) -> None:
-    program: Any = inference.apply
-    program.clear_cache()
-    for n in (1, 5, train.EVAL_ROWS, EXAMPLES):
-        loaded.probabilities(dataset.test.inputs[:n])
-    assert program._cache_size() == 1
+def test_one_program_serves_every_number_of_images(
+    loaded: Model, dataset: data.Dataset, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded.probabilities(dataset.test.inputs[:1])
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        for n in (5, train.EVAL_ROWS, EXAMPLES):
+            loaded.probabilities(dataset.test.inputs[:n])
+    assert not [record for record in caplog.records if "Compiling" in record.message]
 
 
 def test_predictions_are_the_likeliest_classes_in_order(loaded: Model, dataset: data.Dataset) -> None:
@@ -166,7 +170,7 @@ def test_a_run_of_another_module_is_loaded_with_the_experiment_in_hand(dataset: 
     history = fitting.fit(config, dataset, out=tmp_path / "run")
     loaded = jaxmlp.load_model(tmp_path / "run", experiment=config)
     assert evaluate(loaded, dataset.test).loss == history.test_loss
-    with pytest.raises(RunError, match="none:Flat|test_inference.py:Flat"):
+    with pytest.raises(RunError, match="Flat"):
         load_model(tmp_path / "run")
 
 

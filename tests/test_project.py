@@ -28,6 +28,7 @@ ARROWS = {
     "errors": "",
     "folders": "",
     "fields": "",
+    "portable": "",
     "prng": "",
     "shards": "",
     "layers": "prng",

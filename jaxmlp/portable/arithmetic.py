@@ -1,0 +1,327 @@
+"""Which operations on floats have one right answer on every machine, and how is each of them made?
+
+Everything here is float32, and is made of a device's +, -, * and conversions, and of integers. Between rules no value is
+subnormal. A zero may have a sign and a NaN any bits: whoever looks at bits takes them from `canonical`.
+
+Source: the roundings of / and sqrt are settled by exact integer remainders, as in long division.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Array: TypeAlias = jax.Array
+Value: TypeAlias = jax.Array | np.ndarray | np.generic
+
+SIGN = np.int32(-(2**31))
+MAGNITUDE = np.int32(2**31 - 1)
+INFINITY = np.int32(0x7F800000)
+NAN = np.int32(0x7FC00000)
+FRACTION = np.int32(0x7FFFFF)
+ONE = np.int32(0x3F800000)
+HIDDEN = np.int32(0x800000)
+ROUNDER = np.float32(1.5 * 2**23)
+"""x + ROUNDER holds x, rounded to the nearest whole number, in its last bits, where |x| <= 2^22."""
+
+
+def bits(x: Array) -> Array:
+    """The float's 32 bits, int32."""
+    return lax.bitcast_convert_type(x, np.int32)
+
+
+def floats(b: Array) -> Array:
+    """The float32 that has these bits."""
+    return lax.bitcast_convert_type(b, np.float32)
+
+
+def select(condition: Array, x: Value, y: Value) -> Array:
+    """`x` where the condition holds, else `y`; either may be a scalar."""
+    x, y = (jnp.broadcast_to(value, condition.shape) for value in (x, y))
+    return lax.select(condition, x, y)
+
+
+def full(like: Array, value: float | np.floating) -> Array:
+    """The float32 value in an array's shape."""
+    return jnp.full(like.shape, value, np.float32)
+
+
+def exponent(b: Array) -> Array:
+    """The eight bits of the exponent: 0 for zero and subnormals, 255 for infinities and NaN."""
+    return (b >> 23) & 0xFF
+
+
+def is_nan(b: Array) -> Array:
+    """By bits: a compiler that is told of no NaN deletes x != x."""
+    return (b & MAGNITUDE) > INFINITY
+
+
+def canonical(b: Array) -> Array:
+    """The one way in which a rule or a reader sees a float: +0 for all that is less than 2^-126, one NaN."""
+    b = select(exponent(b) == 0, np.int32(0), b)
+    return select(is_nan(b), NAN, b)
+
+
+def order(x: Array) -> Array:
+    """Whole numbers in the floats' order: both zeros are 0, and NaN is above all."""
+    b = canonical(bits(x))
+    return select(b < 0, -(b & MAGNITUDE), b)
+
+
+def from_order(key: Array) -> Array:
+    """The floats that `order` was given."""
+    return floats(select(key < 0, -key | SIGN, key))
+
+
+def power_of_two(n: Array) -> Array:
+    """2^n, for n in [-126, 127]."""
+    return floats((n + 127) << 23)
+
+
+def head(x: Array) -> Array:
+    """The first 12 bits of a float's 24; what is left has 12, and products of such halves are exact."""
+    return floats(bits(x) & np.int32(-4096))
+
+
+def round_int(x: Array) -> Array:
+    """The nearest whole number, ties to even, int32, for |x| <= 2^22. `x` may be an exact product: it stays that."""
+    return bits(x + ROUNDER) - ROUNDER.view(np.int32)
+
+
+class Arithmetic:
+    """Float32 arithmetic whose results pass a fence that no compiler sees through.
+
+    A result's bits are combined by exclusive or with a zero that the compiled program receives as an argument. So the
+    compiler must round it, and may neither contract it with the next operation (to a fused multiply-add) nor reorder
+    both.
+
+    Args:
+        zero: int32 0, unknown when the program is compiled.
+        slices: Into how many pieces of 8 bits the factors of products are cut.
+        factors: The type in which those pieces are multiplied. It changes no bit.
+    """
+
+    def __init__(self, zero: Array, slices: int = 2, factors: str = "int8") -> None:
+        self.zero, self.slices, self.factors = zero, slices, factors
+        self.memory: dict[tuple[int, object], object] = {}
+        """What was computed of a value: `id(value)` and what it is, with the value itself, which keeps its id."""
+
+    def guard(self, x: Array) -> Array:
+        """The fence alone, for results that are not subnormal or whose being so changes nothing."""
+        return floats(bits(x) ^ self.zero)
+
+    def add(self, x: Array, y: Array) -> Array:
+        """X + y, rounded to nearest even. Sums below 2^-126 are exact, and become 0."""
+        b = bits(x + y) ^ self.zero
+        return floats(select((b & INFINITY) == 0, np.int32(0), b))
+
+    def sub(self, x: Array, y: Array) -> Array:
+        """X - y, as `add`."""
+        b = bits(x - y) ^ self.zero
+        return floats(select((b & INFINITY) == 0, np.int32(0), b))
+
+    def mul(self, x: Array, y: Array) -> Array:
+        """X * y, rounded to nearest even; 0 where that is at most 2^-126.
+
+        Devices that have no subnormals differ on products that round up to 2^-126: that one is 0, too.
+        """
+        b = bits(x * y) ^ self.zero
+        return floats(select((b & MAGNITUDE) <= HIDDEN, np.int32(0), b))
+
+    def horner(self, x: Array, coefficients: Sequence[float]) -> Array:
+        """The polynomial, its highest coefficient first."""
+        total = self.guard(x * np.float32(coefficients[0])) + np.float32(coefficients[1])
+        for coefficient in coefficients[2:]:
+            total = self.guard(self.guard(total) * x) + np.float32(coefficient)
+        return self.guard(total)
+
+    def two_sum(self, large: Array, small: Array) -> tuple[Array, Array]:
+        """The rounded sum and its error, exactly, where |large| >= |small| or `large` is 0. Source: Dekker, 1971."""
+        total = self.guard(large + small)
+        return total, self.guard(small - self.guard(total - large))
+
+    def two_product(self, x: Array, y: Array) -> tuple[Array, Array]:
+        """The rounded product and its error, exactly. Source: Dekker, 1971."""
+        x0, y0 = head(x), head(y)
+        x1, y1 = self.guard(x - x0), self.guard(y - y0)
+        product = self.guard(x * y)
+        error = self.guard(self.guard(x0 * y0) - product)
+        error = self.guard(error + self.guard(x0 * y1))
+        error = self.guard(error + self.guard(x1 * y0))
+        return product, self.guard(error + self.guard(x1 * y1))
+
+    def scale(self, x: Array, n: Array) -> Array:
+        """X * 2^n, which is exact, or 0, or infinite. NaN becomes infinite: not for NaN."""
+        b = bits(x)
+        power = exponent(b)
+        moved = power + n
+        b = select((power == 0) | (moved <= 0), np.int32(0), b + (n << 23))
+        return floats(select((power != 0) & (moved >= 255), (bits(x) & SIGN) | INFINITY, b))
+
+    def reciprocal_seed(self, x: Array) -> Array:
+        """1 / x for x in [1, 2), with an error of at most 2^-13: Chebyshev's parabola, and a step of Newton's."""
+        seed = self.guard(self.guard(x * np.float32(32 / 99)) - np.float32(144 / 99))
+        seed = self.guard(self.guard(seed * x) + np.float32(210 / 99))
+        error = self.guard(np.float32(1) - self.guard(x * seed))
+        return self.guard(seed + self.guard(seed * error))
+
+    def div(self, x: Array, y: Array) -> Array:
+        """X / y, correctly rounded; 0 below 2^-126.
+
+        The quotient of the fractions is found in two digits of 12 bits, and the integer remainders, exact modulo 2^32
+        since they are small, settle the last bit. A tie cannot be.
+        """
+        bx, by = bits(x), bits(y)
+        power_x, power_y = exponent(bx), exponent(by)
+        whole_x, whole_y = (bx & FRACTION) | HIDDEN, (by & FRACTION) | HIDDEN
+        less = whole_x < whole_y
+        whole_x = select(less, whole_x << 1, whole_x)
+        seed = self.reciprocal_seed(floats((by & FRACTION) | ONE))
+        # whole_x * 2^-23 is exact, as are all scalings by powers of two here: contracted or not, they are the same.
+        first = round_int(self.guard(whole_x.astype(np.float32) * seed) * np.float32(2.0**-12))
+        rest = (whole_x << 11) - first * whole_y
+        second = round_int(self.guard(rest.astype(np.float32) * seed) * np.float32(2.0**-11))
+        rest = (rest << 12) - second * whole_y
+        last = (rest + rest > whole_y).astype(np.int32) - (rest + rest < -whole_y).astype(np.int32)
+        quotient = (first << 12) + second + last - HIDDEN
+        power = power_x - power_y + 127 - less.astype(np.int32)
+        b = quotient + (power << 23)
+        power = power + (quotient >> 23)
+        huge = (power >= 255) | (power_y == 0) | (power_x == 255)
+        tiny = (power <= 0) | (power_x == 0) | (power_y == 255)
+        # A zero has no sign.
+        sign = (bx & SIGN) ^ select(power_y == 0, np.int32(0), by & SIGN)
+        b = select(huge, INFINITY, select(tiny, np.int32(0), b)) | select(tiny, np.int32(0), sign)
+        return floats(select((huge & tiny) | is_nan(bx) | is_nan(by), NAN, b))
+
+    def _root_parts(self, b: Array) -> tuple[Array, Array, Array]:
+        """Of a positive number m * 4^n: the fraction m in [1, 4) as a whole number times 2^-23, m^-1/2, and n."""
+        power = exponent(b) - 127
+        odd = power & 1
+        whole = ((b & FRACTION) | HIDDEN) << odd
+        fraction = whole.astype(np.float32) * np.float32(2.0**-23)
+        seed = floats(np.int32(0x5F3759DF) - (bits(fraction) >> 1))
+        half = fraction * np.float32(0.5)
+        for _ in range(2):
+            square = self.guard(seed * seed)
+            seed = self.guard(seed * self.guard(np.float32(1.5) - self.guard(half * square)))
+        return whole, seed, (power - odd) >> 1
+
+    def sqrt(self, x: Array) -> Array:
+        """The square root, correctly rounded, in two digits of 12 bits as in `div`. A tie cannot be."""
+        b = bits(x)
+        whole, seed, power = self._root_parts(b)
+        first = round_int(self.guard(whole.astype(np.float32) * seed) * np.float32(2.0**-12))
+        rest = whole - 2 * first * first
+        second = round_int(self.guard(rest.astype(np.float32) * seed) * np.float32(0.5))
+        rest = (rest << 23) - ((first * second) << 13) - second * second
+        root = (first << 12) + second
+        root = root + (rest > root).astype(np.int32) - (rest <= -root).astype(np.int32)
+        result = root - HIDDEN + ((power + 127) << 23)
+        result = select(b == INFINITY, INFINITY, result)
+        result = select((b < 0) | is_nan(b), NAN, result)
+        return floats(select(exponent(b) == 0, np.int32(0), result))
+
+    def rsqrt(self, x: Array) -> Array:
+        """X^-1/2: Newton's steps, the last in a form that rounds once at full size."""
+        b = bits(x)
+        whole, seed, power = self._root_parts(b)
+        fraction = whole.astype(np.float32) * np.float32(2.0**-23)
+        high, low = self.two_product(seed, seed)
+        product, error = self.two_product(high, fraction)
+        error = self.guard(error + self.guard(low * fraction))
+        missing = self.guard(self.guard(np.float32(1) - product) - error)
+        step = self.guard(self.guard(seed * np.float32(0.5)) * missing)
+        result = bits(self.guard(seed + step)) - (power << 23)
+        result = select(b == INFINITY, np.int32(0), result)
+        result = select((b < 0) | is_nan(b), NAN, result)
+        return floats(select(exponent(b) == 0, INFINITY, result))
+
+    def max(self, x: Array, y: Array) -> Array:
+        """The larger; NaN if either is."""
+        kx, ky = order(x), order(y)
+        return from_order(select(kx >= ky, kx, ky))
+
+    def min(self, x: Array, y: Array) -> Array:
+        """The smaller; NaN if either is."""
+        kx, ky = order(x), order(y)
+        least = select(kx <= ky, kx, ky)
+        return from_order(select((kx == NAN) | (ky == NAN), NAN, least))
+
+    def neg(self, x: Array) -> Array:
+        """-x."""
+        return floats(bits(x) ^ SIGN)
+
+    def abs(self, x: Array) -> Array:
+        """|x|."""
+        return floats(bits(x) & MAGNITUDE)
+
+    def sign(self, x: Array) -> Array:
+        """-1, 0 or 1; NaN of NaN."""
+        b = canonical(bits(x))
+        one = floats(select(b == 0, np.int32(0), (b & SIGN) | ONE))
+        return select(is_nan(b), floats(b), one)
+
+    def _whole(self, x: Array, rounded: Array) -> Array:
+        """`rounded`, for what is less than 2^22; all above 2^23 is whole."""
+        b = bits(x)
+        return select((b & MAGNITUDE) >= np.float32(2.0**23).view(np.int32), x, rounded)
+
+    def floor(self, x: Array) -> Array:
+        """The largest whole number up to x."""
+        down = _small(x).astype(np.int32)
+        down = down.astype(np.float32)
+        return self._whole(x, select(down > x, down - np.float32(1), down))
+
+    def ceil(self, x: Array) -> Array:
+        """The smallest whole number from x on."""
+        return self.neg(self.floor(self.neg(x)))
+
+    def round(self, x: Array, ties_to_even: bool) -> Array:
+        """The nearest whole number; ties to even, or away from 0."""
+        whole = _small(x).astype(np.int32)
+        rest = _small(x) - whole.astype(np.float32)  # Exact.
+        size = bits(rest) & MAGNITUDE
+        half = np.float32(0.5).view(np.int32)
+        up = (size > half) | ((size == half) & ((whole & 1 == 1) if ties_to_even else (size == half)))
+        away = select(bits(x) < 0, np.int32(-1), np.int32(1))
+        return self._whole(x, (whole + select(up, away, np.int32(0))).astype(np.float32))
+
+    def to_integers(self, x: Array, dtype: np.dtype) -> Array:
+        """Cut towards 0; NaN is 0, and what is out of the type's range is its nearest end."""
+        info = np.iinfo(dtype)
+        b = canonical(bits(x))
+        size = b & MAGNITUDE
+        if info.max > 2**31 - 1:
+            # [2^31, 2^32): the fraction, moved. Below, the device's conversion.
+            large = ((b & FRACTION) | HIDDEN).astype(np.uint32) << 8
+            small = _within(x, 2.0**31).astype(np.int32).astype(np.uint32)
+            value = select(size >= np.float32(2.0**31).view(np.int32), large, small)
+            value = select(size >= np.float32(2.0**32).view(np.int32), np.uint32(2**32 - 1), value)
+            return select((b < 0) | is_nan(b), np.uint32(0), value)
+        value = _within(x, 2.0**31).astype(np.int32)
+        value = select(size >= np.float32(2.0**31).view(np.int32), MAGNITUDE ^ (b >> 31), value)
+        value = jnp.clip(value, np.int32(info.min), np.int32(info.max))
+        return select(is_nan(b), np.int32(0), value).astype(dtype)
+
+    def from_integers(self, x: Array) -> Array:
+        """To the nearest, ties to even."""
+        if x.dtype != np.uint32:
+            return x.astype(np.int32).astype(np.float32)
+        high, low = ((part.astype(np.int32).astype(np.float32)) for part in (x >> 16, x & np.uint32(0xFFFF)))
+        return self.guard(high * np.float32(2.0**16) + low)  # One rounding: the product is exact.
+
+
+def _within(x: Array, limit: float) -> Array:
+    """X, and 0 for what is not less than the limit in size, so that every conversion is in range."""
+    b = bits(x)
+    return floats(select((b & MAGNITUDE) < np.float32(limit).view(np.int32), b, np.int32(0)))
+
+
+def _small(x: Array) -> Array:
+    return _within(x, 2.0**23)

@@ -1,0 +1,260 @@
+"""In which order are floats added, where a compiler would choose one?
+
+A sum along an axis is a tree of halves: x[i] + x[i + n / 2]. Sums into one place, as of the rows of an embedding's
+gradient, are taken in the order of the updates. Both orders depend on shapes and indices alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmlp.portable.arithmetic import Arithmetic, Array, bits, floats, from_order, order, select
+
+Combine = Callable[[Array, Array], Array]
+
+
+def reduce(combine: Combine, x: Array, axes: Sequence[int], empty: float) -> Array:
+    """The tree of halves along each axis, the last one first; an odd last element is carried along."""
+    x = lax.optimization_barrier(x)  # In memory, or every branch of the tree holds a copy of what computes x.
+    for axis in sorted(axes, reverse=True):
+        while (size := x.shape[axis]) > 1:
+            half = size // 2
+            low, high = (lax.slice_in_dim(x, start, start + half, axis=axis) for start in (0, half))
+            pairs = combine(low, high)
+            rest = lax.slice_in_dim(x, 2 * half, size, axis=axis)
+            x = lax.concatenate([pairs, rest], axis) if size % 2 else pairs
+        if x.shape[axis] == 0:
+            x = jnp.full((*x.shape[:axis], *x.shape[axis + 1 :]), empty, x.dtype)
+        else:
+            x = lax.squeeze(x, (axis,))
+    return x
+
+
+def cumulative(combine: Combine, x: Array, axis: int, reverse: bool) -> Array:
+    """Running sums or products, as `lax.associative_scan` pairs them."""
+    result: Array = lax.associative_scan(combine, x, reverse=reverse, axis=axis)
+    return result
+
+
+def _windows(x: Array, params: dict[str, Any], fill: Any) -> tuple[Array, list[int]]:
+    """X, padded with `fill` and spread by its own dilation, and the number of windows on each axis."""
+    spread = [(*pad, dilation - 1) for pad, dilation in zip(params["padding"], params["base_dilation"], strict=True)]
+    x = lax.pad(x, np.asarray(fill, x.dtype), spread)
+    wide = [(size - 1) * step + 1 for size, step in _windows_of(params)]
+    counts = [
+        max(0, (size - reach) // stride + 1)
+        for size, reach, stride in zip(x.shape, wide, params["window_strides"], strict=True)
+    ]
+    return x, counts
+
+
+def _windows_of(params: dict[str, Any]) -> list[tuple[int, int]]:
+    dilations = params.get("window_dilation") or (1,) * len(params["window_dimensions"])
+    return list(zip(params["window_dimensions"], dilations, strict=True))
+
+
+def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
+    """The sum of each window, one axis after the other, the last one first."""
+    x, counts = _windows(x, params, 0)
+    for axis in reversed(range(x.ndim)):
+        size, dilation = _windows_of(params)[axis]
+        stride, count = params["window_strides"][axis], counts[axis]
+        if size == 1 and stride == 1:
+            continue
+        reach = (count - 1) * stride + 1
+        parts = [
+            lax.slice_in_dim(x, i * dilation, i * dilation + reach, stride, axis)
+            if count
+            else lax.slice_in_dim(x, 0, 0, 1, axis)
+            for i in range(size)
+        ]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [a.add(parts[i], parts[i + half]) for i in range(half)] + parts[2 * half :]
+        x = parts[0]
+    return x
+
+
+def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
+    """To the place of each window's largest element (the first one), its source is added; window by window's place."""
+    plain = params | {"base_dilation": (1,) * operand.ndim}
+    key = order(operand)
+    keys, counts = _windows(-key if least else key, plain, -(2**31))
+    window, strides = params["window_dimensions"], params["window_strides"]
+    places = list(np.ndindex(*window))
+
+    def at(x: Array, place: Sequence[int]) -> Array:
+        limits = [start + (count - 1) * stride + 1 for start, count, stride in zip(place, counts, strides, strict=True)]
+        return lax.slice(x, tuple(place), limits, tuple(strides))
+
+    best, chosen = at(keys, places[0]), None
+    chosen = jnp.zeros(best.shape, np.int32)
+    for i, place in enumerate(places[1:], 1):
+        candidate = at(keys, place)
+        better = candidate > best
+        best, chosen = select(better, candidate, best), select(better, np.int32(i), chosen)
+    total: Array | None = None
+    for i, place in enumerate(places):
+        part = select(chosen == i, source, np.float32(0))
+        spread = [
+            (start, size - start - (count - 1) * stride - 1, stride - 1)
+            for start, size, count, stride in zip(place, keys.shape, counts, strides, strict=True)
+        ]
+        part = lax.pad(part, np.float32(0), spread)
+        total = part if total is None else a.add(total, part)
+    assert total is not None
+    back = [(-low, -high, 0) for low, high in params["padding"]]
+    return lax.pad(total, np.float32(0), back)
+
+
+def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
+    """The tangent at the place of each window's largest element."""
+    key = order(operand)
+    keys, counts = _windows(-key if least else key, params, -(2**31))
+    values, _ = _windows(tangents, params, 0)
+    dilations = [step for _, step in _windows_of(params)]
+    best: Array | None = None
+    chosen = values
+    for place in np.ndindex(*params["window_dimensions"]):
+        start = [i * step for i, step in zip(place, dilations, strict=True)]
+        limits = [
+            low + (count - 1) * stride + 1
+            for low, count, stride in zip(start, counts, params["window_strides"], strict=True)
+        ]
+        candidate, value = (lax.slice(x, start, limits, params["window_strides"]) for x in (keys, values))
+        better = candidate > best if best is not None else None
+        chosen = value if better is None else select(better, value, chosen)
+        best = candidate if best is None or better is None else select(better, candidate, best)
+    return chosen
+
+
+def _targets(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
+    """The place in the flat operand that each update's element goes to, or -1; shaped as the updates."""
+    numbers = params["dimension_numbers"]
+    window = iter(updates.shape[i] for i in numbers.update_window_dims)
+    apart = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    sizes = [1 if i in apart else next(window) for i in range(operand.ndim)]
+    gather = lax.GatherDimensionNumbers(
+        offset_dims=numbers.update_window_dims,
+        collapsed_slice_dims=numbers.inserted_window_dims,
+        start_index_map=numbers.scatter_dims_to_operand_dims,
+        operand_batching_dims=numbers.operand_batching_dims,
+        start_indices_batching_dims=numbers.scatter_indices_batching_dims,
+    )
+    places = jnp.arange(operand.size, dtype=np.int32).reshape(operand.shape)
+    mode = lax.GatherScatterMode.from_any(params["mode"])
+    if mode == lax.GatherScatterMode.PROMISE_IN_BOUNDS:
+        mode = lax.GatherScatterMode.FILL_OR_DROP
+    return lax.gather(places, indices, gather, slice_sizes=sizes, mode=mode, fill_value=-1)
+
+
+def _by_rows(operand: Array, updates: Array, targets: Array, params: dict[str, Any]) -> tuple[Array, Array, Any]:
+    """Updates `[n, w]`, the first target of each row, and the way back to the updates' shape.
+
+    Rows, if two rows go to the same places or to none in common; else each element is a row.
+    """
+    numbers = params["dimension_numbers"]
+    inside = [i for i in range(operand.ndim) if i not in numbers.inserted_window_dims]
+    inside = [i for i in inside if i not in numbers.operand_batching_dims]
+    moving = [
+        axis
+        for axis, i in zip(numbers.update_window_dims, inside, strict=True)
+        if i in numbers.scatter_dims_to_operand_dims and updates.shape[axis] > 1
+    ]
+    apart = [i for i in range(updates.ndim) if i not in numbers.update_window_dims]
+    if moving:
+        return updates.reshape(-1, 1), targets.reshape(-1), lambda rows: rows.reshape(updates.shape)
+    axes = (*apart, *numbers.update_window_dims)
+    turned = lax.transpose(updates, axes)
+    count = math.prod(updates.shape[i] for i in apart)
+    first = lax.transpose(targets, axes).reshape(count, -1)[:, 0]
+    return (
+        turned.reshape(count, -1),
+        first,
+        lambda rows: lax.transpose(rows.reshape(turned.shape), np.argsort(axes)),
+    )
+
+
+def _in_groups(targets: Array) -> tuple[Array, Array, Array]:
+    """A stable order that brings equal targets together, its inverse, and in that order whether a group ends."""
+    places = jnp.arange(targets.shape[0], dtype=np.int32)
+    sorted_targets, there = lax.sort((targets, places), num_keys=1, is_stable=True)
+    _, back = lax.sort((there, places), num_keys=1, is_stable=True)
+    ends = jnp.concatenate([sorted_targets[1:] != sorted_targets[:-1], jnp.ones(1, bool)])
+    return there, back, ends
+
+
+def _placed(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
+    """Whole numbers where they belong, 0 elsewhere; one update at most to a place is not 0, so their sum is it."""
+    zeros = jnp.zeros(operand.shape, updates.dtype)
+    numbers, mode = params["dimension_numbers"], params["mode"]
+    return lax.scatter_add(zeros, indices, updates, numbers, mode=mode)
+
+
+def scatter_add(a: Arithmetic, operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
+    """Operand + the sum of the updates that go to a place, those in the order in which they come."""
+    if updates.size == 0 or operand.size == 0:
+        return operand
+    targets = _targets(operand, indices, updates, params)
+    rows, first, unmade = _by_rows(operand, updates, targets, params)
+    if rows.shape[0] > 1:
+        there, back, ends = _in_groups(first)
+        starts = jnp.concatenate([jnp.ones(1, bool), ends[:-1]])
+
+        def combine(left: tuple[Array, Array], right: tuple[Array, Array]) -> tuple[Array, Array]:
+            fresh = jnp.broadcast_to(right[1], right[0].shape)
+            return select(fresh, right[0], a.add(left[0], right[0])), left[1] | right[1]
+
+        sums, _ = lax.associative_scan(combine, (rows[there], starts[:, None]))
+        rows = select(jnp.broadcast_to(ends[:, None], sums.shape), sums, np.float32(0))[back]
+    total = floats(_placed(operand, indices, bits(unmade(rows)), params))
+    return a.add(operand, total)
+
+
+def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
+    """The operand with the updates in place; of several that go to one place, the last."""
+    if updates.size == 0 or operand.size == 0:
+        return operand
+    wide = np.uint32 if operand.dtype.itemsize == 4 else None
+    if wide is None:
+        small = operand.astype(np.int32), updates.astype(np.int32)
+        return scatter(small[0], indices, small[1], params).astype(operand.dtype)
+    rows, first, unmade = _by_rows(operand, updates, _targets(operand, indices, updates, params), params)
+    kept = jnp.ones(rows.shape, bool)
+    if rows.shape[0] > 1:
+        _, back, ends = _in_groups(first)
+        kept = jnp.broadcast_to(ends[back][:, None], rows.shape)
+    whole = select(kept, lax.bitcast_convert_type(rows, np.int32), np.int32(0))
+    values = lax.bitcast_convert_type(_placed(operand, indices, unmade(whole), params), operand.dtype)
+    hit = _placed(operand, indices, unmade(kept.astype(np.int32)), params)
+    return select(hit > 0, values, operand)
+
+
+def scatter_extreme(operand: Array, indices: Array, updates: Array, primitive: Any, params: dict[str, Any]) -> Array:
+    """scatter-max or scatter-min, on whole numbers in the floats' order."""
+    keys = primitive.bind(_extreme_key(operand, primitive), indices, _extreme_key(updates, primitive), **params)
+    return _from_extreme_key(keys)
+
+
+NAN_BELOW = -(2**31)
+
+
+def _extreme_key(x: Array, primitive: Any) -> Array:
+    """As `order`, but for the least NaN is below all."""
+    key = order(x)
+    return select(key == 0x7FC00000, np.int32(NAN_BELOW), key) if "min" in primitive.name else key
+
+
+def _from_extreme_key(key: Array) -> Array:
+    return from_order(select(key == NAN_BELOW, np.int32(0x7FC00000), key))
+
+
+def extreme(primitive: Any, x: Array, params: dict[str, Any]) -> Array:
+    """A largest or smallest element, by a primitive that exists for whole numbers too."""
+    return _from_extreme_key(primitive.bind(_extreme_key(x, primitive), **params))
