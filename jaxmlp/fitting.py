@@ -11,7 +11,7 @@ import jax
 from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DivergedError, PeerLostError, RunError
+from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.experiment import Code, Experiment
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
@@ -115,8 +115,8 @@ def _run(loop: RunLoop) -> History:
             loop.run.finish("diverged", None)
         raise
     except Exception as error:
-        if jax.process_count() > 1 and distributed.is_lost_peer(error):
-            raise PeerLostError("distributed: another process of this run is gone.") from None
+        if jax.process_count() > 1 and (ours := distributed.explained(error, "run")):
+            raise ours from error
         raise
 
 

@@ -209,8 +209,8 @@ def _train(
     try:
         results = _run_groups(job, lanes)
     except Exception as error:
-        if jax.process_count() > 1 and distributed.is_lost_peer(error):
-            raise PeerLostError("distributed: another process of this sweep is gone.") from None
+        if jax.process_count() > 1 and (ours := distributed.explained(error, "sweep")):
+            raise ours from error
         raise
     result = SweepResult(
         config=plan.config,
