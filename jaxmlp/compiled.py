@@ -78,27 +78,24 @@ class CompiledPrograms(CacheInterface):
         size = 32 + len(value)
         if size > self._max_bytes:
             return
-        with contextlib.suppress(DiskError, OSError):
+        with contextlib.suppress(DiskError):
             files.write(self._file(key), hashlib.sha256(value).digest(), value)
             self._bytes += size
             if self._bytes > self._max_bytes:
                 self._bytes = self._make_room()
 
     def _make_room(self) -> int:
-        """Remove programs until the others fit; returns the bytes of these.
-
-        Raises:
-            OSError: One could not be removed.
-        """
+        """Remove programs until the others fit, or none can be removed; returns the bytes of these."""
         found = []
         for path in self._path.glob("*.program"):
-            with contextlib.suppress(FileNotFoundError):  # Another process has removed it since.
-                about = path.stat()
+            with contextlib.suppress(OSError):  # Another process has removed it since, or it is no file.
+                about = path.lstat()
                 found.append((about.st_atime_ns, about.st_size, path))
         total = sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if total <= self._max_bytes:
                 break
-            path.unlink(missing_ok=True)
-            total -= size
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+                total -= size
         return total

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -242,6 +244,14 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
     with pytest.raises(UsageError, match=rf"--format {name} needs .*: pip install 'jaxmlp\[{name}\]'"):
         export(made(), name, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_package_leaves_an_identifier_behind(tmp_path: Path) -> None:
+    code = "from jaxmlp.export import onnx; onnx._packages()"
+    # In a CI, onnxruntime leaves none by itself.
+    kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    subprocess.run([sys.executable, "-c", code], env=kept | {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_the_command_writes_into_the_run_and_says_how_near_it_is(

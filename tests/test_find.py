@@ -43,7 +43,9 @@ def test_a_tilde_in_the_variable_is_the_home_folder(tmp_path: Path, monkeypatch:
 
 def test_a_folder_for_runs_that_cannot_be_made_is_told(runs_dir: Path) -> None:
     runs_dir.symlink_to("nowhere/at/all")
-    with pytest.raises(DiskError, match="could not make a folder in"):
+    with pytest.raises(
+        DiskError, match=r"could not make a folder in .*\. Name another with --out, or by JAXMLP_RUNS_DIR\."
+    ):
         default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +25,7 @@ from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data import catalog
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.inference import evaluate, load_model
+from jaxmlp.keras.apart import read_keras
 from jaxmlp.keras.files import parse_keras
 from jaxmlp.keras.imported import import_network
 from jaxmlp.keras.network import KerasNetwork
@@ -299,6 +304,29 @@ def test_the_usual_loss_needs_no_note(tmp_path: Path) -> None:
     loss = {"module": "builtins", "class_name": "function", "config": "sparse_categorical_crossentropy"}
     for told in (loss, "categorical_crossentropy"):
         assert parsed(lambda c, told=told: c.update(compile_config={"loss": told}), tmp_path / "x.keras").notes == ()
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+from jaxmlp.keras.apart import limit_memory
+limit_memory(1 << 30)
+print(resource.getrlimit(resource.RLIMIT_AS))"""
+
+
+def test_a_limit_on_memory_that_the_system_set_already_stays() -> None:
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # It takes memory for each thread.
+    done = subprocess.run([sys.executable, "-c", LIMITED], env=env, capture_output=True, text=True)
+    assert done.stdout == f"({1 << 29}, {1 << 29})\n", done.stderr
+
+
+def test_a_system_that_starts_no_more_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> None:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(subprocess, "Popen", refused)
+    with pytest.raises(RunError, match="no process can be started for it"):
+        read_keras(FILES / "keras3.keras")
 
 
 def branched(config: dict[str, Any]) -> None:

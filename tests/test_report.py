@@ -14,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
+from run_stand_in import refuse
 
 import jaxmlp
 from jaxmlp import Cosine, DataConfig, ExperimentConfig, ModelConfig, pictures
@@ -368,6 +370,15 @@ def test_a_legend_stands_below_its_axes_where_no_line_crosses_it() -> None:
     assert legend.get_window_extent().y1 <= figure.axes[0].get_window_extent().y0
 
 
+def test_a_users_matplotlibrc_changes_no_plot() -> None:
+    bins = (scores.Bin(0.5, 1.0, 3, 0.8, 0.6),)
+    expected = plots.as_file(plots.calibration(scores.Calibration(bins, 0.1)), "svg")
+    users = {"text.usetex": True, "font.family": "serif", "savefig.pad_inches": 1, "lines.markersize": 20}
+    with mpl.rc_context(users):
+        assert plots.as_file(plots.calibration(scores.Calibration(bins, 0.1)), "svg") == expected
+        assert mpl.rcParams["text.usetex"] is True
+
+
 def test_what_is_there_once_is_told_in_the_singular(tmp_path: Path) -> None:
     run = tmp_path / "run"
     small = ("--model.hidden-sizes", "1", "--epochs", "1", "--verbose", "0", "--out", str(run))
@@ -386,6 +397,22 @@ def test_no_heading_is_said_again_right_below_it(reports: tuple[Path, Path]) -> 
     headings = re.findall(r"<(?:h2|h3)[^>]*>(.*?)</(?:h2|h3)>", text)
     assert headings and not {each.lower() for each in shown} & {each.lower() for each in headings}
     assert text.count('<caption class="heard">') >= 3
+
+
+@pytest.mark.parametrize(("command", "call", "name"), [("report", "mkdir", "plots"), ("export", "open", ".jaxmlp-")])
+def test_where_a_run_cannot_be_written_another_place_can_be_named(
+    command: str,
+    call: str,
+    name: str,
+    two_runs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    refuse(monkeypatch, call, name)
+    assert main([command, str(two_runs[0])]) == 8
+    assert capsys.readouterr().err.endswith("Read-only file system. Name another place with --out.\n")
+    assert main([command, str(two_runs[0]), "--out", str(two_runs[0] / "file")]) == 8
+    assert "Name another" not in capsys.readouterr().err
 
 
 def test_calibration_counts_answers_by_their_probability() -> None:

@@ -161,6 +161,19 @@ def test_the_programs_used_last_are_kept_within_the_limit(tmp_path: Path) -> Non
     assert sorted(path.stem for path in tmp_path.iterdir()) == ["d", "f"]
 
 
+def test_an_entry_that_cannot_be_removed_keeps_no_other_from_it(tmp_path: Path) -> None:
+    (tmp_path / "odd.program").mkdir()
+    (tmp_path / "lost.program").symlink_to("nowhere")
+    for path in tmp_path.iterdir():
+        os.utime(path, ns=(0, 0), follow_symlinks=False)
+    kept = compiled.CompiledPrograms(tmp_path, max_bytes=(tmp_path / "odd.program").stat().st_size + 2 * 132)
+    for number, key in enumerate("abcd", start=1):
+        kept.put(key, key.encode() * 100)
+        os.utime(tmp_path / f"{key}.program", ns=(number, number))
+    assert kept.get("d") == b"d" * 100
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["c", "d", "odd"]
+
+
 SETTINGS = """
 from jaxmlp import configure
 configure("cpu", cpu_devices=2)

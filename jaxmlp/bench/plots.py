@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +33,8 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
     paths = []
     for name, plot in {"roofline": roofline, "throughput": throughput, "scaling": scaling}.items():
         path = folder / f"{name}.svg"
-        with mpl.rc_context(STYLE):
+        # Whatever the user's own matplotlibrc says.
+        with mpl.style.context(STYLE, after_reset=True):
             plot(document).savefig(path, metadata={"Date": None})
         paths.append(path)
     return paths

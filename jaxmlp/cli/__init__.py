@@ -16,7 +16,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 import jaxmlp
@@ -87,6 +87,23 @@ class Answer(NamedTuple):
     exit_code: int = 0
     message: str = ""
     """For stderr."""
+
+
+@contextlib.contextmanager
+def writing_to(out: object) -> Iterator[None]:
+    """Say of a place that cannot be written that another can be named, if nobody has named one by `--out`.
+
+    A run may be another user's, or lie on a disk that is only read.
+
+    Raises:
+        DiskError: As the block.
+    """
+    try:
+        yield
+    except DiskError as error:
+        if out is None:
+            raise DiskError(f"{error} Name another place with --out.") from error
+        raise
 
 
 def say(text: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags, say
+from jaxmlp.cli import Answer, flags, say, writing_to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,9 @@ def run(argv: Sequence[str]) -> Answer:
 
     run_dir = find_run(name)
     path = chosen.out or run_dir / f"model{FORMATS[chosen.format].suffix}"
-    found = export(load_model(run_dir, chosen.checkpoint), chosen.format, path)
+    model = load_model(run_dir, chosen.checkpoint)
+    with writing_to(chosen.out):
+        found = export(model, chosen.format, path)
     if found.difference:
         same = f"no probability more than {found.difference:.1e} from predict's"
         same += f", whose own rounding is up to {found.rounding:.1e}"

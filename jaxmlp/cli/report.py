@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags, say
+from jaxmlp.cli import Answer, flags, say, writing_to
 from jaxmlp.errors import UsageError
 
 
@@ -37,7 +37,8 @@ def run(argv: Sequence[str]) -> Answer:
     paths = [find_run(name, or_sweep=True) for name in names]
     runs = gather(expand(paths), chosen.checkpoint, manual_dir=chosen.manual_dir, report=say)
     out = chosen.out or (paths[0] if len(paths) == 1 else Path()) / "report.html"
-    written = write_report(runs, out)
+    with writing_to(chosen.out):
+        written = write_report(runs, out)
     for run in runs:
         if run.test_accuracy is None or run.ci95 is None:
             say(f"{run.name}: {run.status}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -31,12 +32,13 @@ OPERATORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 def _packages() -> tuple[ModuleType, ModuleType]:
+    # Its builds for Linux write an identifier into the user's cache when they are imported, and send it with events.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx
         import onnxruntime
     except ImportError as error:
         raise UsageError("--format onnx needs onnx and onnxruntime: pip install 'jaxmlp[onnx]'") from error
-    onnxruntime.disable_telemetry_events()
     return onnx, onnxruntime
 
 

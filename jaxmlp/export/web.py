@@ -50,7 +50,8 @@ def write(path: Path, model: Model) -> None:
 def _about(model: Model) -> str:
     """Without any character that could end the script it stands in: a run's name has none."""
     layers = " - ".join(str(size) for size in (784, *model.config.model.hidden_sizes, model.num_classes))
-    return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {model.step:,} update{'s' * (model.step != 1)}"
+    updates = f"{model.step:,} update" + "s" * (model.step != 1)
+    return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {updates}"
 
 
 def probabilities(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

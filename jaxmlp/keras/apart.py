@@ -42,6 +42,8 @@ def read_keras(path: Path) -> KerasNetwork:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         raise RunError(f"{path} cannot be imported: it is damaged (not read after {SECONDS:g} s).") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be imported: no process can be started for it ({error.strerror}).") from error
     if done.returncode < 0:
         raise RunError(f"{path} cannot be imported: it is damaged (HDF5's library ended by signal {-done.returncode}).")
     text, _, numbers = done.stdout.partition(b"\n")
@@ -60,8 +62,10 @@ def read_keras(path: Path) -> KerasNetwork:
 
 
 def limit_memory(size: int) -> None:
-    """In the process apart: take no more than a file of this size may need."""
-    limit = MEMORY + 3 * size
+    """In the process apart: take no more than a file of this size may need, nor than the system allows already."""
+    limit, (_, hard) = MEMORY + 3 * size, resource.getrlimit(resource.RLIMIT_AS)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 

@@ -12,9 +12,11 @@ import io
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -65,6 +67,12 @@ STYLE: Any = {
 }
 
 
+def styled() -> AbstractContextManager[None]:
+    """This style, whatever the user's own matplotlibrc says."""
+    context: AbstractContextManager[None] = mpl.style.context(STYLE, after_reset=True)
+    return context
+
+
 CURVES = 4.6, 3.2
 """Inches of a figure of curves, three of which stand beside each other."""
 
@@ -72,7 +80,7 @@ CURVES = 4.6, 3.2
 @contextlib.contextmanager
 def _axes(width: float = 5.2, height: float = 3.4, *, legend: float = 0) -> Iterator[Axes]:
     """Of a new figure, in this style; a legend below takes height of its own."""
-    with mpl.rc_context(STYLE):
+    with styled():
         yield Figure(figsize=(width, height + legend), layout="constrained").add_subplot()
 
 
@@ -80,7 +88,7 @@ def as_file(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
     """The figure as PNG or SVG, the same bytes every time."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    with mpl.rc_context(STYLE):
+    with styled():
         figure.savefig(buffer, format=kind, dpi=160, transparent=transparent, metadata=metadata)
     return buffer.getvalue()
 

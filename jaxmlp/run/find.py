@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import RunError, printable
+from jaxmlp.errors import DiskError, RunError, printable
 from jaxmlp.folders import chosen_folder
 from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
@@ -51,13 +51,16 @@ def new_folder(name: str, now: datetime) -> Path:
         DiskError: It cannot be made.
     """
     name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
-    with files.trying_to(f"make a folder in {runs_dir()}"):
-        runs_dir().mkdir(parents=True, exist_ok=True)
-        for number in itertools.count(1):
-            path = runs_dir() / (name if number == 1 else f"{name}-{number}")
-            with contextlib.suppress(FileExistsError):
-                path.mkdir(mode=0o700)
-                break
+    try:
+        with files.trying_to(f"make a folder in {runs_dir()}"):
+            runs_dir().mkdir(parents=True, exist_ok=True)
+            for number in itertools.count(1):
+                path = runs_dir() / (name if number == 1 else f"{name}-{number}")
+                with contextlib.suppress(FileExistsError):
+                    path.mkdir(mode=0o700)
+                    break
+    except DiskError as error:
+        raise DiskError(f"{error} Name another with --out, or by JAXMLP_RUNS_DIR.") from error
     return path
 
 
