@@ -21,6 +21,7 @@ from jaxmlp import data
 from jaxmlp.data import cache, embedded
 from jaxmlp.data.dataset import digest
 from jaxmlp.errors import ConfigError, DataError
+from jaxmlp.folders import chosen_folder
 
 nothing_named = mnist_stand_in.nothing_named
 files = mnist_stand_in.files
@@ -207,7 +208,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, tmp_
         monkeypatch.setenv("HOME", str(tmp_path))
         assert cache.data_folder(None) == tmp_path / ".cache/jaxmlp/data"
     monkeypatch.setenv("JAXMLP_MANUAL_DIR", "")
-    assert cache.chosen_folder(None, "JAXMLP_MANUAL_DIR") is None
+    assert chosen_folder(None, "JAXMLP_MANUAL_DIR") is None
     assert cache.data_folder(tmp_path / "given") == tmp_path / "given"
 
 
