@@ -12,7 +12,7 @@ import jax
 
 from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
+from jaxmlp.errors import ConfigError, DeviceError
 from jaxmlp.experiment import Code, Experiment
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.fitting import CHECKPOINT_S, check_data

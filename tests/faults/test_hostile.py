@@ -195,7 +195,9 @@ def test_sums_of_files_elsewhere_are_not_made(run: Path) -> None:
 def test_a_name_moves_no_terminal_and_needs_no_encoding(run: Path, tmp_path: Path) -> None:
     hostile = tmp_path / os.fsdecode(f"{MOVING}\n$\\frac{{<img src=x>".encode() + b"\xff\xfe")
     run.rename(hostile)
-    Image.new("L", (28, 28)).save(hostile / "x.png")
+    drawn = Image.new("L", (28, 28))
+    drawn.paste(255, (12, 6, 16, 22))
+    drawn.save(hostile / "x.png")
     (hostile / "x.png").rename(hostile / os.fsdecode(b"\x1b[2J\xff.png"))
     picture = str(hostile / os.fsdecode(b"\x1b[2J\xff.png"))
     csv = str(tmp_path / "answers.csv")
