@@ -246,9 +246,11 @@ def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
     """The class, whose calls go through the interceptors: NNX has nothing like linen's `intercept_methods`."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)  # type: ignore[operator]
+        return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)
 
-    return type(cls)(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    make: Any = type(cls)
+    found: type[nnx.Module] = make(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    return found
 
 
 def _told(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:

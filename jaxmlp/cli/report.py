@@ -64,7 +64,9 @@ def run(argv: Sequence[str]) -> Answer:
                     "loss": run.test_loss,
                     "accuracy": run.test_accuracy,
                     "ci95": run.ci95 and list(run.ci95),
-                    "calibration_error": run.answers and run.answers.calibration.error,
+                    "calibration_error": run.answers.calibration.error
+                    if run.answers and run.answers.calibration
+                    else None,
                 }
                 for run in runs
             ],

@@ -149,7 +149,7 @@ def _are_images(inputs: np.ndarray, images: bool | None) -> bool:
         return bool(images)
     shape = inputs.shape[1:]
     if len(shape) == 1:
-        return shape[0] >= LEAST_SIDE**2 and math.isqrt(shape[0]) ** 2 == shape[0]
+        return bool(shape[0] >= LEAST_SIDE**2) and math.isqrt(shape[0]) ** 2 == shape[0]
     return len(shape) == 2 or (len(shape) == 3 and not {shape[0], shape[2]}.isdisjoint(CHANNELS))
 
 
@@ -295,7 +295,7 @@ def _as_split(split: str, pair: Pair, num_classes: int | None, images: bool | No
 def _as_weights(weights: Any, examples: int) -> np.ndarray | None:
     if weights is None:
         return None
-    numbers = np.float32(_as_numbers(weights, "weights"))
+    numbers = _as_numbers(weights, "weights").astype(np.float32)
     if numbers.shape != (examples,) or numbers.min() < 0 or not numbers.any():
         raise DataError(f"data: weights must be [{examples}], 0 or more and not all 0, got {numbers.shape}")
     return numbers

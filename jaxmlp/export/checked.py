@@ -117,7 +117,7 @@ def probes(facts: data.Facts) -> Any:
         shown = rng.random(noise.shape) < np.linspace(0, 1, PROBES).reshape(-1, 1, 1, 1)
         return np.where(shown, noise, np.uint8(0))
 
-    def noise_of(leaf: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def noise_of(leaf: Any) -> Any:
         if leaf.dtype == np.uint8:
             return rng.integers(0, 256, leaf.shape, np.uint8)
         # Any table of ids has the first two.
