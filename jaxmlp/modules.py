@@ -249,9 +249,9 @@ def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)
 
-    kind: Any = type(cls)
-    intercepted: type[nnx.Module] = kind(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
-    return intercepted
+    make: Any = type(cls)
+    found: type[nnx.Module] = make(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    return found
 
 
 def _told(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:
