@@ -77,8 +77,6 @@ class ExperimentConfig(Part):
     """Updates of the whole run; `on_data` fills it in."""
 
     def __post_init__(self) -> None:
-        for name, role in (("model", Model), ("optimizer", Optimizer), ("loss", Loss)):
-            object.__setattr__(self, name, role.of(getattr(self, name)))
         for name, each_role in (("augmentation", Augmentation), ("metrics", Metric)):
             object.__setattr__(self, name, _several(getattr(self, name), each_role))
         super().__post_init__()

@@ -89,6 +89,9 @@ class Part(Checked, abc.ABC):
         _check_rule(cls)
 
     def __post_init__(self) -> None:
+        for name, hint in hints(typing.cast(Any, type(self))).items():
+            if isinstance(hint, type) and issubclass(hint, Part) and hint.rule:
+                object.__setattr__(self, name, hint.of(getattr(self, name)))  # type: ignore[attr-defined]
         super().__post_init__()
         for name in self.static_fields:
             _check_hash(join_path(self.path, name), getattr(self, name))

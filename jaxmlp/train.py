@@ -74,12 +74,12 @@ class Health(NamedTuple):
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
 
-    def of_a_batch(state: TrainState, split: Split) -> Sums:
+    def of_a_batch(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
         batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
         logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
         return _sums(config, config.loss(logits, batch.targets), logits, batch)
 
-    shapes = jax.eval_shape(of_a_batch, state, split)
+    shapes = jax.eval_shape(of_a_batch, config, state, split)
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
