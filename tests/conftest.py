@@ -102,9 +102,9 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
-    from jaxmlp import data, fitting
-    from jaxmlp.config import DataConfig, ExperimentConfig, MLP
-    from jaxmlp.run.directory import RunDirectory
+    from jaxmlp import fitting
+    from jaxmlp.config import DataConfig, ExperimentConfig
+    from jaxmlp.mlp import MLP
 
     config = ExperimentConfig(
         name="digits",
@@ -114,8 +114,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         epochs=12,
     )
     path = tmp_path_factory.mktemp("digits") / "run"
-    with RunDirectory.create(path, config, {}) as run:
-        history = fitting.fit(config, data.load(config.data), run=run)
+    history = fitting.fit(config, out=path)
     assert history.test_accuracy and history.test_accuracy > 0.9
     return path
 

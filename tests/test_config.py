@@ -377,9 +377,7 @@ def test_the_leaves_are_every_traced_value_and_nothing_else(config: ExperimentCo
                 found |= traced(value, f"{prefix}.{item.name}")
             elif is_traced(type(part), item.name):
                 elements = enumerate(value) if isinstance(value, tuple) else [(None, value)]
-                found |= {
-                    f"{prefix}.{item.name}" + (f"[{i}]" if i is not None else ""): each for i, each in elements
-                }
+                found |= {f"{prefix}.{item.name}" + (f"[{i}]" if i is not None else ""): each for i, each in elements}
         return found
 
     leaves = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(config)}

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from typing import Any
 
 import jax
 import jax.numpy as jnp

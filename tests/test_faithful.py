@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import runpy
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +290,7 @@ def test_any_flax_module_trains_through_the_same_fit(module: nn.Module, dataset:
 
 
 def test_running_means_move_to_those_of_the_images(dataset: data.Dataset) -> None:
-    """flax keeps 0.99 of the mean an update; padding enters no mean."""
+    """Flax keeps 0.99 of the mean an update; padding enters no mean."""
     config = ExperimentConfig(model=WithRunningMean(), batch_size=EXAMPLES, epochs=1)
     history = fitting.fit(config, dataset)
     images = dataset.train.inputs.reshape(EXAMPLES, -1) / 255

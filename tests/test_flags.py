@@ -81,10 +81,13 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. "
             "The nearest that do: 2 and 4",
         ),
-        ("good.py --optimizer adem", "--optimizer must be one of sgd, rmsprop, adam, adamw, got 'adem'. Did you mean adam?"),
+        (
+            "good.py --optimizer adem",
+            "--optimizer must be one of sgd, rmsprop, adam, adamw, got 'adem'. Did you mean adam?",
+        ),
         ("good.py --optimizer", "--optimizer needs a value"),
         ("good.py --optimizer --seed 3", "--optimizer needs a value"),
-        ("good.py --outputs 3", "--outputs is not a flag of train."),
+        ("good.py --outputs 3", "--outputs is not a flag of train. Did you mean --out?"),
         ("good.py --total-steps 3", "--total-steps is not a flag of train."),
         ("good.py --epochs", "--epochs needs a value"),
         ("good.py --batch_size --seed 3", "--batch_size needs a value"),

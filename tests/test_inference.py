@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +14,7 @@ import pytest
 
 from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, fitting, inference, modules, train
 from jaxmlp.errors import ConfigError, DataError, RunError
+from jaxmlp.experiment import Code
 from jaxmlp.history import History
 from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
 from jaxmlp.network import MNIST
@@ -132,10 +132,11 @@ def test_no_images_have_no_probabilities(loaded: Model) -> None:
 
 
 def test_one_program_serves_every_number_of_images(loaded: Model, dataset: data.Dataset) -> None:
-    program: Any = inference.apply
-    program.clear_cache()
+    inference._jitted.cache_clear()
     for n in (1, 5, train.EVAL_ROWS, EXAMPLES):
         loaded.probabilities(dataset.test.inputs[:n])
+    assert inference._jitted.cache_info().currsize == 1
+    program = inference._jitted(inference._probabilities, loaded.module, loaded.config)
     assert program._cache_size() == 1
 
 
@@ -161,22 +162,22 @@ def test_labels_without_a_class_are_refused(loaded: Model) -> None:
         evaluate(loaded, split)
 
 
-def test_a_run_of_another_module_is_loaded_with_that_module(dataset: data.Dataset, tmp_path: Path) -> None:
-    config = ExperimentConfig(batch_size=16, epochs=1)
-    with RunDirectory.create(tmp_path / "run", config, {}) as run:
-        history = fitting.fit(config, dataset, run=run, module=Flat())
-    loaded = load_model(tmp_path / "run", module=Flat(), image_shape=(28, 28, 1))
-    assert evaluate(loaded, dataset.test).loss == history.test_loss
-    with pytest.raises(RunError, match="Give the module that the run trained"):
+def test_a_run_of_another_module_is_loaded_with_its_code(dataset: data.Dataset, tmp_path: Path) -> None:
+    config = ExperimentConfig(model=Flat(), batch_size=16, epochs=1)  # type: ignore[arg-type]
+    history = fitting.fit(config, dataset, out=tmp_path / "run")
+    with RunDirectory.open(tmp_path / "run", write=False) as run:
+        run.find = Code(config=config).find
+        assert evaluate(load_model(run), dataset.test).loss == history.test_loss
+    with pytest.raises(ConfigError, match=r"experiment must be given: test_inference\.py:Flat is code"):
         load_model(tmp_path / "run")
-    with pytest.raises(ConfigError, match="image_shape must be given with a module"):
-        load_model(tmp_path / "run", module=Flat())
 
 
-def test_parameters_of_other_shapes_than_the_configs_are_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_parameters_of_other_shapes_than_the_configs_are_refused(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     wider = ExperimentConfig(model=MLP(hidden_sizes=(12, 13)))
     checkpoint = load_checkpoint(trained[0])
-    with RunDirectory.create(tmp_path / "run", wider, {}) as run:
+    with RunDirectory.create(tmp_path / "run", wider, manifest(wider, dataset)) as run:
         run.save_checkpoint(1, checkpoint, {})
     with pytest.raises(RunError, match=r"params/Dense_1/bias is float32\[11\], wanted float32\[13\]"):
         load_model(tmp_path / "run")
@@ -188,10 +189,12 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     return found.arrays
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_a_checkpoint_that_is_not_there_is_refused(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     with pytest.raises(ConfigError, match="checkpoint must be last, best or the step of one, got 'worst'"):
         load_model(trained[0], "worst")
-    with RunDirectory.create(tmp_path / "a run", CONFIG, {}) as run:
+    with RunDirectory.create(tmp_path / "a run", CONFIG, manifest(CONFIG, dataset)) as run:
         with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):
             load_model(run)
         run.save_checkpoint(24, load_checkpoint(trained[0]), {})
@@ -199,9 +202,11 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, trained: tupl
             load_model(run, "best")
 
 
-def test_a_damaged_checkpoint_is_told_of_and_an_older_one_used(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_a_damaged_checkpoint_is_told_of_and_an_older_one_used(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     arrays, told = load_checkpoint(trained[0]), list[str]()
-    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
+    with RunDirectory.create(tmp_path / "run", CONFIG, manifest(CONFIG, dataset)) as run:
         run.save_checkpoint(1, arrays, {})
         newest = run.save_checkpoint(2, arrays, {})
     newest.write_bytes(newest.read_bytes()[:-1])

@@ -11,6 +11,7 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
+from jaxmlp.errors import ConfigError
 from jaxmlp.losses import ClippedCrossEntropy, CrossEntropy, MeanSquaredError
 from jaxmlp.mlp import MLP
 from jaxmlp.parts import Loss
@@ -169,3 +170,18 @@ def test_the_penalty_is_on_all_kernels_and_on_nothing_else(l1: float, l2: float)
 
 def test_without_a_factor_there_is_no_penalty() -> None:
     assert MLP().penalty({"Dense_0": {"kernel": np.ones((2, 2), np.float32)}}) is None
+
+
+@pytest.mark.parametrize("config", [CLIPPED, CrossEntropy()])
+def test_numbers_are_no_distributions_over_classes(config: Loss) -> None:
+    """Broadcast, they would be multiplied with the logits of other examples."""
+    with pytest.raises(
+        ConfigError, match=r"loss must fit the targets: \[4\] numbers are no distributions of 1 classes"
+    ):
+        config(jnp.ones((4, 1)), jnp.ones(4))
+
+
+@pytest.mark.parametrize("config", [CLIPPED, CrossEntropy(label_smoothing=0.1)])
+def test_a_class_id_is_its_one_hot_distribution(config: Loss) -> None:
+    logits, labels = random_logits(3.0)
+    np.testing.assert_array_equal(config(logits, labels), config(logits, keras.one_hot(labels, 10).astype(np.float32)))

@@ -15,9 +15,7 @@ from jaxmlp.data import Dataset, Facts
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
 
 
-def test_the_manifest_tells_what_the_bits_depend_on(
-    monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset
-) -> None:
+def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_deterministic_ops=true --xla_force_host_platform_device_count=8")
     facts = manifest(CONFIG, small_dataset, devices=4)
     assert json.loads(json.dumps(facts)) == facts

@@ -17,6 +17,7 @@ import pytest
 from faults.fuzz import answer
 from jaxmlp import data, fit
 from jaxmlp.config import (
+    MLP,
     SGD,
     Adam,
     AdamW,
@@ -26,7 +27,6 @@ from jaxmlp.config import (
     ExperimentConfig,
     Exponential,
     MeanSquaredError,
-    MLP,
     RMSprop,
 )
 from jaxmlp.errors import ConfigError, DataError, DivergedError
