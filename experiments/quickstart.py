@@ -2,7 +2,7 @@
 
 import sys
 
-from jaxmlp import MLP, DataConfig, ExperimentConfig, RMSprop
+from jaxmlp import DataConfig, ExperimentConfig, MLP, RMSprop
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2),

@@ -5,7 +5,7 @@ The tutorial reports a test accuracy of 0.9805 and a test loss of 0.1148 after 2
 
 import sys
 
-from jaxmlp import MLP, ClippedCrossEntropy, DataConfig, ExperimentConfig, RMSprop
+from jaxmlp import ClippedCrossEntropy, DataConfig, ExperimentConfig, MLP, RMSprop
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(512, 512), activation="relu", dropout_rate=0.2, kernel_init="glorot_uniform"),

@@ -15,7 +15,7 @@ seeds 12 to 49, which it did not see, have the same mean of 0.9817.
 import sys
 from pathlib import Path
 
-from jaxmlp import MLP, AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig
+from jaxmlp import AdamW, Cosine, CrossEntropy, DataConfig, ExperimentConfig, MLP
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(256,), activation="relu", dropout_rate=0.0, kernel_init="he_normal"),

@@ -5,7 +5,7 @@ The tutorial reports a test accuracy of 0.9248 and a test loss of 0.246470 after
 
 import sys
 
-from jaxmlp import MLP, SGD, ClippedCrossEntropy, DataConfig, ExperimentConfig, InverseTime
+from jaxmlp import SGD, ClippedCrossEntropy, DataConfig, ExperimentConfig, InverseTime, MLP
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5, kernel_init="glorot_uniform"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import data
-from jaxmlp.config import MLP, SGD, Cosine, DataConfig, ExperimentConfig
+from jaxmlp.config import SGD, Cosine, DataConfig, ExperimentConfig, MLP
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop

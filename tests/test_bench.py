@@ -22,7 +22,7 @@ from jaxmlp.bench.timing import Program, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.cli.experiment import load_config
-from jaxmlp.config import MLP, AdamW, DataConfig, ExperimentConfig
+from jaxmlp.config import AdamW, DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import ConfigError, UsageError
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,14 @@ import pytest
 
 from jaxmlp.cli import main
 from jaxmlp.cli.experiment import load_config
-from jaxmlp.config import MLP, DataConfig, ExperimentConfig
+from jaxmlp.config import DataConfig, ExperimentConfig, MLP
 from jaxmlp.proof import references
 from jaxmlp.proof.experiments import BANDS, MNIST_SHA256, QUICKSTART, REFERENCED, RELU_RMSPROP, bands
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
-SMALL = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2)
+SMALL = ExperimentConfig(
+    model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2
+)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import safetensors.numpy
 from jaxmlp import data, model, train
 from jaxmlp.cli import main
 from jaxmlp.cli.export import ExportFlags
-from jaxmlp.config import MLP, DataConfig, ExperimentConfig
+from jaxmlp.config import DataConfig, ExperimentConfig, MLP
 from jaxmlp.errors import CheckFailed, DiskError, JaxmlpError, RunError, UsageError
 from jaxmlp.export import FORMATS, checked, export, stablehlo
 from jaxmlp.export.layers import dense_layers, softmax_of_layers

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmlp import data, fitting, loop, train
-from jaxmlp.config import MLP, SGD, CrossEntropy, DataConfig, ExperimentConfig, Piecewise
+from jaxmlp.config import SGD, CrossEntropy, DataConfig, ExperimentConfig, MLP, Piecewise
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.progress import Progress

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, pictures
+from jaxmlp import Cosine, DataConfig, ExperimentConfig, MLP, pictures
 from jaxmlp.cli import main
 from jaxmlp.report import RunFacts, expand, groups, plots, scores
 from jaxmlp.report import page as page_of

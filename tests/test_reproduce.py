@@ -17,7 +17,7 @@ import pytest
 
 from jaxmlp import data, fitting, loop, runtime, shards, train
 from jaxmlp.cli import main
-from jaxmlp.config import MLP, SGD, ExperimentConfig
+from jaxmlp.config import SGD, ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof import reproduce as module
 from jaxmlp.proof.experiments import Band

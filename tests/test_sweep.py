@@ -20,7 +20,7 @@ from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
 from jaxmlp import data
 from jaxmlp.cli import main
-from jaxmlp.config import MLP, Cosine, DataConfig, ExperimentConfig, Piecewise
+from jaxmlp.config import Cosine, DataConfig, ExperimentConfig, MLP, Piecewise
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
@@ -186,7 +186,9 @@ def test_lanes_of_vmap_are_solo_runs_but_for_rounding(dataset: data.Dataset, tmp
 
 
 def test_64_lanes_of_learning_rates_on_mnist_5k_are_one_compilation(caplog: pytest.LogCaptureFixture) -> None:
-    config = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1, batch_size=500)
+    config = ExperimentConfig(
+        model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1, batch_size=500
+    )
     rates = [10 ** (-4 + 3 * number / 63) for number in range(64)]
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         result = sweep(config, seeds=[0], vary={"optimizer.learning_rate": rates})

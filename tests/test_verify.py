@@ -16,7 +16,7 @@ import pytest
 import jaxmlp
 from jaxmlp import data, fitting, loop
 from jaxmlp.cli import main
-from jaxmlp.config import MLP, ExperimentConfig
+from jaxmlp.config import ExperimentConfig, MLP
 from jaxmlp.errors import RunError
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory

@@ -17,7 +17,6 @@ import pytest
 from faults.fuzz import answer
 from jaxmlp import data, fit
 from jaxmlp.config import (
-    MLP,
     SGD,
     Adam,
     AdamW,
@@ -27,6 +26,7 @@ from jaxmlp.config import (
     ExperimentConfig,
     Exponential,
     MeanSquaredError,
+    MLP,
     RMSprop,
 )
 from jaxmlp.errors import ConfigError, DataError, DivergedError

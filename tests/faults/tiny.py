@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxmlp import MLP, DataConfig, ExperimentConfig, data
+from jaxmlp import DataConfig, ExperimentConfig, MLP, data
 from jaxmlp.data.arrays import Pair
 
 
