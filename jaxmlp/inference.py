@@ -127,14 +127,11 @@ class Model:
             raise DataError(f"data: inputs must be {_shown(self.facts)}, got {there}")
         for leaf, known_leaf in zip(jax.tree.leaves(inputs), jax.tree.leaves(wanted), strict=True):
             if leaf.shape[1:] != known_leaf.shape[1:]:
-                raise DataError(f"data: images must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
+                name = "images" if self.facts.image_shape else "inputs"
+                raise DataError(f"data: {name} must be [n, {_times(known_leaf.shape[1:])}], got [{_times(leaf.shape)}]")
             scale = self.config.data.pixel_scale
             if leaf.dtype.kind == "f" and scale < 0.01 and 0 < leaf.max(initial=0) <= 1:
                 raise DataError(f"data: pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1")
-
-
-def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
-    return np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)])
 
 
 def _shown(facts: data.Facts) -> str:
