@@ -165,10 +165,9 @@ def test_labels_without_a_class_are_refused(loaded: Model) -> None:
 def test_a_run_of_another_module_is_loaded_with_its_code(dataset: data.Dataset, tmp_path: Path) -> None:
     config = ExperimentConfig(model=Flat(), batch_size=16, epochs=1)  # type: ignore[arg-type]
     history = fitting.fit(config, dataset, out=tmp_path / "run")
-    with RunDirectory.open(tmp_path / "run", write=False) as run:
-        run.find = Code(config=config).find
+    with RunDirectory.open(tmp_path / "run", write=False, find=Code(config=config).find) as run:
         assert evaluate(load_model(run), dataset.test).loss == history.test_loss
-    with pytest.raises(ConfigError, match=r"experiment must be given: test_inference\.py:Flat is code"):
+    with pytest.raises(RunError, match=r"experiment must be given: test_inference\.py:Flat is code"):
         load_model(tmp_path / "run")
 
 

@@ -66,8 +66,8 @@ class Rows(nn.Module):
 
 class Normalised(nn.Module):
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(images.reshape(images.shape[0], -1)))
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(images.reshape(images.shape[0], -1)))
 
 
 def products(config: ExperimentConfig) -> int:
