@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jaxmlp.errors import ConfigError
 from jaxmlp.fields import ranged
 from jaxmlp.parts import Logits, Loss, Targets
 
@@ -72,7 +73,13 @@ def distribution(targets: Targets, logits: Logits) -> Float[Array, "batch classe
     """The targets as distributions over the classes: of class ids, one-hot; distributions are as they are.
 
     The id of padding, -1, has zeros alone.
+
+    Raises:
+        ConfigError: The targets are numbers, and no distributions.
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
+        if targets.shape != logits.shape:
+            wanted = f"must fit the targets: {list(targets.shape)} numbers are no distributions of {logits.shape[-1]}"
+            raise ConfigError("loss", f"{wanted} classes. Use a loss of numbers, such as MeanSquaredError()")
         return targets.astype(logits.dtype)
     return jax.nn.one_hot(targets, logits.shape[-1], dtype=logits.dtype)

@@ -87,7 +87,7 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ),
         ("good.py --optimizer", "--optimizer needs a value"),
         ("good.py --optimizer --seed 3", "--optimizer needs a value"),
-        ("good.py --outputs 3", "--outputs is not a flag of train."),
+        ("good.py --outputs 3", "--outputs is not a flag of train. Did you mean --out?"),
         ("good.py --total-steps 3", "--total-steps is not a flag of train."),
         ("good.py --epochs", "--epochs needs a value"),
         ("good.py --batch_size --seed 3", "--batch_size needs a value"),

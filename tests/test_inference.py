@@ -174,10 +174,12 @@ def test_a_run_of_another_module_is_loaded_with_the_experiment_in_hand(dataset: 
         load_model(tmp_path / "run")
 
 
-def test_parameters_of_other_shapes_than_the_configs_are_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_parameters_of_other_shapes_than_the_configs_are_refused(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     wider = ExperimentConfig(model=MLP(hidden_sizes=(12, 13)))
     checkpoint = load_checkpoint(trained[0])
-    with RunDirectory.create(tmp_path / "run", wider, {}) as run:
+    with RunDirectory.create(tmp_path / "run", wider, manifest(wider, dataset)) as run:
         run.save_checkpoint(1, checkpoint, {})
     with pytest.raises(RunError, match=r"params/Dense_1/bias is float32\[11\], wanted float32\[13\]"):
         load_model(tmp_path / "run")
@@ -189,10 +191,12 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     return found.arrays
 
 
-def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_a_checkpoint_that_is_not_there_is_refused(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     with pytest.raises(ConfigError, match="checkpoint must be last, best or the step of one, got 'worst'"):
         load_model(trained[0], "worst")
-    with RunDirectory.create(tmp_path / "a run", CONFIG, {}) as run:
+    with RunDirectory.create(tmp_path / "a run", CONFIG, manifest(CONFIG, dataset)) as run:
         with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):
             load_model(run)
         run.save_checkpoint(24, load_checkpoint(trained[0]), {})
@@ -200,9 +204,11 @@ def test_a_checkpoint_that_is_not_there_is_refused(tmp_path: Path, trained: tupl
             load_model(run, "best")
 
 
-def test_a_damaged_checkpoint_is_told_of_and_an_older_one_used(tmp_path: Path, trained: tuple[Path, History]) -> None:
+def test_a_damaged_checkpoint_is_told_of_and_an_older_one_used(
+    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
+) -> None:
     arrays, told = load_checkpoint(trained[0]), list[str]()
-    with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
+    with RunDirectory.create(tmp_path / "run", CONFIG, manifest(CONFIG, dataset)) as run:
         run.save_checkpoint(1, arrays, {})
         newest = run.save_checkpoint(2, arrays, {})
     newest.write_bytes(newest.read_bytes()[:-1])

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, data, train
+from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, MeanAbsoluteError, MeanSquaredError, data, train
 from jaxmlp.network import MNIST, Layer, facts_of, summary
 
 RELU = ExperimentConfig(name="relu_rmsprop")
@@ -66,8 +66,8 @@ class Rows(nn.Module):
 
 class Normalised(nn.Module):
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(images.reshape(images.shape[0], -1)))
+    def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=not train)(images.reshape(images.shape[0], -1)))
 
 
 def products(config: ExperimentConfig) -> int:
@@ -141,7 +141,8 @@ def test_what_a_module_keeps_beside_its_parameters_is_counted_apart() -> None:
 
 def test_examples_need_not_be_images() -> None:
     facts = data.Facts(data.ArrayFacts("float32", (5,)), data.ArrayFacts("float32", ()), 1)
-    assert summary(ExperimentConfig(model=MLP(hidden_sizes=(3,))), facts).params == 5 * 3 + 3 + 3 + 1
+    config = ExperimentConfig(model=MLP(hidden_sizes=(3,)), loss=MeanSquaredError(), metrics=MeanAbsoluteError())
+    assert summary(config, facts).params == 5 * 3 + 3 + 3 + 1
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "mnist_5k"])

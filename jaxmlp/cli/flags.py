@@ -208,8 +208,6 @@ def _mistake(error: BaseException) -> ConfigError | None:
 def _names(flags: Checked, prefix: str = "--") -> Iterator[tuple[str, bool]]:
     """Every flag, and whether a value must follow."""
     for item in dataclasses.fields(flags):  # type: ignore[arg-type]
-        if item.metadata.get("filled_in"):
-            continue
         value, name = getattr(flags, item.name), item.name.replace("_", "-")
         if isinstance(value, tuple) and value and isinstance(value[0], Checked):
             for number, each in enumerate(value):
