@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import api, data, network
-from jaxmlp.config import MLP, DataConfig, ExperimentConfig
+from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.idx import idx_parts
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.export import export
@@ -21,10 +21,11 @@ from jaxmlp.fitting import check_data, fit
 from jaxmlp.inference import model_of
 from jaxmlp.losses import CrossEntropy, MeanSquaredError
 from jaxmlp.metrics import MeanAbsoluteError
+from jaxmlp.mlp import MLP
 from jaxmlp.report import gather, write_report
 
 RNG = np.random.default_rng(0)
-X = np.float32(RNG.normal(size=(60, 13)))
+X: np.ndarray[Any, Any] = RNG.normal(size=(60, 13)).astype(np.float32)
 Y = X[:, :2] @ np.float32([[1, 2], [3, 4]])
 LABELS = np.arange(60) % 3
 IDS = RNG.integers(0, 20, (60, 7))
@@ -151,7 +152,7 @@ def test_numbers_are_learned_scored_asked_exported_and_reported(tmp_path: Path) 
     trained = fit(config, out=tmp_path / "run")
     found = api.evaluate(trained)
     outputs = model_of(trained).logits(X)
-    assert found.accuracy is found.confusion is found.ci95 is None
+    assert (found.accuracy, found.confusion, found.ci95) == (None, None, None)
     # float32's rounding of sums over 120 numbers.
     np.testing.assert_allclose(found.loss, np.square(outputs - Y).mean(), rtol=1e-5)
     np.testing.assert_allclose(found.metrics["mean_absolute_error"], np.abs(outputs - Y).mean(), rtol=1e-5)

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmlp import data, modules, network, shards, train
-from jaxmlp.config import MLP, DataConfig, ExperimentConfig
+from jaxmlp import MLP, DataConfig, ExperimentConfig, data, modules, network, shards, train
 from jaxmlp.errors import ConfigError, RunError
 from jaxmlp.export import export
 from jaxmlp.fitting import fit
@@ -63,7 +62,8 @@ class NnxModel(Model):
     """An NNX module as a part."""
 
     def module(self, outputs: int, precision: str) -> nn.Module:
-        return nnx.bridge.to_linen(NnxCnn, outputs)
+        made: nn.Module = nnx.bridge.to_linen(NnxCnn, outputs)
+        return made
 
 
 class Norms(nn.Module):
@@ -120,7 +120,9 @@ def flagged(flag: str, value: bool) -> nn.Module:
     space: dict[str, Any] = {"nn": nn}
     exec(source, space)
     off = staticmethod(lambda given: given is not modules.TRAIN_FLAGS.get(flag, True))
-    return type("Flagged", (nn.Module,), {"__call__": nn.compact(space["call"]), "off": off})()
+    flagged: Any = type("Flagged", (nn.Module,), {"__call__": nn.compact(space["call"]), "off": off})
+    made: nn.Module = flagged()
+    return made
 
 
 @pytest.mark.parametrize("flag", [*modules.TRAIN_FLAGS])
@@ -241,7 +243,8 @@ def stepped(module: str, grad_shards: int) -> tuple[ExperimentConfig, train.Trai
 
 def batch_of(rows: int, padding: float) -> train.Batch:
     rng = np.random.default_rng(rows)
-    inputs, is_row = np.float32(rng.normal(3, 2, (BATCH, FEATURES))), np.arange(BATCH) < rows
+    inputs: Any = rng.normal(3, 2, (BATCH, FEATURES)).astype(np.float32)
+    is_row = np.arange(BATCH) < rows
     inputs[~is_row] = padding
     targets = np.where(is_row, np.arange(BATCH) % CLASSES, train.PADDING).astype(np.int32)
     return train.Batch(inputs, targets, is_row.astype(np.float32))
@@ -275,7 +278,7 @@ def test_statistics_are_those_of_a_shards_own_rows_joined_by_their_numbers(
     after, _ = train.train_step(config, state, batch, root_key(0))
     ((found),) = after.variables["batch_stats"].values()
     size = BATCH // grad_shards
-    parts = [np.float64(batch.inputs[first : min(first + size, rows)]) for first in range(0, rows, size)]
+    parts: list[Any] = [np.float64(batch.inputs[first : min(first + size, rows)]) for first in range(0, rows, size)]
     mean, variance = (sum(len(part) / rows * of(part, axis=0) for part in parts) for of in (np.mean, np.var))
     # float32's; the variance is E[x^2] - E[x]^2, of squares about 13.
     np.testing.assert_allclose(found["mean"], mean, rtol=1e-5)
@@ -291,7 +294,8 @@ def test_the_module_of_a_stack_is_masked_wherever_it_stands() -> None:
             odd = (jnp.arange(FEATURES) % 2 == 1)[None]
             nn.BatchNorm(use_running_average=not train, momentum=0.0, axis=(), name="own_mask")(x, mask=odd)
             nn.BatchNorm(use_running_average=not train, momentum=0.0, name="turned")(x.T[..., None])
-            return nnx.bridge.ToLinen(NnxNorms, name="inner")(x, use_running_average=not train)
+            inner: jax.Array = nnx.bridge.ToLinen(NnxNorms, name="inner")(x, use_running_average=not train)
+            return inner
 
     module, batch = Outer(), batch_of(6, 0.0)
     own, inputs = jnp.arange(8) < 6, jnp.asarray(batch.inputs[:8])
