@@ -26,7 +26,7 @@ from jaxmlp.report import gather, write_report
 
 RNG = np.random.default_rng(0)
 X: np.ndarray[Any, Any] = RNG.normal(size=(60, 13)).astype(np.float32)
-Y = X[:, :2] @ np.float32([[1, 2], [3, 4]])
+Y = X[:, :2] @ np.asarray([[1, 2], [3, 4]], np.float32)
 LABELS = np.arange(60) % 3
 IDS = RNG.integers(0, 20, (60, 7))
 
