@@ -97,6 +97,10 @@ def _device(words: Sequence[str]) -> Any:
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
     """The command's flags with those of the experiment's values."""
+    from jaxmlp.parts import WRAPPERS
+
+    for wrapper in WRAPPERS:  # A plain object has no flags; tyro would look into it.
+        wrapper.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
     hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
     both = dataclasses.make_dataclass(
