@@ -94,9 +94,7 @@ def test_shard_map_inside_has_the_bits_of_one_device() -> None:
             parts = lax.all_gather(jnp.sum(jnp.exp(x), axis=1), "d", tiled=True)
             return parts[:2] + parts[2:]
 
-        mapped = jax.shard_map(
-            part, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec(), check_vma=False
-        )
+        mapped = jax.shard_map(part, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec(), check_vma=False)
         return portable(mapped)(cases.array(4, 9))
 
     assert same_bits(summed(1), summed(4))
@@ -267,7 +265,7 @@ def test_orders_are_jax_s_with_nan_and_infinities() -> None:
             *(lax.top_k(x[1], 2), x < 2, x >= 2, jnp.isfinite(x), lax.reduce_precision(x, 8, 7), x % 2),
         )
 
-    for got, want in zip(jax.tree.leaves(run(orders, x)), jax.tree.leaves(orders(x)), strict=True):
+    for got, want in zip(jax.tree.leaves(run(orders, x)), jax.tree.leaves(jax.jit(orders)(x)), strict=True):
         assert np.array_equal(got, want, equal_nan=got.dtype == np.float32)
 
 
@@ -282,16 +280,34 @@ def test_every_layer_and_every_optimizer_has_its_rules(name: str) -> None:
     assert jax.tree.structure(out) == jax.tree.structure(jax.eval_shape(function, *args))
 
 
-@pytest.mark.parametrize("name", ["Dense gelu", "adamw", "schedules"])
-def test_values_are_jax_s(name: str) -> None:
-    if name == "schedules":
-        function, args = cases.scheduled, (np.arange(12, dtype=np.int32),)
-    else:
-        function, args = ALL[name] or cases.optimized(name)
-    got, want = run(function, *args, slices=3), function(*args)
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        # 2^-20 of the largest: some ten roundings one after the other.
-        assert np.allclose(a, b, rtol=0, atol=2.0**-20 * max(1e-6, np.abs(b).max()))
+@pytest.fixture(scope="module")
+def gelu_network() -> tuple[Any, Any, Any]:
+    """A network's initialisation and gradient compiled, its function and arguments."""
+    function, args = cases.LAYERS["Dense gelu"]
+    compiled = jax.jit(portable(function, slices=3)).lower(*args).compile(compiler_options=FAST)
+    return compiled, function, args
+
+
+def close(got: Any, want: Any) -> bool:
+    """To 2^-20 of the largest: some ten roundings one after the other."""
+    leaves = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
+    return all(np.allclose(a, b, rtol=0, atol=2.0**-20 * max(1e-6, np.abs(b).max())) for a, b in leaves)
+
+
+def test_a_network_s_values_are_jax_s(gelu_network: tuple[Any, Any, Any]) -> None:
+    compiled, function, args = gelu_network
+    assert close(compiled(*args), function(*args))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_an_optimizer_s_values_are_jax_s(name: str) -> None:
+    function, args = cases.optimized(name)
+    assert close(run(function, *args, slices=3), function(*args))
+
+
+def test_schedules_are_jax_s_and_each_of_them_traces() -> None:
+    steps = np.arange(12, dtype=np.int32)
+    assert close(run(cases.scheduled, steps), cases.scheduled(steps))
 
 
 ALLOWED = {
@@ -313,10 +329,11 @@ def float_operations(program: str) -> set[str]:
     return found
 
 
-def test_the_compiled_step_has_no_float_operation_but_sums_products_and_conversions() -> None:
-    function, args = cases.trained(cases.Dense("gelu"), cases.array(4, 6))
-    program = jax.jit(portable(function)).lower(*args).compile(compiler_options=FAST).as_text()
-    assert float_operations(program) <= ALLOWED
+def test_the_compiled_step_has_no_float_operation_but_sums_products_and_conversions(
+    gelu_network: tuple[Any, Any, Any],
+) -> None:
+    compiled, function, args = gelu_network
+    assert float_operations(compiled.as_text()) <= ALLOWED
     plain = jax.jit(function).lower(*args).compile(compiler_options=FAST).as_text()
     assert float_operations(plain) - ALLOWED >= {"divide", "exponential"}
 
