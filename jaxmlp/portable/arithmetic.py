@@ -1,7 +1,7 @@
 """Which operations on floats have one right answer on every machine, and how is each of them made?
 
-Everything here is float32, and is made of a device's +, -, * and conversions, and of integers. Between rules no value is
-subnormal. A zero may have a sign and a NaN any bits: whoever looks at bits takes them from `canonical`.
+Everything here is float32, and is made of a device's +, -, * and conversions, and of integers. Between rules no value
+is subnormal. A zero may have a sign and a NaN any bits: whoever looks at bits takes them from `canonical`.
 
 Source: the roundings of / and sqrt are settled by exact integer remainders, as in long division.
 """
@@ -9,7 +9,7 @@ Source: the roundings of / and sqrt are settled by exact integer remainders, as 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 
 Array: TypeAlias = jax.Array
-Value: TypeAlias = jax.Array | np.ndarray | np.generic
+Value: TypeAlias = jax.Array | np.ndarray | np.number
 
 SIGN = np.int32(-(2**31))
 MAGNITUDE = np.int32(2**31 - 1)
@@ -42,8 +42,7 @@ def floats(b: Array) -> Array:
 
 def select(condition: Array, x: Value, y: Value) -> Array:
     """`x` where the condition holds, else `y`; either may be a scalar."""
-    x, y = (jnp.broadcast_to(value, condition.shape) for value in (x, y))
-    return lax.select(condition, x, y)
+    return lax.select(condition, *(jnp.broadcast_to(jnp.asarray(value), condition.shape) for value in (x, y)))
 
 
 def full(like: Array, value: float | np.floating) -> Array:
@@ -108,24 +107,24 @@ class Arithmetic:
 
     def __init__(self, zero: Array, slices: int = 2, factors: str = "int8") -> None:
         self.zero, self.slices, self.factors = zero, slices, factors
-        self.memory: dict[tuple[int, object], object] = {}
+        self.memory: dict[tuple[int, object], tuple[Any, Array]] = {}
         """What was computed of a value: `id(value)` and what it is, with the value itself, which keeps its id."""
 
     def guard(self, x: Array) -> Array:
         """The fence alone, for results that are not subnormal or whose being so changes nothing."""
         return floats(bits(x) ^ self.zero)
 
-    def add(self, x: Array, y: Array) -> Array:
+    def add(self, x: Array, y: Value) -> Array:
         """X + y, rounded to nearest even. Sums below 2^-126 are exact, and become 0."""
         b = bits(x + y) ^ self.zero
         return floats(select((b & INFINITY) == 0, np.int32(0), b))
 
-    def sub(self, x: Array, y: Array) -> Array:
+    def sub(self, x: Array, y: Value) -> Array:
         """X - y, as `add`."""
         b = bits(x - y) ^ self.zero
         return floats(select((b & INFINITY) == 0, np.int32(0), b))
 
-    def mul(self, x: Array, y: Array) -> Array:
+    def mul(self, x: Array, y: Value) -> Array:
         """X * y, rounded to nearest even; 0 where that is at most 2^-126.
 
         Devices that have no subnormals differ on products that round up to 2^-126: that one is 0, too.
@@ -155,7 +154,7 @@ class Arithmetic:
         error = self.guard(error + self.guard(x1 * y0))
         return product, self.guard(error + self.guard(x1 * y1))
 
-    def scale(self, x: Array, n: Array) -> Array:
+    def scale(self, x: Array, n: Array | np.int32) -> Array:
         """X * 2^n, which is exact, or 0, or infinite. NaN becomes infinite: not for NaN."""
         b = bits(x)
         power = exponent(b)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +43,6 @@ def qr(x: Array, *, full_matrices: bool) -> tuple[Array, Array]:
     return (q, r) if full_matrices else (q[:, :steps], r[:steps])
 
 
-def jaxpr_of(function: object, *values: Array) -> object:
+def jaxpr_of(function: Callable[..., Any], *values: Array) -> Any:
     """What a composed function computes of such values."""
-    return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values))  # type: ignore[arg-type]
+    return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values))

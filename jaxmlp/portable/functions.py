@@ -18,6 +18,7 @@ from jaxmlp.portable.arithmetic import (
     SIGN,
     Arithmetic,
     Array,
+    Value,
     bits,
     exponent,
     floats,
@@ -103,7 +104,7 @@ def _nan_kept(x: Array, result: Array) -> Array:
     return floats(select(is_nan(bits(x)), NAN, bits(result)))
 
 
-def _exp_of(a: Arithmetic, r: Array, rest: Array, k: Array) -> Array:
+def _exp_of(a: Arithmetic, r: Array, rest: Value, k: Array) -> Array:
     """exp(r + rest) 2^k: 1 + r in two parts, then all that is small."""
     top, lost = a.two_sum(full(r, 1.0), r)
     small = a.guard(a.guard(a.guard(r * r) * a.horner(r, EXP)) + rest)
@@ -111,7 +112,7 @@ def _exp_of(a: Arithmetic, r: Array, rest: Array, k: Array) -> Array:
 
 
 def exp(a: Arithmetic, x: Array, halvings: int = 0) -> Array:
-    """exp(x) / 2^halvings; 0 where the result is less than 2^-126."""
+    """The exponential, by 2^halvings; 0 where the result is less than 2^-126."""
     k, r, rest = _log2_e_reduced(a, _clamped(x, 110))
     return _nan_kept(x, _exp_of(a, r, rest, k - halvings))
 
@@ -333,7 +334,9 @@ def erf_inv(a: Arithmetic, x: Array) -> Array:
 
 
 def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
-    """The number of quarter turns q, and r + rest with x = q pi/2 + r + rest, |r| <= pi / 4. Source: Payne, Hanek, 1983.
+    """The number of quarter turns q, and r + rest, with x = q pi / 2 + r + rest and |r| <= pi / 4.
+
+    Source: Payne, Hanek, 1983.
 
     The product of the fraction, 24 bits, and 96 bits of 2 / pi from where whole turns end, in 16-bit limbs.
     """

@@ -99,11 +99,11 @@ def _by_factors(a: Arithmetic, x: Array, y: Array, axis_x: int, axis_y: int, bat
     total: Array | None = None
     for start in range(0, x.shape[axis_x], FLOAT_BLOCK):
         stop = min(start + FLOAT_BLOCK, x.shape[axis_x])
-        factors = (
+        left, right = (
             lax.slice_in_dim(value, start, stop, axis=axis).astype(dtype) for value, axis in ((x, axis_x), (y, axis_y))
         )
         precision = lax.Precision.HIGHEST if a.factors == "float32" else None
-        part = lax.dot_general(*factors, numbers, precision=precision, preferred_element_type=np.float32)
+        part = lax.dot_general(left, right, numbers, precision=precision, preferred_element_type=np.float32)
         total = part.astype(np.int32) if total is None else total + part.astype(np.int32)
     assert total is not None
     return total
@@ -154,7 +154,8 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
     A right factor stays `[1, k, row]` where it lies so.
     """
     key = (id(x), ("factor", tuple(batch), tuple(contracted), right))
-    if key not in a.memory:
+    known = a.memory.get(key)
+    if known is None:
         free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
         # In memory, or every slice would compute anew what it is cut from.
         rows = split(a, lax.optimization_barrier(x), contracted)
@@ -165,8 +166,8 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
             slices = [part.reshape(1, sizes[2], sizes[1]) for part in rows.slices]
         else:
             slices = [_in_memory(part, order).reshape(sizes) for part in rows.slices]
-        a.memory[key] = (Rows(list(lax.optimization_barrier(tuple(slices))), shift, bad), x)
-    return a.memory[key][0]  # type: ignore[index]
+        known = a.memory[key] = Rows(list(lax.optimization_barrier(tuple(slices))), shift, bad), x
+    return known[0]
 
 
 def _lies_turned(x: Array, batch: Sequence[int], contracted: Sequence[int]) -> bool:
@@ -202,7 +203,8 @@ def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
     total = sum_of_slices(a, left.slices, right.slices, 1 if _lies_turned(y, batch_y, contracted_y) else 2)
     left = left._replace(shift=left.shift[:, :, None], bad=left.bad[:, :, None])
     right = right._replace(shift=right.shift[:, None], bad=right.bad[:, None])
-    return lax.optimization_barrier(scaled(a, total, left, right).reshape(shape))
+    result: Array = lax.optimization_barrier(scaled(a, total, left, right).reshape(shape))
+    return result
 
 
 def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Array:
@@ -246,7 +248,8 @@ def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Ar
     result = scaled(a, total, left, right)
     # [groups, images, filters, *space] to [images, groups * filters, *space]
     result = jnp.moveaxis(result, 0, 1).reshape(x.shape[1], -1, *out)
-    return lax.optimization_barrier(lax.transpose(result, np.argsort(numbers.out_spec)))
+    turned: Array = lax.optimization_barrier(lax.transpose(result, np.argsort(numbers.out_spec)))
+    return turned
 
 
 def _taken(x: Array, start: Sequence[Any], sizes: Sequence[int], steps: Sequence[int]) -> Array:
@@ -280,7 +283,7 @@ def _by_window(
         total = sum_of_slices(a, xs, ys)
     else:
         ys = [jnp.moveaxis(part.reshape(*part.shape[:3], -1), -1, 0) for part in y]
-        starts_array = np.asarray(places, np.int32) * np.asarray(dilations, np.int32)
+        starts_array = jnp.asarray(np.asarray(places, np.int32) * np.asarray(dilations, np.int32))
 
         def body(total: Array, place: tuple[Array, list[Array]]) -> tuple[Array, None]:
             start, filters_here = place
@@ -309,9 +312,9 @@ def _by_output(
     if len(places) <= UNROLLED:
         total = jnp.stack([at([int(place) for place in start]) for start in starts])
     else:
-        total = _mapped(lambda start: at(tuple(start)), starts)
+        total = _mapped(lambda start: at(tuple(start)), jnp.asarray(starts))
     return jnp.moveaxis(total, 0, -1).reshape(groups, images, filters, *out)
 
 
-def _mapped(function: Callable[[Array], Array], values: np.ndarray) -> Array:
+def _mapped(function: Callable[[Array], Array], values: Array) -> Array:
     return lax.scan(lambda carry, value: (carry, function(value)), (), values)[1]

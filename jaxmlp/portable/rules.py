@@ -163,7 +163,7 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
     return on_integers(wide(rule))
 
 
-def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Array:
+def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
     """A shift of integers; by the type's width or more, nothing is left but copies of the sign."""
     width = x.dtype.itemsize * 8
     outside = by.astype(np.uint32) >= np.uint32(width)
@@ -230,7 +230,7 @@ def extreme(a: Arithmetic, eqn: Any, x: Array) -> Array:
     return sums.extreme(eqn.primitive, x, eqn.params)
 
 
-def place_of_extreme(a: Arithmetic, eqn: Any, x: Array) -> Array:
+def place_of_extreme(a: Arithmetic, eqn: Any, x: Array) -> Any:
     """The first place of the largest or smallest; of a NaN, where there is one."""
     return eqn.primitive.bind(_least_nan(order(x), eqn.primitive.name == "argmin"), **eqn.params)
 
@@ -383,7 +383,7 @@ def scatter_add(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates
     return sums.scatter_add(a, operand, indices, updates, eqn.params)
 
 
-def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Array:
+def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Any:
     """Values into places: the last of several stays."""
     if eqn.params.get("unique_indices") or operand.dtype.itemsize > 4:
         return unchanged(a, eqn, operand, indices, updates)
@@ -509,7 +509,7 @@ def _fill() -> None:
         RULES[name] = random_bits
     for name in ["device_put", "name", "stop_gradient", "copy_start"]:
         RULES[name] = first
-    binary = {
+    binary: dict[str, Callable[..., Array]] = {
         "add": Arithmetic.add,
         "add_any": Arithmetic.add,
         "sub": Arithmetic.sub,
@@ -517,9 +517,9 @@ def _fill() -> None:
         "max": Arithmetic.max,
         "min": Arithmetic.min,
     }
-    for name, rule in binary.items():
-        RULES[name] = on_integers(floating(rule))
-    unary = {
+    for name, of_two in binary.items():
+        RULES[name] = on_integers(floating(of_two))
+    unary: dict[str, Callable[..., Array]] = {
         "abs": Arithmetic.abs,
         "neg": Arithmetic.neg,
         "sign": Arithmetic.sign,
@@ -528,8 +528,8 @@ def _fill() -> None:
         "one_minus_square": tanh_slope,
         "clamp": clamp,
     }
-    for name, rule in unary.items():
-        RULES[name] = on_integers(floating(rule))
+    for name, of_one in unary.items():
+        RULES[name] = on_integers(floating(of_one))
     for name in [
         "cbrt",
         "cos",

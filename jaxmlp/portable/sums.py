@@ -238,8 +238,10 @@ def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, An
 
 def scatter_extreme(operand: Array, indices: Array, updates: Array, primitive: Any, params: dict[str, Any]) -> Array:
     """scatter-max or scatter-min, on whole numbers in the floats' order."""
-    keys = primitive.bind(_extreme_key(operand, primitive), indices, _extreme_key(updates, primitive), **params)
-    return _from_extreme_key(keys)
+    into = lax.scatter_min if "min" in primitive.name else lax.scatter_max
+    keys = _extreme_key(operand, primitive), _extreme_key(updates, primitive)
+    placed = into(keys[0], indices, keys[1], params["dimension_numbers"], mode=params["mode"])
+    return _from_extreme_key(placed)
 
 
 NAN_BELOW = -(2**31)

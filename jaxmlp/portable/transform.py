@@ -29,7 +29,7 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
     def read(atom: Any) -> Any:
         if not isinstance(atom, core.Literal):
             return env[atom]
-        return constant(np.asarray(atom.val, atom.aval.dtype))
+        return constant(np.asarray(atom.val, atom.aval.dtype))  # type: ignore[attr-defined]
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
