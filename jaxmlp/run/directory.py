@@ -150,8 +150,7 @@ class RunDirectory:
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
         lock = Lock(path / LOCK) if write else None
         try:
-            manifest = read_manifest(path)
-            run = cls(path, None, read_plain_config(path), manifest, lock, find)
+            run = cls(path, None, read_plain_config(path), read_manifest(path), lock, find)
             if write and run.status != "finished":
                 run.begin_again()
             return run
