@@ -12,13 +12,14 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test chromium test-browser test-accelerator lint lock clean
+.PHONY: help train test chromium test-browser test-accelerator test-portable lint lock clean
 
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
+	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -49,6 +50,11 @@ test-browser: $(READY) chromium
 
 test-accelerator: $(READY)
 	@$(BIN)/python tests/on_accelerator.py
+
+# PORTABLE_PYTHON="qemu-aarch64 -L SYSROOT PYTHON" compares another machine's Python, or one with another JAX, too.
+test-portable: $(READY)
+	PORTABLE_POINTS=1000000 $(BIN)/python -m pytest -q tests/test_portable_functions.py
+	$(BIN)/python tests/portable_everywhere.py
 
 lint: $(READY)
 	$(BIN)/ruff check

@@ -53,10 +53,10 @@ class Text(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Embed(10, 8)(x)
-        x = nn.RNN(nn.OptimizedLSTMCell(8))(x)
-        x = nn.MultiHeadDotProductAttention(2, qkv_features=8)(x, mask=nn.make_causal_mask(x[..., 0]))
-        return nn.Dense(3)(x[:, -1])
+        states: Any = nn.RNN(nn.OptimizedLSTMCell(8))(nn.Embed(10, 8)(x))
+        mask = nn.make_causal_mask(states[..., 0])
+        seen = nn.MultiHeadDotProductAttention(2, qkv_features=8)(states, mask=mask)
+        return nn.Dense(3)(seen[:, -1])
 
 
 def trained(module: nn.Module, x: np.ndarray) -> Case:
@@ -156,4 +156,5 @@ def scheduled(steps: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.asarray(schedule(step), jnp.float32) for name, schedule in SCHEDULES.items()}
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return lax.map(at, steps)
+        values: dict[str, jax.Array] = lax.map(at, steps)
+    return values

@@ -80,7 +80,7 @@ def digest(name: str, updates: int, plain: bool) -> str:
     start = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.1, s.shape).astype(np.float32)), shapes)
     if jax.config.jax_disable_jit:
         state = (start, optimizer.init(start), np.float32(0))
-        step = update if plain else portable(update)
+        step: Any = update if plain else portable(update)
         for i in range(updates):
             state = step(*state[:2], jax.random.fold_in(jax.random.key(7), i))
         out = state

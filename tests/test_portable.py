@@ -92,7 +92,8 @@ def test_shard_map_inside_has_the_bits_of_one_device() -> None:
 
         def part(x: jax.Array) -> jax.Array:
             parts = lax.all_gather(jnp.sum(jnp.exp(x), axis=1), "d", tiled=True)
-            return parts[:2] + parts[2:]
+            total: jax.Array = parts[:2] + parts[2:]
+            return total
 
         mapped = jax.shard_map(part, mesh=mesh, in_specs=PartitionSpec("d"), out_specs=PartitionSpec(), check_vma=False)
         return portable(mapped)(cases.array(4, 9))
@@ -106,7 +107,7 @@ def test_lanes_of_vmap_have_the_bits_of_each_alone(right: Any) -> None:
 
 
 def test_a_zero_made_of_arguments_is_in_the_program_and_not_folded() -> None:
-    program = jax.jit(portable(lambda x, y: x * y + x)).lower(X, X).compile().as_text()
+    program = jax.jit(portable(lambda x, y: x * y + x)).lower(X, X).compile().as_text() or ""
     xors = [line for line in program.splitlines() if " xor(" in line]
     assert xors and not any("constant" in line.split("xor(")[1].split(")")[0] for line in xors)
     # The quadratic residue that is never met: the comparison is still made at run time.
@@ -140,8 +141,12 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
         with pytest.raises(Refused, match=r"psum.* of floats"):
             portable(function)(X[:1])
     elif name == "rbg":
+
+        def drawn(seed: jax.Array) -> jax.Array:
+            return jax.random.normal(jax.random.key(seed, impl="rbg"), (3,))
+
         with pytest.raises(Refused, match="rbg"):
-            portable(lambda seed: jax.random.normal(jax.random.key(seed, impl="rbg"), (3,)))(np.int32(0))
+            portable(drawn)(np.int32(0))
     else:
         with jax.enable_x64(True), pytest.raises(Refused, match="float64"):
             portable(lambda x: x + x)(X.astype(np.float64))
@@ -182,10 +187,9 @@ def test_conversions_out_of_range_and_wide_shifts_are_defined() -> None:
     shifted = portable(lambda x, by: (x << by, lax.shift_right_arithmetic(x, by), lax.shift_right_logical(x, by)))
     out = shifted(np.full(4, -8, np.int32), by)
     assert [np.asarray(value).tolist() for value in out] == [[-8, 0, 0, 0], [-8, -1, -1, -1], [-8, 1, 0, 0]]
-    out = portable(lambda x, y: (lax.div(x, y), lax.rem(x, y)))(
-        np.asarray([7, low, 7], np.int32), np.asarray([0, -1, 2], np.int32)
-    )
-    assert [np.asarray(value).tolist() for value in out] == [[-1, low, 3], [7, 0, 1]]
+    quotients = portable(lambda x, y: (lax.div(x, y), lax.rem(x, y)))
+    found = quotients(np.asarray([7, low, 7], np.int32), np.asarray([0, -1, 2], np.int32))
+    assert [np.asarray(value).tolist() for value in found] == [[-1, low, 3], [7, 0, 1]]
 
 
 @pytest.mark.parametrize("slices", [1, 2, 3])
@@ -277,7 +281,7 @@ def test_every_layer_and_every_optimizer_has_its_rules(name: str) -> None:
     """Traced only: `test_portable_values.py` has the values."""
     function, args = ALL[name] or cases.optimized(name)
     out = jax.eval_shape(lambda zero, *args: portable(function, zero=zero)(*args), np.int32(0), *args)
-    assert jax.tree.structure(out) == jax.tree.structure(jax.eval_shape(function, *args))
+    assert str(jax.tree.structure(out)) == str(jax.tree.structure(jax.eval_shape(function, *args)))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from jaxmlp.portable import functions
 from jaxmlp.portable.arithmetic import Arithmetic
 
 POINTS = int(os.environ.get("PORTABLE_POINTS", "30000"))
-NEAR: dict[str, tuple[float, ...]] = {
+NEAR: dict[str, tuple[float, float]] = {
     "exp": (-90, 90),
     "exp2": (-127, 129),
     "expm1": (-2, 2),
@@ -85,7 +85,7 @@ def test_the_largest_error_is_what_the_documents_say(name: str) -> None:
     near = np.random.default_rng(1).uniform(*NEAR[name], POINTS).astype(np.float32)
     x = flushed(np.concatenate([any_floats(), near]))
     with np.errstate(all="ignore"):
-        exact = EXACT.get(name, getattr(np, name, None))(x.astype(np.float64))
+        exact = (EXACT.get(name) or getattr(np, name))(x.astype(np.float64))
         if name in ("log", "log2", "rsqrt"):
             exact = np.where(x == 0, np.float64(np.inf if name == "rsqrt" else -np.inf), exact)
     assert errors(computed(name, x), exact).max() <= LARGEST.get(name, 2.0)

@@ -32,6 +32,7 @@ from jaxmlp.portable.arithmetic import (
     power_of_two,
     select,
 )
+from jaxmlp.portable.sums import reduce
 
 SLICES = (1, 2, 3)
 BLOCK = 2**15
@@ -198,6 +199,8 @@ def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
     shape = [*(x.shape[i] for i in batch_x), *rows, *columns]
     if math.prod(shape) == 0 or math.prod(x.shape[i] for i in contracted_x) == 0:
         return jnp.zeros(shape, np.float32)
+    if math.prod(rows) == math.prod(columns) == 1:
+        return _of_vectors(a, x, y, dimension_numbers).reshape(shape)
     left = _factor(a, x, batch_x, contracted_x, False)
     right = _factor(a, y, batch_y, contracted_y, True)
     total = sum_of_slices(a, left.slices, right.slices, 1 if _lies_turned(y, batch_y, contracted_y) else 2)
@@ -205,6 +208,19 @@ def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
     right = right._replace(shift=right.shift[:, None], bad=right.bad[:, None])
     result: Array = lax.optimization_barrier(scaled(a, total, left, right).reshape(shape))
     return result
+
+
+def _of_vectors(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Array:
+    """Products of one row and one column: nothing is gained by slices, so these are float32 products and a tree."""
+    (contracted_x, contracted_y), (batch_x, batch_y) = dimension_numbers
+    length = math.prod(x.shape[i] for i in contracted_x)
+    left, right = (
+        lax.transpose(
+            value, (*batch, *contracted, *(i for i in range(value.ndim) if i not in (*batch, *contracted)))
+        ).reshape(-1, length)
+        for value, batch, contracted in ((x, batch_x, contracted_x), (y, batch_y, contracted_y))
+    )
+    return reduce(a.add, a.mul(left, right), (1,), 0.0)
 
 
 def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Array:
