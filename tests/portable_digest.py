@@ -70,7 +70,8 @@ def digest(name: str, updates: int, plain: bool) -> str:
 
     def train(seed: jax.Array, updates: jax.Array) -> Any:
         def body(i: jax.Array, carry: Any) -> Any:
-            return update(*carry[:2], jax.random.fold_in(jax.random.key(seed), i))
+            params, state, _ = carry
+            return update(params, state, jax.random.fold_in(jax.random.key(seed), i))
 
         return lax.fori_loop(0, updates, body, (start, optimizer.init(start), jnp.float32(0)))
 

@@ -139,7 +139,7 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
         spec = PartitionSpec("d")
         function = jax.shard_map(lambda x: lax.psum(x, "d"), mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
         with pytest.raises(Refused, match=r"psum.* of floats"):
-            portable(function)(X[:1])
+            portable(function)(X[:1])  # type: ignore[no-untyped-call]
     elif name == "rbg":
 
         def drawn(seed: jax.Array) -> jax.Array:
@@ -154,7 +154,7 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
 
 def test_portable_within_portable_is_portable_once() -> None:
     once, twice = portable(loss), portable(lambda w, x: portable(loss)(w, x))
-    assert same_bits(once(W, X), twice(W, X))
+    assert same_bits(once(W, X), twice(W, X))  # type: ignore[no-untyped-call]
 
 
 def test_zeros_nan_and_subnormal_numbers_have_one_form() -> None:
@@ -185,10 +185,10 @@ def test_conversions_out_of_range_and_wide_shifts_are_defined() -> None:
     assert np.asarray(out[2]).tolist() == [0, 255, 0, 255, 0, 255, 255, 0]
     by = np.asarray([0, 31, 32, 99], np.int32)
     shifted = portable(lambda x, by: (x << by, lax.shift_right_arithmetic(x, by), lax.shift_right_logical(x, by)))
-    out = shifted(np.full(4, -8, np.int32), by)
+    out = shifted(np.full(4, -8, np.int32), by)  # type: ignore[no-untyped-call]
     assert [np.asarray(value).tolist() for value in out] == [[-8, 0, 0, 0], [-8, -1, -1, -1], [-8, 1, 0, 0]]
     quotients = portable(lambda x, y: (lax.div(x, y), lax.rem(x, y)))
-    found = quotients(np.asarray([7, low, 7], np.int32), np.asarray([0, -1, 2], np.int32))
+    found = quotients(np.asarray([7, low, 7], np.int32), np.asarray([0, -1, 2], np.int32))  # type: ignore[no-untyped-call]
     assert [np.asarray(value).tolist() for value in found] == [[-1, low, 3], [7, 0, 1]]
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import model, shards, train
-from jaxmlp.config import Adam, ExperimentConfig, ModelConfig, Optimizer, RMSprop
+from jaxmlp import MLP, Adam, ExperimentConfig, RMSprop, shards, train
+from jaxmlp.parts import Optimizer
 from jaxmlp.portable import portable
-from jaxmlp.prng import Stream, stream_key
+from jaxmlp.prng import root_key
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1)).astype(np.uint8)
 LABELS = np.arange(8, dtype=np.int32)
@@ -22,21 +22,19 @@ def updated(optimizer: Optimizer, grad_shards: int, devices: int, through: Any) 
     """State and sums after an update from the seed; `through` is `portable`, or `jax.jit`."""
     config = ExperimentConfig(
         name="small",
-        model=ModelConfig(hidden_sizes=(6,)),
+        model=MLP(hidden_sizes=(6,)),
         optimizer=optimizer,
         batch_size=8,
         grad_shards=grad_shards,
     )
-    module = model.make_mlp(config.model, 10)
     mesh = shards.make_mesh(jax.devices()[:devices])
     batch = train.Batch(jnp.asarray(IMAGES), jnp.asarray(LABELS), jnp.ones(8, jnp.float32))
 
-    def step(hyper: Any, batch: Any) -> Any:
-        state = train.init_state(hyper, config=config.program(), module=module, image_shape=(4, 4, 1))
-        key = stream_key(hyper.seed, Stream.DROPOUT, state.step)
-        return train.train_step(state, batch, key, hyper, config=config.program(), module=module, mesh=mesh)
+    def step(config: ExperimentConfig, batch: train.Batch) -> Any:
+        state = train.init_state(config, batch.inputs[:1])
+        return train.train_step(config, state, batch, root_key(config.seed), mesh=mesh)
 
-    return through(step)(train.make_hyper(config, 1), batch)
+    return through(step)(config.on_data(10, 1), batch)
 
 
 @pytest.mark.parametrize("optimizer", [RMSprop(), Adam()], ids=["RMSprop", "Adam"])
