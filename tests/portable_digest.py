@@ -44,7 +44,7 @@ class Convolutional(nn.Module):
         return nn.Dense(10)(nn.LayerNorm()(x.reshape(len(x), -1)))
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[nn.Module, Any]] = {
     "relu rmsprop": (Perceptron("relu"), optax.rmsprop(1e-3)),
     "gelu adamw": (Perceptron("gelu"), optax.adamw(optax.cosine_decay_schedule(1e-3, 20))),
     "conv nesterov": (Convolutional(), optax.sgd(0.01, 0.9, nesterov=True)),

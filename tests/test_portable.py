@@ -31,6 +31,11 @@ def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     return compiled.compile(compiler_options=FAST)(np.int32(0), *args)
 
 
+def made_portable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Portable, of functions without types."""
+    return portable(function)
+
+
 def same_bits(one: Any, other: Any) -> bool:
     leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
@@ -139,7 +144,7 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
         spec = PartitionSpec("d")
         function = jax.shard_map(lambda x: lax.psum(x, "d"), mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
         with pytest.raises(Refused, match=r"psum.* of floats"):
-            portable(function)(X[:1])
+            made_portable(function)(X[:1])
     elif name == "rbg":
 
         def drawn(seed: jax.Array) -> jax.Array:
@@ -149,7 +154,7 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
             portable(drawn)(np.int32(0))
     else:
         with jax.enable_x64(True), pytest.raises(Refused, match="float64"):
-            portable(lambda x: x + x)(X.astype(np.float64))
+            made_portable(lambda x: x + x)(X.astype(np.float64))
 
 
 def test_portable_within_portable_is_portable_once() -> None:
@@ -169,7 +174,7 @@ def test_zeros_nan_and_subnormal_numbers_have_one_form() -> None:
     for out in portable(bits)(x):
         words = set(np.asarray(out).tolist())
         assert words <= {0x7FC00000, 0, 0x7F800000, -0x800000, 0x3F800000}, words
-    tests = portable(lambda x: (jnp.isnan(x), jnp.isinf(x), x != x, x == 0))(x)
+    tests = made_portable(lambda x: (jnp.isnan(x), jnp.isinf(x), x != x, x == 0))(x)
     assert np.asarray(tests[0]).tolist() == [True] * 3 + [False] * 6
     assert np.asarray(tests[1]).tolist() == [False] * 6 + [True, True, False]
     assert np.asarray(tests[2]).tolist() == [True] * 3 + [False] * 6
@@ -178,16 +183,16 @@ def test_zeros_nan_and_subnormal_numbers_have_one_form() -> None:
 
 def test_conversions_out_of_range_and_wide_shifts_are_defined() -> None:
     x = np.asarray([np.nan, np.inf, -np.inf, 3e9, -3e9, 5e9, 300.7, -300.7], np.float32)
-    out = portable(lambda x: (x.astype(jnp.int32), x.astype(jnp.uint32), x.astype(jnp.uint8)))(x)
+    out = made_portable(lambda x: (x.astype(jnp.int32), x.astype(jnp.uint32), x.astype(jnp.uint8)))(x)
     top, low = 2**31 - 1, -(2**31)
     assert np.asarray(out[0]).tolist() == [0, top, low, top, low, top, 300, -300]
     assert np.asarray(out[1]).tolist() == [0, 2**32 - 1, 0, 3_000_000_000, 0, 2**32 - 1, 300, 0]
     assert np.asarray(out[2]).tolist() == [0, 255, 0, 255, 0, 255, 255, 0]
     by = np.asarray([0, 31, 32, 99], np.int32)
-    shifted = portable(lambda x, by: (x << by, lax.shift_right_arithmetic(x, by), lax.shift_right_logical(x, by)))
+    shifted = made_portable(lambda x, by: (x << by, lax.shift_right_arithmetic(x, by), lax.shift_right_logical(x, by)))
     out = shifted(np.full(4, -8, np.int32), by)
     assert [np.asarray(value).tolist() for value in out] == [[-8, 0, 0, 0], [-8, -1, -1, -1], [-8, 1, 0, 0]]
-    quotients = portable(lambda x, y: (lax.div(x, y), lax.rem(x, y)))
+    quotients = made_portable(lambda x, y: (lax.div(x, y), lax.rem(x, y)))
     found = quotients(np.asarray([7, low, 7], np.int32), np.asarray([0, -1, 2], np.int32))
     assert [np.asarray(value).tolist() for value in found] == [[-1, low, 3], [7, 0, 1]]
 
