@@ -44,7 +44,7 @@ class Convolutional(nn.Module):
         return nn.Dense(10)(nn.LayerNorm()(x.reshape(len(x), -1)))
 
 
-NETWORKS = {
+NETWORKS: dict[str, tuple[nn.Module, Any]] = {
     "relu rmsprop": (Perceptron("relu"), optax.rmsprop(1e-3)),
     "gelu adamw": (Perceptron("gelu"), optax.adamw(optax.cosine_decay_schedule(1e-3, 20))),
     "conv nesterov": (Convolutional(), optax.sgd(0.01, 0.9, nesterov=True)),
@@ -54,6 +54,7 @@ NETWORKS = {
 def digest(name: str, updates: int, plain: bool) -> str:
     """SHA-256 of all that training leaves."""
     module, optimizer = NETWORKS[name]
+    change: Any = optimizer.update
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (64, 12, 12, 1)).astype(np.uint8)
     labels = rng.integers(0, 10, 64).astype(np.int32)
@@ -65,7 +66,7 @@ def digest(name: str, updates: int, plain: bool) -> str:
             return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels)))
 
         value, grads = jax.value_and_grad(loss)(params)
-        changes, state = optimizer.update(grads, state, params)
+        changes, state = change(grads, state, params)
         return optax.apply_updates(params, changes), state, value
 
     def train(seed: jax.Array, updates: jax.Array) -> Any:

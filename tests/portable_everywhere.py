@@ -32,7 +32,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     **{f"{threads} threads": {"NPROC": threads} for threads in ("1", "2", "8")},
     "one thread a product": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
 }
-FEW = ("as it is", "SSE4.2", "no libraries")
+FEW = ("SSE4.2", "no libraries")
 """Those that the tests compare each time."""
 
 

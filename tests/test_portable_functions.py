@@ -74,8 +74,8 @@ def errors(got: np.ndarray, exact: np.ndarray) -> np.ndarray:
 def computed(name: str, *values: np.ndarray) -> np.ndarray:
     def function(zero: jax.Array, *values: jax.Array) -> jax.Array:
         rule = getattr(functions, name, None) or getattr(Arithmetic, name)
-        found: jax.Array = rule(Arithmetic(zero), *values)
-        return found
+        result: jax.Array = rule(Arithmetic(zero), *values)
+        return result
 
     compiled = jax.jit(function).lower(np.int32(0), *values).compile({"xla_backend_optimization_level": 0})
     return np.asarray(compiled(np.int32(0), *values))

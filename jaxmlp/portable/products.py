@@ -75,6 +75,12 @@ def cut(x: Array, shift: Array, count: int) -> list[Array]:
     return [whole.astype(np.int8), *reversed(slices)]
 
 
+def known_whole(a: Arithmetic, x: Array) -> Array:
+    """Notes that x has zeros and ones only: its slices but the first are 0, and products do no work for them."""
+    a.memory[id(x), "whole"] = ((), x)
+    return x
+
+
 def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
     """The slices of x, in its own layout; all that is apart along `axes` only shares a shift."""
     largest = jnp.max(bits(x) & MAGNITUDE, axis=tuple(axes), keepdims=True, initial=0)
@@ -129,9 +135,11 @@ def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array], contrac
         for order in reversed(range(a.slices)):
             whole: Array | None = None
             for i in range(order + 1):
-                part = whole_product(a, xs[i], ys[order - i], contracted)
-                whole = part if whole is None else whole + part
-            assert whole is not None
+                if i < len(xs) and order - i < len(ys):
+                    part = whole_product(a, xs[i], ys[order - i], contracted)
+                    whole = part if whole is None else whole + part
+            if whole is None:
+                continue
             floating = whole.astype(np.float32)
             total = floating if total is None else a.guard(floating + total * np.float32(2.0**-8))
         assert total is not None
@@ -160,6 +168,8 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
         free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
         # In memory, or every slice would compute anew what it is cut from.
         rows = split(a, lax.optimization_barrier(x), contracted)
+        if (id(x), "whole") in a.memory:
+            rows = rows._replace(slices=rows.slices[:1])
         sizes = [math.prod(x.shape[i] for i in axes) for axes in (batch, free, contracted)]
         order = (*batch, *free, *contracted)
         shift, bad = (lax.transpose(part, order).reshape(sizes[:2]) for part in (rows.shift, rows.bad))

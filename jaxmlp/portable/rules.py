@@ -136,7 +136,8 @@ def convert(a: Arithmetic, eqn: Any, x: Array) -> Array:
             return _between_integers(x, dtype)
         if x.dtype.itemsize > 4:
             raise Refused(f"portable knows no {x.dtype}")
-        return from_float32(a, a.from_integers(x), dtype)
+        result = from_float32(a, a.from_integers(x), dtype)
+        return products.known_whole(a, result) if x.dtype == np.bool_ else result
     x = to_float32(a, x)
     if jnp.issubdtype(dtype, jnp.floating):
         return from_float32(a, x, dtype)
@@ -348,9 +349,15 @@ def tanh_slope(a: Arithmetic, x: Array) -> Array:
     return a.mul(a.add(full(x, 1.0), x), a.sub(full(x, 1.0), x))
 
 
+def convert_to_factor(a: Arithmetic, x: Array) -> Array:
+    """Integers as float32."""
+    result = a.from_integers(x)
+    return products.known_whole(a, result) if x.dtype == np.bool_ else result
+
+
 def dot_general(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     """Exact products of slices; integers beside floats become floats."""
-    x, y = (value if is_float(value) else a.from_integers(value) for value in (x, y))
+    x, y = (value if is_float(value) else convert_to_factor(a, value) for value in (x, y))
     return products.dot_general(a, x, y, eqn.params["dimension_numbers"])
 
 
