@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxmlp import MLP, Adam, ExperimentConfig, RMSprop, shards, train
 from jaxmlp.parts import Optimizer
@@ -37,16 +36,15 @@ def updated(optimizer: Optimizer, grad_shards: int, devices: int, through: Any) 
     return through(step)(config.on_data(10, 1), batch)
 
 
-@pytest.mark.parametrize("optimizer", [RMSprop(), Adam()], ids=["RMSprop", "Adam"])
-def test_an_update_is_jax_s_to_float32_s_precision(optimizer: Optimizer) -> None:
-    got = updated(optimizer, 1, 1, lambda step: portable(step, slices=3))
-    want = updated(optimizer, 1, 1, jax.jit)
+def test_an_update_is_jax_s_to_float32_s_precision() -> None:
+    got = updated(RMSprop(), 1, 1, lambda step: portable(step, slices=3))
+    want = updated(RMSprop(), 1, 1, jax.jit)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         # An optimizer divides a gradient by its own size: 2^-12 of a rate of 0.001, where a gradient is near 0.
         assert np.allclose(a, b, rtol=1e-5, atol=2.0**-22)
 
 
 def test_an_update_of_several_shards_has_the_same_bits_on_any_devices() -> None:
-    one, two = (updated(RMSprop(), 4, devices, portable) for devices in (1, 2))
+    one, two = (updated(Adam(), 4, devices, portable) for devices in (1, 2))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

@@ -233,14 +233,6 @@ def _staged() -> bool:
     return isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)
 
 
-def _differentiable(function: Callable[..., Any], again: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` of flat arguments, whose gradient is the portable gradient of the function that it came from.
-
-    The bits between would have a gradient of 0. `again(f)` makes `f` portable likewise.
-    """
-    return function
-
-
 def portable[F: Callable[..., Any]](
     function: F, *, slices: int = 2, factors: str = "int8", zero: Array | None = None
 ) -> F:
