@@ -71,7 +71,7 @@ class Model:
         """
         if shape := self.facts.image_shape:
             return shape
-        raise DataError(f"data: this needs a model of images, and {self.config.name} takes {_shown(self.facts)}")
+        raise DataError(f"data: this needs a model of images, and {self.config.name} takes {_named(self.facts)}")
 
     @property
     def num_classes(self) -> int:
@@ -86,7 +86,7 @@ class Model:
     def __repr__(self) -> str:
         what = "classes" if self.facts.classes else "numbers"
         name, outputs = self.config.name, self.num_classes
-        return f"Model({name}: {_shown(self.facts)} to {outputs} {what}, after {self.step} updates)"
+        return f"Model({name}: {_named(self.facts)} to {outputs} {what}, after {self.step} updates)"
 
     def _repr_html_(self) -> str:
         """Its layers, for notebooks."""
@@ -175,10 +175,15 @@ class Model:
 
 
 def _shown(facts: data.Facts) -> str:
-    """Such as `images [n, 28, 28, 1]`."""
+    """Such as `[n, 28, 28, 1]`."""
     if isinstance(facts.inputs, dict):
         return ", ".join(f"{name} [n, {_times(each.shape)}]" for name, each in facts.inputs.items())
-    return f"{'images ' if facts.image_shape else ''}[n, {_times(facts.inputs.shape)}]"
+    return f"[n, {_times(facts.inputs.shape)}]"
+
+
+def _named(facts: data.Facts) -> str:
+    """Such as `images [n, 28, 28, 1]`."""
+    return f"{'images ' if facts.image_shape else ''}{_shown(facts)}"
 
 
 @functools.lru_cache(maxsize=8)

@@ -614,8 +614,18 @@ def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
     return found
 
 
+def _find_own(place: str) -> type[Part]:
+    """The class of the user's own, among those that are loaded, at a place."""
+    for cls in _own_kinds(Part).values():
+        if place_of(cls) == place:
+            return cls
+    raise ConfigError("kind", f"is {place}, and no part of that place is loaded")
+
+
 def with_value[P: Part](part: P, path: str, value: Any) -> P:
-    """The part with another value in a field, by its dotted path; a word in a role's field chooses a kind of part.
+    """The part with another value in a field, by its dotted path.
+
+    In a role's field, a word chooses a kind of part, and a mapping as JSON has it is the whole part.
 
     Raises:
         ConfigError: There is no such field, or the value breaks its rule.
@@ -644,6 +654,8 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
         # The same place keeps its values: `--optimizer lion` of a file whose optimizer is Lion changes nothing.
         role = role_of(type(old))
         changed = old if value in (where(old), type(old).__name__) else of_kind(role, path, value)
+    elif isinstance(old, Part) and isinstance(value, Mapping) and old.rule:
+        changed = from_plain(path, role_of(type(old)), value, _find_own)
     else:
         changed = value
     return dataclasses.replace(part, **{name: changed})

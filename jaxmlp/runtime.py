@@ -67,7 +67,9 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
     up, missing = _is_up(), _missing_flags()
     prepare(device)
-    said = "xla_force_host_platform_device_count" in os.environ["XLA_FLAGS"] or "JAX_NUM_CPU_DEVICES" in os.environ
+    said = (
+        "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+    )
     if not up and cpu_devices and not said:
         jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
     jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)

@@ -36,7 +36,7 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TRAIN_KEYS = {
     *("run_dir", "status", "seed", "epochs", "steps", "devices", "processes", "params_sha256", "state_sha256"),
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
-    *("compile_s", "train_s", "total_s"),
+    *("metrics", "compile_s", "train_s", "total_s"),
 }
 EPOCH_LINE = (
     r"Epoch {}/{} - \d+\.\ds - loss: \d+\.\d{{4}} - accuracy: [01]\.\d{{4}}"
@@ -173,7 +173,11 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         ("train --resume {run} --min-accuracy 1", 3, "the test accuracy {accuracy} is below the wanted 1"),
         ("predict {run}", 2, "predict needs FILE...: jaxmlp predict RUN FILE..."),
         ("predict {run} {here}/x.png", 4, "data: {here}/x.png is not there"),
-        ("predict {run} {here}", 4, "data: {here} has no images: wanted .png, .jpg, .jpeg, .npy or IDX files"),
+        (
+            "predict {run} {here}",
+            4,
+            "data: {here} has no images: wanted .png, .jpg,",
+        ),
         ("data prepair", 2, "data does status or prepare, not prepair. Did you mean prepare?"),
         ("data prepare mnits", 2, "--data.name must be one of mnist, fashion_mnist, mnist_5k"),
         ("train {quick} --batch-size 4001", 2, "--batch-size must be at most the 4000 training examples, got 4001"),

@@ -53,7 +53,7 @@ def made(image_shape: tuple[int, int, int] = (28, 28, 1), precision: str = "floa
 
 
 def read_back(name: str, path: Path, loaded: Model, images: np.ndarray) -> np.ndarray:
-    found: np.ndarray = importlib.import_module(f"jaxmlp.export.{name}").probabilities(path, loaded, images)
+    found: np.ndarray = importlib.import_module(f"jaxmlp.export.{name}").answers(path, loaded, images)
     return found
 
 
@@ -162,7 +162,7 @@ def test_an_export_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path, m
     def full(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(stablehlo, "probabilities", full)
+    monkeypatch.setattr(stablehlo, "answers", full)
     with pytest.raises(MemoryError):
         export(made(), "stablehlo", tmp_path / "program")
     assert list(tmp_path.iterdir()) == []
@@ -257,7 +257,7 @@ def test_the_command_writes_into_the_run_and_says_how_near_it_is(
     assert main(["export", str(digits_run), "--format", "stablehlo", "--json"]) == 0
     said = capsys.readouterr()
     document = json.loads(said.out)
-    assert set(document) == {"format", "path", "bytes", "difference", "rounding"}
+    assert set(document) == {"format", "path", "bytes", "difference", "rounding", "code_changed"}
     assert (document["path"], document["format"]) == (str(digits_run / "model.stablehlo"), "stablehlo")
     assert Path(document["path"]).stat().st_size == document["bytes"]
     assert "read back, and on 256 images" in said.err

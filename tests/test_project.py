@@ -33,7 +33,7 @@ ARROWS = {
     "shards": "",
     "layers": "prng",
     "modules": "prng",
-    "parts": "",
+    "parts": "modules",
     "losses": "",
     "metrics": "",
     "schedules": "",

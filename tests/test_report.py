@@ -166,7 +166,7 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
             "no lane of {here}/a sweep has ended yet. Go on with `jaxmlp sweep --resume '{here}/a sweep'`.",
         ),
         ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
-        ("{other}", 5, "{other} was trained on other data: the SHA-256 of mnist_5k differs."),
+        ("{other}", 5, "{other} was trained on other data: data_sha256:"),
         ("", 2, "report needs RUN...: jaxmlp report RUN..."),
     ],
 )
@@ -183,6 +183,7 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
     plan = make_plan(ExperimentConfig(), [0], [{}])
     (tmp_path / "a sweep" / "sweep.json").write_text(plan.to_json())
     (tmp_path / "a sweep" / "lanes.jsonl").touch()
+    shutil.copy(two_runs[0] / "manifest.json", tmp_path / "a sweep")
     other = tmp_path / "elsewhere" / "other"
     shutil.copytree(two_runs[0], other)
     manifest = json.loads((other / "manifest.json").read_text())
@@ -195,7 +196,7 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
         (tmp_path / "empty").mkdir()
     capsys.readouterr()
     assert main(["report", *shlex.split(words.format(**facts))]) == code
-    assert capsys.readouterr().err.partition("\n")[0] == message.format(**facts)
+    assert capsys.readouterr().err.partition("\n")[0].startswith(message.format(**facts))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +218,7 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
     document = json.loads(out)
     lanes = [json.loads(line) for line in (sweep / "lanes.jsonl").read_text().splitlines()]
     lanes.sort(key=lambda lane: lane["lane"])
-    assert [run["accuracy"] for run in document["runs"]] == [lane["test_accuracy"] for lane in lanes]
+    assert [run["accuracy"] for run in document["runs"]] == [lane.get("test_accuracy") for lane in lanes]
     assert {run["status"] for run in document["runs"]} == {"finished", "diverged"}
     assert "kept no runs" in told and document["mcnemar"] == []
     page = Page((sweep / "report.html").read_text())

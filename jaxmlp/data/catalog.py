@@ -6,15 +6,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from jaxmlp.config import DataConfig
 from jaxmlp.data import cache, embedded, official, prepared
 from jaxmlp.data.arrays import Pair, from_arrays
 from jaxmlp.data.dataset import Dataset, make_dataset
 from jaxmlp.data.prepared import Report, Status
 from jaxmlp.errors import ConfigError, DataError, did_you_mean, printable
 from jaxmlp.folders import chosen_folder
+
+if TYPE_CHECKING:
+    from jaxmlp.config import DataConfig
 
 StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"

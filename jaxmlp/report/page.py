@@ -6,8 +6,8 @@ import itertools
 import os
 import shlex
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
 from jaxmlp.mlp import MLP
-from jaxmlp.parts import Part, place_of, where
+from jaxmlp.parts import place_of, stored_fields, where
 from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group
@@ -134,21 +134,14 @@ def about(run: RunFacts) -> str:
     rate = getattr(config.optimizer, "learning_rate", None)
     optimizer = where(config.optimizer) + (f" at {rate:g}" if isinstance(rate, float) else "")
     examples = f"{run.train_examples:,} {run.noun} of {config.data.name}"
-    return f"{network}, {optimizer}, batches of {config.batch_size}, {config.epochs} epochs of {examples}"
+    return f"{network}, {optimizer}, batches of {config.batch_size}, {_counted(config.epochs, 'epoch')} of {examples}"
 
 
 def experiment_file(config: ExperimentConfig) -> str:
     """An experiment's file whose CONFIG is `config`: every value, a part a line."""
-    names = sorted({"ExperimentConfig", *_part_names(config)})
-    lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in fields(config)]
+    names = sorted({type(part).__name__ for part in (config, *config.parts())})
+    lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in stored_fields(config)]
     return f"from jaxmlp import {', '.join(names)}\n\nCONFIG = ExperimentConfig(\n{''.join(lines)})\n"
-
-
-def _part_names(part: Part) -> Iterator[str]:
-    for item in fields(part):  # type: ignore[arg-type]
-        if isinstance(value := getattr(part, item.name), Part):
-            yield type(value).__name__
-            yield from _part_names(value)
 
 
 def _render(

@@ -15,7 +15,7 @@ from typing import Any
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import parse_json
-from jaxmlp.parts import Find, is_place, paths, value_at, with_value
+from jaxmlp.parts import Find, Part, is_place, paths, to_plain, value_at, with_value
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
 FIXED = {
@@ -213,6 +213,9 @@ def _drawn(config: ExperimentConfig, vary: Mapping[str, Choices], draws: int, ra
 
 
 def _setting(config: ExperimentConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as the config holds them, which makes 1.0 of a rate of 1."""
+    """The values as JSON has them, and as the config holds them, which makes 1.0 of a rate of 1."""
     config = with_values(config, values)
-    return {name: value_at(config, name) for name in values}
+    return {
+        name: to_plain(value) if isinstance(value, Part | Mapping) else value_at(config, name)
+        for name, value in values.items()
+    }
