@@ -102,7 +102,7 @@ def test_a_bfloat16_run_is_exported_as_it_computes_or_in_float32(tmp_path: Path)
     assert "bf16" in jax.export.deserialize(bytearray((tmp_path / "program").read_bytes())).mlir_module()
     export(loaded, "onnx", tmp_path / "model.onnx")
     in_float32 = dataclasses.replace(loaded, config=dataclasses.replace(loaded.config, precision="float32"))
-    images = checked.probes((28, 28, 1))
+    images = checked.probes(network.MNIST)
     found = read_back("onnx", tmp_path / "model.onnx", loaded, images)
     np.testing.assert_allclose(found, in_float32.probabilities(images), rtol=0, atol=1e-5)
     assert np.abs(found - loaded.probabilities(images)).max() > 1e-4
@@ -260,6 +260,6 @@ def test_the_command_writes_into_the_run_and_says_how_near_it_is(
     assert set(document) == {"format", "path", "bytes", "difference", "rounding", "code_changed"}
     assert (document["path"], document["format"]) == (str(digits_run / "model.stablehlo"), "stablehlo")
     assert Path(document["path"]).stat().st_size == document["bytes"]
-    assert "read back, and on 256 images" in said.err
+    assert "read back, and on 256 examples" in said.err
     assert main(["export", str(digits_run), "--format", "tflite"]) == 2
     assert "must be one of safetensors, stablehlo, web, onnx, orbax" in capsys.readouterr().err

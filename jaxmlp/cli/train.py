@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say, summary
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.errors import CheckFailed, RunError, UsageError
+from jaxmlp.errors import CheckFailed, ConfigError, RunError, UsageError
 from jaxmlp.fields import ranged
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir
 
+    _check_min_accuracy(config, chosen)
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     check_data(config, dataset)
     facts = _facts(config, dataset, chosen)
@@ -138,6 +139,7 @@ def _resume(chosen: ResumeFlags) -> Answer:
         return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
     path = find_run(str(chosen.resume))
     with open_run(path, code, write=True, accept_changed_code=chosen.accept_changed_code) as stored:
+        _check_min_accuracy(stored.config, chosen)
         result = stored.manifest["result"] if stored.status == "finished" else None
         if chosen.distributed:
             told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
@@ -223,6 +225,12 @@ def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> Tens
     if (path / "tensorboard").is_symlink():
         raise RunError(f"{path / 'tensorboard'} is a symbolic link: it must lie in the run directory. Remove it.")
     return TensorBoard(path / "tensorboard", config, dataset.facts.image_shape)
+
+
+def _check_min_accuracy(config: ExperimentConfig, chosen: ResumeFlags) -> None:
+    names = [metric.name for metric in config.metrics]
+    if chosen.min_accuracy is not None and "accuracy" not in names:
+        raise ConfigError("min_accuracy", f"cannot be checked: the metrics are {', '.join(names) or 'none'}")
 
 
 def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
