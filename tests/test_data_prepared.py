@@ -244,10 +244,10 @@ def test_nothing_loads_tensorflow_or_writes_to_stdout_or_outside_the_data_folder
     program = f"""if True:
         import sys
         from pathlib import Path
-        import mnist_stand_in
         from jaxmlp import data
         from jaxmlp.data import official
         assert not {{"jax", "tensorflow", "tensorflow_datasets", "matplotlib", "PIL"}} & set(sys.modules)
+        import mnist_stand_in
         from jaxmlp.config import DataConfig
         official.SOURCES["mnist"] = mnist_stand_in.stand_in_source(Path({str(files)!r}))
         for folder in ({str(files)!r}, {str(tmp_path / "stock")!r}):
