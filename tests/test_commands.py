@@ -179,9 +179,9 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
             "data: {here} has no images: wanted .png, .jpg,",
         ),
         (
-            "train {quick} --metrics topk --min-accuracy 0.5",
+            "train {quick} --metrics top_k --min-accuracy 0.5",
             2,
-            "--min-accuracy cannot be checked: the metrics are top_k",
+            "--min-accuracy cannot be checked: the metrics are",
         ),
         ("data prepair", 2, "data does status or prepare, not prepair. Did you mean prepare?"),
         ("data prepare mnits", 2, "--data.name must be one of mnist, fashion_mnist, mnist_5k"),
