@@ -227,6 +227,7 @@ def test_another_line_is_named_with_both_sums(run: Path, files: Path, images: Pa
         assert_names(ended.stderr, files, other)
         assert ended.document["code_changed"] == [{"file": "exp.py", "there": sha256(files), "here": sha256(other)}]
     assert_names(program("summary", str(run), *code).stderr, files, other)
+    assert_names(program("train", "--resume", str(run), *code).stderr, files, other)
     again = program("reproduce", str(run), *code)
     assert (again.code, again.document["level"], again.document["same"]) == (3, "L4", None)
     assert_names(again.stderr, files, other)

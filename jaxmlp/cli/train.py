@@ -144,7 +144,11 @@ def _resume(chosen: ResumeFlags) -> Answer:
         if chosen.distributed:
             told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
             distributed.share(json.dumps(told).encode())
-        return _answer(stored.path, chosen, result) if result else _continue(stored.config, chosen, stored)
+        if not result:
+            return _continue(stored.config, chosen, stored)
+        for each in stored.code_changed:
+            say(f"{each}: the result is the run's own.")
+        return _answer(stored.path, chosen, result)
 
 
 def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
