@@ -608,7 +608,8 @@ def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
     """The user's own parts of a role, by their names."""
     found: dict[str, type[Part]] = {}
     for cls in role.__subclasses__():
-        if not is_shipped(cls) and not cls.__abstractmethods__:
+        # A class that was refused while it was made has no list of abstract methods.
+        if not is_shipped(cls) and not getattr(cls, "__abstractmethods__", True):
             found |= {cls.__name__: cls}
         found |= _own_kinds(cls)
     return found

@@ -68,12 +68,12 @@ def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -
     steps_per_epoch = -(-examples // config.batch_size)
     on_data = shards.replicate(config.on_data(10, steps_per_epoch), mesh)
     state = shards.replicate(train.init_state(on_data, images[:1]), mesh)
-    zero = train.zero_sums(on_data, state, split)
     found = []
     for epoch in range(-(-STEPS // steps_per_epoch)):
         order = shards.replicate(train.epoch_order(on_data, epoch, examples=examples), mesh)
-        sums = shards.replicate(zero, mesh)
+        sums = shards.replicate(train.zero_sums(on_data, state, split), mesh)
         state, sums, _ = train.train_steps(on_data, state, sums, split, order, 0, steps_per_epoch, mesh=mesh)
+        zero = shards.replicate(train.zero_sums(on_data, state, split), mesh)
         found += [sums, train.evaluate(on_data, state.params, state.variables, split, zero, mesh=mesh)]
     return digest({"state": state, "sums": found})
 

@@ -14,7 +14,7 @@ from command_line import Program
 
 import jaxmlp
 from jaxmlp import ExperimentConfig
-from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.experiment import parse_changes
 from jaxmlp.cli.train import TrainFlags
 from jaxmlp.experiment import load_experiment
 from jaxmlp.parts import Part, kinds, role_of, roles_of, stored_fields
@@ -196,8 +196,7 @@ def test_every_config_value_is_a_flag_that_changes_it_and_nothing_else(config: E
     other = OTHER_OF_FIELD[path] if path in OTHER_OF_FIELD else OTHER[type(value)](value)
     wanted = replaced(config, path, other)
     assert wanted != config
-    chosen, found = parse_experiment(TrainFlags, ["FILE", *as_words(path, other)], "train", config)
-    assert found == wanted
+    chosen, _ = parse_changes(TrainFlags, ["FILE", *as_words(path, other)], "train", "FILE", config)
     assert chosen == type(chosen)(config=wanted)  # type: ignore[call-arg]
 
 
@@ -207,6 +206,13 @@ def test_the_experiment_may_stand_anywhere_among_the_flags(program: Program, exp
     assert [layer["output_shape"] for layer in layers if layer["type"] == "Dense"] == [[5], [6], [10]]
 
 
+def changed(words: list[str], config: ExperimentConfig) -> ExperimentConfig:
+    """The config as flags change it."""
+    chosen, _ = parse_changes(TrainFlags, words, "train", "FILE", config)
+    found: ExperimentConfig = chosen.config  # type: ignore[attr-defined]
+    return found
+
+
 KINDS = [(path, kind) for path, role in roles_of(ExperimentConfig()).items() for kind in kinds(role_of(type(role)))]
 
 
@@ -214,18 +220,18 @@ KINDS = [(path, kind) for path, role in roles_of(ExperimentConfig()).items() for
 @pytest.mark.parametrize("form", ["{flag} {kind}", "{flag}={kind}"])
 def test_a_flag_chooses_the_kind_of_a_part_with_its_defaults(path: str, kind: str, form: str) -> None:
     words = form.format(flag=f"--{path}", kind=kind).split()
-    _, found = parse_experiment(TrainFlags, ["FILE", *words], "train", ExperimentConfig())
+    found = changed(["FILE", *words], ExperimentConfig())
     chosen = kinds(role_of(type(value_of(ExperimentConfig(), path))))[kind]
     assert found == replaced(ExperimentConfig(), path, chosen())
 
 
 def test_a_chosen_kind_takes_its_values_from_flags_before_or_after_it() -> None:
     words = "FILE --optimizer.b1 0.8 --optimizer.schedule.end-factor 0.5 --optimizer adam --optimizer.schedule cosine"
-    _, found = parse_experiment(TrainFlags, words.split(), "train", ExperimentConfig())
+    found = changed(words.split(), ExperimentConfig())
     assert found.optimizer == jaxmlp.Adam(b1=0.8, schedule=jaxmlp.Cosine(end_factor=0.5))
 
 
 def test_the_kind_that_the_file_has_keeps_the_files_values() -> None:
     config = ExperimentConfig(optimizer=jaxmlp.RMSprop(rho=0.5))
-    _, found = parse_experiment(TrainFlags, ["FILE", "--optimizer", "rmsprop"], "train", config)
+    found = changed(["FILE", "--optimizer", "rmsprop"], config)
     assert found == config

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def parse_experiment[Chosen: flags.Flags](
-    kind: type[Chosen], argv: Sequence[str], command: str, config: ExperimentConfig | None = None
+    kind: type[Chosen], argv: Sequence[str], command: str
 ) -> tuple[Chosen, ExperimentConfig]:
     """The flags of a command whose one word is an EXPERIMENT.py, and the file's config as the flags change it.
 
@@ -31,7 +31,6 @@ def parse_experiment[Chosen: flags.Flags](
         kind: The command's own flags.
         argv: After the command.
         command: For the help and for messages.
-        config: In place of the CONFIG of a file; the word is then left to the command.
 
     Raises:
         ConfigError, UsageError, SystemExit: As `flags.parse` and `load_experiment`.
@@ -39,21 +38,18 @@ def parse_experiment[Chosen: flags.Flags](
     at = next((i for i, word in enumerate(argv) if word.endswith(".py") and not word.startswith("-")), 0)
     # To the front, because a flag of many values would take the word for one.
     words = [*argv[at : at + 1], *argv[:at], *argv[at + 1 :]]
-    is_given = bool(words) and not words[0].startswith("-")
     name = "EXPERIMENT.py"
-    if config is None:
-        if not is_given:
-            default: flags.Flags = kind()
-            if not {"-h", "--help"} & {*words}:
-                from jaxmlp.config import ExperimentConfig
+    if not words or words[0].startswith("-"):
+        default: flags.Flags = kind()
+        if not {"-h", "--help"} & {*words}:
+            from jaxmlp.config import ExperimentConfig
 
-                config, words = _with_kinds(ExperimentConfig(), words)
-                default = _with_config(kind, config)
-            hint = f" The flags of its values: jaxmlp {command} {name} --help"
-            (word,) = flags.parse(default, words, command, name, hint=hint)[1]
-            raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
-        config = _loaded(experiment_path(words[0]), words)
-    chosen, _ = parse_changes(kind, words, command, name if is_given else "FILE", config)
+            config, words = _with_kinds(ExperimentConfig(), words)
+            default = _with_config(kind, config)
+        hint = f" The flags of its values: jaxmlp {command} {name} --help"
+        (word,) = flags.parse(default, words, command, name, hint=hint)[1]
+        raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
+    chosen, _ = parse_changes(kind, words, command, name, _loaded(experiment_path(words[0]), words))
     return chosen, chosen.config  # type: ignore[attr-defined]
 
 

@@ -108,7 +108,7 @@ def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir
 
-    _check_min_accuracy(config, chosen)
+    _check_min_accuracy([metric.name for metric in config.metrics], chosen)
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     check_data(config, dataset)
     facts = _facts(config, dataset, chosen)
@@ -139,11 +139,11 @@ def _resume(chosen: ResumeFlags) -> Answer:
         return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
     path = find_run(str(chosen.resume))
     with open_run(path, code, write=True, accept_changed_code=chosen.accept_changed_code) as stored:
-        _check_min_accuracy(stored.config, chosen)
         result = stored.manifest["result"] if stored.status == "finished" else None
         if chosen.distributed:
             told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
             distributed.share(json.dumps(told).encode())
+        _check_min_accuracy([*result["metrics"]] if result else [each.name for each in stored.config.metrics], chosen)
         if not result:
             return _continue(stored.config, chosen, stored)
         for each in stored.code_changed:
@@ -231,8 +231,7 @@ def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> Tens
     return TensorBoard(path / "tensorboard", config, dataset.facts.image_shape)
 
 
-def _check_min_accuracy(config: ExperimentConfig, chosen: ResumeFlags) -> None:
-    names = [metric.name for metric in config.metrics]
+def _check_min_accuracy(names: Sequence[str], chosen: ResumeFlags) -> None:
     if chosen.min_accuracy is not None and "accuracy" not in names:
         raise ConfigError("min_accuracy", f"cannot be checked: the metrics are {', '.join(names) or 'none'}")
 

@@ -10,8 +10,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def start(argv: list[str]) -> int:
     """Run it, in a process of its own: `mnist` is the stand-in, where it lies in --manual-dir."""
-    from faults import tiny
-    from jaxmlp.cli import main
+    try:
+        from faults import tiny
+        from jaxmlp.cli import main
+    except KeyboardInterrupt:  # as main answers, where it is loaded
+        return 130
 
     assert tiny.CONFIG
     if "--manual-dir" in argv:
