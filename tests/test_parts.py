@@ -204,15 +204,16 @@ def test_a_subclass_without_a_rule_of_its_own_is_refused(parent: Any) -> None:
         type("Own", (parent,), {"__module__": __name__})
 
 
+class Ascent(SGD):
+    kind: ClassVar[str] = "sgd"
+
+    def transformation(self, total_steps: Any) -> optax.GradientTransformation:
+        return optax.scale(0.1)
+
+
 def test_a_subclass_with_a_rule_of_its_own_trains_as_what_it_says(dataset: data.Dataset) -> None:
-    class Ascent(SGD):
-        kind: ClassVar[str] = "sgd"
-
-        def transformation(self, total_steps: Any) -> optax.GradientTransformation:
-            return optax.scale(0.1)
-
     config = replace(SMALL, optimizer=Ascent())
-    assert where(config.optimizer).startswith(f"{FILE}:")
+    assert where(config.optimizer) == f"{FILE}:Ascent"
     losses = fit(config, dataset)["val_loss"]
     assert losses[-1] > losses[0]
 
