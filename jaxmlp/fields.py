@@ -95,15 +95,22 @@ def _is_given(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_given, value))
     # NumPy's numbers are a person's; its arrays, and all arrays of JAX, are what a transformation put in their place.
-    is_array = hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, Real | Integral)
+    is_array = (
+        hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, Real) and not _is_bool(value)
+    )
     return not is_array and type(value) is not object
+
+
+def _is_bool(value: Any) -> bool:
+    """Whether it is Python's or NumPy's; nothing here loads NumPy."""
+    return type(value).__name__ in ("bool", "bool_") and type(value).__module__ in ("builtins", "numpy")
 
 
 def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
     """`value` as its type says, or ConfigError with the rule it breaks."""
     if "known" in metadata:
         return _named(path, value, metadata["known"])
-    is_bool = isinstance(value, bool)
+    is_bool = _is_bool(value)
     for choice in choices(hint):
         if typing.get_origin(choice) is Literal:
             known = typing.get_args(choice)
@@ -114,8 +121,10 @@ def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> A
         if typing.get_origin(choice) is tuple and isinstance(value, list | tuple):
             element = typing.get_args(choice)[0]
             return tuple(_checked(path, element, item, metadata) for item in value)
-        if choice is Any or (choice is bool and is_bool):
+        if choice is Any:
             return value
+        if choice is bool and is_bool:
+            return bool(value)
         if choice is int and isinstance(value, Integral) and not is_bool:
             return _in_interval(path, int(value), metadata)
         if choice is float and isinstance(value, Real) and not is_bool:

@@ -60,12 +60,18 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
             JAX_NUM_CPU_DEVICES says comes before it.
 
     Raises:
-        DeviceError: The device is not there, or JAX is already up on another one or without the flags.
+        DeviceError: The device is not there, or JAX is already up on another one, without the flags or in 64 bits.
     """
     import jax
 
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
     up, missing = _is_up(), _missing_flags()
+    if up and jax.config.jax_enable_x64:
+        raise DeviceError(
+            "device: JAX is already up in 64 bits, and jaxmlp's bits are those of 32. "
+            "Call it inside `with jax.enable_x64(False):`, or in a process of its own"
+        )
+    jax.config.update("jax_enable_x64", False)
     prepare(device)
     said = (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ

@@ -326,7 +326,9 @@ def test_a_part_is_frozen_hashable_and_made_by_keywords_only(cls: PartType) -> N
 
 
 def test_numpy_numbers_and_lists_become_plain_values() -> None:
-    config = ExperimentConfig(seed=np.uint32(3), model=MLP(hidden_sizes=[np.int64(4)], l1=np.float32(0.5)))
+    config = ExperimentConfig(
+        seed=np.uint32(3), shuffle=np.bool_(True), model=MLP(hidden_sizes=[np.int64(4)], l1=np.float32(0.5))
+    )
     plain = ExperimentConfig(seed=3, model=MLP(hidden_sizes=(4,), l1=0.5))
     assert (config, config.to_json()) == (plain, plain.to_json())
 

@@ -109,6 +109,20 @@ def test_a_jax_that_is_up_on_a_gpu_without_the_flags_is_refused() -> None:
     assert python(ALREADY_UP, XLA_FLAGS="--xla_gpu_deterministic_ops=true") == "accepted\n"
 
 
+X64 = """
+from jaxmlp import DataConfig, ExperimentConfig, MLP, fit
+import jax
+if {up}:
+    jax.devices()
+print(fit(ExperimentConfig(model=MLP(hidden_sizes=(4,)), data=DataConfig(name="mnist_5k"), epochs=1)).state_sha256)"""
+
+
+def test_the_bits_of_64_bit_jax_are_those_of_32_or_it_is_refused() -> None:
+    wanted = python(X64.format(up=False))
+    assert python(X64.format(up=False), JAX_ENABLE_X64="1") == wanted
+    assert python(X64.format(up=True), JAX_ENABLE_X64="1").startswith("DeviceError 6 device: JAX is already up in 64")
+
+
 def test_a_jax_that_is_up_on_a_cpu_is_taken_as_it_is() -> None:
     assert python("import jax\njax.devices()\nfrom jaxmlp import configure\nconfigure('cpu')\nprint('ok')") == "ok\n"
 

@@ -178,7 +178,9 @@ def test_lanes_of_vmap_are_solo_runs_but_for_rounding(dataset: data.Dataset, tmp
     show a thousandfold. RMSprop would not do: where gradients are all but zero, their rounding decides a whole step.
     """
     vary = {"optimizer.learning_rate": [0.05, 0.1]}
-    sweep(CONFIG, dataset, seeds=range(3), vary=vary, devices=2, batching="vmap", out=tmp_path / "v", keep_runs=True)
+    sweep(
+        CONFIG, dataset, seeds=np.arange(3), vary=vary, devices=2, batching="vmap", out=tmp_path / "v", keep_runs=True
+    )
     for lane in load(tmp_path / "v")[0].lanes():
         solo = fit(lane.config, dataset, devices=1)
         with RunDirectory.open(tmp_path / "v" / "runs" / f"{lane.index:04d}-s{lane.seed}", write=False) as kept:

@@ -141,9 +141,8 @@ def make_plan(config: ExperimentConfig, seeds: Sequence[int], settings: Sequence
         raise ConfigError("seeds", f"must make 1 to {MAX_LANES:,} lanes, got {len(seeds) * len(settings):,}")
     if repeated := _repeated(seeds):
         raise ConfigError("seeds", f"must all differ, got {repeated}")
-    for seed in seeds:
-        with_values(config, {"seed": seed})
-    return Plan(config=config, seeds=tuple(seeds), settings=tuple(settings), **how)
+    seeds = tuple(with_values(config, {"seed": seed}).seed for seed in seeds)
+    return Plan(config=config, seeds=seeds, settings=tuple(settings), **how)
 
 
 def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
