@@ -587,7 +587,7 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     Raises:
         ConfigError: There is no such kind.
     """
-    own = _own_kinds(role)
+    own = {cls.__name__: cls for cls in _own_parts(role)}
     known: dict[str, type[Part]] = {**kinds(role), **own}
     near = {place_of(cls).lower().replace("-", "_"): cls for cls in own.values()}
     near |= {name.lower().replace("-", "_"): cls for name, cls in known.items()}
@@ -604,23 +604,21 @@ def role_of_several(part: Part | type[Part], name: str) -> Any:
     return element[0] if is_role else None
 
 
-def _own_kinds(role: type[Part]) -> dict[str, type[Part]]:
-    """The user's own parts of a role, by their names."""
-    found: dict[str, type[Part]] = {}
+def _own_parts(role: type[Part]) -> Iterator[type[Part]]:
+    """The user's own parts of a role, in the order in which they were made."""
     for cls in role.__subclasses__():
         # A class that was refused while it was made has no list of abstract methods.
         if not is_shipped(cls) and not getattr(cls, "__abstractmethods__", True):
-            found |= {cls.__name__: cls}
-        found |= _own_kinds(cls)
-    return found
+            yield cls
+        yield from _own_parts(cls)
 
 
 def _find_own(place: str) -> type[Part]:
-    """The class of the user's own, among those that are loaded, at a place."""
-    for cls in _own_kinds(Part).values():
-        if place_of(cls) == place:
-            return cls
-    raise ConfigError("kind", f"is {place}, and no part of that place is loaded")
+    """The class of the user's own, among those that are loaded, at a place; the newest of several."""
+    found = [cls for cls in _own_parts(Part) if place_of(cls) == place]
+    if not found:
+        raise ConfigError("kind", f"is {place}, and no part of that place is loaded")
+    return found[-1]
 
 
 def with_value[P: Part](part: P, path: str, value: Any) -> P:

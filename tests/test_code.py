@@ -24,6 +24,7 @@ from jaxmlp.code import code_of
 from jaxmlp.errors import CodeError
 from jaxmlp.experiment import Code, load_experiment
 from jaxmlp.opening import open_data, open_run
+from jaxmlp.parts import to_plain
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -340,9 +341,12 @@ def test_a_sweep_over_a_field_of_ones_own_part_records_its_code_and_goes_on_with
     assert went_on.code == 0 and went_on.document["status"] == "finished"
 
 
-def test_a_sweep_over_kinds_binds_the_code_of_all(files: Path, small_dataset: data.Dataset, tmp_path: Path) -> None:
-    load_experiment(files)
-    kinds = [{"optimizer": "sgd"}, {"optimizer": "lion_rule.py:Lion"}]
+@pytest.mark.parametrize("whole", [False, True], ids=["by its kind", "as a part"])
+def test_a_sweep_over_kinds_binds_the_code_of_all(
+    whole: bool, files: Path, small_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    lion = to_plain(load_experiment(files).config.optimizer)
+    kinds = [{"optimizer": "sgd"}, {"optimizer": lion if whole else lion["kind"]}]
     plan = make_plan(ExperimentConfig(), [0], kinds)
     facts = manifest(plan.config, small_dataset, variants=plan.variants())
     assert facts["binding"]["code"] == {HELPED: sha256(files.parent / HELPED)}

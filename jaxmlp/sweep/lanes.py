@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +86,10 @@ class Plan:
             raise ValueError("a setting is of what no lane may set")
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
             raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
+        if find:
+            for place in _places(settings):
+                find(place)
         for values in settings:
-            for value in values.values():
-                if find and is_place(value):
-                    find(value)
             with_values(config, values)
         return make_plan(config, seeds, settings, batching=plain["batching"], keep_runs=plain["keep_runs"])
 
@@ -166,6 +166,15 @@ def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
             with contextlib.suppress(ConfigError):
                 found |= dict.fromkeys(paths(with_value(config, name, kind)))
     return list(found)
+
+
+def _places(plain: Any) -> Iterator[str]:
+    """The places of the user's own code in settings, however deep."""
+    if isinstance(plain, Mapping | list):
+        for value in plain.values() if isinstance(plain, Mapping) else plain:
+            yield from _places(value)
+    elif is_place(plain):
+        yield plain
 
 
 def _check_choices(name: str, choices: Choices, draws: int | None) -> None:
