@@ -103,7 +103,6 @@ class Programs:
 
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""
-        feed = self.feeds.get(name)
         # The test split is put on the devices for its evaluation alone.
         feed = self.feeds.get(name) or self._feed(name)
         state, sums = position.state, self.zero_sums(position)

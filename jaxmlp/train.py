@@ -82,15 +82,16 @@ class Health(NamedTuple):
 
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
-
-    def of_a_batch(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
-        batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
-        logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
-        return _sums(config, config.loss(logits, batch.targets), logits, batch)
-
-    shapes = jax.eval_shape(of_a_batch, config, state, split)
+    shapes = jax.eval_shape(_sums_of_one, config, state, split)
     zeros: Sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     return zeros
+
+
+@jax.jit  # so that it is traced once
+def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
+    batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
+    logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
+    return _sums(config, config.loss(logits, batch.targets), logits, batch)
 
 
 @jax.jit
