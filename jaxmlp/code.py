@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 from jaxmlp import data
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import WRAPPERS, Part, file_of, is_installed, is_shipped, place_of, where
+from jaxmlp.parts import Part, PlainObject
+from jaxmlp.plain import file_of, is_installed, is_shipped, place_of, where
 
 NONE = "none"
 """Stands for code that no file has, such as a notebook's."""
@@ -101,7 +102,7 @@ def _named(files: Iterable[Path | None]) -> Sources:
 def _defining(config: ExperimentConfig) -> Iterator[Path | None]:
     """The files that define the parts in use; None for what no file has."""
     for part in config.parts():
-        if isinstance(part, WRAPPERS):
+        if isinstance(part, PlainObject):
             yield from _file(part.value, where(part))
             continue
         if not is_shipped(type(part)):

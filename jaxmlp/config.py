@@ -24,7 +24,8 @@ from jaxmlp.metrics import Accuracy
 from jaxmlp.mlp import MLP
 from jaxmlp.modules import hashable
 from jaxmlp.optimizers import RMSprop
-from jaxmlp.parts import Augmentation, Find, Loss, Metric, Model, Optimizer, Part, from_plain, holding, to_plain
+from jaxmlp.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, holding
+from jaxmlp.plain import Find, from_plain, to_plain
 
 
 class DataConfig(Part):

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple, TypeAlias
 from jaxmlp.code import NONE, as_run, code_of, local_files, remember, sums_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError
-from jaxmlp.parts import WRAPPERS, Part, Placed, is_installed, place_of, where
+from jaxmlp.parts import Part, PlainObject
+from jaxmlp.plain import Placed, is_installed, place_of, where
 
 Experiment: TypeAlias = ExperimentConfig | str | Path | Sequence[str | Path]
 """The user's own code for a run: the experiment's file, several files, or an experiment in hand."""
@@ -55,7 +56,7 @@ class ExperimentFile:
 
     def _placed(self, part: Any, place: str) -> Any:
         """The part with the places of its plain objects and functions: a name in the file, or where CONFIG has them."""
-        if isinstance(part, WRAPPERS):
+        if isinstance(part, PlainObject):
             own = place_of(part.value)
             return dataclasses.replace(part, source=own if self._has(own) else self._place(part.value, place))
         if not isinstance(part, Part):
@@ -173,7 +174,7 @@ def _at(thing: Any, names: Sequence[str]) -> Any:
             thing = thing[int(name)] if name.isdecimal() and int(name) < len(thing) else None
         else:
             thing = vars(thing).get(name) if hasattr(thing, "__dict__") else None
-    return thing.value if isinstance(thing, WRAPPERS) else thing
+    return thing.value if isinstance(thing, PlainObject) else thing
 
 
 class Changed(NamedTuple):
@@ -212,7 +213,7 @@ class Code:
         """What a run calls `place`, such as `lion.py:Lion`; None where it is not given.
 
         Args:
-            place: As `jaxmlp.parts.where` names it.
+            place: As `jaxmlp.plain.where` names it.
             wanted: Sums of the run's code: files that have more of them come first.
         """
         if self.config:
@@ -234,8 +235,8 @@ def _things(config: ExperimentConfig) -> list[tuple[str, Any]]:
     """The places of an experiment's own parts and functions, and the classes and objects themselves."""
     found: list[tuple[str, Any]] = []
     for part in config.parts():
-        found.append((where(part), part.value if isinstance(part, WRAPPERS) else type(part)))
-        if not isinstance(part, WRAPPERS):
+        found.append((where(part), part.value if isinstance(part, PlainObject) else type(part)))
+        if not isinstance(part, PlainObject):
             values = [getattr(part, item.name) for item in dataclasses.fields(part)]  # type: ignore[arg-type]
             found += [(place_of(each), each) for each in values if callable(each) and not isinstance(each, Part)]
     return found

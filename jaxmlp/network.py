@@ -18,7 +18,7 @@ from jaxmlp import data, modules, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import where
+from jaxmlp.plain import where
 
 MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32", ()), 10)
 

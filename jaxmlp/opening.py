@@ -14,7 +14,7 @@ from jaxmlp.code import NONE, code_of
 from jaxmlp.config import DataConfig
 from jaxmlp.errors import CodeError, RunError
 from jaxmlp.experiment import Changed, Code, Experiment
-from jaxmlp.parts import Find
+from jaxmlp.plain import Find
 from jaxmlp.run import code as stored
 from jaxmlp.run.directory import RunDirectory
 

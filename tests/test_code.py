@@ -24,7 +24,7 @@ from jaxmlp.code import code_of
 from jaxmlp.errors import CodeError
 from jaxmlp.experiment import Code, load_experiment
 from jaxmlp.opening import open_data, open_run
-from jaxmlp.parts import to_plain
+from jaxmlp.plain import to_plain
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest

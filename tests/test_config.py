@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 import jaxmlp
 from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import Loss, Metric, Model, Optimizer, Part, Schedule, kinds, stored_fields
+from jaxmlp.parts import Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.plain import kinds, stored_fields
 
 PartType: TypeAlias = Any
 """A subclass of `Part` that is a dataclass."""

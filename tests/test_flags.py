@@ -17,7 +17,8 @@ from jaxmlp import ExperimentConfig
 from jaxmlp.cli.experiment import parse_changes
 from jaxmlp.cli.train import TrainFlags
 from jaxmlp.experiment import load_experiment
-from jaxmlp.parts import Part, kinds, role_of, roles_of, stored_fields
+from jaxmlp.parts import Part, role_of
+from jaxmlp.plain import kinds, roles_of, stored_fields
 
 program = command_line.program
 EXPERIMENTS = {

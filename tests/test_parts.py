@@ -17,7 +17,8 @@ import pytest
 from jaxmlp import MLP, SGD, Adam, ConfigError, Cosine, CrossEntropy, ExperimentConfig, data, fit, ranged, train
 from jaxmlp.code import code_of
 from jaxmlp.experiment import Code
-from jaxmlp.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule, where, with_value
+from jaxmlp.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.plain import where, with_value
 from jaxmlp.sweep.start import sweep
 
 FILE = Path(__file__).name

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxmlp"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
-VALUES = ("errors", "folders", "fields", "parts", "config")
+VALUES = ("errors", "folders", "fields", "parts", "plain", "config")
 """What every room below them may import."""
 ARROWS = {
     "errors": "",
@@ -34,6 +34,7 @@ ARROWS = {
     "layers": "prng",
     "modules": "prng",
     "parts": "modules",
+    "plain": "",
     "losses": "",
     "metrics": "",
     "schedules": "",

@@ -27,7 +27,7 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
 from jaxmlp.mlp import MLP
 from jaxmlp.optimizers import RMSprop
-from jaxmlp.parts import where
+from jaxmlp.plain import where
 from jaxmlp.schedules import Constant
 
 PEERS = (

@@ -93,10 +93,10 @@ def _device(words: Sequence[str]) -> Any:
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
     """The command's flags with those of the experiment's values."""
-    from jaxmlp.parts import WRAPPERS
+    from jaxmlp.parts import PlainObject
 
-    for wrapper in WRAPPERS:  # A plain object has no flags; tyro would look into it.
-        wrapper.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
+    # A plain object has no flags; tyro would look into it.
+    PlainObject.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
     hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
     both = dataclasses.make_dataclass(
@@ -109,7 +109,8 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
     """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the words that are left."""
-    from jaxmlp.parts import role_of_several, roles_of, with_value
+    from jaxmlp.parts import role_of_several
+    from jaxmlp.plain import roles_of, with_value
 
     left: list[str] = []
     chosen: dict[str, str] = {}
@@ -136,7 +137,8 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
 
 def other_kinds(config: ExperimentConfig, flag: str) -> Iterator[str]:
     """The kinds of part that have this flag, where the experiment's part is of another kind."""
-    from jaxmlp.parts import kinds, role_of, roles_of
+    from jaxmlp.parts import role_of
+    from jaxmlp.plain import kinds, roles_of
 
     for path, part in roles_of(config).items():
         name = flag.removeprefix(f"--{path}.").replace("-", "_")

@@ -18,7 +18,7 @@ from jaxmlp.errors import CheckFailed, RunError
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
 from jaxmlp.inference import Model, answers
 from jaxmlp.mlp import MLP
-from jaxmlp.parts import with_value
+from jaxmlp.plain import with_value
 from jaxmlp.run import files
 from jaxmlp.run.digest import leaves
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from jaxmlp.errors import RunError
 from jaxmlp.inference import Model
 from jaxmlp.mlp import MLP
-from jaxmlp.parts import where
+from jaxmlp.plain import where
 
 Rows = Float[np.ndarray, "rows units"]
 

@@ -21,7 +21,7 @@ from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
 from jaxmlp.mlp import MLP
-from jaxmlp.parts import place_of, stored_fields, where
+from jaxmlp.plain import place_of, stored_fields, where
 from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Facts
     from jaxmlp.experiment import Changed
-    from jaxmlp.parts import Find
+    from jaxmlp.plain import Find
 
 DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
 CHECKPOINTS, LOCK = "checkpoints", "lock"

@@ -13,7 +13,7 @@ from jaxmlp.run.known import is_code, wrong_fields
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
-    from jaxmlp.parts import Find
+    from jaxmlp.plain import Find
 
 FORMAT = 2
 """Version of what a run's folder holds. Version 1 had no number."""

@@ -15,7 +15,8 @@ from typing import Any
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import parse_json
-from jaxmlp.parts import Find, Part, is_place, paths, to_plain, value_at, with_value
+from jaxmlp.parts import Part
+from jaxmlp.plain import Find, is_place, paths, to_plain, value_at, with_value
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
 FIXED = {

@@ -1,0 +1,293 @@
+"""Parts as plain values: their kinds, their JSON, the places of the user's own code, and the dotted paths of fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import sys
+import sysconfig
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from flax import nnx
+
+from jaxmlp.errors import ConfigError, did_you_mean
+from jaxmlp.fields import choices, join_path
+from jaxmlp.parts import Part, PlainObject, hint_of, role_of, role_of_several
+
+Find: TypeAlias = Callable[[str], Any]
+"""The class, function or object of a user's own file that a name such as `lion.py:Lion` stands for."""
+
+
+def where(part: Part) -> str:
+    """What JSON calls a part: its `kind` if it ships with the package, else its place, such as `lion.py:Lion`."""
+    if isinstance(part, PlainObject):
+        return part.source or place_of(part.value)
+    cls = type(part)
+    return cls.kind if is_shipped(cls) else place_of(cls)
+
+
+def is_shipped(thing: Any) -> bool:
+    """Whether a class or function is the package's own."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
+
+
+def is_installed(file: str | Path) -> bool:
+    """Whether a file belongs to Python or to an installed package: then it is nobody's own code."""
+    path = Path(file)
+    stdlib = Path(sysconfig.get_path("stdlib"))
+    return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(stdlib)
+
+
+class Placed:
+    """A function that an experiment's file has, but does not define by a name: a lambda, or a library's function.
+
+    Args:
+        function: The function; it is what is called.
+        place: Where the file has it, such as `exp.py:CONFIG.model.activation`.
+        file: The file.
+    """
+
+    def __init__(self, function: Callable[..., Any], place: str, file: str) -> None:
+        self.function, self.place, self.file = function, place, file
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """What the function says."""
+        return self.function(*arguments, **named)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Placed) and (self.function, self.place) == (other.function, other.place)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.place))
+
+
+def place_of(thing: Any) -> str:
+    """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
+    if isinstance(thing, Placed):
+        return thing.place
+    defined = defined_by(thing)
+    # An object is made with arguments, which no class knows.
+    is_named = defined is thing and "<" not in defined.__qualname__
+    file = file_of(defined) if is_named else None
+    is_part = isinstance(thing, type) and issubclass(thing, Part)
+    where_from = Path(file).name if file and (is_part or not is_installed(file)) else "none"
+    return f"{where_from}:{defined.__qualname__}"
+
+
+def file_of(thing: Any) -> str | None:
+    """The file that defines a class or function, or the class of an object."""
+    if isinstance(thing, Placed):
+        return thing.file
+    thing = defined_by(thing)
+    # A module that is imported anew leaves sys.modules to the new one, but its classes keep its globals.
+    function = vars(thing).get("__init__") if isinstance(thing, type) else thing
+    scope: Mapping[str, Any] = getattr(function, "__globals__", {})
+    if scope.get("__name__") != thing.__module__:
+        scope = getattr(sys.modules.get(thing.__module__), "__dict__", {})
+    return scope.get("__file__")
+
+
+def defined_by(thing: Any) -> Any:
+    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    if isinstance(thing, nnx.bridge.ToLinen):
+        thing = thing.nnx_class
+    while isinstance(thing, functools.partial):
+        thing = thing.func
+    return thing if hasattr(thing, "__qualname__") else type(thing)
+
+
+def kinds(role: type[Part]) -> dict[str, type[Part]]:
+    """The shipped parts of a role, by kind."""
+    found = {}
+    for cls in role.__subclasses__():
+        if is_shipped(cls) and cls.kind and not cls.__abstractmethods__:
+            found[cls.kind] = cls
+        found |= kinds(cls)
+    return found
+
+
+def to_plain(value: Any) -> Any:
+    """A part or value as JSON types. A part of a role says its kind; a plain object is its place alone."""
+    if isinstance(value, PlainObject):
+        return {"kind": where(value)}
+    if isinstance(value, Part):
+        plain: dict[str, Any] = {"kind": where(value)} if value.rule else {}
+        return plain | {item.name: to_plain(getattr(value, item.name)) for item in stored_fields(value)}
+    if isinstance(value, list | tuple):
+        return [to_plain(each) for each in value]
+    return place_of(value) if callable(value) else value
+
+
+def stored_fields(part: Part | type[Part]) -> list[dataclasses.Field[Any]]:
+    """The fields that JSON has: all but those that training fills in."""
+    return [item for item in dataclasses.fields(part) if not item.metadata.get("filled_in")]  # type: ignore[arg-type]
+
+
+def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
+    """The part or value of type `hint` that `plain`, read from JSON, stands for.
+
+    Raises:
+        ConfigError: A field that is unknown or missing, or a value that breaks its rule.
+    """
+    if typing.get_origin(hint) is tuple and isinstance(plain, list):
+        element = typing.get_args(hint)[0]
+        return tuple(from_plain(f"{path}.{index}", element, each, find) for index, each in enumerate(plain))
+    parts = [each for each in choices(hint) if isinstance(each, type) and issubclass(each, Part)]
+    if not parts:
+        return find(plain) if is_place(plain) and _takes_functions(hint) else plain
+    (cls,) = parts
+    if not isinstance(plain, Mapping):
+        raise ConfigError(path or "config", f"must be a JSON object, got {plain!r}")
+    plain = dict(plain)
+    if cls.rule:
+        kind = plain.pop("kind", None)
+        cls = _class(f"{path}.kind", cls, kind, find)
+        if not isinstance(cls, type):  # A plain object.
+            return dataclasses.replace(cls, source=kind)
+    known = [item.name for item in stored_fields(cls)]
+    for name in plain:
+        if name not in known:
+            raise ConfigError(join_path(path, str(name)), f"is not a field.{did_you_mean(str(name), known)}")
+    for name in known:
+        if name not in plain:
+            raise ConfigError(join_path(path, name), "is missing")
+    return cls(**{name: from_plain(join_path(path, name), hint_of(cls, name), plain[name], find) for name in known})
+
+
+def is_place(value: Any) -> bool:
+    """Whether a JSON value is the place of code, such as `lion.py:Lion`."""
+    return isinstance(value, str) and re.fullmatch(r"[^/:]+:[\w.<>]+", value) is not None
+
+
+def _takes_functions(hint: Any) -> bool:
+    return any(each is object for each in choices(hint)) or "Callable" in str(hint)
+
+
+def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
+    """The class of a kind, or the part that wraps a plain object."""
+    shipped = kinds(role)
+    if isinstance(kind, str) and kind in shipped:
+        return shipped[kind]
+    if not is_place(kind):
+        raise ConfigError(path, f"must be one of {', '.join(shipped)}, got {kind!r}.{did_you_mean(str(kind), shipped)}")
+    found = find(kind)
+    found = found.function if isinstance(found, Placed) else found
+    if isinstance(found, type) and issubclass(found, Part):
+        if not issubclass(found, role):
+            raise ConfigError(path, f"must be {role.__name__}, got {kind}, which is not")
+        return found
+    return role.of(found)
+
+
+def roles_of(part: Part, prefix: str = "") -> dict[str, Part]:
+    """The parts that have a role in an experiment, by the dotted paths of their fields."""
+    found: dict[str, Part] = {}
+    for item in dataclasses.fields(part):  # type: ignore[arg-type]
+        value = getattr(part, item.name)
+        if isinstance(value, Part):
+            found |= {prefix + item.name: value} if value.rule else {}
+            found |= roles_of(value, f"{prefix}{item.name}.")
+    return found
+
+
+def of_kind(role: type[Part], path: str, kind: str) -> Part:
+    """A part of a role by the word for its kind, with its defaults: a shipped kind, or a class of the user's own.
+
+    Raises:
+        ConfigError: There is no such kind.
+    """
+    own = {cls.__name__: cls for cls in _own_parts(role)}
+    known: dict[str, type[Part]] = {**kinds(role), **own}
+    near = {place_of(cls).lower().replace("-", "_"): cls for cls in own.values()}
+    near |= {name.lower().replace("-", "_"): cls for name, cls in known.items()}
+    cls = known.get(kind) or near.get(kind.lower().replace("-", "_"))
+    if not cls:
+        raise ConfigError(path, f"must be one of {', '.join(known)}, got {kind!r}.{did_you_mean(kind, known)}")
+    return cls()
+
+
+def _own_parts(role: type[Part]) -> Iterator[type[Part]]:
+    """The user's own parts of a role, in the order in which they were made."""
+    for cls in role.__subclasses__():
+        # A class that was refused while it was made has no list of abstract methods.
+        if not is_shipped(cls) and not getattr(cls, "__abstractmethods__", True):
+            yield cls
+        yield from _own_parts(cls)
+
+
+def _find_own(place: str) -> type[Part]:
+    """The class of the user's own, among those that are loaded, at a place; the newest of several."""
+    found = [cls for cls in _own_parts(Part) if place_of(cls) == place]
+    if not found:
+        raise ConfigError("kind", f"is {place}, and no part of that place is loaded")
+    return found[-1]
+
+
+def with_value[P: Part](part: P, path: str, value: Any) -> P:
+    """The part with another value in a field, by its dotted path.
+
+    In a role's field, a word chooses a kind of part, and a mapping as JSON has it is the whole part.
+
+    Raises:
+        ConfigError: There is no such field, or the value breaks its rule.
+    """
+    return typing.cast(P, _with_value(part, path.split("."), value, path))
+
+
+def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
+    name, *rest = names
+    changed: Any
+    if isinstance(part, tuple):
+        if not name.isdecimal() or int(name) >= len(part):
+            raise ConfigError(path, f"is not a field: there are {len(part)} parts, counted from 0")
+        changed = _with_value(part[int(name)], rest, value, path)
+        return (*part[: int(name)], changed, *part[int(name) + 1 :])
+    known = [item.name for item in stored_fields(part)] if isinstance(part, Part) else []
+    if name not in known:
+        raise ConfigError(path, f"is not a field of this experiment.{did_you_mean(name, known)}")
+    old = getattr(part, name)
+    several = role_of_several(part, name)
+    if several and not rest and isinstance(value, str):
+        changed = tuple(of_kind(several, path, word) for word in value.split(",") if word)
+    elif rest:
+        changed = _with_value(old, rest, value, path)
+    elif isinstance(old, Part) and isinstance(value, str) and old.rule:
+        # The same place keeps its values: `--optimizer lion` of a file whose optimizer is Lion changes nothing.
+        role = role_of(type(old))
+        changed = old if value in (where(old), type(old).__name__) else of_kind(role, path, value)
+    elif isinstance(old, Part) and isinstance(value, Mapping) and old.rule:
+        changed = from_plain(path, role_of(type(old)), value, _find_own)
+    else:
+        changed = value
+    return dataclasses.replace(part, **{name: changed})
+
+
+def value_at(part: Part, path: str) -> Any:
+    """The value of a field by its dotted path, as JSON says it; a part of a role is its kind.
+
+    Raises:
+        ConfigError: There is no such field.
+    """
+    found: Any = part
+    for name in path.split("."):
+        if isinstance(found, tuple) and name.isdecimal() and int(name) < len(found):
+            found = found[int(name)]
+        elif isinstance(found, Part) and name in {item.name for item in stored_fields(found)}:
+            found = getattr(found, name)
+        else:
+            raise ConfigError(path, "is not a field of this experiment")
+    return where(found) if isinstance(found, Part) and found.rule else to_plain(found)
+
+
+def paths(part: Part, prefix: str = "") -> Iterator[str]:
+    """The dotted paths of all fields that JSON has, those of parts too."""
+    for item in stored_fields(part):
+        value = getattr(part, item.name)
+        yield prefix + item.name
+        for name, each in enumerate(value) if isinstance(value, tuple) else [("", value)]:
+            if isinstance(each, Part) and not isinstance(each, PlainObject):
+                yield from paths(each, f"{prefix}{item.name}.{f'{name}.' if isinstance(value, tuple) else ''}")
