@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CODE, ACCEPTED, DATA_CODE = "code", "accepted_code", "data_code"
 
-_PLACE = re.compile(r"([^/:]+):[\w.<>]+")
+_PLACE = re.compile(r"[^/:]+:[\w.<>]+")
 
 
 def copy(folder: Path, sources: Sources) -> None:
@@ -73,7 +73,7 @@ def accept(path: Path, manifest: dict[str, Any], told: Mapping[str, Any], source
 
 def files_to_name(plain_config: Any, manifest: Mapping[str, Any]) -> list[str]:
     """The names of the files that later commands need: those that define parts of the config, or register the data."""
-    named = [file for file in _files(plain_config) if file in wanted(manifest)]
+    named = [file for place in places(plain_config) if (file := place.partition(":")[0]) in wanted(manifest)]
     return list(dict.fromkeys([*named, *list(data_code(manifest))[:1]]))
 
 
@@ -82,9 +82,10 @@ def flags(names: Iterable[str | Path]) -> str:
     return "".join(f" --experiment {shlex.quote(str(name))}" for name in names)
 
 
-def _files(plain: Any) -> Iterator[str]:
+def places(plain: Any) -> Iterator[str]:
+    """The places of the user's own code in a config or a sweep's settings, such as `lion.py:Lion`, however deep."""
     if isinstance(plain, Mapping | list):
         for value in plain.values() if isinstance(plain, Mapping) else plain:
-            yield from _files(value)
-    elif isinstance(plain, str) and (match := _PLACE.fullmatch(plain)):
-        yield match[1]
+            yield from places(value)
+    elif isinstance(plain, str) and _PLACE.fullmatch(plain):
+        yield plain

@@ -8,7 +8,7 @@ import json
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,8 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import parse_json
 from jaxmlp.parts import Part
-from jaxmlp.plain import Find, is_place, paths, to_plain, value_at, with_value
+from jaxmlp.plain import Find, paths, to_plain, value_at, with_value
+from jaxmlp.run.code import places
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
 FIXED = {
@@ -88,7 +89,7 @@ class Plan:
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
             raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
         if find:
-            for place in _places(settings):
+            for place in places(settings):
                 find(place)
         for values in settings:
             with_values(config, values)
@@ -167,15 +168,6 @@ def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
             with contextlib.suppress(ConfigError):
                 found |= dict.fromkeys(paths(with_value(config, name, kind)))
     return list(found)
-
-
-def _places(plain: Any) -> Iterator[str]:
-    """The places of the user's own code in settings, however deep."""
-    if isinstance(plain, Mapping | list):
-        for value in plain.values() if isinstance(plain, Mapping) else plain:
-            yield from _places(value)
-    elif is_place(plain):
-        yield plain
 
 
 def _check_choices(name: str, choices: Choices, draws: int | None) -> None:
