@@ -110,14 +110,9 @@ def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
         _forget_others(file, whole.parent)
     try:
         spec.loader.exec_module(module)
-        modules = {whole.name: module}
         for file, source in near.items():
             remember(file, source)
-        sources = {whole: as_run(whole) or content, **near}
-        imported = {str(getattr(each, "__file__", "")): each for each in list(sys.modules.values())}
-        modules |= {_name(file, whole.parent): imported[str(file)] for file in near if str(file) in imported}
-        sums = {_name(file, whole.parent): hashlib.sha256(source).hexdigest() for file, source in sources.items()}
-        found = ExperimentFile(path, modules, sums)
+        found = _file_of(path, module, {whole: as_run(whole) or content, **near})
         if needs_config:
             found.config  # noqa: B018
     except ConfigError as error:
@@ -129,6 +124,27 @@ def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
         at = f", line {lines[-1]}" if lines else ""
         raise UsageError(f"{path}{at} raised {type(error).__name__}: {error}") from error
     return found
+
+
+def placed(config: ExperimentConfig) -> ExperimentConfig:
+    """The experiment; with the places that its file gives its parts, where it is the CONFIG that Python imported."""
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and getattr(module, "__dict__", {}).get("CONFIG") is config:
+            path = Path(file).resolve()
+            if as_run(path) is None:
+                remember(path, path.read_bytes())
+            return _file_of(path, module, {path: as_run(path) or b""}).config
+    return config
+
+
+def _file_of(path: Path, module: ModuleType, sources: Mapping[Path, bytes]) -> ExperimentFile:
+    """An experiment's file that was run as `module`; the first of its sources is its own."""
+    whole = next(iter(sources))
+    imported = {str(getattr(each, "__file__", "")): each for each in list(sys.modules.values())}
+    near = {_name(file, whole.parent): imported[str(file)] for file in sources if str(file) in imported}
+    sums = {_name(file, whole.parent): hashlib.sha256(source).hexdigest() for file, source in sources.items()}
+    return ExperimentFile(path, near | {whole.name: module}, sums)
 
 
 class _AsRead(importlib.machinery.SourceFileLoader):
@@ -195,7 +211,7 @@ class Code:
     """The user's own code for runs: files that the user names, which are run, or an experiment in hand."""
 
     def __init__(self, given: Experiment = ()) -> None:
-        self.config = given if isinstance(given, ExperimentConfig) else None
+        self.config = placed(given) if isinstance(given, ExperimentConfig) else None
         names = [given] if isinstance(given, str | Path) else () if isinstance(given, ExperimentConfig) else given
         self.files = [load_experiment(Path(name), needs_config=False) for name in names]
 

@@ -12,7 +12,7 @@ from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DivergedError, RunError
-from jaxmlp.experiment import Code, Experiment
+from jaxmlp.experiment import Code, Experiment, placed
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
 from jaxmlp.loop import Hook, RunLoop
@@ -91,6 +91,7 @@ def fit(
             if not run:
                 raise ConfigError("config", "must be given, or a run to go on with")
             config = run.config
+        config = placed(config)
         told = progress or stack.enter_context(make_progress(verbose, config.epochs))
         if run:
             _check_run(run, config, accept_changed_code)

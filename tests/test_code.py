@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import shutil
 import signal
@@ -22,7 +23,7 @@ import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, UsageError, data, fit, loop
 from jaxmlp.code import code_of
 from jaxmlp.errors import CodeError
-from jaxmlp.experiment import Code, load_experiment
+from jaxmlp.experiment import Code, load_experiment, placed
 from jaxmlp.opening import open_data, open_run
 from jaxmlp.plain import to_plain
 from jaxmlp.proof.verify import verify
@@ -425,6 +426,21 @@ def test_plain_objects_of_a_file_are_found_by_their_names_or_their_places_in_con
     assert found.config.to_dict() == plain and found.code_changed == ()
     assert [metric.name for metric in found.config.metrics] == [metric.name for metric in config.metrics]
     assert found.config.model.module(10, "float32").features == 5  # type: ignore[attr-defined]
+
+
+def test_an_experiment_that_python_imported_is_known_by_its_file(
+    small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "imported_plain.py"
+    path.write_text(PLAIN)
+    config = load_experiment(path).config
+    RunDirectory.create(tmp_path / "run", config, manifest(config, small_dataset)).close()
+    monkeypatch.syspath_prepend(tmp_path)
+    imported = importlib.import_module("imported_plain").CONFIG
+    found = open_run(tmp_path / "run", imported)
+    assert found.config.to_dict() == config.to_dict() and found.code_changed == ()
+    assert found.config.optimizer == placed(imported).optimizer
+    assert code_of(placed(imported)) == code_of(config)
 
 
 def test_names_lead_to_what_the_file_defines_and_no_further(files: Path) -> None:

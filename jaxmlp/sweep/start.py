@@ -13,7 +13,7 @@ import jax
 from jaxmlp import data, distributed, runtime
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError
-from jaxmlp.experiment import Code, Experiment
+from jaxmlp.experiment import Code, Experiment, placed
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.fitting import CHECKPOINT_S, check_data
 from jaxmlp.opening import finder, open_data_of
@@ -81,6 +81,7 @@ def sweep(
         ConfigError, DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit` and `make_settings`.
     """
     options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
+    config = placed(config)
     settings = make_settings(config, vary or {}, draws=draws, random_seed=random_seed)
     plan = make_plan(config, seeds, settings, batching=batching, keep_runs=keep_runs)
     if keep_runs and not out:
