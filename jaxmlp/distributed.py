@@ -246,7 +246,7 @@ def supervise(argv: Sequence[str]) -> int:
         return code if code >= 0 else 128 - code
     lost = _LOST.search(said)
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
-    resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('experiment', '')}"
+    resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('flags', '')}"
     go_on = f" Go on from the last checkpoint: {resume}" if run_dir else ""
     print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
@@ -269,8 +269,8 @@ def tell(name: str, value: object) -> None:
     """Tell the parent, if there is one.
 
     Args:
-        name: `run_dir`, `experiment` or `code`.
-        value: Where the run is kept, the flags of its experiment's files, or the code that the child ends in.
+        name: `run_dir`, `flags` or `code`.
+        value: Where the run is kept, the flags that it goes on with, or the code that the child ends in.
     """
     if is_supervised():
         os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode(errors="surrogateescape"))

@@ -98,6 +98,8 @@ def fit(
             dataset = open_data_of(run.path, config.data, run.manifest, dataset, report=told.note)
         dataset = dataset or data.load(config.data, report=told.note)
         check_data(config, dataset)
+        for note in dataset.notes:
+            told.note(note)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import abc
+import json
 import math
 import signal
 import time
@@ -272,7 +273,9 @@ class RunLoop(Loop):
         position = self._stored()
         if self.run:
             self.run.cut_back(position.epoch, position.step)
-            self.records = [[EpochRecord.from_line(line) for line in self.run.epochs()]]
+        # Only the first process has the run; the others tell of its epochs too.
+        lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
+        self.records = [[EpochRecord.from_line(line) for line in lines]]
         return position
 
     def _stored(self) -> Position:

@@ -28,24 +28,39 @@ def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device
         grad_shards: Of the config; the number of devices divides it.
         wanted: How many; by default the largest number of those there are that divides `grad_shards`.
 
+    Returns:
+        As many devices of each process.
+
     Raises:
-        ConfigError: `wanted` does not divide `grad_shards`.
+        ConfigError: `wanted` does not divide `grad_shards`, or is no multiple of the processes.
         DeviceError: There are fewer devices than `wanted`.
     """
-    there = jax.devices()
-    works = [count for count in range(1, grad_shards + 1) if grad_shards % count == 0]
+    there, processes = jax.devices(), jax.process_count()
+    works = [count for count in range(processes, grad_shards + 1, processes) if grad_shards % count == 0]
+    if not works:
+        raise ConfigError("grad_shards", f"must be a multiple of the {processes} processes, got {grad_shards}")
     if wanted is None:
-        return there[: max(count for count in works if count <= len(there))]
+        return of_each_process(max(count for count in works if count <= len(there)))
     if wanted not in works:
         near = sorted(sorted(works, key=lambda count: abs(count - wanted))[:2])
         nearest = " and ".join(map(str, near))
-        raise ConfigError("devices", f"must divide grad_shards {grad_shards}, got {wanted}. The nearest: {nearest}")
+        rule = f"divide grad_shards {grad_shards}"
+        if processes > 1:
+            rule += f", and be a multiple of the {processes} processes"
+        raise ConfigError("devices", f"must {rule}, got {wanted}. The nearest: {nearest}")
     if wanted > len(there):
         kind = there[0].platform
         raise DeviceError(
             f"device: {wanted} devices were asked for, but JAX finds {len(there)} of {kind}. Leave out --devices"
         )
-    return there[:wanted]
+    return of_each_process(wanted)
+
+
+def of_each_process(count: int) -> list[jax.Device]:
+    """`count` devices, the first of each process, as many of each; `count` is a multiple of the processes."""
+    processes = jax.process_count()
+    each = count // processes
+    return [device for index in range(processes) for device in jax.local_devices(index)[:each]]
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 from pathlib import Path
 
@@ -95,12 +96,12 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_the_rest_gives_the_uninterrup
 
     with monkeypatch.context() as patch:
         patch.setattr(progress.EpochLines, "epoch_ended", interrupt)
-        ended = program(*words, str(tmp_path / "my run"))
+        ended = program(*words, str(tmp_path / "my run"), "--tensorboard", "--checkpoint-s", "1e3")
     assert (ended.code, ended.document["status"]) == (128 + number, "interrupted")
     said = ended.stderr.splitlines()[-1]
-    go_on = f"Go on: jaxmlp train --resume '{tmp_path}/my run'"
+    go_on = f"Go on: jaxmlp train --resume '{tmp_path}/my run' --checkpoint-s 1000.0 --tensorboard"
     assert said == f"{number.name}: step 32 is saved, 1 of 2 epochs done. {go_on}"
-    rest = program("train", "--resume", str(tmp_path / "my run"), "--json")
+    rest = program(*shlex.split(go_on)[3:], "--json")
     assert (rest.code, rest.document["status"]) == (0, "finished")
     assert rest.document["state_sha256"] == whole.document["state_sha256"]
 

@@ -164,6 +164,14 @@ def test_a_cut_that_leaves_a_class_untrained_is_said() -> None:
     assert "takes the last 2 training images, and with them all of class 1" in note
 
 
+def test_labels_that_are_ids_of_something_else_are_said() -> None:
+    ids = [3000, 17, 17, 901, 3000]
+    (note,) = data.from_arrays((GREY, ids), (GREY[:2], ids[:2])).notes
+    assert "of the 3,001 classes that the labels number, 3 have training examples" in note
+    assert data.from_arrays((GREY, ids), (GREY[:2], ids[:2]), num_classes=3001).notes == ()
+    assert data.from_arrays((GREY, np.unique(ids, return_inverse=True)[1]), (GREY[:2], [0, 1])).notes == ()
+
+
 def test_the_digest_is_of_the_four_files_decompressed(files: Path) -> None:
     content = b"".join(gzip.decompress((files / f"{name}.gz").read_bytes()) for name in NAMES)
     assert digest(*read_stand_in(files)) == hashlib.sha256(content).hexdigest()

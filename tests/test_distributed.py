@@ -50,7 +50,7 @@ def load():
 
 data.register("own", load)
 CONFIG = ExperimentConfig(
-    model=MLP(hidden_sizes=(4,)), data=DataConfig(name="own", validation=None), epochs=1, batch_size=32
+    model=MLP(hidden_sizes=(4,)), data=DataConfig(name="own", validation=None), epochs=1, batch_size=32, grad_shards=2
 )
 """
 
@@ -255,14 +255,19 @@ def test_processes_and_devices_change_no_bit(
 
 
 @pytest.mark.slow
-def test_a_run_killed_on_two_processes_goes_on_alone_to_the_same_bits(
+def test_a_run_killed_on_two_processes_goes_on_with_one_device_of_each_to_the_same_bits(
     experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
     with processes(2, 2, experiment, "--out", out, "--checkpoint-s", "0") as started:
         wait_for_a_checkpoint(out)
     assert started.all[0].returncode == -signal.SIGKILL
-    assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
+    with processes(2, 2, "--resume", out, "--devices", "2") as started:
+        ended = started.ends(120)
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    results = [json.loads(said) for _, said, _ in ended]
+    wanted = {name: uninterrupted[name] for name in ("state_sha256", "epochs")} | {"devices": 2}
+    assert [{name: result[name] for name in wanted} for result in results] == [wanted, wanted]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import dataclasses
 import io
 import itertools
 import re
+import shlex
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -67,6 +68,9 @@ class DataFlags(Flags):
 FLAG = re.compile(r"--|-[^\d.]")
 """Starts a flag, and no negative number."""
 
+ONCE = ("json", "no_color", "resume", "experiment", "accept_changed_code", "distributed")
+"""Flags that are said anew, or not again, where a command goes on."""
+
 registry = ConstructorRegistry()
 
 
@@ -120,7 +124,7 @@ def _value(word: str, kinds: Sequence[Any]) -> Any:
         if kind in kinds:
             with contextlib.suppress(ValueError):
                 return kind(word)
-    return Path(word) if Path in kinds else word
+    return Path(word).expanduser() if Path in kinds else word  # The shell leaves `--out=~/runs` as it is.
 
 
 def _shown(value: Any) -> str:
@@ -193,6 +197,17 @@ def parse[Chosen: Flags](
     if len(words) > len(names) and not usage.endswith("..."):
         raise UsageError(f"{command} takes no {words[len(names)]!r}: jaxmlp {usage}.{hint}")
     return chosen, words
+
+
+def repeated(chosen: Flags, kind: type[Flags]) -> str:
+    """The flags of `kind` that a command line repeats to go on: those whose values are not the defaults."""
+    said = []
+    for item in dataclasses.fields(kind):
+        value = getattr(chosen, item.name)
+        if item.name not in ONCE and value != item.default:
+            flag = f"--{item.name.replace('_', '-')}"
+            said.append(flag if value is True else f"{flag} {shlex.quote(_shown(value))}")
+    return "".join(f" {words}" for words in said)
 
 
 def _mistake(error: BaseException) -> ConfigError | None:

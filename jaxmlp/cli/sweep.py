@@ -163,7 +163,8 @@ def _train(
 
     told = distributed.share(str(path.resolve() if path else "").encode()).decode()
     distributed.tell("run_dir", told)
-    distributed.tell("experiment", code.flags(experiment))
+    again = code.flags(experiment) + flags.repeated(chosen, SweepResumeFlags)
+    distributed.tell("flags", again)
     with make_progress(chosen.verbose if path else "0") as progress, stop_signals() as stop:
         result = train(progress, stop)
     document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
@@ -172,7 +173,7 @@ def _train(
     if result.status != "finished":
         assert stop.signal
         saved = f"{len(result.lanes)} of {result.total} lanes are done, those in training saved"
-        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}{code.flags(experiment)}"
+        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}{again}"
         return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {go_on}")
     if all(lane.status == "diverged" for lane in result.lanes):
         message = "every lane diverged. Try smaller learning rates, or check the data's scale (--data.pixel-scale)."

@@ -186,13 +186,11 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     from jaxmlp.signals import stop_signals
 
     path = Path(distributed.share(str(stored.path.resolve() if stored else "").encode()).decode())
-    experiment = code.flags(roots_of(config))
+    again = code.flags(roots_of(config)) + flags.repeated(chosen, ResumeFlags)
     distributed.tell("run_dir", path)
-    distributed.tell("experiment", experiment)
+    distributed.tell("flags", again)
     used = len(shards.pick_devices(config.grad_shards, chosen.devices))
     verbose = chosen.verbose if stored else "0"
-    for note in dataset.notes:
-        say(note)
     if verbose != "0":
         devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
         say(f"{path}: {len(dataset.train.targets):,} examples, {config.epochs} epochs, {devices}")
@@ -217,7 +215,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     if history.status == "finished" or not stop.signal:
         return answer
     saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {config.epochs} epochs done"
-    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{experiment}"
+    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{again}"
     return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
 
 

@@ -248,6 +248,7 @@ def from_arrays(
     for split, pair in pairs.items():
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise DataError(f"data: {split} must be a pair of images and labels, got {type(pair).__name__}")
+    is_given = num_classes is not None
     if num_classes is None:
         num_classes = _classes([targets for _, targets in pairs.values()])
     splits = {split: _as_split(split, pair, num_classes, images) for split, pair in pairs.items()}
@@ -267,7 +268,18 @@ def from_arrays(
         validation=validation if isinstance(validation, float | str | None) else splits["validation"],
         num_classes=num_classes or math.prod(wanted.targets.shape[1:]),
         sha256=digest(splits["train"], splits["test"]),
+        notes=() if is_given or num_classes is None else _gaps(wanted.targets, num_classes),
     )
+
+
+def _gaps(targets: np.ndarray, outputs: int) -> tuple[str, ...]:
+    """A note where most class ids have no training example, as when labels are ids of something else."""
+    present = len(np.unique(targets)) if targets.dtype.kind == "i" else outputs
+    if 2 * present >= outputs:
+        return ()
+    told = f"of the {outputs:,} classes that the labels number, {present:,} have training examples"
+    way = "Number them from 0 without gaps: np.unique(labels, return_inverse=True)[1]. Or give num_classes"
+    return (f"{told}, and the network has {outputs:,} outputs. {way}",)
 
 
 def _classes(targets: Iterable[Any]) -> int | None:

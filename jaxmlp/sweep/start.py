@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from jaxmlp import data, distributed, runtime
+from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError
 from jaxmlp.experiment import Code, Experiment, placed
@@ -180,11 +180,7 @@ def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
             f"device: {wanted} devices were asked for, but JAX finds {len(there)} of {there[0].platform}. "
             "Leave out --devices"
         )
-    return [
-        device
-        for process in range(processes)
-        for device in [each for each in there if each.process_index == process][: wanted // processes]
-    ]
+    return shards.of_each_process(wanted)
 
 
 def _train(

@@ -27,6 +27,17 @@ class Range:
             return math.exp(math.log(self.low) + part * (math.log(self.high) - math.log(self.low)))
         return self.low + part * (self.high - self.low)
 
+    def draw_whole(self, part: float) -> int:
+        """The whole number that lies `part`, in [0, 1), of the way; the ends are drawn as often as the others.
+
+        Raises:
+            ValueError: No whole number is in the range.
+        """
+        low, high = math.ceil(self.low), math.floor(self.high)
+        if low > high:
+            raise ValueError(f"has no whole number in {self}")
+        return min(math.floor(Range(low=low, high=high + 1, log=self.log).draw(part)), high)
+
 
 Batching: TypeAlias = Literal["map", "vmap"]
 Choices: TypeAlias = Sequence[Any] | Range

@@ -14,7 +14,7 @@ from jaxmlp import data
 from jaxmlp.config import DataConfig
 from jaxmlp.export import export
 from jaxmlp.inference import load_model
-from jaxmlp.prepare import prepare
+from jaxmlp.prepare import prepare, shows_several
 
 pytestmark = pytest.mark.browser
 
@@ -99,6 +99,18 @@ def test_the_page_prepares_a_drawing_as_predict_prepares_a_picture(page_file: Pa
             # Sums in another order: where they round to the other whole number, they differ by one.
             differences = np.abs(np.int64(found.split(",")) - wanted.ravel())
             assert differences.max() <= 1 and np.mean(differences > 0) < 0.01
+
+
+def test_the_page_and_predict_tell_of_several_digits_alike(page_file: Path, open_page: OpenPage) -> None:
+    images = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs[..., 0]
+    ink = [*images[:100], *(np.hstack(pair) for pair in images[:60].reshape(-1, 2, 28, 28))]
+    ink += [np.vstack(pair) for pair in images[60:80].reshape(-1, 2, 28, 28)]
+    found = open_page(page_file).evaluate(
+        "(drawings) => drawings.map(([ink, width]) => showsSeveral(ink, width))",
+        [[each.ravel().tolist(), each.shape[1]] for each in ink],
+    )
+    assert found == [shows_several(each) for each in ink]
+    assert sum(found[:100]) < 5 and sum(found[100:]) > 35
 
 
 @pytest.mark.parametrize(("size", "at"), [(1.0, (0.0, 0.0)), (0.6, (35.0, 5.0))], ids=["large", "small, in a corner"])

@@ -52,7 +52,8 @@ function redraw() {
   ink.fillStyle = "#000", ink.strokeStyle = "#fff";
   ink.fillRect(0, 0, PIXELS, PIXELS);
   for (const points of strokes) trace(pen, board.width, points), trace(ink, PIXELS, points);
-  show(prepare(inked(), PIXELS));
+  const drawn = inked();
+  show(prepare(drawn, PIXELS), showsSeveral(drawn, PIXELS));
 }
 
 /** The raster's brightness, row by row. */
@@ -141,7 +142,7 @@ const bars = Array.from({ length: model.classes }, (_, label) => {
 });
 const percent = (part) => `${part > 0.999 ? "> 99.9" : (100 * part).toFixed(1)} %`;
 
-function show(pixels) {
+function show(pixels, several = false) {
   const picture = new ImageData(28, 28);
   pixels?.forEach((value, i) => picture.data.set([value, value, value, 255], 4 * i));
   $("prepared").getContext("2d").putImageData(picture, 0, 0);
@@ -155,9 +156,11 @@ function show(pixels) {
     item.lastChild.textContent = probabilities ? percent(part) : "";
   });
   $("digit").textContent = probabilities ? best : "?";
-  $("sure").textContent = probabilities ? `${percent(probabilities[best])} sure` : "nothing yet";
+  const sure = several ? "one digit at a time" : `${percent(probabilities?.[best])} sure`;
+  $("sure").textContent = probabilities ? sure : "nothing yet";
   showUnits();
-  say(probabilities ? `Looks like ${best}, ${percent(probabilities[best])}` : "The board is empty");
+  const answer = several ? "This looks like more than one digit" : `Looks like ${best}, ${percent(probabilities?.[best])}`;
+  say(probabilities ? answer : "The board is empty");
 }
 
 let saying;

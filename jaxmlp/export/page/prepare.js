@@ -45,6 +45,44 @@ function boundingBox(ink, width) {
   return bottom < 0 ? null : [top, left, bottom - top + 1, right - left + 1];
 }
 
+const APART = 0.25, AS_LARGE = 0.2, AS_HIGH = 0.5;
+
+/** Whether the ink, as `prepare` takes it, looks like more than one digit. */
+function showsSeveral(ink, width) {
+  const [one, two] = shapes(ink, width).sort((a, b) => b.size - a.size);
+  if (!two) return false;
+  const apart = [[0, 2], [1, 3]].some(([start, end]) => {
+    const shared = Math.min(one.box[end], two.box[end]) - Math.max(one.box[start], two.box[start]);
+    return shared / Math.min(...[one, two].map(({ box }) => box[end] - box[start])) < APART;
+  });
+  const [low, high] = [one, two].map(({ box }) => box[2] - box[0]).sort((a, b) => a - b);
+  return apart && two.size > AS_LARGE * one.size && low > AS_HIGH * high;
+}
+
+/** Connected ink, shape by shape: its pixels, and its box [top, left, bottom, right]. */
+function shapes(ink, width) {
+  const found = [], left = Uint8Array.from(ink, (value) => value > 64);
+  for (let start = 0; start < left.length; start++) {
+    if (!left[start]) continue;
+    const shape = { size: 0, box: [Infinity, Infinity, -1, -1] }, queue = [start];
+    left[start] = 0;
+    while (queue.length) {
+      const i = queue.pop(), y = Math.floor(i / width), x = i % width, [top, first, bottom, last] = shape.box;
+      shape.size++;
+      shape.box = [Math.min(top, y), Math.min(first, x), Math.max(bottom, y + 1), Math.max(last, x + 1)];
+      for (let down = -1; down <= 1; down++)
+        for (let across = -1; across <= 1; across++) {
+          const near = i + down * width + across;
+          if (x + across < 0 || x + across >= width || !left[near]) continue;
+          left[near] = 0;
+          queue.push(near);
+        }
+    }
+    found.push(shape);
+  }
+  return found;
+}
+
 /** [to, from, part]: how much of each of `wide` cells is in each of `narrow` ones of the same length together. */
 function overlaps(wide, narrow) {
   const found = [], step = wide / narrow;
