@@ -35,6 +35,8 @@ EVAL_ROWS = 1024
 """Rows evaluated at a time, about."""
 PADDING = -1
 """The label, and the place in an epoch's order, of a row that is no example."""
+BLOCK = 32
+"""Updates in a loop whose length the compiler knows."""
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
@@ -217,7 +219,19 @@ def train_steps(
         bad_now = jnp.where(jnp.isfinite(added["loss"]), NEVER, state.step)
         return next_state, _add(sums, added), jnp.minimum(bad_loss_step, bad_now)
 
-    state, sums, bad_loss_step = lax.fori_loop(start, stop, body, (state, sums, jnp.int32(NEVER)))
+    carry = state, sums, jnp.int32(NEVER)
+    if order.shape[0] // config.batch_size >= BLOCK:
+        # A GPU's host waits after every turn of a loop whose length nobody knows. So nearly all turns are in one of
+        # known length, and the program is compiled once for every `start` and `stop` nevertheless.
+        blocks = (stop - start) // BLOCK
+
+        def block(number: Int[Array, ""], carry: Any) -> Any:
+            first = start + number * BLOCK
+            return lax.fori_loop(0, BLOCK, lambda index, carry: body(first + index, carry), carry)
+
+        carry = lax.fori_loop(0, blocks, block, carry)
+        start = start + blocks * BLOCK
+    state, sums, bad_loss_step = lax.fori_loop(start, stop, body, carry)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
     return state, sums, Health(bad_loss_step, finite_params)
 

@@ -194,3 +194,22 @@ def test_a_boundary_that_float32_cannot_hold_is_met_to_the_step() -> None:
     config = ExperimentConfig(optimizer=optimizer).on_data(10, STEPS)
     rates = [train.learning_rate(config, jnp.int32(step)) for step in (boundary - 1, boundary)]
     assert rates == [1.0, 0.5]
+
+
+def test_updates_in_blocks_of_a_known_length_give_the_bits_of_single_ones() -> None:
+    examples, batch_size = 70, 2
+    program = Program(replace(CONFIG, batch_size=batch_size))
+    split = program.put(random_split(examples))
+    order = program.put(train.epoch_order(program.config, jnp.int32(0), examples=examples))
+    steps = len(order) // batch_size
+    assert train.BLOCK < steps < 2 * train.BLOCK
+    digests = set()
+    for cuts in ([], [1, 1 + train.BLOCK], [train.BLOCK - 1]):
+        state, sums = program.init(), program.zero()
+        for start, stop in itertools.pairwise([0, *cuts, steps]):
+            state, sums, _ = program.steps(state, sums, split, order, start, stop)
+        digests.add(digest({"state": state, "sums": sums}))
+    assert len(digests) == 1
+    arguments = program.config, program.init(), program.zero(), split, order, jnp.int32(0), jnp.int32(steps)
+    compiled = train.train_steps.lower(*arguments, mesh=program.mesh).compile().as_text()  # type: ignore[attr-defined]
+    assert f'"known_trip_count":{{"n":"{train.BLOCK}"}}' in compiled
