@@ -1,7 +1,8 @@
 """The devices, and sums over a batch's shards whose bits no number of devices changes.
 
 A batch is cut into shards; the number of shards is part of the experiment, the number of devices is not. Every shard
-is computed by the same program, all shards are gathered on every device, and added there in one fixed order.
+is computed by the same program. Each device adds its slice of what all shards add, in one fixed order, and gathers the
+others' slices.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Int, Num, Shaped, UInt32
 
 from jaxmlp.errors import ConfigError, DeviceError
 
 AXIS = "shard"
+LANE = 128
+"""Words that a device's slice of a sum is padded to a multiple of: of others a TPU makes an all-reduce of zeros."""
 
 
 def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:
@@ -101,49 +104,104 @@ def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:1], lax.fori_loop(0, turns, turn, parts))
 
 
+def on_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """The function, run by each device of the mesh on whole arguments, to results that are whole on each.
+
+    Nothing is left to XLA's partitioner, which would add collectives of its own. One device needs none of it, and a
+    sweep, inside a map of its own over its lanes' devices, could not have another.
+    """
+    if not mesh or mesh.size == 1:
+        return function
+    everywhere = PartitionSpec()
+    return jax.shard_map(function, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False)
+
+
+def own_rows(rows: Num[Array, "batch ..."], mesh: Mesh | None) -> Num[Array, "own ..."]:
+    """A device's rows of a batch, which are those of its shards; inside `on_devices`."""
+    if not mesh or mesh.size == 1:
+        return rows
+    own = rows.shape[0] // mesh.size
+    return lax.dynamic_slice_in_dim(rows, lax.axis_index(AXIS) * own, own)
+
+
 def sum_over_shards(
     function: Callable[[Any, Any, Int[Array, ""]], Any],
     whole: Any,
-    batch: Any,
+    own: Any,
     *,
     num_shards: int,
     mesh: Mesh | None = None,
 ) -> Any:
     """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
 
+    Inside `on_devices`. Of D devices with p * 2^k shards each, p odd, a device receives (p + 1)(D - 1) / D of the
+    size of what one shard adds, padded to a multiple of D * LANE words:
+    twice the gradient at most, where p is 1.
+
     Args:
         function: What one shard adds: a tree of arrays.
         whole: Arguments that every shard sees whole.
-        batch: Arrays `[batch, ...]`; shard `index` holds rows `index * batch / num_shards` and on.
+        own: Arrays `[batch / devices, ...]`, the device's rows of the batch, from `own_rows`; shard `index` has rows
+            `index * batch / num_shards` and on of the batch.
         num_shards: Divides the batch, and is divided by the number of devices.
         mesh: From `make_mesh`; by default one device computes all.
     """
     devices = mesh.size if mesh else 1
     if num_shards == 1:
-        return function(whole, batch, jnp.int32(0))
+        return function(whole, own, jnp.int32(0))
 
-    def part(arguments: Any) -> Any:
-        return lax.optimization_barrier(function(*lax.optimization_barrier(arguments)))
+    def part(shard: Any) -> Any:
+        return lax.optimization_barrier(function(*lax.optimization_barrier((whole, *shard))))
 
-    def sum_on_device(whole: Any, shards: Any, indices: Int[Array, " shards"]) -> Any:
-        if len(indices) == 1:
-            parts = _only_turn(lambda shard: part((whole, *shard)), (shards, indices))
-        else:
-            parts = lax.map(lambda shard: part((whole, *shard)), (shards, indices))
-        if len(indices).bit_count() == 1:
-            # A power of two of neighbours is a subtree of the whole sum: add it here, gather less.
-            parts = jax.tree.map(lambda part: pairwise_sum(part)[None], parts)
-        if devices > 1:
-            parts = lax.all_gather(parts, AXIS, tiled=True)
-        return jax.tree.map(pairwise_sum, parts)
-
-    shards = jax.tree.map(lambda rows: rows.reshape(num_shards, -1, *rows.shape[1:]), batch)
-    everywhere, split = PartitionSpec(), PartitionSpec(AXIS)
-    if devices > 1:  # One device needs none, and a sweep, inside one over its lanes, could not have another.
-        sum_on_device = jax.shard_map(
-            sum_on_device, mesh=mesh, in_specs=(everywhere, split, split), out_specs=everywhere, check_vma=False
-        )
-    total = sum_on_device(whole, shards, jnp.arange(num_shards))
+    count = num_shards // devices
+    indices = jnp.arange(count)
+    if devices > 1:
+        indices += lax.axis_index(AXIS) * count
+    shards = jax.tree.map(lambda rows: rows.reshape(count, len(rows) // count, *rows.shape[1:]), own), indices
+    parts = _only_turn(part, shards) if count == 1 else lax.map(part, shards)
+    total = _sum_over_devices(parts, devices) if devices > 1 else jax.tree.map(pairwise_sum, parts)
     # What follows must compile apart from the sum, whose last additions depend on the number of devices: fused with
     # them, XLA contracts other pairs of the optimizer's products and sums into multiply-adds, and last bits change.
     return lax.optimization_barrier(total)
+
+
+def _sum_over_devices(parts: Any, devices: int) -> Any:
+    """`pairwise_sum` over the parts `[own, ...]` of all devices: each adds a slice of all, then all gather the slices.
+
+    All arrays travel as one row of 32-bit words, type after type; a slice that has several types is added as each.
+    """
+    leaves, structure = jax.tree.flatten(parts)
+    is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
+    leaves = [
+        jnp.stack((leaf.real, leaf.imag), -1) if pair else leaf for leaf, pair in zip(leaves, is_complex, strict=True)
+    ]
+    while len(leaves[0]) % 2 == 0:  # Neighbours that are a subtree of the whole sum: add them here, send less.
+        leaves = [leaf[::2] + leaf[1::2] for leaf in leaves]
+    row = sorted(range(len(leaves)), key=lambda number: str(leaves[number].dtype))
+    ends = np.cumsum([leaves[number][0].size for number in row])
+    padding = jnp.zeros((len(leaves[0]), -int(ends[-1]) % (devices * LANE)), jnp.uint32)
+    words = jnp.concatenate([*(_words(leaves[number]).reshape(len(padding), -1) for number in row), padding], axis=1)
+    own = lax.all_to_all(words, AXIS, split_axis=1, concat_axis=0, tiled=True)
+    place = lax.axis_index(AXIS) * own.shape[1] + jnp.arange(own.shape[1])
+    total = jnp.zeros(own.shape[1], jnp.uint32)
+    for dtype, end in reversed({leaves[number].dtype: end for number, end in zip(row, ends, strict=True)}.items()):
+        total = jnp.where(place < end, _words(pairwise_sum(_of_words(own, dtype))), total)
+    whole = jnp.split(lax.all_gather(total, AXIS, tiled=True), ends)
+    for number, words in zip(row, whole, strict=False):
+        leaves[number] = _of_words(words, leaves[number].dtype).reshape(leaves[number].shape[1:])
+    leaves = [
+        lax.complex(leaf[..., 0], leaf[..., 1]) if pair else leaf for leaf, pair in zip(leaves, is_complex, strict=True)
+    ]
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
+    if x.dtype.kind == "b":
+        return x.astype(jnp.uint32)
+    return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+
+
+def _of_words(words: UInt32[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
+    if dtype.kind == "b":
+        return words.astype(dtype)
+    return lax.bitcast_convert_type(words.astype(f"uint{8 * dtype.itemsize}"), dtype)

@@ -109,7 +109,8 @@ def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
     return TrainState(jnp.int32(0), params, _optimizer(config).init(params), variables)
 
 
-def _train_step(
+@partial(jax.jit, static_argnames="mesh")
+def train_step(
     config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""], *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Sums]:
     """One update: gradients of the mean loss over the batch's own rows, then the optimizer's rule.
@@ -125,8 +126,25 @@ def _train_step(
     Returns:
         The state after the update, and the batch's sums, in training mode, before it.
     """
+
+    def on_device(config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
+        own = jax.tree.map(partial(shards.own_rows, mesh=mesh), batch)
+        return _train_step(config, state, own, jnp.sum(batch.mask), key, mesh)
+
+    updated: tuple[TrainState, Sums] = shards.on_devices(on_device, mesh)(config, state, batch, key)
+    return updated
+
+
+def _train_step(
+    config: ExperimentConfig,
+    state: TrainState,
+    own: Batch,
+    rows: Float[Array, ""],
+    key: Key[Array, ""],
+    mesh: Mesh | None,
+) -> tuple[TrainState, Sums]:
+    """`train_step` on a device that has its `own` rows of a batch of `rows` without its padding."""
     module = config.module()
-    rows = jnp.sum(batch.mask)
 
     def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
         params, variables, dropout_key, augmentation_key, rows, row_weight = whole
@@ -152,7 +170,7 @@ def _train_step(
     # A product, not a quotient: see losses.py.
     whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
     grads, sums, variables = shards.sum_over_shards(
-        shard_gradients, whole, batch, num_shards=config.grad_shards, mesh=mesh
+        shard_gradients, whole, own, num_shards=config.grad_shards, mesh=mesh
     )
     if config.model.penalty(state.params) is not None:
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
@@ -178,9 +196,6 @@ def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, in
         return jnp.where(index == 0, leaf, jnp.zeros_like(leaf))
 
     return jax.tree.map(lambda leaf: jnp.where(has_rows, leaf, 0), grads), jax.tree.map(share_of, variables)
-
-
-train_step = jax.jit(_train_step, static_argnames="mesh")
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames=("state", "sums"))
@@ -210,12 +225,28 @@ def train_steps(
     Returns:
         The state and the sums after update `stop - 1`, and what was not finite on the way.
     """
+    trained: tuple[TrainState, Sums, Health]
+    trained = shards.on_devices(partial(_train_steps, mesh), mesh)(config, state, sums, split, order, start, stop)
+    return trained
+
+
+def _train_steps(
+    mesh: Mesh | None,
+    config: ExperimentConfig,
+    state: TrainState,
+    sums: Sums,
+    split: Split,
+    order: Int[Array, " padded"],
+    start: Int[Array, ""],
+    stop: Int[Array, ""],
+) -> tuple[TrainState, Sums, Health]:
     key = root_key(config.seed)
 
     def body(index: Int[Array, ""], carry: tuple[TrainState, Sums, Int[Array, ""]]) -> Any:
         state, sums, bad_loss_step = carry
-        batch = take_batch(split, order, index, config.batch_size)
-        next_state, added = _train_step(config, state, batch, key, mesh=mesh)
+        rows = jnp.sum(_is_example(split, _places(order, index, config.batch_size)), dtype=jnp.float32)
+        own = take_batch(split, order, index, config.batch_size, mesh=mesh)
+        next_state, added = _train_step(config, state, own, rows, key, mesh)
         bad_now = jnp.where(jnp.isfinite(added["loss"]), NEVER, state.step)
         return next_state, _add(sums, added), jnp.minimum(bad_loss_step, bad_now)
 
@@ -245,13 +276,15 @@ def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: in
     return jnp.pad(order, (0, -examples % config.batch_size), constant_values=PADDING)
 
 
-def take_batch(split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Batch:
-    """Batch `index` of an epoch in this order; padding has mask 0."""
-    rows = lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
-    is_example = rows != PADDING if split.mask is None else (rows != PADDING) & split.mask[rows]
+def take_batch(
+    split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int, *, mesh: Mesh | None = None
+) -> Batch:
+    """Batch `index` of an epoch in this order; padding has mask 0. With a mesh, a device's own rows of it."""
+    rows = shards.own_rows(_places(order, index, batch_size), mesh)
+    is_example = _is_example(split, rows)
 
     def of_examples(leaf: Array, padding: int) -> Array:
-        shape = (batch_size,) + (1,) * (leaf.ndim - 1)
+        shape = (len(rows),) + (1,) * (leaf.ndim - 1)
         return jnp.where(is_example.reshape(shape), leaf[rows], jnp.asarray(padding, leaf.dtype))
 
     is_label = jnp.issubdtype(split.targets.dtype, jnp.integer)
@@ -261,6 +294,14 @@ def take_batch(split: Split, order: Int[Array, " padded"], index: Int[Array, ""]
         mask=is_example.astype(jnp.float32),
         weights=None if split.weights is None else of_examples(split.weights, 0),
     )
+
+
+def _places(order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Int[Array, " batch"]:
+    return lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
+
+
+def _is_example(split: Split, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]:
+    return rows != PADDING if split.mask is None else (rows != PADDING) & split.mask[rows]
 
 
 def eval_batch_size(examples: int, grad_shards: int) -> int:
@@ -279,6 +320,13 @@ def evaluate(
     mesh: Mesh | None = None,
 ) -> Sums:
     """`sums`, and those over all examples of `split`, dropout off."""
+    total: Sums = shards.on_devices(partial(_evaluate, mesh), mesh)(config, params, variables, split, sums)
+    return total
+
+
+def _evaluate(
+    mesh: Mesh | None, config: ExperimentConfig, params: Any, variables: dict[str, Any], split: Split, sums: Sums
+) -> Sums:
     module = config.module()
     cost = config.model.penalty(params)
     examples = split.targets.shape[0]
@@ -291,8 +339,8 @@ def evaluate(
         return _sums(config, config.loss(logits, shard.targets), logits, shard)
 
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
-        batch = take_batch(split, order, index, batch_size)
-        added = shards.sum_over_shards(shard_sums, (params, variables), batch, num_shards=config.grad_shards, mesh=mesh)
+        own = take_batch(split, order, index, batch_size, mesh=mesh)
+        added = shards.sum_over_shards(shard_sums, (params, variables), own, num_shards=config.grad_shards, mesh=mesh)
         if cost is not None:
             added = {**added, "loss": added["loss"] + cost * jnp.float32(added["examples"])}
         return _add(sums, added)
