@@ -68,14 +68,16 @@ class ExperimentConfig(Part):
     """Draw a new order each epoch, without replacement."""
     seed: int = ranged(0, "[0, 4294967295]", traced=True)
     """Decides initial parameters, dropout masks and batch order."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the factors of products; sums, activations, parameters, optimizer and loss are float32."""
+    precision: Literal["float32", "bfloat16", "portable"] = "float32"
+    """float32, or bfloat16 factors of products; or portable: float32 with the same bits on every machine."""
     grad_shards: int = ranged(1, "[1, 65536]")
     """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
     outputs: object = filled_in()
     """Number of classes, or of numbers in a target; `on_data` fills it in."""
     total_steps: object = filled_in(traced=True)
     """Updates of the whole run; `on_data` fills it in."""
+    zero: object = filled_in(traced=True)
+    """In portable precision the 0 that no compiler knows (docs/portable.md); `on_data` fills it in."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,11 +110,17 @@ class ExperimentConfig(Part):
             steps_per_epoch: Updates of an epoch.
         """
         total_steps = jnp.int32(self.epochs * steps_per_epoch)
-        return dataclasses.replace(as_arrays(self), outputs=outputs, total_steps=total_steps)
+        zero = jnp.int32(0) if self.precision == "portable" else None
+        return dataclasses.replace(as_arrays(self), outputs=outputs, total_steps=total_steps, zero=zero)
+
+    @property
+    def factors(self) -> str:
+        """The type of the factors of products in a module."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
 
     def module(self) -> nn.Module:
         """The network in flax; `on_data` has filled in the number of its outputs."""
-        return hashable(self.model.module(typing.cast(int, self.outputs), self.precision))
+        return hashable(self.model.module(typing.cast(int, self.outputs), self.factors))
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
         """What the best checkpoint has the lowest of, from an epoch's figures; None without validation."""

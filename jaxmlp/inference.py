@@ -28,6 +28,7 @@ from jaxmlp.experiment import Experiment
 from jaxmlp.feed import Feed
 from jaxmlp.history import History
 from jaxmlp.opening import open_run, warn_of
+from jaxmlp.portable import portable
 from jaxmlp.programs import figures
 from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
@@ -60,7 +61,7 @@ class Model:
     @property
     def module(self) -> nn.Module:
         """The network in flax."""
-        return modules.hashable(self.config.model.module(self.facts.outputs, self.config.precision))
+        return modules.hashable(self.config.model.module(self.facts.outputs, self.config.factors))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -188,7 +189,9 @@ def _named(facts: data.Facts) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _jitted(function: Any, module: nn.Module, config: ExperimentConfig) -> Any:
-    return jax.jit(partial(function, module, config))
+    # By itself, so that the portable program's 0 is an argument.
+    compiled: Any = portable if config.precision == "portable" else jax.jit
+    return compiled(partial(function, module, config))
 
 
 def _logits(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:

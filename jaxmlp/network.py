@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import math
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     """
     facts = facts or MNIST
     check_network(config, facts)
-    on_data = config.on_data(facts.outputs, 1)
+    # Work is counted as the network is written, whatever arithmetic does it.
+    on_data = dataclasses.replace(config, precision=config.factors).on_data(facts.outputs, 1)
     split = train.Split.of(facts.zeros(config.batch_size))
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, split.inputs)
@@ -144,7 +146,7 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
     Raises:
         ConfigError: They do not.
     """
-    module = modules.hashable(config.model.module(facts.outputs, config.precision))
+    module = modules.hashable(config.model.module(facts.outputs, config.factors))
     example = jax.eval_shape(partial(train.scaled, config), facts.zeros(1).inputs)
     modules.check_outputs(module, example, facts.outputs, exact=not facts.classes)
     if not facts.classes:

@@ -269,7 +269,7 @@ class Model(Part):
 
         Args:
             outputs: Number of classes, or of numbers in a target.
-            precision: The experiment's.
+            precision: bfloat16 where the experiment's is, else float32.
         """
 
     def penalty(self, params: Any) -> Float[Array, ""] | None:

@@ -14,7 +14,8 @@ programs, so that other values compile nothing anew.
 from __future__ import annotations
 
 import typing
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -27,8 +28,10 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
 from jaxmlp import modules, shards
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError
 from jaxmlp.parts import Batch as Batch
 from jaxmlp.parts import Inputs
+from jaxmlp.portable import Refused, portable
 from jaxmlp.prng import Stream, root_key, stream_key
 
 EVAL_ROWS = 1024
@@ -82,6 +85,25 @@ class Health(NamedTuple):
     """The parameters' tree, with whether all of a leaf is finite after the last step."""
 
 
+def in_precision[F: Callable[..., Any]](function: F) -> F:
+    """The function of a config and arrays, made portable where the config's precision is.
+
+    Raises:
+        ConfigError: When it is called; something in the experiment has no portable rule.
+    """
+
+    @wraps(function)
+    def called(config: ExperimentConfig, *arrays: Any, **static: Any) -> Any:
+        if config.precision != "portable":
+            return function(config, *arrays, **static)
+        try:
+            return portable(partial(function, **static), zero=typing.cast(Any, config.zero))(config, *arrays)
+        except Refused as error:
+            raise ConfigError("precision", f"cannot be portable in this experiment: {error}") from None
+
+    return typing.cast(F, called)
+
+
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
     shapes = jax.eval_shape(_sums_of_one, config, state, split)
@@ -97,6 +119,7 @@ def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> S
 
 
 @jax.jit
+@in_precision
 def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
     """The state before the first update, from the seed alone.
 
@@ -110,6 +133,7 @@ def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
 
 
 @partial(jax.jit, static_argnames="mesh")
+@in_precision
 def train_step(
     config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""], *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Sums]:
@@ -199,6 +223,7 @@ def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, in
 
 
 @partial(jax.jit, static_argnames="mesh", donate_argnames=("state", "sums"))
+@in_precision
 def train_steps(
     config: ExperimentConfig,
     state: TrainState,
@@ -310,6 +335,7 @@ def eval_batch_size(examples: int, grad_shards: int) -> int:
 
 
 @partial(jax.jit, static_argnames="mesh")
+@in_precision
 def evaluate(
     config: ExperimentConfig,
     params: Any,
@@ -350,6 +376,7 @@ def _evaluate(
 
 
 @jax.jit
+@in_precision
 def learning_rate(config: ExperimentConfig, step: Int[Array, ""]) -> Float[Array, ""]:
     """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known."""
     return config.optimizer.rate(typing.cast(Any, config.total_steps))(step)

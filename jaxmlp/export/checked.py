@@ -97,8 +97,9 @@ def export(model: Model, name: str, path: Path) -> Exported:
         holds = f"--format {name} holds {chosen.max_bytes / 1e6:,.0f} MB of parameters at most"
         raise RunError(f"{holds}, and the run has {size / 1e6:,.0f} MB: take {others}.")
     exporter: Exporter = importlib.import_module(f"jaxmlp.export.{name}")
-    if chosen.precision:
-        model = dataclasses.replace(model, config=with_value(model.config, "precision", chosen.precision))
+    if not chosen.exact:  # Who runs the file knows no portable arithmetic.
+        precision = chosen.precision or model.config.factors
+        model = dataclasses.replace(model, config=with_value(model.config, "precision", precision))
     exporter.write(path, model)
     inputs = probes(model.facts)
     wanted = model.answers(inputs)
