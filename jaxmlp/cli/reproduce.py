@@ -10,6 +10,7 @@ from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed
 from jaxmlp.fields import ranged
+from jaxmlp.run.manifest import PROGRAM
 
 if TYPE_CHECKING:
     from jaxmlp.proof.reproduce import Reproduction
@@ -64,6 +65,11 @@ def _lines(found: Reproduction) -> Iterator[str]:
     """What people read, the answer first."""
     if not (difference := found.first_difference):
         yield f"reproduced: {found.steps} updates, the same bits ({found.level})"
+        return
+    if any(changed.startswith(PROGRAM) for changed in found.changed):
+        yield f"another program: not checked ({'; '.join(found.changed)})"
+        yield "This JAX or flax traces the experiment to other operations, whose bits are others on every machine."
+        yield f"The first other bits: {difference}"
         return
     if found.level != "L4" or difference.leaf == "order":
         yield f"not reproduced ({found.level}): {difference}"

@@ -77,11 +77,11 @@ def _inner(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
 
 def _run(a: Arithmetic, jaxpr: Any, values: Sequence[Any]) -> list[Any]:
     inner, consts = _inner(jaxpr)
-    return evaluate(a, inner, [flushed(jnp.asarray(x)) if _is_array(x) else x for x in consts], values)
+    return evaluate(a, inner, [_entering_constant(x) for x in consts], values)
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (np.ndarray, np.generic, jax.Array))
+def _entering_constant(x: Any) -> Any:
+    return flushed(jnp.asarray(x)) if isinstance(x, (np.ndarray, np.generic, jax.Array)) else x
 
 
 def apart(a: Arithmetic) -> Arithmetic:
@@ -91,23 +91,35 @@ def apart(a: Arithmetic) -> Arithmetic:
 
 def call(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
     """A function called: its equations, in place."""
+    if eqn.params.get("name") == MARK:
+        values = (a.zero, *values[1:])
+        return list(eqn.primitive.bind(*values, **eqn.params))
+    jaxpr, consts = called(eqn)
+    return evaluate(a, jaxpr, [_entering_constant(x) for x in consts], values)
+
+
+def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
+    """The function that an equation calls, and its constants."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if name in eqn.params:
-            if eqn.params.get("name") == MARK:
-                values = (a.zero, *values[1:])
-                return list(eqn.primitive.bind(*values, **eqn.params))
-            return _run(a, eqn.params[name], values)
+            return _inner(eqn.params[name])
     raise Refused(f"portable does not know where {eqn.primitive.name} keeps its function")
+
+
+def parts_of_scan(eqn: Any, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+    """A loop's values that stay, those that it carries, and those that it goes through."""
+    params = eqn.params
+    if "ft_in" in params:
+        consts, init, xs = (list(part) for part in params["ft_in"].update(values).unpack())
+        return consts, init, xs
+    first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
+    return list(values[:first]), list(values[first:last]), list(values[last:])
 
 
 def scan(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
     """A loop over a leading axis."""
     params = eqn.params
-    if "ft_in" in params:
-        consts, init, xs = (list(part) for part in params["ft_in"].update(values).unpack())
-    else:
-        first, last = params["num_consts"], params["num_consts"] + params["num_carry"]
-        consts, init, xs = (list(part) for part in (values[:first], values[first:last], values[last:]))
+    consts, init, xs = parts_of_scan(eqn, values)
 
     def body(carry: Any, x: Any) -> Any:
         out = _run(apart(a), params["jaxpr"], [*consts, *carry, *x])

@@ -3,9 +3,11 @@
 L1: between equal manifests, the same bits.
 L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
 L3: between other counts of devices, processes and threads, the same bits.
+L5: of a run in portable precision, between other versions, hardware or flags, the same bits.
 L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
 where JAX, flax and the random streams are the same. Other code of the user's own leaves the batch order alone, and so
-does other code that the run went on with: only the same bits, or a known band, then show that it says the same.
+does other code that the run went on with: only the same bits, or a known band, then show that it says the same. So does
+another program of a portable run, as another JAX may trace it.
 """
 
 from __future__ import annotations
@@ -16,12 +18,12 @@ from typing import Any, Literal
 
 from jaxmlp.errors import RunError
 from jaxmlp.run.code import ACCEPTED, CODE
-from jaxmlp.run.manifest import differences
+from jaxmlp.run.manifest import PLATFORM, PROGRAM, differences
 
 STREAMS = ("jax", "flax", "prng", "threefry_partitionable", "random_seed_offset", "x64")
 """The facts that random integers depend on."""
 
-Level = Literal["L1", "L3", "L4"]
+Level = Literal["L1", "L3", "L4", "L5"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Promise:
     """Whether the batch order is promised."""
     same_code: bool = True
     """Whether the user's own code is the same: other code may have another distribution of results."""
+    same_program: bool = True
+    """Whether a portable run's program is the same; another one may have other bits on every machine."""
 
 
 def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
@@ -55,6 +59,8 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
     for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:
         if name in names:
             raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")
-    level: Level = "L4" if binding else "L3" if not_binding else "L1"
+    moved = {difference.partition(":")[0] for difference in not_binding}
+    level: Level = "L4" if binding else "L5" if moved & {*PLATFORM} else "L3" if moved else "L1"
+    same_program, same_streams = PROGRAM not in names, not names & {*STREAMS, PROGRAM}
     same_code = not any(difference.startswith(CODE) for difference in binding)
-    return Promise(level, (*binding, *not_binding), not names & {*STREAMS}, same_code)
+    return Promise(level, (*binding, *not_binding), same_streams, same_code, same_program)

@@ -104,7 +104,9 @@ def reproduce(
     found = evidence.first_difference(training, pieces, orders if left.same_order else {}, agreed)
     same: bool | None = found is None
     judgements: tuple[Judgement, ...] = ()
-    if found and left.level == "L4" and found.leaf != "order":
+    if found and not left.same_program:
+        same = None
+    elif found and left.level == "L4" and found.leaf != "order":
         report(f"epoch {found.epoch}: other bits, as they may be: on to the end")
         same, judgements = _judge(training, there, left, orders)
     return Reproduction(

@@ -4,6 +4,9 @@
 that no file has is `none`, and is not bound. Nor is what Python gives in place of what a config says: validation split
 and number of classes of `from_arrays`, as the sum of the data is of the training and test examples alone; nor are the
 weights of an import.
+
+A run in portable precision has the same bits on every platform, so its `binding` has the sum of its program in place
+of the platform, which is in `not_binding`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,12 @@ if TYPE_CHECKING:
 _CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
 _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
 _FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
+PROGRAM = "program_sha256"
+STREAMS = ("prng", "threefry_partitionable", "random_seed_offset")
+"""The facts of the platform that a portable run depends on: its random streams."""
+PLATFORM = ("jax", "jaxlib", "flax", "optax", "xla_flags", "matmul_precision", "x64", "device_kind", "platform_version",
+            "isa")  # fmt: skip
+"""The others."""
 
 
 def manifest(
@@ -47,7 +56,13 @@ def manifest(
     here = platform_facts(devices=devices)
     sums = {"config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(), "data_sha256": dataset.sha256}
     binding, not_binding = {**sums, **here["binding"]}, here["not_binding"]
-    if code := sums_of(code_of(config, *variants)):
+    configs = [config, *variants]
+    if all(each.precision == "portable" for each in configs):
+        from jaxmlp.fingerprint import program_sha256
+
+        not_binding |= {name: binding.pop(name) for name in PLATFORM}
+        binding[PROGRAM] = program_sha256(configs, dataset)
+    if code := sums_of(code_of(*configs)):
         binding["code"] = code
     if data_code := sums_of(data_code_of(config)):
         not_binding["data_code"] = data_code

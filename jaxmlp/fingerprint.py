@@ -1,0 +1,74 @@
+"""Which program does an experiment train by? What a portable run's bits depend on, beside its config and data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmlp import data, train
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.portable.text import text
+from jaxmlp.prng import root_key
+
+
+def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool = False) -> str:
+    """The first state, a batch, one gradient shard's gradient and the update, in a canonical text.
+
+    It has no mesh: the devices that share a batch are not in it.
+
+    Args:
+        config: The experiment.
+        facts: Shapes and types of an example.
+        weighted: Whether examples have weights.
+    """
+    one_shard = dataclasses.replace(
+        config, precision=config.factors, batch_size=config.batch_size // config.grad_shards, grad_shards=1
+    ).on_data(facts.outputs, 1)
+
+    def update(config: ExperimentConfig, split: train.Split, order: Any) -> Any:
+        state = train.init_state(config, jax.tree.map(lambda leaf: leaf[:1], split.inputs))
+        batch = train.take_batch(split, order, jnp.int32(0), config.batch_size)
+        return train.train_step(config, state, batch, root_key(config.seed))
+
+    split = train.Split.of(facts.zeros(one_shard.batch_size))
+    if weighted:
+        split = split._replace(weights=jax.ShapeDtypeStruct((one_shard.batch_size,), jnp.float32))
+    return text(update, one_shard, split, jax.ShapeDtypeStruct((one_shard.batch_size,), jnp.int32))
+
+
+def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -> str:
+    """SHA-256 of the text of an experiment; of several with other programs, of their sums in order."""
+    facts, weighted = dataset.facts, dataset.train.weights is not None
+    sums = sorted({_sha256(_Program(config, facts, weighted)) for config in configs})
+    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Program:
+    """What a program is traced from; equal where the rates, the seed or the name alone are others."""
+
+    config: ExperimentConfig
+    facts: data.Facts
+    weighted: bool
+
+    @functools.cached_property
+    def key(self) -> tuple[Any, ...]:
+        return jax.tree.structure(self.config.on_data(self.facts.outputs, 1)), str(self.facts), self.weighted
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Program) and self.key == other.key
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(program: _Program) -> str:
+    said = program_text(program.config, program.facts, weighted=program.weighted)
+    return hashlib.sha256(said.encode()).hexdigest()
