@@ -114,9 +114,13 @@ class ExperimentConfig(Part):
         return dataclasses.replace(as_arrays(self), outputs=outputs, total_steps=total_steps, zero=zero)
 
     @property
-    def factors(self) -> str:
+    def factors(self) -> Literal["float32", "bfloat16"]:
         """The type of the factors of products in a module."""
         return "bfloat16" if self.precision == "bfloat16" else "float32"
+
+    def without_precision(self) -> Self:
+        """The same experiment as it is written, before any arithmetic is chosen for it: portable becomes float32."""
+        return dataclasses.replace(self, precision=self.factors, zero=None)
 
     def module(self) -> nn.Module:
         """The network in flax; `on_data` has filled in the number of its outputs."""

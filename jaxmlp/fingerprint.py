@@ -27,19 +27,19 @@ def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool 
         facts: Shapes and types of an example.
         weighted: Whether examples have weights.
     """
-    one_shard = dataclasses.replace(
-        config, precision=config.factors, batch_size=config.batch_size // config.grad_shards, grad_shards=1
-    ).on_data(facts.outputs, 1)
+    rows = config.batch_size // config.grad_shards
+    plain = dataclasses.replace(config.without_precision(), batch_size=rows, grad_shards=1)
+    one_shard = plain.on_data(facts.outputs, 1)
 
     def update(config: ExperimentConfig, split: train.Split, order: Any) -> Any:
         state = train.init_state(config, jax.tree.map(lambda leaf: leaf[:1], split.inputs))
         batch = train.take_batch(split, order, jnp.int32(0), config.batch_size)
         return train.train_step(config, state, batch, root_key(config.seed))
 
-    split = train.Split.of(facts.zeros(one_shard.batch_size))
+    split = train.Split.of(facts.zeros(rows))
     if weighted:
-        split = split._replace(weights=jax.ShapeDtypeStruct((one_shard.batch_size,), jnp.float32))
-    return text(update, one_shard, split, jax.ShapeDtypeStruct((one_shard.batch_size,), jnp.int32))
+        split = split._replace(weights=jnp.ones(rows, jnp.float32))
+    return text(update, one_shard, split, jax.ShapeDtypeStruct((rows,), jnp.int32))
 
 
 def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -> str:

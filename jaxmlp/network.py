@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import html
 import math
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     facts = facts or MNIST
     check_network(config, facts)
     # Work is counted as the network is written, whatever arithmetic does it.
-    on_data = dataclasses.replace(config, precision=config.factors).on_data(facts.outputs, 1)
+    on_data = config.without_precision().on_data(facts.outputs, 1)
     split = train.Split.of(facts.zeros(config.batch_size))
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, split.inputs)

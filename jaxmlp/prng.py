@@ -36,6 +36,11 @@ def root_key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
     return jax.random.key(seed, impl=IMPLEMENTATION)
 
 
+def key_of(words: UInt32[Array, "... 2"]) -> Key[Array, "..."]:
+    """The keys that `jax.random.key_data` gives these words of."""
+    return jax.random.wrap_key_data(words, impl=IMPLEMENTATION)
+
+
 def stream_key(root: Key[Array, ""], stream: Stream, position: int | Int[Array, ""] = 0) -> Key[Array, ""]:
     """fold_in(fold_in(root, stream), position).
 

@@ -1,9 +1,10 @@
-"""`jaxmlp doctor`: what is on this machine, and whether it computes the reference bits."""
+"""`jaxmlp doctor`: what is on this machine, and whether it computes the right bits, and its platform's."""
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,47 +15,126 @@ from typing import TYPE_CHECKING, Any
 import jaxmlp
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
-from jaxmlp.errors import CheckFailed
+from jaxmlp.errors import CheckFailed, ConfigError, DataError
 from jaxmlp.folders import user_cache
 
 if TYPE_CHECKING:
+    from jaxmlp.proof.burn_in import BurnIn
     from jaxmlp.proof.references import SelfTest
+    from jaxmlp.proof.right_bits import Check
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(flags.DataFlags, flags.DeviceFlags):
-    """Show what is on this machine, and train for seconds: are the bits those of its platform's reference?"""
+    """Show what is on this machine, and train for seconds: are the bits right, and those of its platform's reference?
+
+    In portable precision there is one right answer on every machine. A wrong one is named: the update, the leaf, and
+    the primitive that computes it.
+    """
 
     full: flags.Switch = False
     """Train both experiments of the tutorial too, to their end: some minutes, on MNIST."""
+    burn_in: str | None = None
+    """For so long, such as 30s, 10m or 2h, train on every device at once, and report each state that is not right."""
     record: flags.Switch = False
     """Write what is trained as this platform's reference, into the package; add the file to the repository."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Examine this machine; one that leaves its platform's reference bits ends with 3."""
+    """Examine this machine; one that computes wrong bits, or leaves its platform's, ends with 3."""
     chosen, _ = flags.parse(DoctorFlags(), argv, "doctor")
-    runtime.configure(chosen.device)
+    seconds = _seconds(chosen.burn_in)
+    # A burn-in is to have every core: a device each.
+    runtime.configure(chosen.device, cpu_devices=os.cpu_count() if seconds else None)
     from jaxmlp import data
-    from jaxmlp.proof.experiments import REFERENCED
-    from jaxmlp.proof.references import record, self_test
+    from jaxmlp.proof import burn_in, probes, references, right_bits
 
     found = facts(chosen.manual_dir)
     say("\n".join(_fact_lines(found)))
+    wrong_answers = probes.run_probes()
+    say("\n".join(map(str, wrong_answers)) or f"probes: {len(probes.probes())} answers known from integers: right")
+    checks = [_check(name, chosen) for name in right_bits.GOLDEN if chosen.full or name == "quickstart"]
+    say("\n".join(map(_check_line, checks)))
     tests = []
-    for name in REFERENCED if chosen.full else ["quickstart"]:
-        dataset = data.load(REFERENCED[name].data, manual_dir=chosen.manual_dir, report=say)
+    for name in references.REFERENCED if chosen.full else ["quickstart"]:
+        dataset = data.load(references.REFERENCED[name].data, manual_dir=chosen.manual_dir, report=say)
         if chosen.record:
-            say(f"recorded: {record(name, dataset)}")
-        tests.append(self_test(name, dataset, report=lambda _: None))
+            say(f"recorded: {references.record(name, dataset)}")
+        tests.append(references.self_test(name, dataset, report=lambda _: None))
         say("\n".join(_test_lines(tests[-1])))
-    document = {**found, "self_tests": [_plain(test) for test in tests]}
+    burnt = None
+    if seconds:
+        quickstart = data.load(right_bits.GOLDEN["quickstart"].data, report=say)
+        burnt = burn_in.burn_in("quickstart", quickstart, seconds, report=say)
+        say(_burn_in_line(burnt))
+    document = {
+        **found,
+        "probes": [wrong._asdict() for wrong in wrong_answers],
+        "portable": _together(checks),
+        "self_tests": [_plain(test) for test in tests],
+        "burn_in": burnt and burnt._asdict() | {"deviations": [each._asdict() for each in burnt.deviations]},
+    }
+    problems = [f"{wrong.probe} in {wrong.arithmetic}" for wrong in wrong_answers]
+    problems += [each.experiment for each in checks if each.same is False]
+    if problems:
+        return Answer(document, CheckFailed.exit_code, f"this machine computes wrong bits: {', '.join(problems)}")
+    if burnt and burnt.deviations:
+        devices = sorted({each.device for each in burnt.deviations})
+        said = f"{len(burnt.deviations)} wrong states in {burnt.seconds:.0f} s, on {', '.join(devices)}"
+        return Answer(document, CheckFailed.exit_code, said)
     left = [test.experiment for test in tests if test.verdict == "differs"]
     if not left:
         return Answer(document)
     return Answer(document, CheckFailed.exit_code, f"this machine leaves the reference bits: {', '.join(left)}")
+
+
+def _seconds(duration: str | None) -> float | None:
+    """Of a duration such as 30s, 10m or 2h."""
+    if duration is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(duration))
+    if not found or not float(found[1]):
+        raise ConfigError("burn_in", f"must be a duration such as 30s, 10m or 2h, got {duration!r}")
+    return float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
+
+
+def _check(name: str, chosen: DoctorFlags) -> Check:
+    from jaxmlp import data
+    from jaxmlp.proof import right_bits
+
+    config = right_bits.GOLDEN[name].data
+    if not any(each.name == config.name and each.where for each in data.status(manual_dir=chosen.manual_dir)):
+        return right_bits.Check(experiment=name, same=None, updates=0, reason="not run: no data")
+    try:
+        dataset = data.load(config, manual_dir=chosen.manual_dir, report=say)
+    except DataError as error:
+        return right_bits.Check(experiment=name, same=None, updates=0, reason=f"not run: {error}")
+    return right_bits.check(name, dataset)
+
+
+def _check_line(check: Check) -> str:
+    said = f"portable: {check.experiment}"
+    if check.same:
+        return f"{said}, {check.updates} updates: this machine computes the right bits"
+    if check.same is None:
+        return f"{said}: {check.reason}"
+    return f"{said}: this machine computes WRONG bits, first in {check.first_difference}"
+
+
+def _together(checks: Sequence[Check]) -> dict[str, Any]:
+    """All checks as one: false where one is, true where one is and none is false."""
+    answers = [check.same for check in checks]
+    same = False if False in answers else True if True in answers else None
+    found = [check.to_plain() for check in checks]
+    first = next((each["first_difference"] for each in found if each["first_difference"]), None)
+    return {"same": same, "first_difference": first, "experiments": found}
+
+
+def _burn_in_line(burnt: BurnIn) -> str:
+    wrong = f"{len(burnt.deviations)} wrong" if burnt.deviations else "all right"
+    return f"burn-in: {burnt.updates:,} updates in {burnt.seconds:.0f} s on {burnt.devices} devices at once: {wrong}"
 
 
 def facts(manual_dir: Path | None) -> dict[str, Any]:

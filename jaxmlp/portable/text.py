@@ -74,10 +74,10 @@ def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
     def shown(value: Any) -> str:
         return f"%{numbers[value[0]]}.{value[1]}" if isinstance(value, tuple) else value
 
-    yield f"{indent}of {' '.join(_type(var.aval) for var in jaxpr.invars)}"
+    yield f"{indent}of {' '.join(type_of(var.aval) for var in jaxpr.invars)}"
     for number in sorted(needed - {0}):
         eqn, operands = equations[number - 1]
-        types = " ".join(_type(var.aval) for var in eqn.outvars)
+        types = " ".join(type_of(var.aval) for var in eqn.outvars)
         said = [f"{name}={value}" for name, value in sorted(_parameters(eqn).items())]
         line = " ".join([f"%{numbers[number]} {types} = {_name(eqn)}", *map(shown, operands), *said])
         yield indent + line
@@ -131,5 +131,6 @@ def _constant(value: Any, dtype: Any = None) -> str:
     return f"{array.dtype.name}[{','.join(map(str, array.shape))}]:{said}"
 
 
-def _type(aval: Any) -> str:
+def type_of(aval: Any) -> str:
+    """As in jaxprs: float32[3,4]."""
     return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"

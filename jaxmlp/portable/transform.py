@@ -34,18 +34,21 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
     for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        name = eqn.primitive.name
-        rule = STRUCTURE.get(name) or RULES.get(name)
-        with _named(eqn):
-            if rule is None:
-                raise Refused(f"portable has no rule for {name} of {', '.join(map(shape_of, operands)) or 'nothing'}")
-            check(name, [operand for operand in operands if hasattr(operand, "dtype")])
-            results = rule(a, eqn, *operands)
-        if not eqn.primitive.multiple_results:
-            results = [results]
+        results = evaluate_equation(a, eqn, [read(atom) for atom in eqn.invars])
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def evaluate_equation(a: Arithmetic, eqn: Any, operands: Sequence[Any]) -> list[Any]:
+    """The results of one equation, by its rule."""
+    name = eqn.primitive.name
+    rule = STRUCTURE.get(name) or RULES.get(name)
+    with _named(eqn):
+        if rule is None:
+            raise Refused(f"portable has no rule for {name} of {', '.join(map(shape_of, operands)) or 'nothing'}")
+        check(name, [operand for operand in operands if hasattr(operand, "dtype")])
+        results = rule(a, eqn, *operands)
+    return list(results) if eqn.primitive.multiple_results else [results]
 
 
 @contextmanager

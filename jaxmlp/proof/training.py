@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from jaxmlp import data, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
@@ -40,6 +41,7 @@ class Training:
         self._programs = Programs(config, dataset, mesh, resident_bytes)
         self._position = self._programs.first()
         self.config = config
+        self.on_data = self._programs.config
         self.devices: int = mesh.size
         self.steps_per_epoch = self._programs.steps_per_epoch
         self.last_step = config.epochs * self.steps_per_epoch
@@ -58,9 +60,13 @@ class Training:
         """The epoch, from 1, whose update led to `step`; the first one for step 0."""
         return (max(step, 1) - 1) // self.steps_per_epoch + 1
 
+    def order(self, epoch: int) -> Int[np.ndarray, " padded"]:
+        """The examples of epoch `epoch`, from 1, padded to whole batches."""
+        return np.asarray(self._programs.order(epoch))
+
     def order_sha256(self, epoch: int) -> str:
         """As the run's `digests.jsonl` has it."""
-        return digest({"order": np.asarray(self._programs.order(epoch))[: self._programs.examples]})
+        return digest({"order": self.order(epoch)[: self._programs.examples]})
 
     def advance(self, step: int) -> None:
         """Make the updates up to `step`."""

@@ -1,0 +1,196 @@
+"""Does this machine compute the right bits? Golden digests of portable trainings, which every machine is to have.
+
+A file of `FOLDER` has the digest of an experiment's state after every update: of the quickstart's whole run, and of the
+first epoch of both experiments on MNIST.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmlp import data, train
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import RunError
+from jaxmlp.fields import parse_json
+from jaxmlp.proof import bits
+from jaxmlp.proof.blame import WrongPrimitive, right_state, wrong_primitive
+from jaxmlp.proof.experiments import QUICKSTART, REFERENCED
+from jaxmlp.proof.training import Training
+from jaxmlp.run import files
+from jaxmlp.run.digest import digest, leaves
+from jaxmlp.run.known import SHA256
+from jaxmlp.run.manifest import PROGRAM, manifest
+
+FOLDER = Path(__file__).parents[1] / "references" / "portable"
+GOLDEN: Final = {name: dataclasses.replace(config, precision="portable") for name, config in REFERENCED.items()}
+"""By name: the experiments that have golden digests."""
+BINDING = ("config_sha256", "data_sha256", PROGRAM)
+
+
+class Golden(NamedTuple):
+    """The digests of one experiment."""
+
+    binding: dict[str, str]
+    order_sha256: str
+    """Of the first epoch's batch order."""
+    states: list[str]
+    """SHA-256 of the state after no update, one, two, and so on."""
+
+
+class WrongUpdate(NamedTuple):
+    """The first update whose result is not the right one."""
+
+    update: int
+    """Counted from 1; 0 is the initial state."""
+    leaf: str | None
+    """The part of the state that is wrong, where the right one could be computed."""
+    problem: str
+    """What is wrong in it, with both values and their bits."""
+    primitive: WrongPrimitive | None = None
+    """What computes it wrongly; None where each primitive alone is right."""
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON."""
+        found = self._asdict() | {"primitive": None, "shapes": [], "right": None, "here": None, "operation": None}
+        return found | (self.primitive._asdict() if self.primitive else {})
+
+    def __str__(self) -> str:
+        where = f"update {self.update}" + (f", {self.leaf}" if self.leaf else "")
+        said = f"{where}: {self.problem}"
+        return f"{said}\n  wrong primitive: {self.primitive}" if self.primitive else said
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Check:
+    """What a comparison with golden digests found."""
+
+    experiment: str
+    same: bool | None
+    """None where nothing could be compared."""
+    updates: int
+    """Compared."""
+    reason: str | None = None
+    """Why nothing could be compared."""
+    first_difference: WrongUpdate | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As JSON."""
+        found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return found | {"first_difference": self.first_difference and self.first_difference.to_plain()}
+
+
+def check(name: str, dataset: data.Dataset) -> Check:
+    """Train an experiment of `GOLDEN` on one device, and compare its state after every update.
+
+    Raises:
+        RunError: The golden digests are damaged, or not there.
+    """
+    config, golden = GOLDEN[name], read(name)
+    there, here = golden.binding, binding(config, dataset)
+    if other := [fact for fact in BINDING if there[fact] != here[fact]]:
+        what = "another program: this JAX or flax traces it otherwise" if other == [PROGRAM] else f"another {other[0]}"
+        return Check(experiment=name, same=None, updates=0, reason=what)
+    training = Training(config, dataset, devices=1)
+    if training.order_sha256(1) != golden.order_sha256:
+        wrong = WrongUpdate(0, "order", "the batch order of the first epoch is another one")
+        return Check(experiment=name, same=False, updates=0, first_difference=wrong)
+    before = None
+    for update, state in enumerate(_states(training, len(golden.states) - 1)):
+        if digest(state) != golden.states[update]:
+            wrong = explained(training, dataset, before, state, update, golden.states[update])
+            return Check(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
+        before = state
+    return Check(experiment=name, same=True, updates=len(golden.states) - 1)
+
+
+def _states(training: Training, last: int) -> Iterator[train.TrainState]:
+    """The state after no update, one, and so on."""
+    for step in range(last + 1):
+        training.advance(step)
+        yield training.state()
+
+
+def explained(
+    training: Training,
+    dataset: data.Dataset,
+    before: train.TrainState | None,
+    state: train.TrainState,
+    update: int,
+    golden: str,
+) -> WrongUpdate:
+    """What is wrong in a state after an update, and which primitive makes it so.
+
+    Args:
+        training: On which config.
+        dataset: Its data.
+        before: The right state before the update.
+        state: The wrong one after it.
+        update: Its number.
+        golden: The right state's digest.
+    """
+    if before is None:
+        return WrongUpdate(0, None, "the initial state has another digest")
+    config = training.on_data
+    epoch, index = divmod(update - 1, training.steps_per_epoch)
+    batch = host_batch(dataset, training.order(epoch + 1), index, config.batch_size)
+    right = right_state(config, before, batch)
+    if digest(right) != golden:
+        return WrongUpdate(update, None, "another digest; NumPy's evaluation here has a third one")
+    first = next(bits.differences(leaves(right), leaves(state)))
+    return WrongUpdate(update, first.leaf, f"{first.problem} (right and here)", wrong_primitive(config, before, batch))
+
+
+def host_batch(dataset: data.Dataset, order: np.ndarray, index: int, batch_size: int) -> train.Batch:
+    """As `train.take_batch`, without a device."""
+    rows = order[index * batch_size : (index + 1) * batch_size]
+    is_example = rows != train.PADDING
+    targets = np.where(is_example, dataset.train.targets[rows], np.asarray(train.PADDING, dataset.train.targets.dtype))
+    inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.train.inputs)
+    return train.Batch(inputs, targets, is_example.astype(np.float32))
+
+
+def binding(config: ExperimentConfig, dataset: data.Dataset) -> dict[str, str]:
+    """What golden digests depend on."""
+    facts = manifest(config, dataset)["binding"]
+    return {name: facts[name] for name in BINDING}
+
+
+def read(name: str) -> Golden:
+    """The golden digests of an experiment.
+
+    Raises:
+        RunError: They are damaged, or not there.
+    """
+    path = FOLDER / f"{name}.json"
+    try:
+        found = parse_json(files.read(path))
+        golden = Golden({fact: found[fact] for fact in BINDING}, found["order_sha256"], list(found["states_sha256"]))
+        if all(map(SHA256.fullmatch, [*golden.binding.values(), golden.order_sha256, *golden.states])):
+            return golden
+        raise ValueError("a digest is none")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged: it has no golden digests ({error}). Install jaxmlp again.") from error
+
+
+def record(name: str, dataset: data.Dataset) -> Path:
+    """Train an experiment of `GOLDEN`, write its digests as the golden ones, and return the file."""
+    training = Training(GOLDEN[name], dataset, devices=1)
+    last = training.last_step if name == QUICKSTART.name else training.steps_per_epoch
+    found = {
+        **binding(GOLDEN[name], dataset),
+        "order_sha256": training.order_sha256(1),
+        "states_sha256": [digest(state) for state in _states(training, last)],
+    }
+    path = FOLDER / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, json.dumps(found, indent=0).encode() + b"\n")
+    return path
+
+
