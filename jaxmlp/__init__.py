@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from jaxmlp.api import predict as predict
     from jaxmlp.config import DataConfig as DataConfig
     from jaxmlp.config import ExperimentConfig as ExperimentConfig
+    from jaxmlp.controllers import EMA as EMA
+    from jaxmlp.controllers import Budget as Budget
+    from jaxmlp.controllers import EarlyStopping as EarlyStopping
+    from jaxmlp.controllers import ReduceOnPlateau as ReduceOnPlateau
     from jaxmlp.errors import CheckFailed as CheckFailed
     from jaxmlp.errors import ConfigError as ConfigError
     from jaxmlp.errors import DataError as DataError
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
     from jaxmlp.optimizers import AdamW as AdamW
     from jaxmlp.optimizers import RMSprop as RMSprop
     from jaxmlp.parts import Augmentation as Augmentation
+    from jaxmlp.parts import Controller as Controller
     from jaxmlp.parts import Loss as Loss
     from jaxmlp.parts import Metric as Metric
     from jaxmlp.parts import Model as Model
@@ -71,6 +76,7 @@ __version__ = "0.1.0"
 _ROOMS = {
     "api": "evaluate load_model predict",
     "config": "DataConfig ExperimentConfig",
+    "controllers": "EMA Budget EarlyStopping ReduceOnPlateau",
     "errors": "CheckFailed ConfigError DataError DeviceError DiskError DivergedError JaxmlpError PeerLostError RunError"
     " UsageError",
     "fields": "named ranged",
@@ -80,7 +86,7 @@ _ROOMS = {
     "mlp": "MLP",
     "network": "summary",
     "optimizers": "SGD Adam AdamW RMSprop",
-    "parts": "Augmentation Loss Metric Model Optimizer Schedule",
+    "parts": "Augmentation Controller Loss Metric Model Optimizer Schedule",
     "proof.bits": "assert_same_bits",
     "proof.reproduce": "reproduce",
     "proof.verify": "verify",

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmlp.controllers import check
 from jaxmlp.errors import ConfigError
 from jaxmlp.fields import filled_in, hints, host, parse_json, ranged
 from jaxmlp.losses import ClippedCrossEntropy
@@ -24,7 +25,7 @@ from jaxmlp.metrics import Accuracy
 from jaxmlp.mlp import MLP
 from jaxmlp.modules import hashable
 from jaxmlp.optimizers import RMSprop
-from jaxmlp.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, holding
+from jaxmlp.parts import Augmentation, Controller, Loss, Metric, Model, Optimizer, Part, holding
 from jaxmlp.plain import Find, from_plain, to_plain
 
 
@@ -58,6 +59,8 @@ class ExperimentConfig(Part):
     """What is minimised."""
     metrics: tuple[Metric, ...] = holding(Accuracy())
     """Figures of each split beside the loss."""
+    controllers: tuple[Controller, ...] = holding(optional=True)
+    """What steers or follows the run: stopping, rates, averages."""
     best_by: str = host("loss")
     """Which figure of the validation split makes a checkpoint the best: loss, or a metric's name."""
     batch_size: int = ranged(128, "[1, 2147483647]")
@@ -90,6 +93,8 @@ class ExperimentConfig(Part):
             if self.best_by not in names[:1] + names[2:]:
                 known = ", ".join(names[:1] + names[2:])
                 raise ConfigError("best_by", f"must be one of {known}, got {self.best_by!r}")
+        if isinstance(self.controllers, tuple):
+            check(self)
         # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
             works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]

@@ -28,7 +28,7 @@ def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def ranged(default: Any, interval: str, *, traced: bool = False, host: bool = False) -> Any:
+def ranged(default: Any, interval: str, *, traced: bool = False, host: bool = False, optional: bool = False) -> Any:
     """A field of one number or more in an interval.
 
     Args:
@@ -36,8 +36,9 @@ def ranged(default: Any, interval: str, *, traced: bool = False, host: bool = Fa
         interval: The rule as people write it, such as `[0, 1)` or `(0, inf)`.
         traced: Whether compiled programs take the value as an argument, so that another value compiles nothing anew.
         host: Whether compiled programs never see the value, so that it is at its default inside them.
+        optional: Whether JSON leaves the field out while it is at its default.
     """
-    return field(default=default, metadata={"interval": interval, "traced": traced, "host": host})
+    return field(default=default, metadata={"interval": interval, "traced": traced, "host": host, "optional": optional})
 
 
 def host(default: Any) -> Any:

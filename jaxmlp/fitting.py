@@ -11,6 +11,7 @@ import jax
 from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.controllers import EMA, check_monitors
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.experiment import Code, Experiment, placed
 from jaxmlp.feed import RESIDENT_BYTES
@@ -124,8 +125,8 @@ def _run(loop: RunLoop) -> History:
 
 
 def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code: bool) -> None:
-    there = run.plain_config
-    if other := [name for name, value in config.to_dict().items() if value != there.get(name)]:
+    there, here = run.plain_config, config.to_dict()
+    if other := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
         raise RunError(f"{run.path} is of a config with another {', '.join(other)}. Go on with fit(run=...).")
     changed = Code(config).changed(wanted(run.manifest))
     if changed and not accept_changed_code:
@@ -149,4 +150,8 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
     check_network(config, dataset.facts)
+    names = ["loss", *(metric.name for metric in config.metrics)]
+    of_average = [f"ema_{name}" for name in names] if any(isinstance(each, EMA) for each in config.controllers) else []
+    validated = [f"val_{name}" for name in [*names, *of_average]] if dataset.validation else []
+    check_monitors(config, [*names, *validated])
     data.check_pixels(dataset.train.inputs, config.data.pixel_scale)

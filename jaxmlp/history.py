@@ -72,6 +72,8 @@ class History:
     """Arrays on the host."""
     status: str
     """`finished`, or `interrupted` by a stop signal."""
+    stopped: str | None = None
+    """Why it finished before its last epoch; None where it did not."""
     test: Mapping[str, float]
     """Loss and metrics of the last parameters on the test split; empty where the run was interrupted."""
     params_sha256: str
@@ -100,18 +102,23 @@ class History:
             KeyError: There is no such figure; names those there are.
         """
         metrics = ("loss", *(metric.name for metric in self.config.metrics))
-        known = ("epoch", "steps", *metrics, *(f"val_{each}" for each in metrics), "learning_rate", "seconds")
+        validated = dict.fromkeys([*(f"val_{each}" for each in metrics), *self._averaged()])
+        known = ("epoch", "steps", *metrics, *validated, "learning_rate", "seconds")
         if name not in known:
             raise KeyError(
                 f"{name} is not a figure of an epoch.{did_you_mean(name, known)} There are {', '.join(known)}"
             )
         return [record.line().get(name) for record in self.records]
 
+    def _averaged(self) -> list[str]:
+        """The names of the moving average's figures."""
+        return [name for name in (self.records[-1].figures if self.records else ()) if name.startswith("val_ema_")]
+
     def __repr__(self) -> str:
         figures = {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
         told = ", ".join(f"{name} {_cell(value)}" for name, value in figures.items())
         about = f"{self.config.name}, seed {self.config.seed}: {self.status} after {len(self.records)} epochs"
-        return f"History({about}, {told})"
+        return f"History({about}{f' ({self.stopped})' if self.stopped else ''}, {told})"
 
     def _repr_html_(self) -> str:
         """The losses as a picture and the epochs as a table, for notebooks."""
@@ -129,6 +136,7 @@ class History:
         last = self.records[-1] if self.records else None
         return {
             "status": self.status,
+            **({"stopped": self.stopped} if self.stopped else {}),
             "seed": self.config.seed,
             "epochs": len(self.records),
             "steps": int(self.state.step),
@@ -150,13 +158,11 @@ class History:
     def metrics(self) -> dict[str, dict[str, float | None]]:
         """The last figures of each metric, by its name and then by split: `train`, `val` and `test`."""
         last = self.records[-1].figures if self.records else {}
+        names = [metric.name for metric in self.config.metrics]
+        names += [name for name in self.test if name.startswith("ema_")]
         return {
-            metric.name: {
-                "train": last.get(metric.name),
-                "val": last.get(f"val_{metric.name}"),
-                "test": self.test.get(metric.name),
-            }
-            for metric in self.config.metrics
+            name: {"train": last.get(name), "val": last.get(f"val_{name}"), "test": self.test.get(name)}
+            for name in names
         }
 
 

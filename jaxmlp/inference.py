@@ -39,6 +39,8 @@ Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard deviations of a normal distribution."""
 WEIGHTS = ("state/params/", "state/variables/")
 """Where a checkpoint has what a model is made of."""
+AVERAGE = "state/controllers/ema/params/"
+"""Where it has the moving average of the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -223,7 +225,8 @@ def load_model(
 
     Args:
         run: The run, or its folder.
-        checkpoint: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
+        checkpoint: `last`, `best` (as the config's `best_by` says), `ema` (the moving average of the last), or the step
+            of one that is there.
         experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment.
         warn: Told of damaged checkpoints that are passed over for an older one, and of code that is another now.
 
@@ -260,8 +263,8 @@ def model_of(history: History) -> Model:
 def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]) -> Checkpoint:
     if str(which).isdecimal():
         return run.checkpoint_at(int(which))
-    if which not in ("last", "best"):
-        raise ConfigError("checkpoint", f"must be last, best or the step of one, got {which!r}")
+    if which not in ("last", "best", "ema"):
+        raise ConfigError("checkpoint", f"must be last, best, ema or the step of one, got {which!r}")
     found = run.newest_checkpoint(warn)
     if not found:
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
@@ -269,6 +272,12 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
+    if which == "ema":
+        averages = {name: array for name, array in found.arrays.items() if name.startswith(AVERAGE)}
+        if not averages:
+            raise RunError(f"{run.path} has no moving average: its controllers have no EMA(). Take the last.")
+        params = {f"{WEIGHTS[0]}{name.removeprefix(AVERAGE)}": array for name, array in averages.items()}
+        found = found._replace(arrays=found.arrays | params)
     return found
 
 

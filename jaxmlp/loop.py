@@ -11,7 +11,8 @@ import json
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 
 from jaxmlp import distributed, train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.controllers import restores, why_stop
 from jaxmlp.errors import DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.position import Position
@@ -38,7 +40,11 @@ class Hook(Protocol):
     """A function called after each epoch."""
 
     def __call__(self, record: EpochRecord, state: train.TrainState) -> object:
-        """See the epoch's record, and the state, which it must not keep: the next step takes its memory."""
+        """See the epoch's record, and the state, which it must not keep: the next step takes its memory.
+
+        Returns:
+            True ends the run here. Any other answer means nothing.
+        """
 
 
 class Loop(abc.ABC):
@@ -73,11 +79,18 @@ class Loop(abc.ABC):
         """Of each lane, epoch by epoch."""
         self.diverged_in: list[int | None] = [None] * len(configs)
         """The epoch that each lane diverged in."""
+        self.stopped: list[str | None] = [None] * len(configs)
+        """Why each lane ended before its last epoch."""
 
     @property
     def ended(self) -> bool:
-        """Whether no epoch is left, or no lane that has not diverged."""
-        return self.position.epoch > self.config.epochs or None not in self.diverged_in
+        """Whether no epoch is left, or no lane that goes on."""
+        return self.position.epoch > self.config.epochs or not any(self.going)
+
+    @property
+    def going(self) -> list[bool]:
+        """Of each lane, whether it has neither diverged nor stopped."""
+        return [not (diverged or stopped) for diverged, stopped in zip(self.diverged_in, self.stopped, strict=True)]
 
     position: Position
 
@@ -86,6 +99,8 @@ class Loop(abc.ABC):
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
         while not self.ended and not self.stopping:
             self._epoch()
+        if self.ended:
+            self.programs.exchange(self.position)
         self._keep_position()
 
     def _keep_position(self) -> None:
@@ -105,9 +120,19 @@ class Loop(abc.ABC):
                 self._keep_position()
             self._chunk(order, length)
         records = self._evaluated()
+        states = programs.control(position, [dict(each.figures) if each else None for each in records])
         position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
         position.sums = programs.zero_sums(position)
-        self._epoch_ended(records, order)
+        why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
+        self.stopped = [
+            before or (each if record else None)
+            for before, each, record in zip(self.stopped, why, records, strict=True)
+        ]
+        of_hooks = self._epoch_ended(records, order)
+        found = [before or each for before, each in zip(self.stopped, of_hooks, strict=True)]
+        self.stopped = json.loads(distributed.share(json.dumps(found).encode()))
+        if any(self.stopped):
+            programs.freeze(self.going)
 
     def _length(self) -> int:
         """Updates of the next chunk, at most."""
@@ -123,7 +148,7 @@ class Loop(abc.ABC):
         start = position.done
         health = self.programs.rows(self.programs.advance(position, order, start + length))
         for lane, each in enumerate(health[: len(self.records)]):
-            if self.diverged_in[lane] is None and not is_finite(each):
+            if self.going[lane] and not is_finite(each):
                 self._diverge(lane, start)
         seconds = time.perf_counter() - began
         position.epoch_s += seconds
@@ -133,28 +158,21 @@ class Loop(abc.ABC):
         self._chunk_ended(length)
 
     def _evaluated(self) -> list[EpochRecord | None]:
-        """The epoch's record of each lane that has not diverged, added to its others."""
+        """The epoch's record of each lane that goes on, added to its others."""
         position, programs, began = self.position, self.programs, time.perf_counter()
-        trained = programs.rows(position.sums)
-        validated = programs.evaluate(position, "validation") if programs.dataset.validation else None
+        configs = [config if going else None for config, going in zip(self.configs, self.going, strict=True)]
+        ended = programs.epoch_figures(position, configs)
         rates = programs.learning_rates(position)
         seconds = (position.epoch_s + time.perf_counter() - began) / len(self.records)
-        ended: list[EpochRecord | None] = []
-        for lane, records in enumerate(self.records):
-            if self.diverged_in[lane] is not None:
-                ended.append(None)
+        records: list[EpochRecord | None] = []
+        for lane, found in enumerate(ended):
+            if not found or not self._is_sound(lane, "validation", found["val_loss"]):
+                records.append(None)
                 continue
-            found: dict[str, float | None] = dict(figures(self.configs[lane], trained[lane]))
-            scored = figures(self.configs[lane], validated[lane]) if validated else dict.fromkeys(found)
-            if validated and not self._is_sound(lane, "validation", scored["loss"]):
-                ended.append(None)
-                continue
-            found |= {f"val_{name}": value for name, value in scored.items()}
             steps = position.epoch * programs.steps_per_epoch
-            record = EpochRecord(position.epoch, steps, found, rates[lane], seconds)
-            records.append(record)
-            ended.append(record)
-        return ended
+            records.append(EpochRecord(position.epoch, steps, found, rates[lane], seconds))
+            self.records[lane].append(typing.cast(EpochRecord, records[-1]))
+        return records
 
     @abc.abstractmethod
     def _diverge(self, lane: int, start: int) -> None:
@@ -173,8 +191,8 @@ class Loop(abc.ABC):
         """A chunk of updates is made."""
 
     @abc.abstractmethod
-    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
-        """An epoch is over; the position stands at the next one's start."""
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> Sequence[str | None]:
+        """An epoch is over; the position stands at the next one's start. Why hooks end a lane, for each."""
 
     @abc.abstractmethod
     def _save(self) -> None:
@@ -239,29 +257,36 @@ class RunLoop(Loop):
 
         Raises: As `fit`.
         """
-        began = time.perf_counter()
+        self.began = time.perf_counter()
         with self.progress.compiling():
             self.position = self._start()
             self._compile()
         self.keeper = self.run and Keeper(self.run, self.config, self.position.best_score)
-        first_update = time.perf_counter()
+        self.first_update = time.perf_counter()
         self.train()
-        ended = time.perf_counter()
-        status = "finished" if self.ended else "interrupted"
-        tested = figures(self.config, self.programs.evaluate(self.position, "test")[0]) if self.ended else {}
+        return self._end("finished" if self.ended else "interrupted")
+
+    def _end(self, status: str) -> History:
+        """The history, and the run's end on the disk."""
+        ended, is_finished = time.perf_counter(), status == "finished"
+        tested = self.programs.scored(self.position, "test", self.configs)[0] if is_finished else {}
         self._is_sound(0, "test", tested.get("loss", 0.0))
         state = jax.device_get(self.position.state)
+        trained_sha256 = (
+            self.keeper.params_sha256 if is_finished and self.keeper and not restores(self.config) else None
+        )
         history = History(
             config=self.config,
             dataset=self.programs.dataset,
             records=tuple(self.records[0]),
             state=state,
             status=status,
+            stopped=self.stopped[0],
             test=tested,
-            params_sha256=(status == "finished" and self.keeper and self.keeper.params_sha256) or digest(state.params),
+            params_sha256=trained_sha256 or digest(state.params),
             state_sha256=digest(state),
-            compile_s=first_update - began,
-            train_s=ended - first_update,
+            compile_s=self.first_update - self.began,
+            train_s=ended - self.first_update,
             devices=self.programs.mesh.size,
             processes=jax.process_count(),
         )
@@ -276,6 +301,7 @@ class RunLoop(Loop):
         # Only the first process has the run; the others tell of its epochs too.
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
+        self.stopped = [position.stopped]
         return position
 
     def _stored(self) -> Position:
@@ -304,15 +330,22 @@ class RunLoop(Loop):
         means = figures(self.config, self.programs.rows(position.sums)[0])
         self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, means)
 
-    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         (record,) = records
         assert record
         if self.keeper:
             on_host = self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
             self.keeper.epoch_ended(record, on_host, np.asarray(order)[: self.programs.examples])
-        for hook in self.hooks:
-            hook(record, self.position.state)
         self.progress.epoch_ended(record)
+        try:
+            return [asked(self.hooks, record, self.position.state)]
+        except Exception as error:
+            self._keep_position()
+            error.history = self._end("interrupted")  # type: ignore[attr-defined]
+            error.add_note(
+                "The run so far is this error's `history`" + (f"; {self.run.path} can go on" if self.run else "")
+            )
+            raise
 
     def _diverge(self, lane: int, start: int) -> None:
         """Go through the chunk once more, step by step, so that no length of chunks changes what is named.
@@ -344,8 +377,15 @@ class RunLoop(Loop):
         )
 
     def _save(self) -> None:
+        self.position.stopped = self.stopped[0]
         if self.keeper:
             self.keeper.save(self.position)
+
+
+def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:
+    """Call all the hooks, and say why the run is to end if one of them answers True."""
+    stopping = [hook for hook in hooks if hook(*arguments) is True]
+    return f"the hook {getattr(stopping[0], '__name__', type(stopping[0]).__name__)} asked for it" if stopping else None
 
 
 def agree_on_chunk(length: int, stop: Stop, due: bool) -> tuple[int, bool, bool]:

@@ -23,7 +23,7 @@ import abc
 import dataclasses
 import re
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -54,6 +54,17 @@ class Batch(NamedTuple):
     """1 for an example, 0 for padding."""
     weights: Float[Array, " batch"] | None = None
     """Of each example's loss, apart from the mask; None counts all alike."""
+
+
+class Epoch(NamedTuple):
+    """What a controller sees of an epoch that has ended."""
+
+    figures: Mapping[str, Float[Array, ""]]
+    """By the names that a line of `metrics.jsonl` has, float32; those of splits that are not there are absent."""
+    larger_is_better: frozenset[str]
+    """The names of the figures of which more is better."""
+    params: Any
+    variables: Any
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
@@ -149,9 +160,9 @@ def _check_hash(path: str, value: Any) -> None:
         raise ConfigError(path, f"must be hashable, as compiled programs are found by it: {error}") from None
 
 
-def holding(*parts: Part) -> Any:
-    """A field that holds several parts of one role."""
-    return dataclasses.field(default=parts, metadata={"parts": True})
+def holding(*parts: Part, optional: bool = False) -> Any:
+    """A field that holds several parts of one role; an `optional` one is not in JSON while it is at its default."""
+    return dataclasses.field(default=parts, metadata={"parts": True, "optional": optional})
 
 
 class Schedule(Part):
@@ -280,6 +291,48 @@ class Model(Part):
     def fits(value: Any) -> bool:
         """Whether it is a flax module."""
         return isinstance(value, nn.Module)
+
+
+class Controller(Part):
+    """What steers or follows a run.
+
+    Its state is a dict of arrays in `TrainState.controllers`: checkpointed, digested, and in a sweep a row a lane. All
+    methods but `why_stop` are traced.
+    """
+
+    path: ClassVar[str] = "controllers"
+    accepts: ClassVar[str] = "a controller"
+    rule: ClassVar[tuple[str, ...]] = ("after_update", "after_epoch", "why_stop")
+
+    @abc.abstractmethod
+    def init(self, params: Any, variables: Any) -> dict[str, Any]:
+        """The state before the first update; empty where it needs none."""
+
+    def after_update(self, own: dict[str, Any], params: Any) -> dict[str, Any]:
+        """The state after an update that led to `params`."""
+        return own
+
+    def after_epoch(self, own: dict[str, Any], epoch: Epoch) -> dict[str, Any]:
+        """The state after an epoch."""
+        return own
+
+    def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""] | None:
+        """What the learning rate of the next update is multiplied by; None leaves it alone."""
+        return None
+
+    def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
+        """Why the run is to end here; None while it is to go on.
+
+        Args:
+            own: The state after the epoch, on the host, without the trees in it.
+            records: An `EpochRecord` of each epoch so far.
+        """
+        return None
+
+    @staticmethod
+    def fits(value: Any) -> bool:
+        """No plain object says how its state begins."""
+        return False
 
 
 class PlainObject(Part):

@@ -116,7 +116,8 @@ def to_plain(value: Any) -> Any:
         return {"kind": where(value)}
     if isinstance(value, Part):
         plain: dict[str, Any] = {"kind": where(value)} if value.rule else {}
-        return plain | {item.name: to_plain(getattr(value, item.name)) for item in stored_fields(value)}
+        told = [item for item in stored_fields(value) if not _is_left_out(item, getattr(value, item.name))]
+        return plain | {item.name: to_plain(getattr(value, item.name)) for item in told}
     if isinstance(value, list | tuple):
         return [to_plain(each) for each in value]
     return place_of(value) if callable(value) else value
@@ -125,6 +126,11 @@ def to_plain(value: Any) -> Any:
 def stored_fields(part: Part | type[Part]) -> list[dataclasses.Field[Any]]:
     """The fields that JSON has: all but those that training fills in."""
     return [item for item in dataclasses.fields(part) if not item.metadata.get("filled_in")]  # type: ignore[arg-type]
+
+
+def _is_left_out(item: dataclasses.Field[Any], value: Any) -> bool:
+    """Whether JSON leaves a field out: so a new field changes no sum of an experiment that does not use it."""
+    return bool(item.metadata.get("optional")) and value == item.default
 
 
 def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
@@ -148,14 +154,17 @@ def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
         cls = _class(f"{path}.kind", cls, kind, find)
         if not isinstance(cls, type):  # A plain object.
             return dataclasses.replace(cls, source=kind)
-    known = [item.name for item in stored_fields(cls)]
+    known = {item.name: item for item in stored_fields(cls)}
     for name in plain:
         if name not in known:
             raise ConfigError(join_path(path, str(name)), f"is not a field.{did_you_mean(str(name), known)}")
-    for name in known:
-        if name not in plain:
+    for name, item in known.items():
+        if name not in plain and not item.metadata.get("optional"):
             raise ConfigError(join_path(path, name), "is missing")
-    return cls(**{name: from_plain(join_path(path, name), hint_of(cls, name), plain[name], find) for name in known})
+    given = {name: plain[name] for name in known if name in plain}
+    return cls(
+        **{name: from_plain(join_path(path, name), hint_of(cls, name), each, find) for name, each in given.items()}
+    )
 
 
 def is_place(value: Any) -> bool:

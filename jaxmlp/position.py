@@ -30,6 +30,8 @@ class Position:
     """Seconds that the epoch has taken so far."""
     best_score: float | None = None
     """Lowest score of an epoch so far; None before the first one, and without validation."""
+    stopped: str | None = None
+    """Why the run ends here, before its last epoch."""
 
     @property
     def step(self) -> int:
@@ -38,7 +40,8 @@ class Position:
 
     def meta(self) -> dict[str, Any]:
         """All of it that is no array, as JSON values."""
-        return {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_score": self.best_score}
+        meta = {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_score": self.best_score}
+        return meta | ({"stopped": self.stopped} if self.stopped else {})
 
     def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
         """All the arrays, on the host, by path."""
@@ -59,7 +62,7 @@ class Position:
             raise RunError("the checkpoint does not fit: its meta is not that of a run.")
         tree: dict[str, Any] = {"state": self.state, "sums": self.sums}
         tree = restore(tree, arrays)
-        return Position(tree["state"], tree["sums"], epoch, done, epoch_s, meta["best_score"])
+        return Position(tree["state"], tree["sums"], epoch, done, epoch_s, meta["best_score"], meta.get("stopped"))
 
     def shared(self) -> Position:
         """Where the first process of the run stands."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from jaxmlp import data, shards, train
+from jaxmlp import controllers, data, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES, Feed
 from jaxmlp.position import Position
@@ -39,6 +41,9 @@ class Programs:
     def put[T](self, tree: T) -> T:
         """The tree's arrays, whole on every device."""
         return shards.replicate(tree, self.mesh)
+
+    def freeze(self, going: Sequence[bool]) -> None:
+        """Let lanes that are not going stand still: a run has one lane, and ends with it."""
 
     def rows[T](self, tree: T) -> list[T]:
         """The tree on the host, for each lane: here there is one."""
@@ -85,7 +90,56 @@ class Programs:
             while position.done < until:
                 self.advance(position, order, min(until, self.limit(position)))
             if position.epoch < epoch:
-                position.epoch, position.done, position.sums = position.epoch + 1, 0, self.zero_sums(position)
+                self.end_epoch(position)
+
+    def end_epoch(self, position: Position) -> None:
+        """Move the position from an epoch's last update to the next epoch's start; controllers see the epoch."""
+        if position.state.controllers:
+            self.control(position, self.epoch_figures(position, [self.config]))
+        position.epoch, position.done, position.sums = position.epoch + 1, 0, self.zero_sums(position)
+
+    def epoch_figures(
+        self, position: Position, configs: Sequence[ExperimentConfig | None]
+    ) -> list[dict[str, float | None] | None]:
+        """Loss and metrics of the epoch that ends here, for each lane; None of a lane whose config is None.
+
+        Those of the training examples are in training mode. Those of the validation split have `val_` before their
+        names, those of the moving average `val_ema_`; without a validation split they are None.
+        """
+        trained = self.rows(position.sums)
+        scored = self.scored(position, "validation", configs) if self.dataset.validation else None
+        ended: list[dict[str, float | None] | None] = []
+        for lane, config in enumerate(configs):
+            found: dict[str, float | None] = dict(figures(config, trained[lane])) if config else {}
+            of_validation = scored[lane] if scored else dict.fromkeys(found)
+            ended.append(found | {f"val_{name}": value for name, value in of_validation.items()} if config else None)
+        return ended
+
+    def scored(
+        self, position: Position, name: str, configs: Sequence[ExperimentConfig | None]
+    ) -> list[dict[str, float]]:
+        """Loss and metrics on all of a split, for each lane; of the moving average with `ema_` before their names."""
+        sums = [("", self.evaluate(position, name))]
+        if averaged := controllers.averaged(position.state):
+            sums.append(("ema_", self.evaluate(position.holding(averaged, position.sums), name)))
+        return [
+            {f"{of}{each}": value for of, rows in sums for each, value in figures(config, rows[lane]).items()}
+            if config
+            else {}
+            for lane, config in enumerate(configs)
+        ]
+
+    def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
+        """Let controllers see an epoch of these figures; their states then, on the host and without trees, by lane."""
+        (seen,) = found
+        if position.state.controllers and seen:
+            position.state = controllers.after_epoch(self.config, position.state, self.put(as_seen(seen)))
+        return self.rows(without_trees(position.state.controllers))
+
+    def exchange(self, position: Position, *, back: bool = False) -> None:
+        """Put the weights of the best epoch in place of the last one's, as `controllers.exchanged` does."""
+        if position.state.controllers:
+            position.state = controllers.exchanged(position.state, back=back)
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train.train_steps` on these examples; the position's arrays are gone then."""
@@ -99,7 +153,8 @@ class Programs:
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The rate of the update that led to the position, for each lane; None where it is not known."""
-        return [known(rate) for rate in self.rows(train.learning_rate(self.config, position.state.step - 1))]
+        state = position.state
+        return [known(rate) for rate in self.rows(train.learning_rate(self.config, state.step - 1, state.controllers))]
 
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""
@@ -120,6 +175,19 @@ def _copied[T](tree: T) -> T:
 def known(rate: Any) -> float | None:
     """The rate; None for the NaN of an optimizer whose rate is not known."""
     return None if math.isnan(rate) else float(rate)
+
+
+def as_seen(found: Mapping[str, float | None]) -> dict[str, Any]:
+    """An epoch's figures as controllers see them: float32, without those that are absent."""
+    return {name: np.float32(value) for name, value in found.items() if value is not None}
+
+
+def without_trees(states: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of controllers, without what is a tree in them, such as parameters."""
+    return {
+        name: {each: value for each, value in own.items() if not isinstance(value, dict)}
+        for name, own in states.items()
+    }
 
 
 def figures(config: ExperimentConfig, sums: train.Sums) -> dict[str, float]:

@@ -26,7 +26,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
-from jaxmlp import modules, shards
+from jaxmlp import controllers, modules, shards
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError
 from jaxmlp.parts import Batch as Batch
@@ -129,7 +129,8 @@ def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
     """
     key = stream_key(root_key(config.seed), Stream.INIT)
     params, variables = modules.init(config.module(), scaled(config, inputs), key)
-    return TrainState(jnp.int32(0), params, _optimizer(config).init(params), variables)
+    opt_state = _optimizer(config).init(params)
+    return TrainState(jnp.int32(0), params, opt_state, variables, controllers.init(config, params, variables))
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -200,9 +201,12 @@ def _train_step(
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
         sums = {**sums, "loss": sums["loss"] + cost * rows}
-    updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
+    updates, opt_state = _optimizer(controllers.steered(config, state.controllers)).update(
+        grads, state.opt_state, state.params
+    )
     params = optax.apply_updates(state.params, updates)
-    return state._replace(step=state.step + 1, params=params, opt_state=opt_state, variables=variables), sums
+    after = state._replace(step=state.step + 1, params=params, opt_state=opt_state, variables=variables)
+    return controllers.after_update(config, after), sums
 
 
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
@@ -377,9 +381,18 @@ def _evaluate(
 
 @jax.jit
 @in_precision
-def learning_rate(config: ExperimentConfig, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known."""
-    return config.optimizer.rate(typing.cast(Any, config.total_steps))(step)
+def learning_rate(
+    config: ExperimentConfig, step: Int[Array, ""], states: dict[str, Any] | None = None
+) -> Float[Array, ""]:
+    """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known.
+
+    Args:
+        config: From `ExperimentConfig.on_data`.
+        step: Updates made before.
+        states: Of the controllers then; by default they have changed no rate.
+    """
+    steered: ExperimentConfig = controllers.steered(config, states or {})
+    return steered.optimizer.rate(typing.cast(Any, config.total_steps))(step)
 
 
 def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:

@@ -22,7 +22,6 @@ from jaxmlp.fitting import fit
 from jaxmlp.inference import load_model
 from jaxmlp.optimizers import SGD
 from jaxmlp.parts import Augmentation, Model
-from jaxmlp.position import Position
 from jaxmlp.prng import root_key
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
@@ -395,55 +394,3 @@ def test_an_augmentation_may_make_distributions_of_labels() -> None:
     assert mixed.state_sha256 != plain.state_sha256
     assert fit(config, dataset, devices=1).state_sha256 == mixed.state_sha256
     assert 0 <= mixed["accuracy"][-1] <= 1
-
-
-def plateau(patience: int) -> dict[str, jax.Array]:
-    """A controller's state at the start."""
-    return {
-        "best": jnp.float32(jnp.inf),
-        "wait": jnp.int32(0),
-        "factor": jnp.float32(1),
-        "patience": jnp.int32(patience),
-    }
-
-
-def watched(state: train.TrainState, loss: jax.Array) -> train.TrainState:
-    """The state after an epoch of this validation loss."""
-    old = state.controllers["plateau"]
-    wait = jnp.where(loss < old["best"], 0, old["wait"] + 1)
-    is_late = wait >= old["patience"]
-    new = {**old, "best": jnp.minimum(loss, old["best"]), "wait": jnp.where(is_late, 0, wait)}
-    return state._replace(controllers={"plateau": {**new, "factor": old["factor"] * jnp.where(is_late, 0.5, 1)}})
-
-
-def slowed(config: ExperimentConfig, state: train.TrainState) -> ExperimentConfig:
-    """The config whose rate the controller has lowered."""
-    optimizer: Any = config.optimizer
-    rate = optimizer.learning_rate * state.controllers["plateau"]["factor"]
-    return dataclasses.replace(config, optimizer=dataclasses.replace(optimizer, learning_rate=rate))
-
-
-def test_a_controller_has_a_place_in_the_state_of_each_lane() -> None:
-    config, state = stepped("mlp", 1)
-    batch, key = batch_of(96, 0.0), root_key(0)
-    positions = [Position(state._replace(controllers={"plateau": plateau(patience)}), {}) for patience in (1, 5)]
-    names = [name for name in positions[0].arrays() if "controllers" in name]
-    assert names == [f"state/controllers/plateau/{name}" for name in ("best", "factor", "patience", "wait")]
-    kept = positions[0].moved_to(positions[1].arrays(), positions[1].meta())
-    assert int(kept.state.controllers["plateau"]["patience"]) == 5
-    assert not any("controllers" in name for name in Position(state, {}).arrays())
-    assert digest(state) == digest(state._replace(controllers={})) != digest(kept.state)
-
-    lanes = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(each.state for each in positions))
-
-    @jax.jit
-    @jax.vmap
-    def epoch(state: train.TrainState) -> train.TrainState:
-        trained, _ = train.train_step(slowed(config, state), state, batch, key)
-        return watched(trained, jnp.float32(1))
-
-    for _ in range(4):
-        lanes = epoch(lanes)
-    np.testing.assert_array_equal(lanes.controllers["plateau"]["factor"], [0.125, 1])
-    first, second = (jax.tree.map(lambda leaf: leaf[lane], lanes.params) for lane in (0, 1))  # noqa: B023
-    assert digest(first) != digest(second)

@@ -19,7 +19,7 @@ class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     split: Literal["test", "validation", "train"] = "test"
     """Which examples."""
     checkpoint: str = "last"
-    """last, best (the lowest validation loss), or the step of one."""
+    """last, best (the lowest validation loss), ema (the moving average of the last), or the step of one."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 where the accuracy is lower."""
 

@@ -239,7 +239,9 @@ def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
     if loss is not None:
         tested = {"loss": loss, **{name: figures["test"] for name, figures in result["metrics"].items()}}
         say(" - ".join([*(f"test_{name}: {value:.4f}" for name, value in tested.items()), str(path)]))
-    document = {"run_dir": str(path), **result, "total_s": time.perf_counter() - STARTED}
+    if result.get("stopped"):
+        say(f"stopped after epoch {result['epochs']}: {result['stopped']}")
+    document = {"run_dir": str(path), "stopped": None, **result, "total_s": time.perf_counter() - STARTED}
     if chosen.min_accuracy is None or accuracy is None or accuracy >= chosen.min_accuracy:
         return Answer(document)
     below = f"the test accuracy {accuracy:.4f} is below the wanted {chosen.min_accuracy:g}"

@@ -13,6 +13,7 @@ from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.restored import as_trained
 
 PARTS = ("params", "opt_state", "variables", "controllers")
 
@@ -111,7 +112,7 @@ def first_difference(
 def _differences(training: Training, piece: Evidence) -> list[bits.Difference]:
     state = training.state()
     if piece.checkpoint:
-        stored = checkpoint.load(piece.checkpoint)[0]
+        stored = as_trained(checkpoint.load(piece.checkpoint)[0])
         theirs = {name.removeprefix("state/"): array for name, array in stored.items() if name.startswith("state/")}
         if found := list(bits.differences(leaves(state), theirs)):
             return found

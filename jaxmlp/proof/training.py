@@ -69,9 +69,11 @@ class Training:
         return digest({"order": self.order(epoch)[: self._programs.examples]})
 
     def advance(self, step: int) -> None:
-        """Make the updates up to `step`."""
+        """Make the updates up to `step`; if it ends an epoch, controllers see the epoch."""
         epoch = self.epoch_of(step)
         self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
+        if self._position.done == self.steps_per_epoch:
+            self._programs.end_epoch(self._position)
 
     def test(self) -> dict[str, float]:
         """Loss and metrics on the test examples, such as `test_loss`."""

@@ -21,6 +21,7 @@ from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
 from jaxmlp.run.lock import is_held
 from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_manifest, read_plain_config
+from jaxmlp.run.restored import as_trained, is_restored
 
 ALWAYS = (CONFIG, MANIFEST, METRICS, DIGESTS, LOCK)
 """The files of every run; the others come at its end."""
@@ -117,8 +118,9 @@ class _Check:
             step = meta.get("step", 0)
             if name != f"{CHECKPOINTS}/step-{step:08}.safetensors":
                 self.note(name, f"it is that of step {step} under another name")
+            trained = as_trained(arrays)
             for part in ("params", "opt_state"):
-                found = digest(_below(arrays, f"state/{part}"))
+                found = digest(_below(trained, f"state/{part}"))
                 for log, by_step in told_by_step.items():
                     told = by_step.get(step, {}).get(f"{part}_sha256", found)
                     self.agree(name, f"its {part} are not those of", log, found, told)
@@ -131,7 +133,10 @@ class _Check:
             last |= {name: metrics[-1].get(name) for name in ("val_loss", "val_accuracy")}
             for name in last.keys() & told.keys():
                 self.agree(MANIFEST, f"its {name} is not that of", METRICS, told.get(name), last[name])
-            for name in ("steps", "params_sha256") if told.get("status") == "finished" else ():
+            by_digests = [] if told.get("status") != "finished" else ["steps", "params_sha256"]
+            if any(is_restored(arrays) for arrays, _ in states.values()):
+                by_digests.remove("params_sha256")  # The checkpoint's state has them.
+            for name in by_digests:
                 self.agree(MANIFEST, f"its {name} is not that of", DIGESTS, told.get(name), lines[-1].get(name))
         for name, (arrays, meta) in states.items():
             if meta.get("step") == told.get("steps") and "state_sha256" in told:

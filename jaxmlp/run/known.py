@@ -41,6 +41,11 @@ def is_code(value: Any) -> bool:
     return isinstance(value, dict) and all(CODE_FILE.fullmatch(name) and _is_sum(each) for name, each in value.items())
 
 
+def _is_reason(value: Any) -> bool:
+    """Why a run stopped, or why each lane of a sweep did."""
+    return value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_reason, value)))
+
+
 _PREFIXES = ("", "train_", "val_", "test_")
 _FIGURES = [f"{prefix}{name}" for prefix in _PREFIXES for name in ("loss", "accuracy")]
 _FIGURES += ["learning_rate", "seconds", "epoch_s", "best_val_loss", "train_s", "compile_s"]
@@ -52,6 +57,7 @@ TYPES: Final = {
     **dict.fromkeys(_SUMS, _is_sum),
     **dict.fromkeys(_COUNTS, _is_count),
     "epoch": _is_epoch,
+    "stopped": _is_reason,
     "leaves_sha256": _are_sums,
 }
 

@@ -299,6 +299,7 @@ def _check_group(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], pl
         count = len(plan.seeds) * len(plan.settings)
         are_lanes = all(type(lane) is int and 0 <= lane < count for lane in lanes) and len(set(lanes)) == len(lanes)
         are_epochs = all(epoch is None or type(epoch) is int for epoch in diverged_in)
+        are_epochs &= len(meta.get("stopped", lanes)) == len(lanes)
         have_rows = all(array.shape[:1] == (len(lanes),) for array in arrays.values())
         if are_lanes and are_epochs and have_rows and len(lanes) == len(diverged_in):
             return

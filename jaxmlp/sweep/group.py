@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from jaxmlp import distributed
+from jaxmlp.controllers import restores
 from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import Loop, state_digests
+from jaxmlp.loop import Loop, asked, state_digests
 from jaxmlp.position import Position
-from jaxmlp.programs import figures
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.manifest import manifest
@@ -78,8 +78,10 @@ class Group(Loop):
             self.position = self.programs.placed(stood)
             diverged_in = dict(zip(meta["lanes"], meta["diverged_in"], strict=True))
             self.diverged_in = [diverged_in[lane.index] for lane in self.lanes]
+            stopped = dict(zip(meta["lanes"], meta.get("stopped", [None] * len(meta["lanes"])), strict=True))
+            self.stopped = [stopped[lane.index] for lane in self.lanes]
             self.train_s = meta["train_s"]
-            self.programs.freeze(self.diverged_in)
+            self.programs.freeze(self.going)
             self._read_records()
         elif job.directory:
             job.directory.begin_group()
@@ -124,7 +126,7 @@ class Group(Loop):
         self.diverged_in[lane] = epoch
         named = self.lanes[lane]
         self.job.progress.note(f"Lane {named.index + 1} (seed {named.seed}) diverged in epoch {epoch}.")
-        self.programs.freeze(self.diverged_in)
+        self.programs.freeze(self.going)
 
     def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
         is_sound = loss is None or math.isfinite(loss)
@@ -134,14 +136,14 @@ class Group(Loop):
 
     def _trace(self) -> None:
         states = self.programs.rows(self.position.state)
-        for kept, state, diverged_in in zip(self.kept, states, self.diverged_in, strict=False):
-            if diverged_in is None:
+        for kept, state, going in zip(self.kept, states, self.going, strict=False):
+            if going:
                 kept.run.append_trace(state_digests(self.position.epoch, state))
 
     def _chunk_ended(self, length: int) -> None:
         self.job.progress.updates_done(self._where(self.position.epoch), len(self.lanes) * length)
 
-    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         job, epoch = self.job, self.position.epoch - 1
         if job.directory:
             lines = [record and record.line() for record in records]
@@ -149,14 +151,25 @@ class Group(Loop):
             job.directory.append_epoch({"epoch": epoch, "lanes": names, "records": lines})
         if job.keep_runs:
             self._keep(records, order)
-        if job.hooks:
-            for lane, record, state in zip(self.lanes, records, self.programs.rows(self.position.state), strict=True):
-                if record:
-                    for hook in job.hooks:
-                        hook(lane, record, state)
         going = [record for record in records if record]
         seconds = sum(record.seconds for record in going) * len(records) / max(1, len(going))
         job.progress.epoch_ended(self._where(epoch), seconds, going)
+        return self._asked(records) if job.hooks else [None] * len(records)
+
+    def _asked(self, records: Sequence[EpochRecord | None]) -> list[str | None]:
+        """Why hooks end a lane."""
+        states = self.programs.rows(self.position.state)
+        try:
+            return [
+                asked(self.job.hooks, lane, record, state) if record else None
+                for lane, record, state in zip(self.lanes, records, states, strict=True)
+            ]
+        except Exception as error:
+            self._keep_position()
+            error.add_note(
+                "The sweep's lanes are saved" if self.job.directory else "The sweep has no folder: nothing is saved"
+            )
+            raise
 
     def _keep(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
         rows = zip(records, *map(self.programs.rows, (self.position.state, self.position.sums, order)), strict=True)
@@ -182,6 +195,7 @@ class Group(Loop):
             "done": position.done,
             "epoch_s": position.epoch_s,
             "train_s": self.train_s + time.perf_counter() - self.began,
+            **({"stopped": self.stopped} if any(self.stopped) else {}),
         }
         arrays = leaves(jax.tree.map(lambda *each: np.stack(each), *rows))
         self.job.directory.save_group(
@@ -192,13 +206,14 @@ class Group(Loop):
         """Every lane's, written as each is made."""
         job = self.job
         train_s = (self.train_s + time.perf_counter() - self.began) / len(self.lanes)
-        tested = self.programs.evaluate(self.position, "test")
+        tested = self.programs.scored(self.position, "test", self.configs)
         states = self.programs.rows(self.position.state)
         zeros = self.programs.rows(self.programs.zero_sums(self.position))
         results = []
         for row, (lane, state) in enumerate(zip(self.lanes, states, strict=True)):
             diverged_in = self.diverged_in[row]
-            test = figures(lane.config, tested[row])
+            test = tested[row]
+            restored = restores(lane.config)
             ended = diverged_in is None and math.isfinite(test["loss"])
             history = History(
                 config=lane.config,
@@ -206,8 +221,10 @@ class Group(Loop):
                 records=tuple(self.records[row]),
                 state=state,
                 status="finished" if ended else "diverged",
+                stopped=self.stopped[row],
                 test=test if ended else {},
-                params_sha256=(ended and self.kept and self.kept[row].params_sha256) or digest(state.params),
+                params_sha256=(ended and self.kept and not restored and self.kept[row].params_sha256)
+                or digest(state.params),
                 state_sha256=digest(state),
                 compile_s=job.compile_s,
                 train_s=train_s,
@@ -221,12 +238,13 @@ class Group(Loop):
                 seed=lane.seed,
                 settings=lane.settings,
                 status=history.status,
-                epoch=diverged_in or self.config.epochs,
+                epoch=diverged_in or len(history.records),
                 test=history.test,
                 params_sha256=history.params_sha256 if ended else None,
                 state_sha256=history.state_sha256 if ended else None,
                 train_s=train_s,
                 metrics=history.records,
+                stopped=history.stopped,
             )
             if job.directory:
                 job.directory.append_lane(result)

@@ -25,7 +25,11 @@ class LaneHook(Protocol):
     """A function called after each epoch of a lane."""
 
     def __call__(self, lane: Lane, record: EpochRecord, state: train.TrainState) -> object:
-        """See the lane, the epoch's record, and the state, which is on the host."""
+        """See the lane, the epoch's record, and the state, which is on the host.
+
+        Returns:
+            True ends the lane here. Any other answer means nothing.
+        """
 
 
 @dataclass

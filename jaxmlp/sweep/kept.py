@@ -74,5 +74,5 @@ class KeptRun:
             self.save_best()
             self.run.finish("diverged", None)
             return
-        self._keeper.save(Position(history.state, sums, len(history.records) + 1))
+        self._keeper.save(Position(history.state, sums, len(history.records) + 1, stopped=history.stopped))
         self.run.finish(history.status, history.result())

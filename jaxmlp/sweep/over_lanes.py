@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmlp import train
+from jaxmlp import controllers, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.sweep.values import Batching
 
@@ -108,6 +108,7 @@ def train_lanes(
         states: Before update `start`; donated.
         sums: Sums over the epoch so far; donated.
         active: Inactive lanes are frozen under `map`. Under `vmap` they keep training and their results are discarded.
+            The states of lanes with controllers are frozen under both.
         orders: From `epoch_orders`.
         own: The training examples of each lane, where they stream.
         shared: The training examples of all lanes, where they are resident.
@@ -122,7 +123,12 @@ def train_lanes(
         shared, start, stop = whole
         if batching == "map":
             stop = jnp.where(active, stop, start)
-        return train.train_steps(config, state, sums, own or shared, order, start, stop)
+        trained = train.train_steps(config, state, sums, own or shared, order, start, stop)
+        if batching == "vmap" and state.controllers:
+            # A lane that a controller has stopped keeps its state to the end.
+            kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), trained[0], state)
+            return kept, *trained[1:]
+        return trained
 
     lanes, whole = (configs, states, sums, active, orders, own), (shared, start, stop)
     trained: tuple[train.TrainState, train.Sums, train.Health]
@@ -153,11 +159,39 @@ def evaluate_lanes(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def learning_rates(configs: ExperimentConfig, steps: Int[Array, " lanes"], *, mesh: Mesh) -> Float[Array, " lanes"]:
-    """The lanes' rates of the updates that start at these steps."""
+def learning_rates(
+    configs: ExperimentConfig, steps: Int[Array, " lanes"], states: dict[str, Any], *, mesh: Mesh
+) -> Float[Array, " lanes"]:
+    """The lanes' rates of the updates that start at these steps, with these states of controllers."""
 
     def one(lane: Any, _: Any) -> Any:
         return train.learning_rate(*lane)
 
-    rates: Float[Array, " lanes"] = _over_lanes(one, (configs, steps), (), mesh=mesh, batching="map")
+    rates: Float[Array, " lanes"] = _over_lanes(one, (configs, steps, states), (), mesh=mesh, batching="map")
     return rates
+
+
+@partial(jax.jit, static_argnames="mesh")
+def control_lanes(
+    configs: ExperimentConfig, states: train.TrainState, figures: Any, active: Bool[Array, " lanes"], *, mesh: Mesh
+) -> train.TrainState:
+    """The lanes' states once their controllers have seen an epoch of these figures; inactive lanes stay as they are."""
+
+    def one(lane: Any, _: Any) -> Any:
+        config, state, figures, active = lane
+        seen = controllers.after_epoch(config, state, figures)
+        return jax.tree.map(lambda new, old: jnp.where(active, new, old), seen, state)
+
+    seen: train.TrainState = _over_lanes(one, (configs, states, figures, active), (), mesh=mesh, batching="map")
+    return seen
+
+
+@partial(jax.jit, static_argnames="mesh")
+def exchange_lanes(states: train.TrainState, *, mesh: Mesh) -> train.TrainState:
+    """The lanes' states, each with the weights of its best epoch where a controller restores them."""
+
+    def one(state: train.TrainState, _: Any) -> Any:
+        return controllers.exchanged(state, back=False)
+
+    exchanged: train.TrainState = _over_lanes(one, states, (), mesh=mesh, batching="map")
+    return exchanged

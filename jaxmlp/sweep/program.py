@@ -16,15 +16,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxmlp import distributed, train
 from jaxmlp.network import check_network
 from jaxmlp.position import Position
-from jaxmlp.programs import Programs, known
+from jaxmlp.programs import Programs, as_seen, known, without_trees
 from jaxmlp.sweep import kept, memory
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import (
     ROWS,
     WHOLE,
+    control_lanes,
     epoch_orders,
     evaluate_lanes,
+    exchange_lanes,
     init_lanes,
     learning_rates,
     put,
@@ -55,7 +57,7 @@ class LanePrograms(Programs):
         self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
         batch = lanes[0].config.batch_size, lanes[0].config.grad_shards
         self.feeds = {name: job.feed(name, *batch, slots) for name in job.splits}
-        self.freeze([None] * len(lanes))
+        self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
         """The tree's arrays, whole on every device."""
@@ -65,9 +67,8 @@ class LanePrograms(Programs):
         """The tree's arrays, whose rows the devices share."""
         return put(tree, self.mesh, ROWS)
 
-    def freeze(self, diverged_in: Sequence[int | None]) -> None:
-        """Let the lanes that diverged, and those that fill the slots, stand still."""
-        going = [epoch is None for epoch in diverged_in]
+    def freeze(self, going: Sequence[bool]) -> None:
+        """Let the lanes that are not going, and those that fill the slots, stand still."""
         self._active = self.put_rows(np.asarray([*going, *[False] * (self._slots - self._lanes)]))
 
     def rows[T](self, tree: T) -> list[T]:
@@ -107,7 +108,25 @@ class LanePrograms(Programs):
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The rate of the update that led to the position, for each lane."""
-        return [known(rate) for rate in self.rows(learning_rates(self.config, position.state.step - 1, mesh=self.mesh))]
+        state = position.state
+        rates = learning_rates(self.config, state.step - 1, state.controllers, mesh=self.mesh)
+        return [known(rate) for rate in self.rows(rates)]
+
+    def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
+        """Let the controllers of the lanes that have figures see them; their states then, as of one run."""
+        some = next(filter(None, found), None)
+        if position.state.controllers and some:
+            active = [each is not None for each in found] + [False] * (self._slots - self._lanes)
+            seen = [as_seen(each or some) for each in found]
+            figures = self.put_rows(_stacked(seen + seen[-1:] * (self._slots - self._lanes)))
+            arguments = self.config, position.state, figures, self.put_rows(np.asarray(active))
+            position.state = control_lanes(*arguments, mesh=self.mesh)
+        return self.rows(without_trees(position.state.controllers))
+
+    def exchange(self, position: Position, *, back: bool = False) -> None:
+        """Put the weights of each lane's best epoch in place of its last one's."""
+        if position.state.controllers:
+            position.state = exchange_lanes(position.state, mesh=self.mesh)
 
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""

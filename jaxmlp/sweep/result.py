@@ -41,6 +41,8 @@ class LaneResult:
     """Its part of the time that its group trained for."""
     metrics: tuple[EpochRecord, ...]
     """Its epochs, as a solo run's."""
+    stopped: str | None = None
+    """Why it finished before its last epoch."""
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> LaneResult:
@@ -59,7 +61,8 @@ class LaneResult:
 
     def to_line(self) -> dict[str, Any]:
         """The line: JSON values."""
-        fields = {name: value for name, value in vars(self).items() if name != "test"}
+        fields = {name: value for name, value in vars(self).items() if name not in ("test", "stopped")}
+        fields |= {"stopped": self.stopped} if self.stopped else {}
         test: dict[str, float | None] = {f"test_{name}": value for name, value in self.test.items()}
         test = test or {"test_loss": None}
         return {**fields, **test, "metrics": [record.line() for record in self.metrics]}

@@ -1,0 +1,250 @@
+"""What steers a run: as Keras's callbacks do, to the same bits however the run was interrupted, and to its own end."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import random
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmlp import (
+    EMA,
+    MLP,
+    Budget,
+    ConfigError,
+    Controller,
+    EarlyStopping,
+    ExperimentConfig,
+    ReduceOnPlateau,
+    RMSprop,
+    data,
+    fit,
+    inference,
+    reproduce,
+    verify,
+)
+from jaxmlp.config import as_arrays
+from jaxmlp.history import EpochRecord, History
+from jaxmlp.parts import Epoch
+from jaxmlp.progress import Progress
+from jaxmlp.run.digest import digest
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.manifest import manifest
+from jaxmlp.signals import Stop
+from jaxmlp.sweep import sweep
+
+PLANS = int(os.environ.get("JAXMLP_PLANS", "2"))
+"""Random plans of interruption that are tried."""
+STOPS = EarlyStopping(monitor="val_accuracy", patience=2, restore_best=True)
+ALL = (STOPS, ReduceOnPlateau(patience=1, factor=0.5), EMA(decay=0.9))
+
+
+@functools.cache
+def noise() -> data.Dataset:
+    """Random labels: a network soon does worse on others than it did."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (120, 6, 6, 1), np.uint8), rng.integers(0, 3, 120)
+    return data.from_arrays((images, labels), (images[:32], labels[:32]), validation=(images[:32], labels[:32]))
+
+
+def experiment(*controllers: Controller, **values: Any) -> ExperimentConfig:
+    known: dict[str, Any] = {"batch_size": 16, "epochs": 10, "grad_shards": 4, "optimizer": RMSprop(learning_rate=0.01)}
+    return ExperimentConfig(model=MLP(hidden_sizes=(8,)), controllers=controllers, **{**known, **values})
+
+
+# The rules.
+
+
+def recorded() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(Path(__file__).with_name("keras_callbacks.json").read_text())["cases"]
+    return found
+
+
+@jax.jit
+def after_epochs(part: Controller, figures: jax.Array) -> Any:
+    """The states before each epoch of these figures, and after the last; a weight is its epoch's number."""
+
+    def one(own: Any, figure: Any) -> Any:
+        number, value = figure
+        return part.after_epoch(own, Epoch({"val": value}, frozenset(), number, {})), own
+
+    numbers = jnp.arange(1, len(figures) + 1, dtype=jnp.int32)
+    last, before = jax.lax.scan(one, part.init(jnp.int32(0), {}), (numbers, figures))
+    return jax.tree.map(lambda rows, row: jnp.concatenate([rows, row[None]]), before, last)
+
+
+def test_stopping_and_plateau_are_those_of_keras_3() -> None:
+    cases = recorded()
+    assert len({case["stopped_after"] for case in cases}) > 8
+    for case in cases:
+        figures, direction = jnp.float32(case["figures"]), case["direction"]
+        stops = EarlyStopping(monitor="val", direction=direction, restore_best=True, **case["stopping"])
+        states = jax.device_get(after_epochs(as_arrays(stops), figures))
+        rows = [jax.tree.map(lambda leaf, row=row: leaf[row], states) for row in range(len(figures) + 1)]
+        log = [EpochRecord(number, 0, {"val": value}, None, 0.0) for number, value in enumerate(case["figures"], 1)]
+        ends = [epoch for epoch in range(1, len(rows)) if stops.why_stop(rows[epoch], log)]
+        assert (ends[0] if ends else None) == case["stopped_after"]
+        end = rows[ends[0] if ends else -1]
+        assert int(end["weights"]["params"]) == int(end["best_epoch"]) == case["restored"]
+        slows = ReduceOnPlateau(monitor="val", direction=direction, **case["plateau"])
+        factors = np.asarray(after_epochs(as_arrays(slows), figures)["factor"])
+        np.testing.assert_array_equal(factors[:-1], np.float32(case["factors"]))
+
+
+def test_a_controller_that_finds_nothing_to_watch_or_to_change_is_refused_by_name() -> None:
+    import optax
+
+    for monitor, hint in (("val_acuracy", "Did you mean val_accuracy"), ("val_ema_loss", "There are loss, accuracy")):
+        with pytest.raises(ConfigError, match=rf"controllers\.0\.monitor must be a figure.*{hint}"):
+            fit(experiment(EarlyStopping(monitor=monitor)), noise())
+    with pytest.raises(ConfigError, match="no field learning_rate"):
+        experiment(ReduceOnPlateau(), optimizer=optax.sgd(0.1))
+    with pytest.raises(ConfigError, match="at most one with restore_best, got 2"):
+        experiment(STOPS, dataclasses.replace(STOPS, monitor="loss"))
+    with pytest.raises(ConfigError, match="must be a controller"):
+        experiment(lambda record: True)  # type: ignore[arg-type]
+
+
+def test_an_experiment_without_controllers_says_nothing_of_them() -> None:
+    assert "controllers" not in experiment().to_dict()
+    config = experiment(*ALL)
+    assert ExperimentConfig.from_json(config.to_json()) == config
+
+
+# The same bits.
+
+
+class Interrupt(Progress):
+    """Stops a run after so many updates."""
+
+    def __init__(self, stop: Stop, at: int) -> None:
+        self.stop, self.at = stop, at
+
+    def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
+        if (epoch - 1) * total + done >= self.at:
+            self.stop.signal = signal.SIGTERM
+
+
+def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> History:
+    """The run, stopped at random updates and gone on with on random numbers of devices."""
+    at, history = 0, None
+    with RunDirectory.create(path, config, manifest(config, noise())) as run:
+        while history is None or history.status == "interrupted":
+            at += plan.randrange(1, 30)
+            stop = Stop()
+            devices = plan.choice([1, 2, 4])
+            history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
+    return history
+
+
+@pytest.mark.parametrize("seed", range(PLANS))
+def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(seed: int, tmp_path: Path) -> None:
+    plan = random.Random(seed)
+    config = experiment(*ALL, precision=("float32", "bfloat16")[seed % 2], seed=plan.randrange(9))
+    whole = fit(config, noise(), devices=plan.choice([1, 2, 4]), out=tmp_path / "whole")
+    assert whole.stopped and 1 < len(whole.records) < 10
+    assert len(set(whole["learning_rate"])) > 1
+    again = interrupted(config, tmp_path / "cut", plan)
+    assert (again.state_sha256, again.test, again.stopped) == (whole.state_sha256, whole.test, whole.stopped)
+    for name in ("digests.jsonl",):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    lanes = sweep(config, noise(), seeds=[config.seed, 9], devices=plan.choice([1, 2])).lanes
+    assert (lanes[0].state_sha256, lanes[0].test, lanes[0].stopped) == (whole.state_sha256, whole.test, whole.stopped)
+    assert [record.figures for record in lanes[0].metrics] == [record.figures for record in whole.records]
+
+
+# How a run ends.
+
+
+def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loaded(tmp_path: Path) -> None:
+    config, path = experiment(*ALL), tmp_path / "run"
+    history = fit(config, noise(), out=path)
+    with RunDirectory.open(path, write=False) as run:
+        best = min(run.epochs(), key=lambda line: -line["val_accuracy"])
+        told = run.digests()[best["epoch"] - 1]
+        assert run.manifest["result"]["stopped"] == history.stopped
+        assert str(history.stopped).startswith("early_stopping: val_accuracy has not become better for 2 epochs;")
+    # The last weights are those of the best epoch; the log tells of the epochs as they were trained.
+    assert best["epoch"] < len(history.records)
+    assert history.params_sha256 == digest(history.state.params) == told["params_sha256"]
+    assert history.test["accuracy"] == best["val_accuracy"]
+    assert verify(path).damaged == ()
+    found = reproduce(path, noise())
+    assert (found.same, found.steps) == (True, history.records[-1].steps)
+    # Opened for writing, a finished run is ended once more: restored once is restored.
+    with RunDirectory.open(path, write=True) as run:
+        run.begin_again()
+        assert fit(config, noise(), run=run).state_sha256 == history.state_sha256
+    last, average = (inference.load_model(path, which) for which in ("last", "ema"))
+    assert digest(last.params) == history.params_sha256
+    assert digest(average.params) == digest(history.state.controllers["ema"]["params"])
+    assert inference.evaluate(average, noise().test, "test").accuracy == history.test["ema_accuracy"]
+    assert history.metrics()["ema_accuracy"]["val"] == history["val_ema_accuracy"][-1]
+
+
+def test_a_lane_that_stops_leaves_the_run_directory_of_its_solo_run(tmp_path: Path) -> None:
+    config = experiment(*ALL)
+    solo = fit(config, noise(), out=tmp_path / "solo", devices=1)
+    sweep(config, noise(), seeds=[9, 0], out=tmp_path / "sweep", keep_runs=True, devices=1)
+    kept, alone = tmp_path / "sweep" / "runs" / "0001-s0", tmp_path / "solo"
+    assert (kept / "digests.jsonl").read_bytes() == (alone / "digests.jsonl").read_bytes()
+    with RunDirectory.open(kept, write=False) as run:
+        assert run.manifest["result"]["stopped"] == solo.stopped
+        assert run.checkpoints()[0].read_bytes() == (alone / "checkpoints" / run.checkpoints()[0].name).read_bytes()
+    assert verify(kept).damaged == ()
+
+
+def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path) -> None:
+    config = experiment(Budget(steps=17), epochs=9)
+    assert fit(config, noise()).stopped == "budget: 17 updates are made"
+    assert len(fit(config, noise()).records) == 3  # Of 8 updates: after the epoch in which they are made.
+    timed = fit(experiment(Budget(seconds=1e-9), epochs=9), noise())
+    assert (timed.stopped, len(timed.records), timed.status) == ("budget: 1e-09 s are used up", 1, "finished")
+
+    def enough(record: Any, state: Any) -> bool:
+        return bool(record.epoch == 2)
+
+    asked = fit(experiment(epochs=9), noise(), hooks=[lambda record, state: "no reason", enough], out=tmp_path / "run")
+    assert (asked.stopped, len(asked.records), asked.status) == ("the hook enough asked for it", 2, "finished")
+    assert asked.test_accuracy is not None
+    # Killed before it could say so, it knows from its checkpoint that it was stopped.
+    with RunDirectory.open(tmp_path / "run", write=True) as run:
+        run.begin_again()
+        again = fit(run=run, dataset=noise())
+    assert (again.stopped, again.state_sha256) == (asked.stopped, asked.state_sha256)
+
+    def of_second(lane: Any, record: Any, state: Any) -> bool:
+        return bool(lane.seed == 1 and record.epoch == 2)
+
+    lanes = sweep(experiment(epochs=4), noise(), seeds=[0, 1], hooks=[of_second], devices=1).lanes
+    assert [(len(lane.metrics), lane.epoch, lane.stopped) for lane in lanes] == [
+        (4, 4, None),
+        (2, 2, "the hook of_second asked for it"),
+    ]
+
+
+def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:
+    config = experiment(epochs=3)
+
+    def fails(record: Any, state: Any) -> None:
+        if record.epoch == 2:
+            raise ZeroDivisionError("in the hook")
+
+    with pytest.raises(ZeroDivisionError) as raised:
+        fit(config, noise(), hooks=[fails], out=tmp_path / "run")
+    history: History = raised.value.history  # type: ignore[attr-defined]
+    assert (len(history.records), history.status, int(history.state.step)) == (2, "interrupted", 16)
+    assert str(tmp_path / "run") in raised.value.__notes__[0]
+    with RunDirectory.open(tmp_path / "run", write=False) as run:
+        assert run.status == "interrupted"
+    assert fit(run=tmp_path / "run", dataset=noise()).state_sha256 == fit(config, noise()).state_sha256
