@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jaxmlp.metrics import Accuracy as Accuracy
     from jaxmlp.metrics import MeanAbsoluteError as MeanAbsoluteError
     from jaxmlp.metrics import TopK as TopK
+    from jaxmlp.mixing import Mixup as Mixup
     from jaxmlp.mlp import MLP as MLP
     from jaxmlp.network import summary as summary
     from jaxmlp.optimizers import SGD as SGD
@@ -83,6 +84,7 @@ _ROOMS = {
     "fitting": "fit",
     "losses": "ClippedCrossEntropy CrossEntropy MeanSquaredError",
     "metrics": "Accuracy MeanAbsoluteError TopK",
+    "mixing": "Mixup",
     "mlp": "MLP",
     "network": "summary",
     "optimizers": "SGD Adam AdamW RMSprop",

@@ -22,6 +22,7 @@ from jaxmlp.errors import ConfigError
 from jaxmlp.fields import filled_in, hints, host, parse_json, ranged
 from jaxmlp.losses import ClippedCrossEntropy
 from jaxmlp.metrics import Accuracy
+from jaxmlp.mixing import Mixup as Mixup  # So that its kind is known.
 from jaxmlp.mlp import MLP
 from jaxmlp.modules import hashable
 from jaxmlp.optimizers import RMSprop
@@ -38,6 +39,8 @@ class DataConfig(Part):
     """mnist, fashion_mnist, mnist_5k, or a data set registered by `jaxmlp.data.register`."""
     validation: float | str | None = ranged("test", "(0, 1)", host=True)
     """A fraction, taken from the end of the training split before any shuffle; a split's name; or none."""
+    class_weights: tuple[float, ...] = ranged((), "[0, inf)", traced=True, optional=True)
+    """Of each class, what its examples' losses are multiplied by in training; none counts all alike."""
     pixel_scale: float = ranged(1 / 255, "(0, inf)")
     """What a pixel of 0 to 255 is multiplied by."""
 
@@ -55,6 +58,12 @@ class ExperimentConfig(Part):
     """Random changes of each training batch, one after the other."""
     optimizer: Optimizer = RMSprop()
     """The update rule and its schedule."""
+    accumulate: int = ranged(1, "[1, 65536]", optional=True)
+    """Batches an update: the gradient is the mean over all their examples."""
+    clip_norm: float | None = ranged(None, "(0, inf)", traced=True, optional=True)
+    """The longest that the whole gradient may be; a longer one is shortened to it."""
+    clip_value: float | None = ranged(None, "(0, inf)", traced=True, optional=True)
+    """The largest magnitude of a number of the gradient; larger ones are cut to it, before `clip_norm`."""
     loss: Loss = ClippedCrossEntropy()
     """What is minimised."""
     metrics: tuple[Metric, ...] = holding(Accuracy())

@@ -221,8 +221,8 @@ def steered(config: Any, states: Mapping[str, Any]) -> Any:
 def after_update(config: Any, state: Any) -> Any:
     """The state once its controllers have seen an update."""
     states, known = state.controllers, by_name(config)
-    found = {name: known[name].after_update(own, state.params) for name, own in states.items()}
-    return state._replace(controllers=found)
+    found = {name: each.after_update(states[name], state.params) for name, each in known.items() if name in states}
+    return state._replace(controllers={**states, **found})
 
 
 @jax.jit
@@ -231,9 +231,9 @@ def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]
     larger = {each.name for each in config.metrics if each.larger_is_better}
     names = frozenset(name for name in figures if name.removeprefix("val_").removeprefix("ema_") in larger)
     epoch = Epoch(figures, names, state.params, state.variables)
-    known = by_name(config)
-    found = {name: known[name].after_epoch(own, epoch) for name, own in state.controllers.items()}
-    return state._replace(controllers=found)
+    states, known = state.controllers, by_name(config)
+    found = {name: each.after_epoch(states[name], epoch) for name, each in known.items() if name in states}
+    return state._replace(controllers={**states, **found})
 
 
 @functools.partial(jax.jit, static_argnames="back")

@@ -10,7 +10,7 @@ import jax
 
 from jaxmlp import data, distributed, runtime, shards
 from jaxmlp.code import code_of
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.controllers import EMA, check_monitors
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.experiment import Code, Experiment, placed
@@ -154,4 +154,12 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
     of_average = [f"ema_{name}" for name in names] if any(isinstance(each, EMA) for each in config.controllers) else []
     validated = [f"val_{name}" for name in [*names, *of_average]] if dataset.validation else []
     check_monitors(config, [*names, *validated])
+    _check_class_weights(config.data, dataset.facts)
     data.check_pixels(dataset.train.inputs, config.data.pixel_scale)
+
+
+def _check_class_weights(config: DataConfig, facts: data.Facts) -> None:
+    classes = facts.outputs if facts.classes else 0
+    if config.class_weights and len(config.class_weights) != classes:
+        wanted = f"must be one of each of the {classes} classes" if classes else "need classes, and targets are numbers"
+        raise ConfigError("data.class_weights", f"{wanted}, got {len(config.class_weights)}")

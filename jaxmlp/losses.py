@@ -21,6 +21,8 @@ from jaxmlp.parts import Logits, Loss, Targets
 class ClippedCrossEntropy(Loss):
     """-log(clip(p[label], epsilon, 1 - epsilon)), p the softmax; no gradient where it clips. Source: Keras 2.2.4.
 
+    Of a distribution, -sum(target * log(clip(p, epsilon, 1 - epsilon))); so too with label smoothing.
+
     Keras renormalises the softmax, which is the identity in exact arithmetic and is left out. A probability equal to
     a bound passes its gradient on, as TensorFlow's minimum and maximum do; `jnp.clip` would pass half.
     """
@@ -30,14 +32,23 @@ class ClippedCrossEntropy(Loss):
 
     epsilon: float = ranged(1e-7, "(0, 0.5)")
     """Probabilities are clipped to [epsilon, 1 - epsilon]."""
+    label_smoothing: float = ranged(0.0, "[0, 1)", optional=True)
+    """Part of the target spread evenly over the classes."""
 
     def __call__(self, logits: Logits, targets: Targets) -> Float[Array, " batch"]:
         """The rule."""
         exponentials = jnp.exp(logits - lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         target = distribution(targets, logits)
-        probability = jnp.sum(exponentials * target, axis=-1) / jnp.sum(exponentials, axis=-1)
+        if self.label_smoothing or jnp.issubdtype(targets.dtype, jnp.floating):
+            smoothed = target * (1 - self.label_smoothing) + self.label_smoothing / logits.shape[-1]
+            # Behind the barrier XLA sees no broadcast that it could divide by.
+            sums = jnp.broadcast_to(jnp.sum(exponentials, axis=-1, keepdims=True), exponentials.shape)
+            return -jnp.sum(smoothed * self._log(exponentials / lax.optimization_barrier(sums)), axis=-1)
+        return -self._log(jnp.sum(exponentials * target, axis=-1) / jnp.sum(exponentials, axis=-1))
+
+    def _log(self, probability: Float[Array, "..."]) -> Float[Array, "..."]:
         clipped = lax.stop_gradient(jnp.clip(probability, self.epsilon, 1 - self.epsilon))
-        return -jnp.log(jnp.where(probability == clipped, probability, clipped))
+        return jnp.log(jnp.where(probability == clipped, probability, clipped))
 
 
 class CrossEntropy(Loss):

@@ -256,6 +256,8 @@ class Augmentation(Part):
     path: ClassVar[str] = "augmentation"
     accepts: ClassVar[str] = "an augmentation or a function (key, batch) -> batch"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
+    mixes_targets: ClassVar[bool] = False
+    """Whether it takes class ids as distributions over the classes; all augmentations beside it get them so too."""
 
     @abc.abstractmethod
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:

@@ -116,8 +116,7 @@ def to_plain(value: Any) -> Any:
         return {"kind": where(value)}
     if isinstance(value, Part):
         plain: dict[str, Any] = {"kind": where(value)} if value.rule else {}
-        told = [item for item in stored_fields(value) if not _is_left_out(item, getattr(value, item.name))]
-        return plain | {item.name: to_plain(getattr(value, item.name)) for item in told}
+        return plain | {item.name: to_plain(getattr(value, item.name)) for item in told_fields(value)}
     if isinstance(value, list | tuple):
         return [to_plain(each) for each in value]
     return place_of(value) if callable(value) else value
@@ -128,9 +127,16 @@ def stored_fields(part: Part | type[Part]) -> list[dataclasses.Field[Any]]:
     return [item for item in dataclasses.fields(part) if not item.metadata.get("filled_in")]  # type: ignore[arg-type]
 
 
-def _is_left_out(item: dataclasses.Field[Any], value: Any) -> bool:
-    """Whether JSON leaves a field out: so a new field changes no sum of an experiment that does not use it."""
-    return bool(item.metadata.get("optional")) and value == item.default
+def told_fields(part: Part) -> list[dataclasses.Field[Any]]:
+    """The fields that the part's JSON has: an optional one that is at its default is left out.
+
+    So a new field changes no sum of an experiment that does not use it.
+    """
+    return [
+        item
+        for item in stored_fields(part)
+        if not item.metadata.get("optional") or getattr(part, item.name) != item.default
+    ]
 
 
 def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:

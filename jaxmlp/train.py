@@ -43,6 +43,9 @@ BLOCK = 32
 NEVER = np.iinfo(np.int32).max
 """`Health.bad_loss_step` while every loss is finite."""
 
+ACCUMULATED = "accumulated"
+"""Name of the state of gradients that wait for their update, among those of the controllers."""
+
 Sums: TypeAlias = dict[str, Any]
 """Over examples, by name: `loss`, `examples`, and those of each metric."""
 
@@ -129,8 +132,10 @@ def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
     """
     key = stream_key(root_key(config.seed), Stream.INIT)
     params, variables = modules.init(config.module(), scaled(config, inputs), key)
-    opt_state = _optimizer(config).init(params)
-    return TrainState(jnp.int32(0), params, opt_state, variables, controllers.init(config, params, variables))
+    opt_state, states = _optimizer(config).init(params), controllers.init(config, params, variables)
+    if config.accumulate > 1:
+        states[ACCUMULATED] = _nothing_accumulated(params)
+    return TrainState(jnp.int32(0), params, opt_state, variables, states)
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -176,8 +181,13 @@ def _train_step(
         if variables:
             shard = modules.own_rows(shard, shard.mask > 0)._replace(mask=shard.mask)
         shard = shard._replace(inputs=scaled(config, shard.inputs))
+        if any(augment.mixes_targets for augment in config.augmentation):
+            shard = shard._replace(targets=_distribution(config, shard.targets))
         for number, augment in enumerate(config.augmentation):
             shard = augment(jax.random.fold_in(jax.random.fold_in(augmentation_key, index), number), shard)
+
+        if config.data.class_weights:
+            shard = shard._replace(weights=_of_classes(config, shard))
 
         def shard_loss(params: Any) -> tuple[Float[Array, ""], Any]:
             own_key = jax.random.fold_in(dropout_key, index)
@@ -201,12 +211,38 @@ def _train_step(
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
         sums = {**sums, "loss": sums["loss"] + cost * rows}
-    updates, opt_state = _optimizer(controllers.steered(config, state.controllers)).update(
-        grads, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    after = state._replace(step=state.step + 1, params=params, opt_state=opt_state, variables=variables)
-    return controllers.after_update(config, after), sums
+    after = _updated(controllers.steered(config, state.controllers), state, grads, rows)
+    return after._replace(step=state.step + 1, variables=variables), sums
+
+
+def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Float[Array, ""]) -> TrainState:
+    """The state with other parameters: after each batch, or after the last of the batches that are accumulated."""
+
+    def updated(grads: Any) -> TrainState:
+        updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        after: TrainState = controllers.after_update(config, state._replace(params=params, opt_state=opt_state))
+        return after
+
+    if config.accumulate == 1:
+        return updated(grads)
+    before = state.controllers[ACCUMULATED]
+    found = {
+        "grads": jax.tree.map(lambda total, each: total + each * rows.astype(each.dtype), before["grads"], grads),
+        "rows": before["rows"] + rows,
+        "batches": before["batches"] + 1,
+    }
+    share = 1 / found["rows"]
+    after = updated(jax.tree.map(lambda total: total * share.astype(total.dtype), found["grads"]))
+    after.controllers[ACCUMULATED] = _nothing_accumulated(state.params)
+    waiting = state._replace(controllers={**state.controllers, ACCUMULATED: found})
+    is_last = found["batches"] == config.accumulate
+    chosen: TrainState = jax.tree.map(lambda new, old: jnp.where(is_last, new, old), after, waiting)
+    return chosen
+
+
+def _nothing_accumulated(params: Any) -> dict[str, Any]:
+    return {"grads": jax.tree.map(jnp.zeros_like, params), "rows": jnp.float32(0), "batches": jnp.int32(0)}
 
 
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
@@ -392,7 +428,7 @@ def learning_rate(
         states: Of the controllers then; by default they have changed no rate.
     """
     steered: ExperimentConfig = controllers.steered(config, states or {})
-    return steered.optimizer.rate(typing.cast(Any, config.total_steps))(step)
+    return steered.optimizer.rate(_updates(config))(step if config.accumulate == 1 else step // config.accumulate)
 
 
 def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
@@ -407,11 +443,47 @@ def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
 
 
 def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
-    return optax.with_extra_args_support(config.optimizer.transformation(typing.cast(Any, config.total_steps)))
+    """The optimizer's rule, behind what is cut off the gradients."""
+    rule = optax.with_extra_args_support(config.optimizer.transformation(_updates(config)))
+    if config.clip_value is None and config.clip_norm is None:
+        return rule
+    clip = optax.stateless(lambda grads, _: _clipped(config, grads))
+    return optax.with_extra_args_support(optax.chain(clip, rule))
+
+
+def _updates(config: ExperimentConfig) -> Any:
+    """The run's updates of the parameters: one for each batch, unless batches are accumulated."""
+    return config.total_steps if config.accumulate == 1 else typing.cast(Any, config.total_steps) // config.accumulate
+
+
+def _clipped(config: ExperimentConfig, grads: Any) -> Any:
+    """The gradients with no number above `clip_value`, and of a norm, as one vector, that is not above `clip_norm`."""
+    if config.clip_value is not None:
+        most = config.clip_value
+        grads = jax.tree.map(lambda leaf: jnp.clip(leaf, -most, most), grads)
+    if config.clip_norm is not None:
+        norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
+        # A product with one number, not a quotient: see losses.py.
+        scale = jnp.minimum(1, config.clip_norm / jnp.maximum(norm, jnp.float32(np.finfo(np.float32).tiny)))
+        grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
+    return grads
 
 
 def _weights(batch: Batch) -> Float[Array, " batch"]:
     return batch.mask if batch.weights is None else batch.mask * batch.weights
+
+
+def _of_classes(config: ExperimentConfig, batch: Batch) -> Float[Array, " batch"]:
+    """The examples' weights times those of their classes; of a distribution, the mean over it."""
+    shares = _distribution(config, batch.targets)
+    weights = jnp.sum(shares * jnp.stack(config.data.class_weights)[None], axis=-1)
+    return weights if batch.weights is None else weights * batch.weights
+
+
+def _distribution(config: ExperimentConfig, targets: Num[Array, "batch ..."]) -> Float[Array, "batch classes"]:
+    """Class ids as distributions over the classes; distributions as they are."""
+    is_label = jnp.issubdtype(targets.dtype, jnp.integer)
+    return jax.nn.one_hot(targets, typing.cast(int, config.outputs)) if is_label else targets
 
 
 def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Array, batch: Batch) -> Sums:

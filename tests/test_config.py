@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 import typing
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeAlias
@@ -32,9 +33,12 @@ INTERVALS: dict[PartType, dict[str, str]] = {
         "epochs": "[1, 1000000]",
         "seed": "[0, 4294967295]",
         "grad_shards": "[1, 65536]",
+        "accumulate": "[1, 65536]",
+        "clip_norm": "(0, inf)",
+        "clip_value": "(0, inf)",
     },
     MLP: {"hidden_sizes": "[1, 1000000]", "dropout_rate": "[0, 1)", "l1": "[0, inf)", "l2": "[0, inf)"},
-    DataConfig: {"validation": "(0, 1)", "pixel_scale": "(0, inf)"},
+    DataConfig: {"validation": "(0, 1)", "pixel_scale": "(0, inf)", "class_weights": "[0, inf)"},
     jaxmlp.SGD: {"learning_rate": "[0, inf)", "momentum": "[0, 1)"},
     jaxmlp.RMSprop: {"learning_rate": "[0, inf)", "rho": "[0, 1)", "epsilon": "(0, inf)"},
     jaxmlp.Adam: {"learning_rate": "[0, inf)", "b1": "[0, 1)", "b2": "[0, 1)", "epsilon": "(0, inf)"},
@@ -50,19 +54,42 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     jaxmlp.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
     jaxmlp.Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
     jaxmlp.Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
-    jaxmlp.ClippedCrossEntropy: {"epsilon": "(0, 0.5)"},
+    jaxmlp.ClippedCrossEntropy: {"epsilon": "(0, 0.5)", "label_smoothing": "[0, 1)"},
     jaxmlp.CrossEntropy: {"label_smoothing": "[0, 1)"},
     jaxmlp.MeanSquaredError: {},
     jaxmlp.Accuracy: {},
     jaxmlp.TopK: {"k": "[1, 1000000]"},
     jaxmlp.MeanAbsoluteError: {},
+    jaxmlp.EarlyStopping: {"patience": "[0, 1000000]", "min_delta": "[0, inf)"},
+    jaxmlp.ReduceOnPlateau: {
+        "factor": "(0, 1)",
+        "patience": "[0, 1000000]",
+        "min_delta": "[0, inf)",
+        "cooldown": "[0, 1000000]",
+        "min_factor": "[0, 1]",
+    },
+    jaxmlp.Budget: {"seconds": "(0, inf)", "steps": "[1, 2147483647]"},
+    jaxmlp.EMA: {"decay": "[0, 1)"},
+    jaxmlp.Mixup: {"alpha": "(0, inf)"},
 }
 """What every number may be, written down a second time."""
 
 FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "best_by")} | {
-    (DataConfig, name) for name in ("name", "validation")
+    (cls, name)
+    for cls, names in ((DataConfig, ("name", "validation")), (jaxmlp.Budget, ("seconds", "steps")))
+    for name in names
 }
 """Fields that no compiled program sees."""
+OTHERS_TRACED = {(ExperimentConfig, name) for name in ("seed", "clip_norm", "clip_value")} | {
+    (DataConfig, "class_weights")
+}
+SEVERAL = ("metrics", "augmentation", "controllers")
+OF_ONE_SHAPE: dict[str, tuple[Any, Any]] = {
+    "clip_norm": (1.0, 2.0),
+    "clip_value": (1.0, 2.0),
+    "class_weights": ((1.0,), (2.0,)),
+}
+"""Two values where programs depend on whether there is one, or how many."""
 ROLES = (Model, Optimizer, Schedule, Loss, Metric)
 
 PARTS = [pytest.param(cls, id=cls.__name__) for cls in INTERVALS]
@@ -71,7 +98,7 @@ FIELDS, PLAIN_FIELDS = (
         pytest.param(cls, item.name, id=f"{cls.__name__}.{item.name}")
         for cls in INTERVALS
         for item in stored_fields(cls)
-        if not isinstance(getattr(cls(), item.name), without) and item.name not in ("metrics", "augmentation")
+        if not isinstance(getattr(cls(), item.name), without) and item.name not in SEVERAL
     ]
     for without in ((), Part)
 )
@@ -83,8 +110,9 @@ NUMBERS = [
 
 
 def is_traced(cls: PartType, name: str) -> bool:
-    """Every number of optimizers and schedules is, and the seed, and nothing else."""
-    return (cls.path.startswith("optimizer") and name in INTERVALS[cls]) or (cls, name) == (ExperimentConfig, "seed")
+    """Every number of optimizers, schedules, controllers and augmentations is, and few others."""
+    is_of_role = cls.path.startswith(("optimizer", "controllers", "augmentation")) and (cls, name) not in FREE
+    return (is_of_role and name in INTERVALS[cls]) or (cls, name) in OTHERS_TRACED
 
 
 def dotted(cls: PartType, name: str) -> str:
@@ -93,7 +121,11 @@ def dotted(cls: PartType, name: str) -> str:
 
 def in_json(cls: PartType, name: str) -> str:
     """The same path with the place in a list."""
-    return dotted(cls, name).replace("metrics.", "metrics.0.")
+    return re.sub(rf"^({'|'.join(SEVERAL)})\.", r"\1.0.", dotted(cls, name))
+
+
+def is_optional(cls: PartType, name: str) -> bool:
+    return any(item.name == name and item.metadata.get("optional") for item in dataclasses.fields(cls))
 
 
 @functools.cache
@@ -152,7 +184,7 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
 @st.composite
 def parts(draw: st.DrawFn, cls: PartType) -> Any:
     """Any part of this type."""
-    names = [item.name for item in stored_fields(cls) if item.name not in ("metrics", "augmentation", "best_by")]
+    names = [item.name for item in stored_fields(cls) if item.name not in (*SEVERAL, "best_by")]
     drawn = {name: draw(values(cls, name)) for name in names}
     if cls is jaxmlp.Piecewise:
         drawn["boundaries"] = sorted(set(drawn["boundaries"]))
@@ -167,8 +199,8 @@ def parts(draw: st.DrawFn, cls: PartType) -> Any:
 def experiment_with(part: Any) -> ExperimentConfig:
     if isinstance(part, ExperimentConfig):
         return part
-    if isinstance(part, Metric):
-        return ExperimentConfig(metrics=[part])
+    if part.path in SEVERAL:
+        return ExperimentConfig(**{part.path: [part]})
     if isinstance(part, Schedule):
         return ExperimentConfig(optimizer=jaxmlp.Adam(schedule=part))
     return ExperimentConfig(**{part.path: part})
@@ -217,7 +249,7 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
 
     def made_with(number: float) -> Any:
         default = getattr(cls(), name)
-        value = (number,) * len(default) if isinstance(default, tuple) else number
+        value = (number,) * (len(default) or 1) if isinstance(default, tuple) else number
         return getattr(cls(**({"batch_size": 131072} if name == "grad_shards" else {}) | {name: value}), name), value
 
     for number in taken:
@@ -238,6 +270,9 @@ def test_every_number_has_an_interval(cls: PartType) -> None:
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_missing_field_is_refused_by_name(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
+    if is_optional(cls, name):
+        assert name not in part
+        return
     del part[name]
     assert str(refusal(plain)) == f"{in_json(cls, name)} is missing"
 
@@ -245,7 +280,7 @@ def test_a_missing_field_is_refused_by_name(cls: PartType, name: str) -> None:
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_misspelt_field_is_refused_and_the_nearest_named(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
-    part[f"{name}_"] = part.pop(name)
+    part[f"{name}_"] = part.pop(name, None)
     assert str(refusal(plain)) == f"{in_json(cls, name)}_ is not a field. Did you mean {name}?"
 
 
@@ -344,6 +379,9 @@ def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
     one = cls(**({"metrics": [TopK()]} if name == "best_by" else {}), **whole)
     choice = st.just("top_3") if name == "best_by" else values(cls, name)
     value = data.draw(st.sampled_from([2, 4, 65536]) if name in whole else choice)
+    if name in OF_ONE_SHAPE:
+        before, value = OF_ONE_SHAPE[name]
+        one = cls(**{name: before})
     assume(value != getattr(one, name))
     changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is jaxmlp.Piecewise else {name: value}
     pair = one, dataclasses.replace(one, **changes)
@@ -361,7 +399,8 @@ def test_every_kind_is_another_program(role: Any) -> None:
 def test_the_leaves_are_the_traced_values_in_strong_types(config: ExperimentConfig) -> None:
     def traced(part: Any) -> list[Any]:
         names = [name for name in INTERVALS[type(part)] if is_traced(type(part), name)]
-        mine = [(each, name) for name in names for each in np.atleast_1d(getattr(part, name))]
+        given = {name: value for name in names if (value := getattr(part, name)) is not None}
+        mine = [(each, name) for name, value in given.items() for each in np.atleast_1d(value)]
         return mine + [each for item in dataclasses.fields(part) if isinstance(p := getattr(part, item.name), Part)
                        for each in traced(p)]  # fmt: skip
 

@@ -21,7 +21,7 @@ from jaxmlp.code import code_of
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
 from jaxmlp.mlp import MLP
-from jaxmlp.plain import place_of, stored_fields, where
+from jaxmlp.plain import place_of, told_fields, where
 from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group
@@ -140,7 +140,7 @@ def about(run: RunFacts) -> str:
 def experiment_file(config: ExperimentConfig) -> str:
     """An experiment's file whose CONFIG is `config`: every value, a part a line."""
     names = sorted({type(part).__name__ for part in (config, *config.parts())})
-    lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in stored_fields(config)]
+    lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in told_fields(config)]
     return f"from jaxmlp import {', '.join(names)}\n\nCONFIG = ExperimentConfig(\n{''.join(lines)})\n"
 
 
