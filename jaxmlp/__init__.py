@@ -35,15 +35,22 @@ if TYPE_CHECKING:
     from jaxmlp.losses import ClippedCrossEntropy as ClippedCrossEntropy
     from jaxmlp.losses import CrossEntropy as CrossEntropy
     from jaxmlp.losses import MeanSquaredError as MeanSquaredError
+    from jaxmlp.metrics import F1 as F1
     from jaxmlp.metrics import Accuracy as Accuracy
+    from jaxmlp.metrics import BrierScore as BrierScore
+    from jaxmlp.metrics import CalibrationError as CalibrationError
     from jaxmlp.metrics import MeanAbsoluteError as MeanAbsoluteError
+    from jaxmlp.metrics import Precision as Precision
+    from jaxmlp.metrics import Recall as Recall
     from jaxmlp.metrics import TopK as TopK
     from jaxmlp.mixing import Mixup as Mixup
     from jaxmlp.mlp import MLP as MLP
     from jaxmlp.network import summary as summary
+    from jaxmlp.optax_parts import from_optax as from_optax
     from jaxmlp.optimizers import SGD as SGD
     from jaxmlp.optimizers import Adam as Adam
     from jaxmlp.optimizers import AdamW as AdamW
+    from jaxmlp.optimizers import LayerRates as LayerRates
     from jaxmlp.optimizers import RMSprop as RMSprop
     from jaxmlp.parts import Augmentation as Augmentation
     from jaxmlp.parts import Controller as Controller
@@ -83,11 +90,12 @@ _ROOMS = {
     "fields": "named ranged",
     "fitting": "fit",
     "losses": "ClippedCrossEntropy CrossEntropy MeanSquaredError",
-    "metrics": "Accuracy MeanAbsoluteError TopK",
+    "metrics": "F1 Accuracy BrierScore CalibrationError MeanAbsoluteError Precision Recall TopK",
     "mixing": "Mixup",
     "mlp": "MLP",
     "network": "summary",
-    "optimizers": "SGD Adam AdamW RMSprop",
+    "optax_parts": "from_optax",
+    "optimizers": "SGD Adam AdamW LayerRates RMSprop",
     "parts": "Augmentation Controller Loss Metric Model Optimizer Schedule",
     "proof.bits": "assert_same_bits",
     "proof.reproduce": "reproduce",

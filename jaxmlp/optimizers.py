@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import jax
 import optax
 
+from jaxmlp.errors import ConfigError
 from jaxmlp.fields import ranged
-from jaxmlp.parts import Optimizer, Schedule, Step
+from jaxmlp.optax_parts import matching
+from jaxmlp.parts import Optimizer, RateFn, Schedule, Step
 from jaxmlp.schedules import Constant
 
 
@@ -104,3 +107,42 @@ class AdamW(Optimizer):
         """Optax's."""
         rate, decay = self.rate(total_steps), self.weight_decay
         return optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=decay)
+
+
+class LayerRates(Optimizer):
+    """Another optimizer, whose updates of each layer are multiplied by a factor of the layer's own.
+
+    Where updates are a product with the learning rate, as of all optimizers here, that is a rate of the layer's own.
+    """
+
+    kind: ClassVar[str] = "layer_rates"
+
+    optimizer: Optimizer = RMSprop()
+    """The update rule."""
+    patterns: tuple[str, ...] = ()
+    """Of parameters' paths, such as Dense_0/* or */bias; the first that fits a parameter holds."""
+    factors: tuple[float, ...] = ranged((), "[0, inf)", traced=True)
+    """One for each pattern; 0 freezes the layer. Parameters that fit none have factor 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.factors, tuple) and len(self.factors) != len(self.patterns):
+            wanted = f"must hold one for each pattern ({len(self.patterns)})"
+            raise ConfigError("optimizer.factors", f"{wanted}, got {len(self.factors)}")
+
+    def transformation(self, total_steps: Step) -> optax.GradientTransformation:
+        """The optimizer's, then the factors."""
+
+        def scaled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+            left = jax.tree.map(lambda _: True, updates)
+            for pattern, factor in zip(self.patterns, self.factors, strict=True):
+                own = jax.tree.map(lambda fits, free: fits and free, matching(pattern, updates), left)
+                updates = jax.tree.map(lambda leaf, is_own: leaf * factor if is_own else leaf, updates, own)  # noqa: B023
+                left = jax.tree.map(lambda free, is_own: free and not is_own, left, own)
+            return updates
+
+        return optax.chain(self.optimizer.transformation(total_steps), optax.stateless(scaled))
+
+    def rate(self, total_steps: Step) -> RateFn:
+        """The optimizer's."""
+        return self.optimizer.rate(total_steps)

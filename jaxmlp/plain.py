@@ -16,7 +16,8 @@ from flax import nnx
 
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import choices, join_path
-from jaxmlp.parts import Part, PlainObject, hint_of, role_of, role_of_several
+from jaxmlp.optax_parts import PREFIX, optax_class
+from jaxmlp.parts import Optimizer, Part, PlainObject, hint_of, role_of, role_of_several
 
 Find: TypeAlias = Callable[[str], Any]
 """The class, function or object of a user's own file that a name such as `lion.py:Lion` stands for."""
@@ -101,10 +102,10 @@ def defined_by(thing: Any) -> Any:
 
 
 def kinds(role: type[Part]) -> dict[str, type[Part]]:
-    """The shipped parts of a role, by kind."""
+    """The shipped parts of a role, by kind; those of optax are made as they are asked for: see `optax_class`."""
     found = {}
     for cls in role.__subclasses__():
-        if is_shipped(cls) and cls.kind and not cls.__abstractmethods__:
+        if is_shipped(cls) and cls.kind and not cls.kind.startswith(PREFIX) and not cls.__abstractmethods__:
             found[cls.kind] = cls
         found |= kinds(cls)
     return found
@@ -187,6 +188,8 @@ def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
     shipped = kinds(role)
     if isinstance(kind, str) and kind in shipped:
         return shipped[kind]
+    if role is Optimizer and isinstance(kind, str) and kind.startswith(PREFIX):
+        return optax_class(kind)
     if not is_place(kind):
         raise ConfigError(path, f"must be one of {', '.join(shipped)}, got {kind!r}.{did_you_mean(str(kind), shipped)}")
     found = find(kind)
@@ -220,6 +223,8 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     near = {place_of(cls).lower().replace("-", "_"): cls for cls in own.values()}
     near |= {name.lower().replace("-", "_"): cls for name, cls in known.items()}
     cls = known.get(kind) or near.get(kind.lower().replace("-", "_"))
+    if role is Optimizer and not cls and kind.startswith(PREFIX):
+        cls = optax_class(kind.replace("-", "_"))
     if not cls:
         raise ConfigError(path, f"must be one of {', '.join(known)}, got {kind!r}.{did_you_mean(kind, known)}")
     return cls()

@@ -10,10 +10,11 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import train
+from jaxmlp import shards, train
 from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError
 from jaxmlp.losses import MeanSquaredError
-from jaxmlp.metrics import Accuracy, MeanAbsoluteError, TopK
+from jaxmlp.metrics import F1, Accuracy, BrierScore, CalibrationError, MeanAbsoluteError, Precision, Recall, TopK
 from jaxmlp.mlp import MLP
 from jaxmlp.parts import Metric
 from jaxmlp.programs import figures
@@ -101,3 +102,86 @@ def test_a_regression_has_no_accuracy() -> None:
     params = jax.tree.map(jnp.zeros_like, state.params)
     sums = train.evaluate(on_data, params, {}, split, train.zero_sums(on_data, state, split))
     assert figures(config, jax.device_get(sums)) == {"loss": 6.0, "mean_absolute_error": 2.0}
+
+
+CASES, ROWS = 1000, 24
+
+
+def by_definition(metric: Any, probabilities: Any, labels: Any) -> float:
+    """The figure of examples, from its definition; scikit-learn 1.9 gave the same on these cases."""
+    answers, classes = probabilities.argmax(axis=1), range(probabilities.shape[1])
+    if isinstance(metric, BrierScore):
+        return float(((probabilities - np.eye(len(classes))[labels]) ** 2).sum(axis=1).mean())
+    if isinstance(metric, CalibrationError):
+        confidence, error = probabilities.max(axis=1), 0.0
+        for low in range(metric.bins):
+            inside = (confidence * metric.bins > low) & (confidence * metric.bins <= low + 1)
+            if inside.any():
+                error += inside.mean() * abs(confidence[inside].mean() - (answers == labels)[inside].mean())
+        return error
+    found = []
+    for label in classes if metric.label is None else [metric.label]:
+        right, answered, there = (answers == label) & (labels == label), answers == label, labels == label
+        part = {Precision: answered.sum(), Recall: there.sum(), F1: (answered.sum() + there.sum()) / 2}[type(metric)]
+        if metric.label is not None or answered.any() or there.any():
+            found.append(right.sum() / part if part else 0.0)
+    return float(np.mean(found))
+
+
+def random_cases(classes: int) -> tuple[Any, Any, Any]:
+    """Logits, labels of which some classes are absent, and how many of the rows are examples."""
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(scale=3, size=(CASES // 2, ROWS, classes)).astype(np.float32)
+    labels = np.minimum(rng.integers(0, classes, (CASES // 2, ROWS)), rng.integers(0, classes, (CASES // 2, 1)))
+    return logits, labels.astype(np.int32), rng.integers(1, ROWS + 1, CASES // 2)
+
+
+OF_CASES = (
+    Precision(),
+    Precision(label=1),
+    Recall(),
+    Recall(label=1),
+    F1(),
+    F1(label=0),
+    CalibrationError(),
+    BrierScore(),
+)
+
+
+@pytest.mark.parametrize("classes", [2, 7])
+def test_figures_are_their_definitions_on_1000_random_cases(classes: int) -> None:
+    logits, labels, rows = random_cases(classes)
+    probabilities = np.asarray(jax.nn.softmax(logits))
+    for metric in OF_CASES:
+        each = jax.jit(jax.vmap(metric.of_examples))(logits, labels)
+        for case, examples in enumerate(rows):
+            sums = jax.tree.map(lambda leaf: leaf[case, :examples].sum(axis=0, dtype=np.float32), jax.device_get(each))  # noqa: B023
+            expected = by_definition(metric, probabilities[case, :examples], labels[case, :examples])
+            # Sums of at most 24 probabilities in float32.
+            assert metric.result(sums, examples) == pytest.approx(expected, abs=2e-6), (metric.name, case)
+
+
+def test_a_class_that_is_not_there_is_refused_and_each_figure_has_a_name_of_its_own() -> None:
+    with pytest.raises(ConfigError, match="has label 10, and there are 10 classes"):
+        Recall(label=10).result({name: np.ones(10) for name in ("labels", "answers", "correct")}, 10)
+    assert [metric.name for metric in OF_CASES[:6]] == ["precision", "precision_1", "recall", "recall_1", "f1", "f1_0"]
+    assert [metric.larger_is_better for metric in OF_CASES] == [True] * 6 + [False] * 2
+    config = ExperimentConfig(metrics=OF_CASES, best_by="calibration_error")
+    assert config.score({"val_calibration_error": 0.25}) == 0.25
+
+
+def test_all_sums_have_the_same_bits_on_1_2_and_4_devices() -> None:
+    config = ExperimentConfig(model=MLP(hidden_sizes=()), metrics=OF_CASES, batch_size=16, grad_shards=4)
+    on_data = config.on_data(10, 1)
+    rng = np.random.default_rng(0)
+    split = train.Split(rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37, np.int32))
+    state = train.init_state(on_data, split.inputs[:1])
+    found = []
+    for devices in (1, 2, 4):
+        mesh = shards.make_mesh(jax.devices()[:devices])
+        zero = train.zero_sums(on_data, state, split)
+        whole = shards.replicate((on_data, state.params, split, zero), mesh)
+        found.append(jax.device_get(train.evaluate(*whole[:2], {}, *whole[2:], mesh=mesh)))
+    assert found[0]["counts_of_classes"]["labels"].tolist() == np.bincount(split.targets, minlength=10).tolist()
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)

@@ -129,7 +129,7 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
         if not taken or taken.startswith("--"):
             raise UsageError(f"{flag} needs a value")
         chosen[path] = taken
-        known |= {"optimizer.schedule"} if path == "optimizer" else set()
+        known |= {"optimizer.schedule", "optimizer.optimizer"} if path == "optimizer" else set()
     for path in sorted(chosen, key=lambda each: each.count(".")):
         config = with_value(config, path, chosen[path])
     return config, left

@@ -139,7 +139,7 @@ def about(run: RunFacts) -> str:
 
 def experiment_file(config: ExperimentConfig) -> str:
     """An experiment's file whose CONFIG is `config`: every value, a part a line."""
-    names = sorted({type(part).__name__ for part in (config, *config.parts())})
+    names = sorted({repr(part).partition("(")[0] for part in (config, *config.parts())})
     lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in told_fields(config)]
     return f"from jaxmlp import {', '.join(names)}\n\nCONFIG = ExperimentConfig(\n{''.join(lines)})\n"
 
