@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from jaxmlp.api import evaluate as evaluate
     from jaxmlp.api import load_model as load_model
     from jaxmlp.api import predict as predict
+    from jaxmlp.augmentations import CutOut as CutOut
+    from jaxmlp.augmentations import Elastic as Elastic
+    from jaxmlp.augmentations import Noise as Noise
+    from jaxmlp.augmentations import Rotate as Rotate
+    from jaxmlp.augmentations import Scale as Scale
+    from jaxmlp.augmentations import Shift as Shift
     from jaxmlp.config import DataConfig as DataConfig
     from jaxmlp.config import ExperimentConfig as ExperimentConfig
     from jaxmlp.controllers import EMA as EMA
@@ -83,6 +89,7 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "api": "evaluate load_model predict",
+    "augmentations": "CutOut Elastic Noise Rotate Scale Shift",
     "config": "DataConfig ExperimentConfig",
     "controllers": "EMA Budget EarlyStopping ReduceOnPlateau",
     "errors": "CheckFailed ConfigError DataError DeviceError DiskError DivergedError JaxmlpError PeerLostError RunError"

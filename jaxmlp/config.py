@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmlp import augmentations as augmentations  # So that flags and JSON know their kinds.
 from jaxmlp.controllers import check
 from jaxmlp.errors import ConfigError
 from jaxmlp.fields import filled_in, hints, host, parse_json, ranged
@@ -37,8 +38,11 @@ class DataConfig(Part):
 
     name: str = host("mnist")
     """mnist, fashion_mnist, mnist_5k, or a data set registered by `jaxmlp.data.register`."""
-    validation: float | str | None = ranged("test", "(0, 1)", host=True)
-    """A fraction, taken from the end of the training split before any shuffle; a split's name; or none."""
+    validation: float | str | None = ranged(0.1, "(0, 1)", host=True)
+    """A fraction, taken from the end of the training split before any shuffle; a split's name; or none.
+
+    By default no test example chooses anything: the last tenth of the training split is held out.
+    """
     class_weights: tuple[float, ...] = ranged((), "[0, inf)", traced=True, optional=True)
     """Of each class, what its examples' losses are multiplied by in training; none counts all alike."""
     pixel_scale: float = ranged(1 / 255, "(0, inf)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -46,14 +47,18 @@ def weights_sheet(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """
     limits = np.abs(tiles).max(axis=(1, 2, 3))
     grey = [_stretched(tile, -limit, limit) for tile, limit in zip(tiles, limits, strict=True)]
-    columns = math.ceil(math.sqrt(len(grey)))
-    _, height, width, channels = tiles.shape
-    rows = -(-len(grey) // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
-    for number, tile in enumerate(grey):
+    return sheet(grey, math.ceil(math.sqrt(len(grey))))
+
+
+def sheet(images: Sequence[np.ndarray[Any, Any]], columns: int) -> np.ndarray[Any, Any]:
+    """Images, uint8 [height, width, channels], in rows of `columns`, with a line of one pixel between them."""
+    height, width, channels = images[0].shape
+    rows = -(-len(images) // columns)
+    found = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 255, np.uint8)
+    for number, image in enumerate(images):
         top, left = number // columns * (height + 1), number % columns * (width + 1)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet
+        found[top : top + height, left : left + width] = image
+    return found
 
 
 def _stretched(values: np.ndarray[Any, Any], low: float, high: float) -> np.ndarray[Any, Any]:

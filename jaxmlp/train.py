@@ -181,11 +181,7 @@ def _train_step(
         if variables:
             shard = modules.own_rows(shard, shard.mask > 0)._replace(mask=shard.mask)
         shard = shard._replace(inputs=scaled(config, shard.inputs))
-        if any(augment.mixes_targets for augment in config.augmentation):
-            shard = shard._replace(targets=_distribution(config, shard.targets))
-        for number, augment in enumerate(config.augmentation):
-            shard = augment(jax.random.fold_in(jax.random.fold_in(augmentation_key, index), number), shard)
-
+        shard = augmented(config, augmentation_key, index, shard)
         if config.data.class_weights:
             shard = shard._replace(weights=_of_classes(config, shard))
 
@@ -243,6 +239,22 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
 
 def _nothing_accumulated(params: Any) -> dict[str, Any]:
     return {"grads": jax.tree.map(jnp.zeros_like, params), "rows": jnp.float32(0), "batches": jnp.int32(0)}
+
+
+def augmented(config: ExperimentConfig, key: Key[Array, ""], index: Int[Array, ""] | int, shard: Batch) -> Batch:
+    """A shard as it is trained on.
+
+    Args:
+        config: The experiment.
+        key: Of the update, `stream_key(root_key(config.seed), Stream.AUGMENTATION, step)`.
+        index: The shard's, from 0.
+        shard: Its rows; inputs are scaled.
+    """
+    if any(augment.mixes_targets for augment in config.augmentation):
+        shard = shard._replace(targets=_distribution(config, shard.targets))
+    for number, augment in enumerate(config.augmentation):
+        shard = augment(jax.random.fold_in(jax.random.fold_in(key, index), number), shard)
+    return shard
 
 
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:

@@ -21,7 +21,8 @@ from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep
 from jaxmlp.train import TrainState
 
-CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), epochs=1)
+DIGITS = DataConfig(name="mnist_5k", validation="test")
+CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DIGITS, epochs=1)
 
 
 @pytest.fixture(scope="module")

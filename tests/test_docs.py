@@ -5,6 +5,7 @@ A block that cannot run has `<!-- not run: why -->` on the line above; its comma
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -142,8 +143,13 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
         assert words[0] in COMMANDS
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
         experiment += [word for word in words if word in shipped()]
-        kinds = ("--optimizer", "--optimizer.optimizer")  # Whose parts have flags of their own.
-        experiment += [word for pair in zip(words, words[1:], strict=False) if pair[0] in kinds for word in pair]
+        kinds = (
+            "--optimizer",
+            "--optimizer.optimizer",
+            "--optimizer.schedule",
+            "--augmentation",
+        )  # Whose parts have flags of their own.
+        experiment += [word for pair in itertools.pairwise(words) if pair[0] in kinds for word in pair]
         capsys.readouterr()
         # A resumed run has its flags in a help of its own.
         assert main([words[0], *experiment, *(["--resume", "x"] if "--resume" in words else []), "--help"]) == 0

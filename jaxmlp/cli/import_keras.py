@@ -44,7 +44,9 @@ def run(argv: Sequence[str]) -> Answer:
     if network.activation:
         told["activation"] = network.activation
     model = MLP(**told)
-    data_config = dataclasses.replace(default.data, pixel_scale=network.pixel_scale or default.data.pixel_scale)
+    data_config = dataclasses.replace(
+        default.data, validation="test", pixel_scale=network.pixel_scale or default.data.pixel_scale
+    )
     default = dataclasses.replace(default, model=model, data=data_config)
     chosen, _ = parse_changes(ImportFlags, argv, "import-keras", "FILE", default)
     config: ExperimentConfig = chosen.config  # type: ignore[attr-defined]

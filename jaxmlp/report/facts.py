@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import numpy as np
 
-from jaxmlp import data
+from jaxmlp import data, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.experiment import Changed, Code, Experiment
@@ -25,6 +25,7 @@ from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_int
 from jaxmlp.mlp import MLP
 from jaxmlp.opening import open_data_of, open_run
 from jaxmlp.pictures import strongest_tiles
+from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
 from jaxmlp.run.code import files_to_name, flags, wanted
 from jaxmlp.run.record import CONFIG
@@ -33,6 +34,8 @@ from jaxmlp.sweep.result import setting_name
 
 MISTAKES = 25
 TILES = 64
+PREVIEWED, DRAWS = 12, 4
+"""Training images that show the augmentation, and how often it is drawn for each."""
 
 DatasetOf: TypeAlias = Callable[[ExperimentConfig, Path, Mapping[str, Any]], data.Dataset]
 """The data of a run, by its config, folder and manifest."""
@@ -102,6 +105,11 @@ class RunFacts:
     """What an example is called."""
     metrics: Mapping[str, float] = MappingProxyType({})
     """On the test split, by name, without the accuracy."""
+    augmented: np.ndarray[Any, Any] | None = None
+    """[draws, images, height, width, channels]: training images as they are, then as updates 0, 1, ... would have them.
+
+    None where nothing is augmented, and of inputs that are no images.
+    """
 
     @property
     def experiment(self) -> ExperimentConfig:
@@ -211,7 +219,21 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Co
         code_changed=run.code_changed,
         noun=_noun(dataset),
         metrics=_others(answers.evaluation.metrics) if answers else {},
+        augmented=preview(run.config, dataset),
     )
+
+
+def preview(config: ExperimentConfig, dataset: data.Dataset) -> np.ndarray[Any, Any] | None:
+    """Training images and draws of the augmentation, as `RunFacts.augmented` says."""
+    if not config.augmentation or not dataset.facts.image_shape:
+        return None
+    on_data = config.on_data(dataset.num_classes, 1)
+    shown = dataset.train.rows(slice(PREVIEWED))
+    inputs, mask = train.scaled(config, jax.numpy.asarray(shown.inputs)), np.ones(len(shown.targets), np.float32)
+    batch = train.Batch(inputs, jax.numpy.asarray(shown.targets), jax.numpy.asarray(mask))
+    keys = [stream_key(root_key(on_data.seed), Stream.AUGMENTATION, step) for step in range(DRAWS)]
+    draws = [batch, *(train.augmented(on_data, key, 0, batch) for key in keys)]
+    return np.stack([np.asarray(draw.inputs) for draw in draws])
 
 
 def _noun(dataset: data.Dataset) -> str:

@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
@@ -172,6 +173,8 @@ def _render(
         "version": jaxmlp.__version__,
     }
 
+    environment.filters["kind_of"] = where
+
     def plot(name: str, alt: str) -> Markup:
         return Markup(plots.as_inline(figures[name], name, str(escape(alt))))
 
@@ -226,6 +229,7 @@ class _Detail:
             (mistake, pictures.as_source(pictures.as_png(pictures.as_pixels(mistake.image))))
             for mistake in answers.mistakes
         ]
+        self.augmented = _augmented(run.augmented)
         tiles, counts = answers.tiles, answers.evaluation.confusion
         self.weights = None if tiles is None else pictures.as_source(pictures.as_png(pictures.weights_sheet(tiles)))
         classes = range(0 if counts is None else len(counts))
@@ -237,3 +241,12 @@ class _Detail:
 def _details(runs: Sequence[RunFacts]) -> list[_Detail]:
     shown = [(run, run.answers) for run in runs if run.answers][:DETAILED]
     return [_Detail(run, answers, number, alone=len(runs) == 1) for number, (run, answers) in enumerate(shown, start=1)]
+
+
+def _augmented(draws: np.ndarray[Any, Any] | None) -> str | None:
+    """The training images and what augmentation makes of them, a draw a row, for an image's `src`."""
+    if draws is None:
+        return None
+    white = max(float(draws[0].max()), 1e-12)
+    images = [(np.clip(image / white, 0, 1) * 255).astype(np.uint8) for draw in draws for image in draw]
+    return pictures.as_source(pictures.as_png(pictures.sheet(images, draws.shape[1])))
