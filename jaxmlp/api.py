@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-
 from jaxmlp import data, inference, runtime
 from jaxmlp.errors import ConfigError
 from jaxmlp.experiment import Experiment
@@ -19,29 +17,34 @@ Trained: TypeAlias = History | Model | str | Path
 """What `fit` gave back, a model, or a run: its folder, or `last`."""
 
 
-def load_model(trained: Trained, *, experiment: Experiment = ()) -> Model:
-    """The model: of a run its last.
+def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: Experiment = ()) -> Model:
+    """The model.
 
     Args:
         trained: What to load.
+        checkpoint: Of a run: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
         experiment: The user's own code that a run was made with: the experiment's file, several files, or an
             `ExperimentConfig` in hand. Code in a run directory is never run.
 
     Raises:
         CodeError: The run was made with code of the user's own, which is not given.
+        ConfigError: It is nothing trained, or there is no such checkpoint.
         RunError: There is no such run, or it is damaged.
     """
     runtime.configure()
-    if isinstance(trained, Model):
-        return trained
-    if isinstance(trained, History):
-        return inference.model_of(trained)
-    return inference.load_model(find_run(str(trained)), experiment=experiment)
+    if isinstance(trained, str | Path):
+        return inference.load_model(find_run(str(trained)), checkpoint, experiment=experiment)
+    if not isinstance(trained, History | Model):
+        wanted = "what fit returned, a model, or a run's folder"
+        raise ConfigError("trained", f"must be {wanted}, such as evaluate(fit(config)); got {type(trained).__name__}")
+    if checkpoint != "last":
+        raise ConfigError("checkpoint", "must be last, as no others are kept. Train with fit(config, out=FOLDER)")
+    return trained if isinstance(trained, Model) else inference.model_of(trained)
 
 
 def evaluate(
     trained: Trained,
-    split: str | data.Split = "test",
+    split: str | data.Split | data.Pair = "test",
     *,
     dataset: data.Dataset | None = None,
     experiment: Experiment = (),
@@ -50,7 +53,8 @@ def evaluate(
 
     Args:
         trained: What to score.
-        split: `test`, `validation` or `train` of the data it was trained on; or other labelled images.
+        split: `test`, `validation` or `train` of the data it was trained on; or other examples with their targets, as
+            a pair of arrays or frames.
         dataset: The data it was trained on, where that was given in Python; by default what its config names.
         experiment: As in `load_model`.
 
@@ -61,6 +65,10 @@ def evaluate(
     model = load_model(trained, experiment=experiment)
     if isinstance(split, data.Split):
         return inference.evaluate(model, split, "given")
+    if not isinstance(split, str):
+        inputs, targets = split if len(split) == 2 else (split, None)
+        pair = data.as_split((model.given(inputs), targets), model.num_classes if model.facts.classes else None)
+        return inference.evaluate(model, pair, "given")
     if model.run:
         dataset = open_data(model.run, dataset)
     elif not (dataset := model.dataset or dataset):
@@ -86,9 +94,4 @@ def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experime
         DataError: Images of another shape, or pixels of 0 to 1 for a model that divides by 255.
     """
     model = load_model(trained, experiment=experiment)
-    if not model.facts.image_shape:
-        return inference.predict(model, data.as_inputs(images, images=False), top)
-    array = np.asarray(images)
-    if array.shape in (model.image_shape, model.image_shape[:2]):
-        array = array[np.newaxis]
-    return inference.predict(model, data.as_images(array, shape=model.image_shape), top)
+    return inference.predict(model, model.given(images), top)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -33,8 +34,8 @@ MAX_STEPS = 2**31 - 1
 
 
 def fit(
-    config: ExperimentConfig | None = None,
-    dataset: data.Dataset | None = None,
+    config: ExperimentConfig | data.Pair | None = None,
+    dataset: data.Dataset | data.Pair | ExperimentConfig | None = None,
     *,
     out: str | Path | None = None,
     run: RunDirectory | str | Path | None = None,
@@ -53,7 +54,8 @@ def fit(
 
     Args:
         config: The experiment; by default that of `run`.
-        dataset: Its data; by default what `config.data` names.
+        dataset: Its data; by default what `config.data` names. Arrays or frames, as `data.as_dataset` takes them, will
+            do: `(inputs, targets)`, or two such pairs. They may come first, and the experiment second or not at all.
         out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
         run: In its place, a run to go on with, by its folder; or a run directory that is open, which may be a new one.
         experiment: The user's own code that `run` was made with, where no `config` is given: the experiment's file,
@@ -84,6 +86,7 @@ def fit(
             whole; or its processes differ in what binds bits.
     """
     runtime.configure()
+    config, dataset = _in_order(config, dataset)
     with contextlib.ExitStack() as stack:
         if isinstance(run, str | Path):
             opened = open_run(run, config or experiment, write=True, accept_changed_code=accept_changed_code)
@@ -109,6 +112,24 @@ def fit(
             run = stack.enter_context(RunDirectory.create(out, config, facts))
         programs = Programs(config, dataset, mesh, resident_bytes)
         return _run(RunLoop(config, programs, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
+
+
+def _in_order(config: Any, given: Any) -> tuple[ExperimentConfig | None, data.Dataset | None]:
+    """The experiment and the data of a call that may have them the other way round.
+
+    Raises:
+        ConfigError: The first is neither; says what to write.
+        DataError: As `data.as_dataset`.
+    """
+    if isinstance(config, tuple | list | data.Dataset):
+        config, given = given if given is not None else ExperimentConfig(), config
+    if config is not None and not isinstance(config, ExperimentConfig):
+        got = type(config).__name__ if given is None or isinstance(given, data.Dataset) else "inputs and targets apart"
+        wanted = "must be an ExperimentConfig: fit(ExperimentConfig(...)), or fit((inputs, targets), config) of arrays"
+        raise ConfigError("config", f"{wanted}; got {got}")
+    if given is None:
+        return config, None
+    return config, data.as_dataset(given, (config or ExperimentConfig()).data.validation)
 
 
 def _run(loop: RunLoop) -> History:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import RunError, did_you_mean
+from jaxmlp.errors import RunError, UsageError, did_you_mean
 from jaxmlp.run.known import wrong_fields
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from jaxmlp.data import Dataset
     from jaxmlp.train import TrainState
 
@@ -130,6 +133,39 @@ class History:
         caption = html.escape(f"{self.config.name}, seed {self.config.seed}, {self.status}: {test}")
         table = f"<table><caption>{caption}</caption><tr>{head}</tr>{body}</table>"
         return _chart({"loss": self["loss"], "val_loss": self["val_loss"]}) + table
+
+    def plot(self) -> Figure:
+        """Loss and metrics by epoch, training dashed: `history.plot().savefig("curves.png")`; a notebook shows it.
+
+        Raises:
+            UsageError: matplotlib is not installed.
+        """
+        try:
+            from matplotlib import pyplot
+        except ModuleNotFoundError:
+            raise UsageError("history.plot needs matplotlib: pip install 'jaxmlp[report]'") from None
+        names = ("loss", *(metric.name for metric in self.config.metrics))
+        figure, axes = pyplot.subplots(1, len(names), figsize=(5 * len(names), 3.5), squeeze=False, layout="tight")
+        for axis, name in zip(axes[0], names, strict=True):
+            axis.plot(self["epoch"], self[name], "--", label="training")
+            if any(value is not None for value in self[f"val_{name}"]):
+                axis.plot(self["epoch"], self[f"val_{name}"], label="validation")
+            axis.set(xlabel="epoch", ylabel=name)
+            axis.legend()
+        pyplot.close(figure)  # So that a notebook shows it once, and no window opens.
+        return figure
+
+    def to_pandas(self) -> Any:
+        """The epochs' figures as a `pandas.DataFrame`, a line an epoch.
+
+        Raises:
+            UsageError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError:
+            raise UsageError("history.to_pandas needs pandas: pip install pandas") from None
+        return pandas.DataFrame([record.line() for record in self.records]).set_index("epoch")
 
     def result(self) -> Mapping[str, Any]:
         """The run in one flat JSON object, as `train --json` prints it."""

@@ -99,12 +99,13 @@ class Model:
         """The network's outputs, float32.
 
         Args:
-            inputs: As the run's data has them; pixels 0 to 255 for MNIST, scaled here.
+            inputs: As the run's data has them; pixels 0 to 255 for MNIST, scaled here. Images may have any shape that
+                `data.as_images` takes, and one alone its own.
 
         Raises:
             DataError: Inputs of another shape; or pixels of 0 to 1 for a model that divides by 255.
         """
-        return self._answers(inputs, _logits)
+        return self._answers(self.given(inputs), _logits)
 
     def probabilities(self, inputs: Any) -> Float[np.ndarray, "n classes"]:
         """The classes' probabilities, float32.
@@ -116,7 +117,7 @@ class Model:
         """
         if not self.facts.classes:
             raise DataError(f"data: {self.config.name} answers with numbers, not with classes: ask for its logits")
-        return self._answers(inputs, _probabilities)
+        return self._answers(self.given(inputs), _probabilities)
 
     def answers(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
         """The classes' probabilities; of a model that answers with numbers, these.
@@ -139,6 +140,19 @@ class Model:
         """The same network with another `tensors()`."""
         params = {name: tensors[name] for name in self.params}
         return dataclasses.replace(self, params=params, variables={name: tensors[name] for name in self.variables})
+
+    def given(self, inputs: Any) -> Any:
+        """What a user has in hand as the network takes it: arrays, frames, or one image.
+
+        Raises:
+            DataError: They are no such inputs.
+        """
+        if not self.facts.image_shape:
+            return data.as_inputs(inputs, images=False)
+        array = np.asarray(inputs)
+        if array.shape in (self.image_shape, self.image_shape[:2]):
+            array = array[np.newaxis]
+        return data.as_images(array, shape=self.image_shape)
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)

@@ -93,8 +93,11 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
         facts: Shapes of an example; by default those of MNIST's.
 
     Raises:
-        ConfigError: The network does not fit the example.
+        ConfigError: The network does not fit the example; or `config` is none.
     """
+    if not isinstance(config, ExperimentConfig):
+        wanted = "must be an ExperimentConfig. Of a run: summary(load_model(RUN).config)"
+        raise ConfigError("config", f"{wanted}; got {type(config).__name__}")
     facts = facts or MNIST
     check_network(config, facts)
     # Work is counted as the network is written, whatever arithmetic does it.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, data, fit, summary
+from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, UsageError, data, fit, summary
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep
@@ -189,3 +191,83 @@ def test_a_notebook_shows_a_history_a_network_a_model_and_its_scores(
     shown = summary(CONFIG)._repr_html_()
     assert shown.startswith("<pre>Model: &quot;experiment&quot;")
     assert re.search(r"Total params: 12,730\b", shown)
+
+
+class Frame:
+    """What NumPy sees of a pandas or polars frame, or of one of its columns."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = np.asarray(values)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return self.values.astype(dtype or self.values.dtype)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def test_fit_evaluate_and_a_model_take_arrays_and_frames(small_dataset: data.Dataset) -> None:
+    images, labels, _ = small_dataset.train
+    config = dataclasses.replace(CONFIG, data=DataConfig(), batch_size=32)
+    found = fit((images, labels), config)
+    parts = (found.dataset.train, found.dataset.validation, found.dataset.test)
+    assert [len(part.targets) for part in parts if part] == [259, 29, 32]
+    np.testing.assert_array_equal(found.dataset.test.inputs, images[288:])
+    assert fit(config, (Frame(images.reshape(320, -1)), Frame(labels))).params_sha256 == found.params_sha256
+    pairs = (images[:288], labels[:288]), (images[288:], labels[288:])
+    assert fit(config, pairs).params_sha256 == found.params_sha256
+    scored = jaxmlp.evaluate(found, (Frame(images[288:, ..., 0]), Frame(labels[288:])))
+    assert (scored.loss, scored.accuracy, scored.split) == (found.test_loss, found.test_accuracy, "given")
+    model = jaxmlp.load_model(found)
+    logits, probabilities = model.logits(Frame(images[:5].reshape(5, -1))), model.probabilities(images[:5, ..., 0])
+    np.testing.assert_array_equal(logits.argmax(axis=1), probabilities.argmax(axis=1))
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(model.logits(images[0]), model.logits(images[:1]))
+
+
+def test_the_best_checkpoint_is_loaded_by_its_name(two_runs: tuple[Path, Path], history: History) -> None:
+    with RunDirectory.open(two_runs[0], write=False) as run:
+        best = run.best_checkpoint()
+    assert best and jaxmlp.load_model(two_runs[0], "best").step == best.step
+    assert jaxmlp.load_model(two_runs[0], checkpoint=best.step).step == best.step
+    with pytest.raises(ConfigError, match=r"checkpoint must be last, .* fit\(config, out=FOLDER\)"):
+        jaxmlp.load_model(history, "best")
+
+
+def test_a_wrong_call_says_the_right_one(history: History) -> None:
+    images, labels, _ = data.load(CONFIG.data).test
+    call: Any
+    for call, said in [
+        (lambda: fit(images, labels), r"fit\(\(inputs, targets\), config\) of arrays; got inputs and targets apart"),  # type: ignore[arg-type]
+        (lambda: fit("quickstart"), "must be an ExperimentConfig: .* got str"),  # type: ignore[arg-type]
+        (lambda: summary("run"), r"Of a run: summary\(load_model\(RUN\).config\); got str"),  # type: ignore[arg-type]
+        (lambda: jaxmlp.evaluate(CONFIG), r"such as evaluate\(fit\(config\)\); got ExperimentConfig"),  # type: ignore[arg-type]
+    ]:
+        with pytest.raises(ConfigError, match=said):
+            call()
+    with pytest.raises(DataError, match=r"dataset must be a data set, a pair \(inputs, targets\), .* got ndarray"):
+        fit(CONFIG, images)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="given must have a label for each image, got 3 images and 2 labels"):
+        jaxmlp.evaluate(history, (images[:3], labels[:2]))
+
+
+def test_a_history_is_a_plot_and_a_frame(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = history.plot()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss", "accuracy"]
+    lines = figure.axes[1].get_lines()
+    assert [list(line.get_ydata()) for line in lines] == [history["accuracy"], history["val_accuracy"]]
+    made: dict[str, Any] = {}
+
+    class DataFrame:
+        def __init__(self, rows: Any) -> None:
+            made["rows"] = rows
+
+        def set_index(self, name: str) -> str:
+            return name
+
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=DataFrame))
+    assert history.to_pandas() == "epoch" and made["rows"] == [history.records[0].line()]
+    for module, call in (("pandas", history.to_pandas), ("matplotlib", history.plot)):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(UsageError, match="pip install"):
+            call()

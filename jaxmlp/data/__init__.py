@@ -1,6 +1,16 @@
 """Data sets in host memory: loaded by name or made of arrays, checked against known sums, split as Keras splits."""
 
-from jaxmlp.data.arrays import as_images, as_inputs, as_labels, as_targets, check_pixels, from_arrays
+from jaxmlp.data.arrays import (
+    Pair,
+    as_dataset,
+    as_images,
+    as_inputs,
+    as_labels,
+    as_split,
+    as_targets,
+    check_pixels,
+    from_arrays,
+)
 from jaxmlp.data.catalog import load, names, prepare, register, registered, status
 from jaxmlp.data.dataset import ArrayFacts, Dataset, Facts, Split, digest, facts_of
 from jaxmlp.data.idx import read_idx
@@ -10,11 +20,14 @@ __all__ = [
     "ArrayFacts",
     "Dataset",
     "Facts",
+    "Pair",
     "Split",
     "Status",
+    "as_dataset",
     "as_images",
     "as_inputs",
     "as_labels",
+    "as_split",
     "as_targets",
     "check_pixels",
     "digest",

@@ -15,6 +15,8 @@ Pair: TypeAlias = Sequence[Any]
 """Two: examples and targets, as `as_inputs` and `as_targets` take them."""
 LEAST_SIDE = 8
 """Pixels of the side of the smallest image that a flat row can be."""
+TESTED = 0.1
+"""Part of a lone pair of examples and targets that is taken from its end as the test split."""
 SMALL_SCALE = 0.01
 """A pixel scale below it is made for pixels of 0 to 255."""
 
@@ -246,8 +248,7 @@ def from_arrays(
     if not isinstance(validation, float | str | None):
         pairs["validation"] = validation
     for split, pair in pairs.items():
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise DataError(f"data: {split} must be a pair of images and labels, got {type(pair).__name__}")
+        _check_pair(split, pair)
     is_given = num_classes is not None
     if num_classes is None:
         num_classes = _classes([targets for _, targets in pairs.values()])
@@ -280,6 +281,51 @@ def _gaps(targets: np.ndarray, outputs: int) -> tuple[str, ...]:
     told = f"of the {outputs:,} classes that the labels number, {present:,} have training examples"
     way = "Number them from 0 without gaps: np.unique(labels, return_inverse=True)[1]. Or give num_classes"
     return (f"{told}, and the network has {outputs:,} outputs. {way}",)
+
+
+def as_split(pair: Pair, num_classes: int | None, *, images: bool | None = None, name: str = "given") -> Split:
+    """Examples and targets of a model's or of any kind.
+
+    Args:
+        pair: Examples and targets, as `as_inputs` and `as_targets` take them.
+        num_classes: None takes any number of classes.
+        images: As in `as_inputs`.
+        name: The split's, for messages.
+
+    Raises:
+        DataError: They are no examples and targets, or do not fit each other.
+    """
+    _check_pair(name, pair)
+    return _as_split(name, pair, num_classes, images)
+
+
+def _check_pair(split: str, pair: Any) -> None:
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise DataError(f"data: {split} must be a pair of images and labels, got {type(pair).__name__}")
+
+
+def as_dataset(given: Any, validation: float | str | None) -> Dataset:
+    """The data set that is given, or made of arrays or frames.
+
+    Args:
+        given: A data set; a pair of examples and targets, of which the last tenth becomes the test split; or two such
+            pairs, to train on and to test on. Examples and targets are as `from_arrays` takes them; of a pandas or
+            polars frame, the columns.
+        validation: As `DataConfig.validation`.
+
+    Raises:
+        ConfigError, DataError: As `from_arrays`; or it is none of these.
+    """
+    if isinstance(given, Dataset):
+        return given
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        wanted = "a data set, a pair (inputs, targets), or two such pairs to train and to test on"
+        raise DataError(f"data: dataset must be {wanted}, got {type(given).__name__}")
+    if not isinstance(given[0], tuple | list):
+        whole = as_split(given, None, name="dataset")
+        cut = int(len(whole.targets) * (1 - TESTED))
+        given = [(whole.rows(rows).inputs, np.asarray(given[1])[rows]) for rows in (slice(cut), slice(cut, None))]
+    return from_arrays(*given, validation=validation)
 
 
 def _classes(targets: Iterable[Any]) -> int | None:

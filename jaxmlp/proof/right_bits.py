@@ -192,5 +192,3 @@ def record(name: str, dataset: data.Dataset) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write(path, json.dumps(found, indent=0).encode() + b"\n")
     return path
-
-
