@@ -31,6 +31,8 @@ def test_draws_are_of_the_seed_and_more_of_them_only_add() -> None:
     # Half of them below the middle of the logarithms: 20 draws have fewer than 4 with a chance of 0.1 %.
     assert 4 <= sum(each["optimizer.learning_rate"] < 10**-2.5 for each in drawn) <= 16
     assert {type(each["batch_size"]) for each in drawn} == {int}
+    alone = make_settings(CONFIG, {"optimizer.learning_rate": vary["optimizer.learning_rate"]}, draws=20)
+    assert [each["optimizer.learning_rate"] for each in drawn] == [each["optimizer.learning_rate"] for each in alone]
 
 
 def test_the_ends_of_a_range_of_whole_numbers_are_drawn_as_often_as_the_others() -> None:
@@ -41,8 +43,6 @@ def test_the_ends_of_a_range_of_whole_numbers_are_drawn_as_often_as_the_others()
     assert drawn == {1: 499, 2: 293, 3: 207}  # Half of the way from 1 to 4 is 2, where logarithms are even.
     with pytest.raises(ConfigError, match="batch_size has no whole number"):
         make_settings(CONFIG, {"batch_size": Range(low=1.2, high=1.8)}, draws=1)
-    alone = make_settings(CONFIG, {"optimizer.learning_rate": vary["optimizer.learning_rate"]}, draws=20)
-    assert [each["optimizer.learning_rate"] for each in drawn] == [each["optimizer.learning_rate"] for each in alone]
 
 
 @pytest.mark.parametrize(
