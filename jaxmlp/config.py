@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmlp import augmentations as augmentations  # So that flags and JSON know their kinds.
 from jaxmlp.controllers import check
@@ -127,8 +128,8 @@ class ExperimentConfig(Part):
             outputs: Number of classes, or of numbers in a target.
             steps_per_epoch: Updates of an epoch.
         """
-        total_steps = jnp.int32(self.epochs * steps_per_epoch)
-        zero = jnp.int32(0) if self.precision == "portable" else None
+        total_steps = _as_array(self.epochs * steps_per_epoch, jnp.int32)
+        zero = _as_array(0, jnp.int32) if self.precision == "portable" else None
         return dataclasses.replace(as_arrays(self), outputs=outputs, total_steps=total_steps, zero=zero)
 
     @property
@@ -198,12 +199,17 @@ def as_arrays[P: Part](part: P) -> P:
                 if "int" in str(_hint(part, item.name))
                 else jnp.float32
             )
-            changes[item.name] = jax.tree.map(lambda number, dtype=dtype: jnp.asarray(number, dtype), value)
+            changes[item.name] = jax.tree.map(lambda number, dtype=dtype: _as_array(number, dtype), value)
         elif isinstance(value, Part):
             changes[item.name] = as_arrays(value)
         elif isinstance(value, tuple) and value and isinstance(value[0], Part):
             changes[item.name] = tuple(map(as_arrays, value))
     return dataclasses.replace(part, **changes)  # type: ignore[type-var]
+
+
+def _as_array(number: Any, dtype: Any) -> jax.Array:
+    # Put on the device, which a user's transfer guard allows; not found there by `jnp.asarray`, which it does not.
+    return jnp.asarray(number, dtype) if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
 
 
 def _hint(part: Part, name: str) -> Any:

@@ -17,6 +17,9 @@ from jaxmlp import data, train
 RESIDENT_BYTES = 4 << 30
 """Bytes of inputs up to which a split stays on the device. MNIST's have 47 MB."""
 
+PIECE_BYTES = 32 << 20
+"""Of inputs that stream at a time: while the device works on one piece, the host gathers and sends the next."""
+
 Put = Callable[[Any], Any]
 """Places a tree of the host's arrays on the devices."""
 
@@ -40,7 +43,7 @@ class Feed:
         put: Places arrays that all devices have whole.
         put_rows: Places arrays that have a row a lane; for one run, `put`.
         lanes: Runs that train side by side, each with an order of its own; None for one run.
-        resident_bytes: Bytes of inputs that may be on a device at a time; at least a batch is.
+        resident_bytes: Bytes of inputs that may be on a device at a time; at least two batches are.
         resident: The split, where it is on the devices already.
     """
 
@@ -60,31 +63,42 @@ class Feed:
         self.batch_size = batch_size
         self._put, self._put_rows, self._lanes = put, put_rows or put, lanes
         examples = len(split.targets)
-        rows = resident_bytes // sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
-        fits = rows >= examples
+        row_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
+        fits = resident_bytes // row_bytes >= examples
         self.resident = (resident or self._put(train.Split.of(split))) if fits else None
+        rows = min(PIECE_BYTES, resident_bytes // 2) // row_bytes  # Two pieces are on the device at a time.
         self.steps = max(1, rows // (batch_size * (lanes or 1)))
-        """Updates whose examples fit."""
+        """Updates of a piece."""
         eval_rows = train.eval_batch_size(examples, grad_shards)
         self.piece_rows = eval_rows * max(1, min(rows, examples) // eval_rows)
         """Examples evaluated a call: whole batches."""
+        self._sent: tuple[Any, int, train.Split, Any] | None = None
+        """The order and the first update of the piece on the device, its examples and their places there."""
 
     def limit(self, start: int, stop: int) -> int:
         """The last update before `stop` up to which `updates(order, start, ...)` can go."""
-        return stop if self.resident else min(stop, start + self.steps)
+        return stop if self.resident else min(stop, start - start % self.steps + self.steps)
 
     def updates(self, order: Int[Array, "*lanes padded"], start: int, stop: int) -> Updates:
         """The epoch's updates `start` to `stop`."""
         if self.resident:
             return Updates(self.resident, order, start, stop)
-        orders = np.asarray(order).reshape(self._lanes or 1, -1)
+        first = start - start % self.steps
+        if not self._sent or self._sent[0] is not order or self._sent[1] != first:
+            self._sent = order, first, *self._piece(order, first)
+        _, _, examples, places = self._sent
+        return Updates(examples, places, start - first, stop - first)
+
+    def _piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.Split, Any]:
+        """The examples of the updates from `first` on, and their places there; padded to a whole piece."""
+        orders = jax.device_get(order).reshape(self._lanes or 1, -1)
         rows = np.full((len(orders), self.steps * self.batch_size), train.PADDING, np.int32)
-        wanted = orders[:, start * self.batch_size : stop * self.batch_size]
+        wanted = orders[:, first * self.batch_size :][:, : rows.shape[1]]
         rows[:, : wanted.shape[1]] = wanted
-        local = np.where(rows >= 0, np.arange(rows.shape[1], dtype=np.int32), train.PADDING).astype(np.int32)
+        places = np.where(rows >= 0, np.arange(rows.shape[1], dtype=np.int32), train.PADDING).astype(np.int32)
         if self._lanes is None:
-            rows, local = rows[0], local[0]
-        return Updates(self._put_rows(self._rows(rows)), self._put_rows(local), 0, stop - start)
+            rows, places = rows[0], places[0]
+        return self._put_rows(self._rows(rows)), self._put_rows(places)
 
     def pieces(self) -> Iterator[train.Split]:
         """All examples, in as many pieces as must be."""

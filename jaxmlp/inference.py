@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
@@ -164,8 +163,8 @@ class Model:
             padded = jax.tree.map(
                 lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch
             )
-            answers = _jitted(function, self.module, self.config)(self._weights, padded)
-            found.append(np.asarray(answers)[: examples - start])
+            answers = _jitted(function, self.module, self.config)(self._weights, jax.device_put(padded))
+            found.append(jax.device_get(answers)[: examples - start])
         return np.concatenate(found)
 
     def check(self, inputs: Any) -> None:
@@ -395,8 +394,8 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     config = loaded.config.on_data(loaded.facts.outputs, 1)
     mesh = shards.make_mesh(jax.devices()[:1])
     feed = Feed(split, config.batch_size, config.grad_shards, partial(shards.replicate, mesh=mesh))
-    state = train.TrainState(jnp.int32(0), loaded.params, (), loaded.variables)
-    sums = train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1)))
+    state = train.TrainState(jax.device_put(np.int32(0)), loaded.params, (), loaded.variables)
+    sums = jax.device_put(train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1))))
     for piece in feed.pieces():
         sums = train.evaluate(config, loaded.params, loaded.variables, piece, sums)
     return figures(loaded.config, jax.device_get(sums))

@@ -13,7 +13,7 @@ import signal
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -47,6 +47,17 @@ class Hook(Protocol):
         """
 
 
+class Chunk(NamedTuple):
+    """Updates that the device has been given, and may not have made yet."""
+
+    start: int
+    """First update, counted within the epoch."""
+    stop: int
+    """One past the last."""
+    health: train.Health
+    began: float
+
+
 class Loop(abc.ABC):
     """Updates in chunks, epoch by epoch, from a position to the end or to a stop signal.
 
@@ -74,6 +85,9 @@ class Loop(abc.ABC):
         """Updates a call, fitted to `chunk_s`."""
         self.stopping = False
         """Whether all processes know that one has a stop signal."""
+        self.running: Chunk | None = None
+        """The chunk whose health nobody has looked at."""
+        self._settled_at = 0.0
         self.saved_at, self._saved = 0.0, (0, 0)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
         """Of each lane, epoch by epoch."""
@@ -99,11 +113,13 @@ class Loop(abc.ABC):
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
         while not self.ended and not self.stopping:
             self._epoch()
+        self._settle()
         if self.ended:
             self.programs.exchange(self.position)
         self._keep_position()
 
     def _keep_position(self) -> None:
+        self._settle()
         self._save()
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
 
@@ -119,6 +135,7 @@ class Loop(abc.ABC):
             if due and self._saved != (position.epoch, position.done):
                 self._keep_position()
             self._chunk(order, length)
+        self._settle()
         records = self._evaluated()
         states = programs.control(position, [dict(each.figures) if each else None for each in records])
         position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
@@ -144,18 +161,30 @@ class Loop(abc.ABC):
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _chunk(self, order: jax.Array, length: int) -> None:
-        position, began = self.position, time.perf_counter()
-        start = position.done
-        health = self.programs.rows(self.programs.advance(position, order, start + length))
-        for lane, each in enumerate(health[: len(self.records)]):
-            if self.going[lane] and not is_finite(each):
-                self._diverge(lane, start)
-        seconds = time.perf_counter() - began
-        position.epoch_s += seconds
-        self.chunk = next_chunk(self.chunk, length, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        """Give the device the next chunk, then look at the one before: the device has work meanwhile."""
+        began, start = time.perf_counter(), self.position.done
+        health = self.programs.advance(self.position, order, start + length)
+        self._settle()
+        self.running = Chunk(start, start + length, health, began)
         if self.digest_every and self._step() % self.digest_every == 0:
+            self._settle()
             self._trace()
-        self._chunk_ended(length)
+
+    def _settle(self) -> None:
+        """Wait for the running chunk, if there is one, and see whether all is finite."""
+        if not (chunk := self.running):
+            return
+        self.running = None
+        health = self.programs.rows(chunk.health)[: len(self.records)]
+        now = time.perf_counter()
+        seconds, self._settled_at = now - max(chunk.began, self._settled_at), now
+        for lane, each in enumerate(health):
+            if self.going[lane] and not is_finite(each):
+                self._diverge(lane, chunk)
+        self.position.epoch_s += seconds
+        made = chunk.stop - chunk.start
+        self.chunk = next_chunk(self.chunk, made, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        self._chunk_ended(chunk, health[0].sums)
 
     def _evaluated(self) -> list[EpochRecord | None]:
         """The epoch's record of each lane that goes on, added to its others."""
@@ -175,8 +204,8 @@ class Loop(abc.ABC):
         return records
 
     @abc.abstractmethod
-    def _diverge(self, lane: int, start: int) -> None:
-        """A lane has left the finite numbers in the chunk that began with the epoch's update `start`."""
+    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
+        """A lane has left the finite numbers in this chunk, or in the evaluation after the epoch."""
 
     @abc.abstractmethod
     def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
@@ -187,8 +216,8 @@ class Loop(abc.ABC):
         """Log the digests of the state."""
 
     @abc.abstractmethod
-    def _chunk_ended(self, length: int) -> None:
-        """A chunk of updates is made."""
+    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
+        """A chunk of updates is made; `sums` are the first lane's, over the epoch so far."""
 
     @abc.abstractmethod
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> Sequence[str | None]:
@@ -325,17 +354,16 @@ class RunLoop(Loop):
         assert self.run
         self.run.append_trace(state_digests(self.position.epoch, jax.device_get(self.position.state)))
 
-    def _chunk_ended(self, length: int) -> None:
-        position = self.position
-        means = figures(self.config, self.programs.rows(position.sums)[0])
-        self.progress.steps_done(position.epoch, position.done, self.programs.steps_per_epoch, means)
+    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
+        means = figures(self.config, dict(sums))
+        self.progress.steps_done(self.position.epoch, chunk.stop, self.programs.steps_per_epoch, means)
 
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         (record,) = records
         assert record
         if self.keeper:
             on_host = self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
-            self.keeper.epoch_ended(record, on_host, np.asarray(order)[: self.programs.examples])
+            self.keeper.epoch_ended(record, on_host, jax.device_get(order)[: self.programs.examples])
         self.progress.epoch_ended(record)
         try:
             return [asked(self.hooks, record, self.position.state)]
@@ -347,16 +375,19 @@ class RunLoop(Loop):
             )
             raise
 
-    def _diverge(self, lane: int, start: int) -> None:
+    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
         """Go through the chunk once more, step by step, so that no length of chunks changes what is named.
 
         The state before the chunk is trained again, from the newest checkpoint or the start: none is kept for this.
         """
-        stop, epoch, programs, position = self.position.done, self.position.epoch, self.programs, self._stored()
-        programs.advance_to(position, epoch, start)
+        assert chunk
+        epoch, programs, position = self.position.epoch, self.programs, self._stored()
+        programs.advance_to(position, epoch, chunk.start)
         order = programs.order(epoch)
-        while position.done < stop and is_finite(health := programs.advance(position, order, position.done + 1)):
-            pass
+        while position.done < chunk.stop:
+            health = jax.device_get(programs.advance(position, order, position.done + 1))
+            if not is_finite(health):
+                break
         what = "parameters are" if health.bad_loss_step == train.NEVER else "loss is"
         bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
         leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.interpreters.partial_eval import dce_jaxpr
 
@@ -157,7 +158,7 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
                 instead = "MeanSquaredError()" if path == "loss" else "(MeanAbsoluteError(),), or ()"
                 problem = f"cannot be {where(part)}: the targets are numbers, and it needs classes"
                 raise ConfigError(path, f"{problem}. Set {path}={instead}")
-    logits, targets = jnp.zeros((2, facts.outputs)), facts.zeros(2).targets
+    logits, targets = np.zeros((2, facts.outputs), np.float32), facts.zeros(2).targets
     _check_rows("loss", config.loss, logits, targets)
     for metric in config.metrics:
         _check_rows("metrics", metric.of_examples, logits, targets)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -36,7 +37,7 @@ class Position:
     @property
     def step(self) -> int:
         """Updates made since the run's start; of lanes, the first one's."""
-        return int(np.ravel(self.state.step)[0])
+        return int(np.ravel(jax.device_get(self.state.step))[0])
 
     def meta(self) -> dict[str, Any]:
         """All of it that is no array, as JSON values."""

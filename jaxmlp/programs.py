@@ -51,7 +51,7 @@ class Programs:
 
     def first(self) -> Position:
         """Where the run starts."""
-        state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs)
+        state = train.init_state(self.config, self.put(self.dataset.facts.zeros(1).inputs))
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:
@@ -67,7 +67,7 @@ class Programs:
 
     def order(self, epoch: int) -> jax.Array:
         """The examples of epoch `epoch`, from 1, padded to whole batches."""
-        order: jax.Array = train.epoch_order(self.config, jnp.int32(epoch - 1), examples=self.examples)
+        order: jax.Array = train.epoch_order(self.config, self.put(np.int32(epoch - 1)), examples=self.examples)
         return self.put(order)
 
     def limit(self, position: Position) -> int:
@@ -143,9 +143,8 @@ class Programs:
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train.train_steps` on these examples; the position's arrays are gone then."""
-        return train.train_steps(
-            self.config, position.state, position.sums, split, order, jnp.int32(start), jnp.int32(stop), mesh=self.mesh
-        )
+        bounds = self.put((np.int32(start), np.int32(stop)))
+        return train.train_steps(self.config, position.state, position.sums, split, order, *bounds, mesh=self.mesh)
 
     def copied(self, position: Position) -> Position:
         """The position with arrays of its own: those of the other are gone once it moves."""
@@ -153,8 +152,8 @@ class Programs:
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The rate of the update that led to the position, for each lane; None where it is not known."""
-        state = position.state
-        return [known(rate) for rate in self.rows(train.learning_rate(self.config, state.step - 1, state.controllers))]
+        state, step = position.state, self.put(np.int32(position.step - 1))
+        return [known(rate) for rate in self.rows(train.learning_rate(self.config, step, state.controllers))]
 
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""
@@ -162,8 +161,12 @@ class Programs:
         feed = self.feeds.get(name) or self._feed(name)
         state, sums = position.state, self.zero_sums(position)
         for piece in feed.pieces():
-            sums = train.evaluate(self.config, state.params, state.variables, piece, sums, mesh=self.mesh)
+            before, sums = sums, self._evaluated(state, piece, sums)
+            jax.block_until_ready(before)  # Two pieces at a time are on the devices.
         return self.rows(sums)
+
+    def _evaluated(self, state: train.TrainState, piece: train.Split, sums: train.Sums) -> Any:
+        return train.evaluate(self.config, state.params, state.variables, piece, sums, mesh=self.mesh)
 
 
 @jax.jit

@@ -86,6 +86,8 @@ class Health(NamedTuple):
     """First step whose loss was not finite, or `NEVER`."""
     finite_params: Any
     """The parameters' tree, with whether all of a leaf is finite after the last step."""
+    sums: Sums
+    """The epoch's after the last step; in memory of their own, as the next updates take those of the position."""
 
 
 def in_precision[F: Callable[..., Any]](function: F) -> F:
@@ -110,7 +112,7 @@ def in_precision[F: Callable[..., Any]](function: F) -> F:
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
     shapes = jax.eval_shape(_sums_of_one, config, state, split)
-    zeros: Sums = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    zeros: Sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return zeros
 
 
@@ -341,7 +343,7 @@ def _train_steps(
         start = start + blocks * BLOCK
     state, sums, bad_loss_step = lax.fori_loop(start, stop, body, carry)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
-    return state, sums, Health(bad_loss_step, finite_params)
+    return state, sums, Health(bad_loss_step, finite_params, sums)
 
 
 @partial(jax.jit, static_argnames="examples")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlp import MLP, SGD, ExperimentConfig, data, fitting, train
+from jaxmlp import MLP, SGD, ExperimentConfig, data, feed, fitting, loop, train
 from jaxmlp.history import History
 
 IMAGE_BYTES = 28 * 28
@@ -44,10 +44,11 @@ def test_streamed_data_gives_the_bits_of_resident_data(rows: int, dataset: data.
     assert figures(streamed) == figures(resident)
 
 
-def test_streaming_compiles_one_program_more_and_never_sends_more_than_fits(
+def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_more_than_fits(
     dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, evaluate, sent = train.train_steps, train.evaluate, set()
+    pieces, piece = [], feed.Feed._piece
 
     def watch(function: Any, place: int) -> Any:
         def watched(*arguments: Any, **static: Any) -> Any:
@@ -60,6 +61,14 @@ def test_streaming_compiles_one_program_more_and_never_sends_more_than_fits(
         function.clear_cache()  # type: ignore[attr-defined]
     monkeypatch.setattr(train, "train_steps", watch(steps, 3))
     monkeypatch.setattr(train, "evaluate", watch(evaluate, 3))
-    fitting.fit(CONFIG, dataset, resident_bytes=2 * BATCH * IMAGE_BYTES)
+
+    def sends(self: feed.Feed, order: Any, first: int) -> Any:
+        pieces.append(first)
+        return piece(self, order, first)
+
+    monkeypatch.setattr(feed.Feed, "_piece", sends)
+    monkeypatch.setattr(loop.Loop, "chunk_s", 1e-9)  # One update a chunk, several chunks a piece.
+    fitting.fit(CONFIG, dataset, resident_bytes=4 * BATCH * IMAGE_BYTES)
     assert sent == {2 * BATCH, train.EVAL_ROWS}
+    assert pieces == [0, *[0, 2, 4] * 2]  # The first one for the compilation.
     assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ from jaxmlp import distributed
 from jaxmlp.controllers import restores
 from jaxmlp.errors import RunError
 from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import Loop, asked, state_digests
+from jaxmlp.loop import Chunk, Loop, asked, state_digests
 from jaxmlp.position import Position
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
@@ -36,7 +36,7 @@ class Group(Loop):
         slots: Rows of the programs, at least as many as lanes.
     """
 
-    chunk_s = 1.0  # Longer than a run's: between two looks every lane's state is read and written once.
+    chunk_s = 0.75  # Longer than a run's: between two looks every lane's state is read and written once.
     programs: LanePrograms
 
     def __init__(self, job: Job, lanes: Sequence[Lane], slots: int) -> None:
@@ -121,7 +121,7 @@ class Group(Loop):
         lanes = f"Lane {first}" if first == last else f"Lanes {first}-{last}"
         return f"{lanes} of {self.job.total} - Epoch {epoch}/{self.config.epochs}"
 
-    def _diverge(self, lane: int, start: int) -> None:
+    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
         epoch = self.position.epoch
         self.diverged_in[lane] = epoch
         named = self.lanes[lane]
@@ -131,7 +131,7 @@ class Group(Loop):
     def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
         is_sound = loss is None or math.isfinite(loss)
         if not is_sound:
-            self._diverge(lane, 0)
+            self._diverge(lane, None)
         return is_sound
 
     def _trace(self) -> None:
@@ -140,8 +140,9 @@ class Group(Loop):
             if going:
                 kept.run.append_trace(state_digests(self.position.epoch, state))
 
-    def _chunk_ended(self, length: int) -> None:
-        self.job.progress.updates_done(self._where(self.position.epoch), len(self.lanes) * length)
+    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
+        made = len(self.lanes) * (chunk.stop - chunk.start)
+        self.job.progress.updates_done(self._where(self.position.epoch), made)
 
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         job, epoch = self.job, self.position.epoch - 1

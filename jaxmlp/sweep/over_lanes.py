@@ -37,7 +37,8 @@ def put[T](tree: T, mesh: Mesh, spec: PartitionSpec) -> T:
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
-    on_mesh: T = jax.tree.map(placed, tree)
+    with jax.transfer_guard_host_to_device("allow"):  # JAX takes a callback's arrays for hidden transfers.
+        on_mesh: T = jax.tree.map(placed, jax.device_get(tree))
     return on_mesh
 
 
@@ -45,7 +46,7 @@ def to_host[T](tree: T, mesh: Mesh) -> T:
     """The arrays of all lanes as NumPy's, on every process."""
     if jax.process_count() > 1:
         # Leaf by leaf, because for a moment each device holds all lanes' rows.
-        tree = jax.tree.map(lambda leaf: np.asarray(_gathered(leaf, mesh=mesh)), tree)
+        tree = jax.tree.map(lambda leaf: jax.device_get(_gathered(leaf, mesh=mesh)), tree)
     on_host: T = jax.device_get(tree)
     return on_host
 
@@ -162,10 +163,11 @@ def evaluate_lanes(
 def learning_rates(
     configs: ExperimentConfig, steps: Int[Array, " lanes"], states: dict[str, Any], *, mesh: Mesh
 ) -> Float[Array, " lanes"]:
-    """The lanes' rates of the updates that start at these steps, with these states of controllers."""
+    """The lanes' rates of the updates that led to these steps, with these states of controllers."""
 
     def one(lane: Any, _: Any) -> Any:
-        return train.learning_rate(*lane)
+        config, step, states = lane
+        return train.learning_rate(config, step - 1, states)
 
     rates: Float[Array, " lanes"] = _over_lanes(one, (configs, steps, states), (), mesh=mesh, batching="map")
     return rates

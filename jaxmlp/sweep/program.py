@@ -97,19 +97,20 @@ class LanePrograms(Programs):
 
     def order(self, epoch: int) -> jax.Array:
         """The examples of epoch `epoch`, from 1, of each lane, padded to whole batches."""
-        orders: jax.Array = epoch_orders(self.config, np.int32(epoch - 1), examples=self.examples, mesh=self.mesh)
+        from_0 = self.put(np.int32(epoch - 1))
+        orders: jax.Array = epoch_orders(self.config, from_0, examples=self.examples, mesh=self.mesh)
         return orders
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train_lanes` on these examples; the position's arrays are gone then."""
         own, shared = (None, split) if self.feeds["train"].resident else (split, None)
         arguments = self.config, position.state, position.sums, self._active, order, own, shared
-        return self._training(*arguments, np.int32(start), np.int32(stop))
+        return self._training(*arguments, *self.put((np.int32(start), np.int32(stop))))
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The rate of the update that led to the position, for each lane."""
         state = position.state
-        rates = learning_rates(self.config, state.step - 1, state.controllers, mesh=self.mesh)
+        rates = learning_rates(self.config, state.step, state.controllers, mesh=self.mesh)
         return [known(rate) for rate in self.rows(rates)]
 
     def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
@@ -128,17 +129,11 @@ class LanePrograms(Programs):
         if position.state.controllers:
             position.state = exchange_lanes(position.state, mesh=self.mesh)
 
-    def evaluate(self, position: Position, name: str) -> list[train.Sums]:
-        """The sums over all of a split, for each lane."""
-        state, sums = position.state, self.zero_sums(position)
-        for piece in self.feeds[name].pieces():
-            sums = self._evaluation(self.config, state.params, state.variables, sums, piece)
-        return self.rows(sums)
-
     def _training(self, *arguments: Any) -> Any:
         return self._job.compiled(train_lanes, *arguments)(*arguments)
 
-    def _evaluation(self, *arguments: Any) -> Any:
+    def _evaluated(self, state: train.TrainState, piece: train.Split, sums: train.Sums) -> Any:
+        arguments = self.config, state.params, state.variables, sums, piece
         return self._job.compiled(evaluate_lanes, *arguments)(*arguments)
 
     def compile(self, position: Position) -> None:
