@@ -12,7 +12,7 @@ import pytest
 from jaxmlp import MLP, DataConfig, ExperimentConfig
 from jaxmlp.cli import main
 from jaxmlp.experiment import load_experiment
-from jaxmlp.proof import references
+from jaxmlp.proof import references, right_bits
 from jaxmlp.proof.experiments import BANDS, MNIST_SHA256, QUICKSTART, REFERENCED, RELU_RMSPROP, bands
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -24,6 +24,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """The reference that the command records here, of a quickstart that takes a moment."""
     monkeypatch.setattr(references, "FOLDER", tmp_path / "references")
     monkeypatch.setitem(REFERENCED, "quickstart", SMALL)
+    monkeypatch.setattr(right_bits, "GOLDEN", {})  # tests/test_right_bits.py has those.
     assert main(["doctor", "--record"]) == 0
     (path,) = (tmp_path / "references").iterdir()
     capsys.readouterr()
@@ -93,9 +94,13 @@ def test_this_machine_computes_its_platforms_reference_bits_or_says_that_there_i
 ) -> None:
     """A real check where the platform was recorded; elsewhere it must not fail, for no promise is broken."""
     assert main(["doctor", "--json"]) == 0
-    found = self_test(capsys)
+    document = json.loads(capsys.readouterr().out)
+    (found,) = document["self_tests"]
     assert found["verdict"] == ("no reference" if found["changed"] and found["first_difference"] else "same")
     assert found["reference"]
+    # Portable bits are the same on every platform: no "no reference" there.
+    assert (document["portable"]["same"], document["probes"]) == (True, [])
+    assert [each["updates"] for each in document["portable"]["experiments"]] == [96]
 
 
 def test_what_references_and_bands_are_of_is_what_the_experiment_files_say() -> None:

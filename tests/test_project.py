@@ -72,7 +72,8 @@ ARROWS = {
     "network opening programs progress run runtime shards signals",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
-    "proof": "data experiment feed fitting losses mlp opening optimizers programs run runtime schedules shards train",
+    "proof": "data experiment feed fitting losses mlp opening optimizers portable prng programs run runtime schedules "
+    "shards train",
     "sweep": "code controllers data distributed experiment feed fitting history loop "
     "network opening position programs progress run runtime signals train",
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",

@@ -50,6 +50,7 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device, cpu_devices=os.cpu_count() if seconds else None)
     from jaxmlp import data
     from jaxmlp.proof import burn_in, probes, references, right_bits
+    from jaxmlp.proof.experiments import REFERENCED
 
     found = facts(chosen.manual_dir)
     say("\n".join(_fact_lines(found)))
@@ -58,8 +59,8 @@ def run(argv: Sequence[str]) -> Answer:
     checks = [_check(name, chosen) for name in right_bits.GOLDEN if chosen.full or name == "quickstart"]
     say("\n".join(map(_check_line, checks)))
     tests = []
-    for name in references.REFERENCED if chosen.full else ["quickstart"]:
-        dataset = data.load(references.REFERENCED[name].data, manual_dir=chosen.manual_dir, report=say)
+    for name in REFERENCED if chosen.full else ["quickstart"]:
+        dataset = data.load(REFERENCED[name].data, manual_dir=chosen.manual_dir, report=say)
         if chosen.record:
             say(f"recorded: {references.record(name, dataset)}")
         tests.append(references.self_test(name, dataset, report=lambda _: None))
@@ -111,7 +112,7 @@ def _check(name: str, chosen: DoctorFlags) -> Check:
         dataset = data.load(config, manual_dir=chosen.manual_dir, report=say)
     except DataError as error:
         return right_bits.Check(experiment=name, same=None, updates=0, reason=f"not run: {error}")
-    return right_bits.check(name, dataset)
+    return right_bits.check(name, dataset, by_rule=chosen.full and name == "quickstart")
 
 
 def _check_line(check: Check) -> str:

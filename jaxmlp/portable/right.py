@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxmlp.portable.transform import STRUCTURE, call, called
+from jaxmlp.portable.text import THE_SAME
+from jaxmlp.portable.transform import STRUCTURE, call, called, literal
 
 Values = Sequence[np.ndarray]
 
@@ -27,7 +29,7 @@ def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
     env: dict[Any, np.ndarray] = {}
 
     def read(atom: Any) -> np.ndarray:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else env[atom]
+        return literal(atom) if isinstance(atom, core.Literal) else env[atom]
 
     env.update(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
@@ -52,9 +54,13 @@ def right_of(eqn: Any, values: Values) -> list[np.ndarray]:
 
 
 def _shaped(result: Any, aval: Any) -> np.ndarray:
-    is_key = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.prng_key)
-    dtype, shape = (np.uint32, (*aval.shape, 2)) if is_key else (aval.dtype, aval.shape)
+    dtype, shape = (np.uint32, (*aval.shape, 2)) if is_key(aval) else (aval.dtype, aval.shape)
     return np.broadcast_to(np.asarray(result, dtype), shape)
+
+
+def is_key(aval: Any) -> bool:
+    """Whether values of this type are random keys."""
+    return bool(jnp.issubdtype(aval.dtype, jax.dtypes.prng_key))
 
 
 def threefry(key: Values, count: Values) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +91,8 @@ def _random_bits(params: Any, key: np.ndarray) -> np.ndarray:
     shape = params["shape"]
     count = np.arange(int(np.prod(shape)), dtype=np.uint32).reshape(shape)
     x, y = threefry(_words(key), (np.zeros_like(count), count))
-    return (x ^ y).astype(f"u{params['bit_width'] // 8}")
+    words: np.ndarray = (x ^ y).astype(f"u{params['bit_width'] // 8}")
+    return words
 
 
 def _convert(params: Any, x: np.ndarray) -> np.ndarray:
@@ -105,7 +112,8 @@ def _dot_general(params: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         turned = value.transpose(*batch, *free, *contracted).astype(np.float64)
         parts.append((turned.reshape(*(int(np.prod(size)) for size in sizes)), sizes))
     (left, (batch, rows, _)), (other, (_, columns, _)) = parts
-    return (left @ other.transpose(0, 2, 1)).reshape(*batch, *rows, *columns)
+    product: np.ndarray = (left @ other.transpose(0, 2, 1)).reshape(*batch, *rows, *columns)
+    return product
 
 
 def _gather(params: Any, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -151,9 +159,11 @@ def _update(params: Any, x: np.ndarray, update: np.ndarray, *starts: np.ndarray)
 
 def _pad(params: Any, x: np.ndarray, fill: np.ndarray) -> np.ndarray:
     config = params["padding_config"]
-    spread = np.full([size + max(size - 1, 0) * inner for size, (_, _, inner) in zip(x.shape, config)], fill, x.dtype)
+    sizes = [size + max(size - 1, 0) * inner for size, (_, _, inner) in zip(x.shape, config, strict=True)]
+    spread = np.full(sizes, fill, x.dtype)
     spread[tuple(slice(None, None, inner + 1) for _, _, inner in config)] = x
-    cut = spread[tuple(slice(max(-low, 0), size + min(high, 0)) for size, (low, high, _) in zip(spread.shape, config))]
+    ends = zip(sizes, config, strict=True)
+    cut = spread[tuple(slice(max(-low, 0), size + min(high, 0)) for size, (low, high, _) in ends)]
     return np.pad(cut, [(max(low, 0), max(high, 0)) for low, high, _ in config], constant_values=fill)
 
 
@@ -170,7 +180,8 @@ def _sort(params: Any, *values: np.ndarray) -> list[np.ndarray]:
 def _shift(signed: bool) -> Callable[..., np.ndarray]:
     def shifted(params: Any, x: np.ndarray, by: np.ndarray) -> np.ndarray:
         kind = f"{'i' if signed else 'u'}{x.dtype.itemsize}"
-        return (x.view(kind) >> by.astype(kind)).view(x.dtype)
+        moved: np.ndarray = (x.view(kind) >> by.astype(kind)).view(x.dtype)
+        return moved
 
     return shifted
 
@@ -191,10 +202,9 @@ def _fill() -> dict[str, Callable[..., Any]]:
         name: functools.partial(lambda function, params, *values: function(*values), function)
         for name, function in plain.items()
     }
-    for name in ("copy", "stop_gradient", "random_unwrap", "random_wrap"):
+    for name in (*THE_SAME, "random_unwrap", "random_wrap"):
         found[name] = lambda params, x: x
-    for name in ("optimization_barrier", "device_put"):
-        found[name] = lambda params, *values: values
+    found["optimization_barrier"] = found["device_put"] = lambda params, *values: values
     for name, function in (("max", np.max), ("min", np.min), ("and", np.all), ("or", np.any)):
         found[f"reduce_{name}"] = functools.partial(
             lambda function, params, x: _reduced(function, x, params["axes"]), function
@@ -230,7 +240,7 @@ def _fill() -> dict[str, Callable[..., Any]]:
         ],
         "sort": _sort,
         "split": _split,
-        "squeeze": lambda params, x: x.reshape([size for i, size in enumerate(x.shape) if i not in params["dimensions"]]),
+        "squeeze": lambda params, x: x.squeeze(tuple(params["dimensions"])),
         "threefry2x32": lambda params, a, b, c, d: threefry((a, b), (c, d)),
         "transpose": lambda params, x: x.transpose(params["permutation"]),
         "unstack": lambda params, x: list(np.moveaxis(x, params["axis"], 0)),

@@ -16,14 +16,17 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from jaxmlp.portable.transform import STRUCTURE, call, called, parts_of_scan
+from jaxmlp.portable.transform import STRUCTURE, call, called, literal, parts_of_scan
 
 LEFT_OUT = {
     "accuracy", "algorithm", "precision", "sharding", "out_sharding", "unroll", "linear", "name", "layout",
     "_split_transpose", "ft_in", "ft_out", "jaxpr", "num_consts", "num_carry", "weak_type",
 }  # fmt: skip
 """Parameters that change no bit, or that the text says in its own way."""
-THE_SAME = ("copy", "device_put", "name", "optimization_barrier", "stop_gradient")
+THE_SAME = (
+    "copy", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pcast", "pvary", "reshard",
+    "sharding_constraint", "stop_gradient",
+)  # fmt: skip
 """Primitives that give what they are given."""
 
 
@@ -44,7 +47,7 @@ def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
     equations: list[tuple[Any, list[Any]]] = []
 
     def read(env: dict[Any, Any], atom: Any) -> Any:
-        return _constant(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else env[atom]
+        return _constant(literal(atom)) if isinstance(atom, core.Literal) else env[atom]
 
     def inline(jaxpr: Any, env: dict[Any, Any]) -> list[Any]:
         for eqn in jaxpr.eqns:
@@ -123,9 +126,9 @@ def _plain(value: Any) -> Any:
     return None
 
 
-def _constant(value: Any, dtype: Any = None) -> str:
+def _constant(value: Any) -> str:
     """A small constant by its bits, a large one by their SHA-256."""
-    array = np.asarray(value, dtype)
+    array = np.asarray(value)
     whole = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
     said = whole.hex() if len(whole) <= 16 else hashlib.sha256(whole).hexdigest()
     return f"{array.dtype.name}[{','.join(map(str, array.shape))}]:{said}"

@@ -29,7 +29,7 @@ def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[
     def read(atom: Any) -> Any:
         if not isinstance(atom, core.Literal):
             return env[atom]
-        return constant(np.asarray(atom.val, atom.aval.dtype))  # type: ignore[attr-defined]
+        return constant(literal(atom))
 
     env.update(zip(jaxpr.constvars, consts, strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
@@ -64,6 +64,11 @@ def _named(eqn: Any) -> Iterator[None]:
         if not place or place == "<unknown>":
             raise
         raise Refused(f"{error}\n  at {place}") from None
+
+
+def literal(atom: Any) -> np.ndarray:
+    """The number that a jaxpr has in place of a variable."""
+    return np.asarray(atom.val, atom.aval.dtype)
 
 
 def constant(x: np.ndarray) -> Any:

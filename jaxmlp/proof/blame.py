@@ -12,9 +12,9 @@ from jax.extend import core
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.portable.arithmetic import Arithmetic
-from jaxmlp.portable.right import right, right_of
+from jaxmlp.portable.right import is_key, right, right_of
 from jaxmlp.portable.text import type_of
-from jaxmlp.portable.transform import STRUCTURE, call, called, evaluate_equation
+from jaxmlp.portable.transform import STRUCTURE, call, called, evaluate_equation, literal
 from jaxmlp.prng import key_of, root_key
 
 Arrays: TypeAlias = list[np.ndarray]
@@ -28,7 +28,7 @@ class WrongPrimitive(NamedTuple):
     primitive: str
     shapes: tuple[str, ...]
     """Types of its operands, such as float32[128,784]."""
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     """Where the first wrong value is."""
     right: str
     """The right value, and its bits."""
@@ -39,40 +39,42 @@ class WrongPrimitive(NamedTuple):
     def __str__(self) -> str:
         inside = f", in its {self.operation}" if self.operation else ""
         said = f"{self.primitive} of {', '.join(self.shapes)}{inside}"
-        return f"{said}: at {list(self.index)} {self.here}, right is {self.right}"
+        return f"{said}: at {list(self.at)} {self.here}, right is {self.right}"
 
 
-def update_of(config: ExperimentConfig, state: train.TrainState, batch: train.Batch) -> tuple[Any, Arrays]:
-    """The jaxpr of an update, closed, and the values that it takes."""
-    plain = config.without_precision()
+def program_of(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> tuple[Any, Arrays]:
+    """The jaxpr, closed, of an update, or of the first state where there is none before it; and what it takes."""
+    arguments = jax.tree.map(np.asarray, (config.without_precision(), state, batch))
 
-    def update(config: ExperimentConfig, state: train.TrainState, batch: train.Batch) -> Any:
-        return train.train_step(config, state, batch, root_key(config.seed))[0]
+    def program(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> train.TrainState:
+        made: train.TrainState
+        if state is None:
+            made = train.init_state(config, batch.inputs)
+        else:
+            made, _ = train.train_step(config, state, batch, root_key(config.seed))
+        return made
 
-    values = [np.asarray(leaf) for leaf in jax.tree.leaves((plain, state, batch))]
-    return jax.make_jaxpr(update)(plain, state, batch), values
+    return jax.make_jaxpr(program)(*arguments), jax.tree.leaves(arguments)
 
 
-def right_state(config: ExperimentConfig, state: train.TrainState, batch: train.Batch) -> train.TrainState:
-    """The state after an update, by NumPy."""
-    closed, values = update_of(config, state, batch)
-    results = _walk(closed.jaxpr, closed.consts, values, lambda eqn, values: by_numpy(eqn, values))
-    found: train.TrainState = jax.tree.unflatten(jax.tree.structure(state), results)
-    return found
+def right_state(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> Arrays:
+    """The leaves of the state after an update, or of the first state, by NumPy."""
+    closed, values = program_of(config, state, batch)
+    return _walk(closed.jaxpr, closed.consts, values, by_numpy)
 
 
 def wrong_primitive(
-    config: ExperimentConfig, state: train.TrainState, batch: train.Batch, machine: Machine | None = None
+    config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch, machine: Machine | None = None
 ) -> WrongPrimitive | None:
     """The first primitive of an update that this machine computes wrongly; None where it computes each alone rightly.
 
     Args:
         config: In portable precision, from `ExperimentConfig.on_data`.
-        state: The right state before the update, on the host.
-        batch: The update's, on the host.
+        state: The right state before the update, on the host; None for the making of the first state.
+        batch: The update's, on the host; to make the first state, one example.
         machine: What computes; by default the first device.
     """
-    closed, values = update_of(config, state, batch)
+    closed, values = program_of(config, state, batch)
     computed = machine or Device()
 
     class Found(Exception):
@@ -96,7 +98,7 @@ def wrong_primitive(
 def by_numpy(eqn: Any, values: Sequence[np.ndarray]) -> Arrays:
     """The right results of an equation: its rule's operations, by NumPy."""
     closed = _rule(eqn)
-    return right(closed.jaxpr, closed.consts, [np.int32(0), *values])
+    return right(closed.jaxpr, closed.consts, [np.zeros((), np.int32), *values])
 
 
 def _rule(eqn: Any) -> Any:
@@ -110,7 +112,7 @@ def _walk(jaxpr: Any, consts: Sequence[Any], values: Arrays, visit: Callable[[An
     env: dict[Any, np.ndarray] = {}
 
     def read(atom: Any) -> np.ndarray:
-        return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else env[atom]
+        return literal(atom) if isinstance(atom, core.Literal) else env[atom]
 
     env.update(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
@@ -133,19 +135,17 @@ class Device:
 
         def on_words(zero: Any, *values: Any) -> Any:
             wrapped = [
-                key_of(value) if _is_key(atom) else value for value, atom in zip(values, eqn.invars, strict=True)
+                key_of(value) if is_key(atom.aval) else value for value, atom in zip(values, eqn.invars, strict=True)
             ]
             results = function(zero, *wrapped)
-            return [jax.random.key_data(x) if _is_key(var) else x for x, var in zip(results, eqn.outvars, strict=True)]
+            return [
+                jax.random.key_data(x) if is_key(var.aval) else x for x, var in zip(results, eqn.outvars, strict=True)
+            ]
 
         types = " ".join(type_of(atom.aval) for atom in eqn.invars)
         like = f"{function.__qualname__} {eqn.primitive.name} {types} {sorted(map(str, eqn.params.items()))}"
         compiled = self.compiled.setdefault(like, jax.jit(on_words))
         return [np.asarray(result) for result in compiled(np.int32(0), *values)]
-
-
-def _is_key(atom: Any) -> bool:
-    return bool(jax.dtypes.issubdtype(atom.aval.dtype, jax.dtypes.prng_key))
 
 
 def _first_wrong(wanted: Arrays, got: Arrays) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]] | None:
@@ -171,12 +171,9 @@ def _named(
     """The wrong primitive, and the operation of its rule that is wrong by itself."""
     closed, operation = _rule(eqn), None
     env: dict[Any, np.ndarray] = dict(zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
-    env.update(zip(closed.jaxpr.invars, [np.asarray(np.int32(0)), *values], strict=True))
+    env.update(zip(closed.jaxpr.invars, [np.zeros((), np.int32), *values], strict=True))
     for inner in closed.jaxpr.eqns:
-        operands = [
-            np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, core.Literal) else env[atom]
-            for atom in inner.invars
-        ]
+        operands = [literal(atom) if isinstance(atom, core.Literal) else env[atom] for atom in inner.invars]
         results = right_of(inner, operands)
         env.update(zip(inner.outvars, results, strict=True))
 

@@ -24,12 +24,12 @@ class WrongAnswer(NamedTuple):
     probe: str
     arithmetic: str
     """jnp, or portable."""
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     right: str
     here: str
 
     def __str__(self) -> str:
-        return f"{self.probe} in {self.arithmetic}: at {list(self.index)} {self.here}, right is {self.right}"
+        return f"{self.probe} in {self.arithmetic}: at {list(self.at)} {self.here}, right is {self.right}"
 
 
 class Probe(NamedTuple):
@@ -87,7 +87,7 @@ def probes() -> dict[str, Probe]:
             (bytes_left.astype(np.int8), bytes_other.astype(np.int8)),
             (bytes_left @ bytes_other).astype(np.int32),
         ),
-        "sums of many float32": Probe(jnp.sum, float32(small), _rounded(small.sum())),
+        "sums of many float32": Probe(jnp.sum, float32(small), _rounded(np.asarray(small.sum()))),
         "conversions of int32 to float32": Probe(
             lambda x: x.astype(jnp.float32), (wide.astype(np.int32),), _rounded(wide)
         ),

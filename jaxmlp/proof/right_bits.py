@@ -86,8 +86,14 @@ class Check:
         return found | {"first_difference": self.first_difference and self.first_difference.to_plain()}
 
 
-def check(name: str, dataset: data.Dataset) -> Check:
+def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
     """Train an experiment of `GOLDEN` on one device, and compare its state after every update.
+
+    Args:
+        name: Of the experiment.
+        dataset: Its data.
+        by_rule: Whether to go through the first update primitive by primitive even if every state is right: a wrong
+            value may leave no trace in a state, behind a relu or a dropout.
 
     Raises:
         RunError: The golden digests are damaged, or not there.
@@ -101,12 +107,15 @@ def check(name: str, dataset: data.Dataset) -> Check:
     if training.order_sha256(1) != golden.order_sha256:
         wrong = WrongUpdate(0, "order", "the batch order of the first epoch is another one")
         return Check(experiment=name, same=False, updates=0, first_difference=wrong)
-    before = None
+    before = first = None
     for update, state in enumerate(_states(training, len(golden.states) - 1)):
         if digest(state) != golden.states[update]:
             wrong = explained(training, dataset, before, state, update, golden.states[update])
             return Check(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
-        before = state
+        before, first = state, first or state
+    if by_rule and first and (masked := wrong_primitive(training.on_data, first, _batch(training, dataset, 1))):
+        wrong = WrongUpdate(1, None, "the state is right all the same", masked)
+        return Check(experiment=name, same=False, updates=len(golden.states) - 1, first_difference=wrong)
     return Check(experiment=name, same=True, updates=len(golden.states) - 1)
 
 
@@ -130,30 +139,34 @@ def explained(
     Args:
         training: On which config.
         dataset: Its data.
-        before: The right state before the update.
+        before: The right state before the update; None where the first state is wrong.
         state: The wrong one after it.
         update: Its number.
         golden: The right state's digest.
     """
-    if before is None:
-        return WrongUpdate(0, None, "the initial state has another digest")
-    config = training.on_data
-    epoch, index = divmod(update - 1, training.steps_per_epoch)
-    batch = host_batch(dataset, training.order(epoch + 1), index, config.batch_size)
-    right = right_state(config, before, batch)
+    config, batch = training.on_data, _batch(training, dataset, update)
+    right = jax.tree.unflatten(jax.tree.structure(state), right_state(config, before, batch))
     if digest(right) != golden:
         return WrongUpdate(update, None, "another digest; NumPy's evaluation here has a third one")
     first = next(bits.differences(leaves(right), leaves(state)))
     return WrongUpdate(update, first.leaf, f"{first.problem} (right and here)", wrong_primitive(config, before, batch))
 
 
-def host_batch(dataset: data.Dataset, order: np.ndarray, index: int, batch_size: int) -> train.Batch:
-    """As `train.take_batch`, without a device."""
-    rows = order[index * batch_size : (index + 1) * batch_size]
+def _batch(training: Training, dataset: data.Dataset, update: int) -> train.Batch:
+    """The examples of an update, as `train.take_batch` has them, taken without a device; before the first, one."""
+    if not update:
+        return _as_batch(dataset.facts.zeros(1), np.ones(1, np.float32))
+    epoch, index = divmod(update - 1, training.steps_per_epoch)
+    size = training.config.batch_size
+    rows = training.order(epoch + 1)[index * size : (index + 1) * size]
     is_example = rows != train.PADDING
     targets = np.where(is_example, dataset.train.targets[rows], np.asarray(train.PADDING, dataset.train.targets.dtype))
     inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.train.inputs)
-    return train.Batch(inputs, targets, is_example.astype(np.float32))
+    return _as_batch(data.Split(inputs, targets), is_example.astype(np.float32))
+
+
+def _as_batch(split: data.Split, mask: Any) -> train.Batch:
+    return train.Batch(split.inputs, split.targets, mask)  # type: ignore[arg-type]  # NumPy's arrays will do
 
 
 def binding(config: ExperimentConfig, dataset: data.Dataset) -> dict[str, str]:
