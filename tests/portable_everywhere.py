@@ -1,4 +1,5 @@
-"""Compares the digests of `portable_digest.py` under other vector widths, flags and threads, and op by op.
+"""Compares the digests of `portable_digest.py` under other vector widths, flags and threads, and op by op; and those
+of `portable_experiments.py`, on other numbers of devices too.
 
 `make test-portable` runs all of it. A Python for another machine (`PORTABLE_PYTHON='qemu-aarch64 ... python'`), or with
 another JAX, is compared too.
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 DIGEST = Path(__file__).with_name("portable_digest.py")
+EXPERIMENTS = Path(__file__).with_name("portable_experiments.py")
 SETTINGS: dict[str, dict[str, str]] = {
     "as it is": {},
     "SSE4.2": {"XLA_FLAGS": "--xla_cpu_max_isa=SSE4_2"},
@@ -32,15 +34,19 @@ SETTINGS: dict[str, dict[str, str]] = {
     **{f"{threads} threads": {"NPROC": threads} for threads in ("1", "2", "8")},
     "one thread a product": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
 }
+DEVICES = {f"{count} devices": {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} for count in (2, 4)}
+"""For what shares a batch."""
 FEW = ("SSE4.2", "no libraries")
 """Those that the tests compare each time."""
 
 
-def digests(setting: dict[str, str], *arguments: str, python: str = sys.executable) -> dict[str, dict[str, str]]:
-    """What the script prints under these variables."""
+def digests(
+    setting: dict[str, str], *arguments: str, python: str = sys.executable, script: Path = DIGEST
+) -> dict[str, dict[str, str]]:
+    """What a script prints under these variables."""
     kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
     done = subprocess.run(
-        [*shlex.split(python), str(DIGEST), *arguments],
+        [*shlex.split(python), str(script), *arguments],
         env=kept | {"JAX_PLATFORMS": "cpu"} | setting,
         capture_output=True,
         text=True,
@@ -52,30 +58,35 @@ def digests(setting: dict[str, str], *arguments: str, python: str = sys.executab
     return found
 
 
-def main() -> int:
-    """Prints a line for each setting; 1 if a portable digest differs, or if no plain one does."""
-    updates = os.environ.get("PORTABLE_UPDATES", "20")
-    right: dict[str, str] = {}
-    plain: dict[str, set[str]] = {}
-    same = True
-    rows = [(name, setting, (updates,), sys.executable) for name, setting in SETTINGS.items()]
+def compared(script: Path, settings: dict[str, dict[str, str]], *arguments: str) -> bool:
+    """Prints a line for each setting; whether there is one portable digest, and several of plain programs."""
+    rows = [(name, setting, sys.executable) for name, setting in settings.items()]
     if os.environ.get("PORTABLE_PYTHON"):
-        rows.append(("PORTABLE_PYTHON", {}, (updates,), os.environ["PORTABLE_PYTHON"]))
-    for name, setting, arguments, python in rows:
-        found = digests(setting, *arguments, python=python)
-        right = right or found["portable"]
-        same = same and found["portable"] == right
-        for network, value in found["plain"].items():
-            plain.setdefault(network, set()).add(value)
+        rows.append(("PORTABLE_PYTHON", {}, os.environ["PORTABLE_PYTHON"]))
+    portable: dict[str, set[str]] = {}
+    plain: dict[str, set[str]] = {}
+    for name, setting, python in rows:
+        found = digests(setting, *arguments, python=python, script=script)
+        for kind, values in ((portable, found["portable"]), (plain, found["plain"])):
+            for network, value in values.items():
+                kind.setdefault(network, set()).add(value)
         print(f"{name:32} {' '.join(value[:12] for value in found['portable'].values())}", flush=True)
+    for network, values in portable.items():
+        told = f", {len(plain[network])} of the plain program" if network in plain else f": {' '.join(values)}"
+        print(f"{network}: {len(values)} portable{told}", flush=True)
+    return max(map(len, portable.values())) == 1 < max(map(len, plain.values()))
+
+
+def main() -> int:
+    """1 if a portable digest differs, or if no plain one does."""
+    updates = os.environ.get("PORTABLE_UPDATES", "20")
+    same = compared(DIGEST, SETTINGS, updates)
     few = digests({}, "2")["portable"]
     op_by_op = digests({}, "2", "op-by-op")["portable"]
-    same = same and few == op_by_op
     print(f"{'2 updates, op by op':32} {' '.join(value[:12] for value in op_by_op.values())}")
     print(f"{'2 updates, compiled':32} {' '.join(value[:12] for value in few.values())}")
-    for network, values in plain.items():
-        print(f"{network}: 1 portable digest, {len(values)} of the plain program" if same else f"{network}: differs")
-    return 0 if same and max(map(len, plain.values())) > 1 else 1
+    same = same and few == op_by_op
+    return 0 if compared(EXPERIMENTS, SETTINGS | DEVICES, updates, "golden") and same else 1
 
 
 if __name__ == "__main__":

@@ -108,18 +108,18 @@ def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
         wrong = WrongUpdate(0, "order", "the batch order of the first epoch is another one")
         return Check(experiment=name, same=False, updates=0, first_difference=wrong)
     before = first = None
-    for update, state in enumerate(_states(training, len(golden.states) - 1)):
+    for update, state in enumerate(states(training, len(golden.states) - 1)):
         if digest(state) != golden.states[update]:
             wrong = explained(training, dataset, before, state, update, golden.states[update])
             return Check(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
         before, first = state, first or state
-    if by_rule and first and (masked := wrong_primitive(training.on_data, first, _batch(training, dataset, 1))):
+    if by_rule and first and (masked := wrong_primitive(training.on_data, first, batch_of(training, dataset, 1))):
         wrong = WrongUpdate(1, None, "the state is right all the same", masked)
         return Check(experiment=name, same=False, updates=len(golden.states) - 1, first_difference=wrong)
     return Check(experiment=name, same=True, updates=len(golden.states) - 1)
 
 
-def _states(training: Training, last: int) -> Iterator[train.TrainState]:
+def states(training: Training, last: int) -> Iterator[train.TrainState]:
     """The state after no update, one, and so on."""
     for step in range(last + 1):
         training.advance(step)
@@ -144,7 +144,7 @@ def explained(
         update: Its number.
         golden: The right state's digest.
     """
-    config, batch = training.on_data, _batch(training, dataset, update)
+    config, batch = training.on_data, batch_of(training, dataset, update)
     right = jax.tree.unflatten(jax.tree.structure(state), right_state(config, before, batch))
     if digest(right) != golden:
         return WrongUpdate(update, None, "another digest; NumPy's evaluation here has a third one")
@@ -152,7 +152,7 @@ def explained(
     return WrongUpdate(update, first.leaf, f"{first.problem} (right and here)", wrong_primitive(config, before, batch))
 
 
-def _batch(training: Training, dataset: data.Dataset, update: int) -> train.Batch:
+def batch_of(training: Training, dataset: data.Dataset, update: int) -> train.Batch:
     """The examples of an update, as `train.take_batch` has them, taken without a device; before the first, one."""
     if not update:
         return _as_batch(dataset.facts.zeros(1), np.ones(1, np.float32))
@@ -199,7 +199,7 @@ def record(name: str, dataset: data.Dataset) -> Path:
     found = {
         **binding(GOLDEN[name], dataset),
         "order_sha256": training.order_sha256(1),
-        "states_sha256": [digest(state) for state in _states(training, last)],
+        "states_sha256": [digest(state) for state in states(training, last)],
     }
     path = FOLDER / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,159 @@
+"""Plants faults in the quickstart's update, and asks whether they are found: `planted_faults.py [COUNT]`.
+
+A fault is a primitive that, for operands of given types, always returns one wrong bit at one place. It is planted in
+the compiled program of the whole update, by an argument that says which bit of which primitive, so that one compilation
+serves all faults. `make test-faults-portable` plants 1,000.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxmlp import data, runtime, train
+from jaxmlp.portable import transform
+from jaxmlp.portable.arithmetic import Arithmetic
+from jaxmlp.portable.right import is_key, right_of
+from jaxmlp.portable.text import type_of
+from jaxmlp.proof import blame, right_bits
+from jaxmlp.proof.training import Training
+from jaxmlp.run.digest import digest
+
+UPDATES = 3
+"""After which a fault that the digests do not show counts as masked."""
+
+
+def signature(eqn: Any) -> str:
+    """What a fault is of: a primitive and the types of its operands."""
+    return " ".join([eqn.primitive.name, *(type_of(atom.aval) for atom in eqn.invars)])
+
+
+def flipped(x: Any, place: Any, bit: Any, here: Any) -> Any:
+    """The array with one other bit at one place, where the fault is `here`."""
+    flat = x.reshape(-1)
+    hit = (jnp.arange(flat.size, dtype=np.int32) == place) & here
+    if x.dtype == np.bool_:
+        return (flat ^ hit).reshape(x.shape)
+    unsigned = np.dtype(f"u{x.dtype.itemsize}")
+    whole = lax.bitcast_convert_type(flat, unsigned)
+    mask = hit.astype(unsigned) << bit.astype(unsigned)
+    return lax.bitcast_convert_type(whole ^ mask, x.dtype).reshape(x.shape)
+
+
+class Planted:
+    """The update of the golden quickstart, with room for a fault."""
+
+    def __init__(self) -> None:
+        golden = right_bits.read("quickstart")
+        dataset = data.load(right_bits.GOLDEN["quickstart"].data)
+        training = Training(right_bits.GOLDEN["quickstart"], dataset, devices=1)
+        self.golden, self.config = golden.states, training.on_data
+        self.states = list(right_bits.states(training, UPDATES))
+        self.batches = [right_bits.batch_of(training, dataset, update) for update in range(1, UPDATES + 1)]
+        self.closed, _ = blame.program_of(self.config, self.states[0], self.batches[0])
+        self.tree = jax.tree.structure(self.states[0])
+        self.outputs: dict[str, Any] = {}
+        """The type of the first result, by signature."""
+        self.number: dict[str, int] = {}
+        self.update = jax.jit(self.faulty)
+        self.right: dict[Any, Any] = {}
+        self.wanted: dict[int, Any] = {}
+
+    def faulty(self, zero: Any, which: Any, place: Any, bit: Any, *values: Any) -> Any:
+        """The update with a fault in primitive number `which`."""
+        right = transform.evaluate_equation
+
+        def evaluate_equation(a: Arithmetic, eqn: Any, operands: Any) -> list[Any]:
+            results = right(a, eqn, operands)
+            if transform.STRUCTURE.get(eqn.primitive.name) is transform.call or is_key(eqn.outvars[0].aval):
+                return results
+            number = self.number.setdefault(signature(eqn), len(self.number))
+            self.outputs[signature(eqn)] = eqn.outvars[0].aval
+            return [flipped(jnp.asarray(results[0]), place, bit, which == number), *results[1:]]
+
+        transform.evaluate_equation = evaluate_equation
+        try:
+            return transform.evaluate(Arithmetic(zero), self.closed.jaxpr, self.closed.consts, values)
+        finally:
+            transform.evaluate_equation = right
+
+    def trained(self, number: int, place: int, bit: int) -> int | None:
+        """The first update after which the state's digest is wrong under the fault; None where it never is."""
+        state = self.states[0]
+        for update, batch in enumerate(self.batches, 1):
+            values = jax.tree.leaves(jax.tree.map(np.asarray, (self.config.without_precision(), state, batch)))
+            leaves = self.update(np.int32(0), np.int32(number), np.int32(place), np.int32(bit), *values)
+            state = jax.tree.unflatten(self.tree, jax.device_get(leaves))
+            if digest(state) != self.golden[update]:
+                return update
+        return None
+
+    def blamed(self, wrong: str, place: int, bit: int, update: int) -> blame.WrongPrimitive | None:
+        """What the walk through an update names, on a machine with the fault."""
+        device = self.right.setdefault("device", blame.Device())
+
+        def machine(eqn: Any, function: Any, values: Any) -> Any:
+            if function.__name__ == "alone":
+                return right_of(eqn, values)
+            key = id(eqn), update
+            if key not in self.right:
+                self.right[key] = eqn, device(eqn, function, values)
+            found = self.right[key][1]
+            if signature(eqn) != wrong or is_key(eqn.outvars[0].aval):
+                return found
+            return [np.asarray(flipped(jnp.asarray(found[0]), place, np.asarray(bit), np.bool_(True))), *found[1:]]
+
+        return blame.wrong_primitive(self.config, self.states[update - 1], self.batches[update - 1], machine)
+
+
+def remembered(function: Any, key: Any) -> Any:
+    """The function, which computes each answer once."""
+    known: dict[Any, Any] = {}
+
+    def called(*arguments: Any) -> Any:
+        name = key(*arguments)
+        if name not in known:
+            known[name] = arguments, function(*arguments)
+        return known[name][1]
+
+    return called
+
+
+def main() -> int:
+    """Prints what came of the faults; 1 if one was not found, or another primitive was named."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
+    runtime.configure()
+    planted, rng = Planted(), random.Random(0)
+    # The right values are those of each fault: they are computed once.
+    blame.program_of = remembered(blame.program_of, lambda config, state, batch: int(state.step))
+    blame.by_numpy = remembered(blame.by_numpy, lambda eqn, values: (id(eqn), hash(values[0].tobytes()) if values else 0))
+    planted.trained(-1, 0, 0)
+    tally: Counter[str] = Counter()
+    began = time.monotonic()
+    for i in range(count):
+        wrong = rng.choice(sorted(planted.number))
+        aval = planted.outputs[wrong]
+        place, bit = rng.randrange(aval.size), rng.randrange(1 if aval.dtype == bool else 8 * aval.dtype.itemsize)
+        update = planted.trained(planted.number[wrong], place, bit)
+        found = planted.blamed(wrong, place, bit, update or 1)
+        named = found and " ".join([found.primitive, *found.shapes]) == wrong
+        how = "found by digests" if update else "masked"
+        tally[f"{how}, {'named' if named else 'NOT named'}"] += 1
+        if not named:
+            print(f"{wrong} at {place}, bit {bit}: {how}; named {found}", flush=True)
+        if (i + 1) % 50 == 0:
+            print(f"{i + 1} in {time.monotonic() - began:.0f} s: {dict(tally)}", flush=True)
+    print(f"{count} faults in {len(planted.number)} primitives: {dict(tally)}")
+    return int(any("NOT" in name for name in tally))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
