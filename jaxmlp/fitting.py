@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxmlp import data, distributed, runtime, shards
+from jaxmlp import data, distributed, runtime, shards, train
 from jaxmlp.code import code_of
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.controllers import EMA, check_monitors
@@ -23,8 +26,10 @@ from jaxmlp.opening import open_data_of, open_run, refusal
 from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress, Verbose, make_progress
 from jaxmlp.run.code import wanted
+from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
+from jaxmlp.run.weights import WEIGHTS
 from jaxmlp.signals import Stop
 
 CHECKPOINT_S = 60.0
@@ -39,6 +44,8 @@ def fit(
     *,
     out: str | Path | None = None,
     run: RunDirectory | str | Path | None = None,
+    epochs: int | None = None,
+    start: str | Path | None = None,
     experiment: Experiment = (),
     accept_changed_code: bool = False,
     verbose: Verbose = 0,
@@ -58,6 +65,9 @@ def fit(
             do: `(inputs, targets)`, or two such pairs. They may come first, and the experiment second or not at all.
         out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
         run: In its place, a run to go on with, by its folder; or a run directory that is open, which may be a new one.
+        epochs: Go on with `run`, a finished one too, to so many epochs in all: to the bits of a run that was to have so
+            many from its start, unless the optimizer's rate depends on the number of epochs, which is said.
+        start: The folder of another run, with whose last weights this new one begins in place of its seed's.
         experiment: The user's own code that `run` was made with, where no `config` is given: the experiment's file,
             several files, or an experiment in hand.
         accept_changed_code: Go on with other code than the run was made with; the run records it.
@@ -89,28 +99,32 @@ def fit(
     config, dataset = _in_order(config, dataset)
     with contextlib.ExitStack() as stack:
         if isinstance(run, str | Path):
-            opened = open_run(run, config or experiment, write=True, accept_changed_code=accept_changed_code)
+            code, longer = config or experiment, epochs is not None
+            opened = open_run(run, code, write=True, longer=longer, accept_changed_code=accept_changed_code)
             run = stack.enter_context(opened)
         if not config:
             if not run:
                 raise ConfigError("config", "must be given, or a run to go on with")
             config = run.config
         config = placed(config)
-        told = progress or stack.enter_context(make_progress(verbose, config.epochs))
+        told = progress or stack.enter_context(make_progress(verbose, epochs or config.epochs))
         if run:
             _check_run(run, config, accept_changed_code)
             dataset = open_data_of(run.path, config.data, run.manifest, dataset, report=told.note)
         dataset = dataset or data.load(config.data, report=told.note)
+        if epochs is not None:
+            config = _longer(config, epochs, run, dataset, told)
         check_data(config, dataset)
         for note in dataset.notes:
             told.note(note)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])
+        weights = weights_of(start, config, dataset) if start is not None and not run else None
         if out and not run and distributed.is_first():
             facts = manifest(config, dataset, devices=mesh.size)
-            run = stack.enter_context(RunDirectory.create(out, config, facts))
-        programs = Programs(config, dataset, mesh, resident_bytes)
+            run = stack.enter_context(RunDirectory.create(out, config, facts, weights))
+        programs = Programs(config, dataset, mesh, resident_bytes, run.start() if run else weights)
         return _run(RunLoop(config, programs, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
 
 
@@ -143,6 +157,60 @@ def _run(loop: RunLoop) -> History:
         if jax.process_count() > 1 and (ours := distributed.explained(error, "run")):
             raise ours from error
         raise
+
+
+def _longer(
+    config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, told: Progress
+) -> ExperimentConfig:
+    """The config of a run that goes on to so many epochs, once its directory knows."""
+    if not run:
+        if jax.process_count() == 1:
+            raise ConfigError("epochs", "goes with run, which is to go on; a new one has them in its config")
+        return dataclasses.replace(config, epochs=epochs)
+    done, before = len(run.epochs()), config.epochs
+    if epochs < done:
+        raise ConfigError("epochs", f"must be at least the {done} that are done, got {epochs}")
+    config = dataclasses.replace(config, epochs=epochs)
+    check_data(config, dataset)
+    if epochs != before:
+        same_bits = not done or not reads_length(config, dataset)
+        if not same_bits:
+            was = f"The rate depends on the number of epochs, and was that of {before}"
+            told.note(f"{was}: the bits are not those of a run of {epochs} epochs from its start.")
+        if why := (run.manifest["result"] or {}).get("stopped"):
+            told.note(f"{run.path} stopped after epoch {done}, and a run of {epochs} epochs would have too: {why}.")
+        run.lengthen(epochs, same_bits=same_bits)
+    return config
+
+
+def reads_length(config: ExperimentConfig, dataset: data.Dataset) -> bool:
+    """Whether the optimizer's updates depend on the number of updates of the whole run, as those of `Cosine` do."""
+
+    def update(total_steps: Any, params: Any) -> Any:
+        rule = config.optimizer.transformation(total_steps)
+        return rule.update(params, rule.init(params), params)
+
+    state = jax.eval_shape(train.init_state, config.on_data(dataset.num_classes, 1), dataset.facts.zeros(1).inputs)
+    jaxpr = jax.make_jaxpr(update)(jnp.int32(1), state.params)
+    return dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[1][0]
+
+
+def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset) -> dict[str, Any] | None:
+    """The last weights of a run, by their paths in a checkpoint, to begin another with; None but in the first process.
+
+    Raises:
+        RunError: There is no such run, it has no checkpoint, or its weights are of other shapes.
+    """
+    if not distributed.is_first():
+        return None
+    source = RunDirectory.open(path, write=False)
+    found = source.newest_checkpoint(lambda text: None)
+    if not found:
+        raise RunError(f"{source.path} has no checkpoint yet: there is nothing to start from.")
+    weights = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
+    state = jax.eval_shape(train.init_state, config.on_data(dataset.num_classes, 1), dataset.facts.zeros(1).inputs)
+    restore({"state": {"params": state.params, "variables": state.variables}}, weights)
+    return weights
 
 
 def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code: bool) -> None:

@@ -33,13 +33,10 @@ from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run.weights import AVERAGE, WEIGHTS
 
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard deviations of a normal distribution."""
-WEIGHTS = ("state/params/", "state/variables/")
-"""Where a checkpoint has what a model is made of."""
-AVERAGE = "state/controllers/ema/params/"
-"""Where it has the moving average of the parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

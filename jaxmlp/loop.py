@@ -331,6 +331,8 @@ class RunLoop(Loop):
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
         self.stopped = [position.stopped]
+        if position.epoch <= self.config.epochs and not position.stopped:
+            self.programs.exchange(position, back=True)
         return position
 
     def _stored(self) -> Position:

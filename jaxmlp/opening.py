@@ -26,6 +26,7 @@ def open_run(
     experiment: Experiment | Code = (),
     *,
     write: bool = False,
+    longer: bool = False,
     accept_changed_code: bool = False,
 ) -> RunDirectory:
     """Open a run whose experiment may have parts of the user's own.
@@ -34,6 +35,7 @@ def open_run(
         path: Its folder.
         experiment: The user's own code: files, or an experiment in hand.
         write: Whether the run is to go on; a finished one needs no code.
+        longer: Whether a finished one is to go on too.
         accept_changed_code: Whether it may go on with other code than it was made with, which the run then records.
 
     Raises:
@@ -43,7 +45,7 @@ def open_run(
     """
     path, code = Path(path), experiment if isinstance(experiment, Code) else Code(experiment)
     run = RunDirectory.open(path, write=False)
-    goes_on = write and run.status != "finished"
+    goes_on = write and (longer or run.status != "finished")
     find = finder(path, run.plain_config, run.manifest, code)
     changed = code.changed(stored.wanted(run.manifest)) if code.files or code.config else ()
     if goes_on:

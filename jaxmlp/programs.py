@@ -15,6 +15,7 @@ from jaxmlp import controllers, data, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES, Feed
 from jaxmlp.position import Position
+from jaxmlp.run.digest import restore
 
 
 class Programs:
@@ -25,9 +26,14 @@ class Programs:
     """
 
     def __init__(
-        self, config: ExperimentConfig, dataset: data.Dataset, mesh: Mesh, resident_bytes: int = RESIDENT_BYTES
+        self,
+        config: ExperimentConfig,
+        dataset: data.Dataset,
+        mesh: Mesh,
+        resident_bytes: int = RESIDENT_BYTES,
+        start: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> None:
-        self.dataset = dataset
+        self.dataset, self._start = dataset, start
         self.mesh = mesh
         self.examples = len(dataset.train.targets)
         self.steps_per_epoch = -(-self.examples // config.batch_size)
@@ -51,7 +57,15 @@ class Programs:
 
     def first(self) -> Position:
         """Where the run starts."""
+<<<<<<< HEAD
         state = train.init_state(self.config, self.put(self.dataset.facts.zeros(1).inputs))
+=======
+        state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs)
+        if self._start:
+            wanted = {"state": {"params": state.params, "variables": state.variables}}
+            weights = restore(wanted, self._start)["state"]
+            state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs, weights)
+>>>>>>> 137b3ea (Go on with a finished run, and begin a run with the weights of another)
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:

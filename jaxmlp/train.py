@@ -125,15 +125,18 @@ def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> S
 
 @jax.jit
 @in_precision
-def init_state(config: ExperimentConfig, inputs: Inputs) -> TrainState:
+def init_state(config: ExperimentConfig, inputs: Inputs, weights: dict[str, Any] | None = None) -> TrainState:
     """The state before the first update, from the seed alone.
 
     Args:
         config: From `ExperimentConfig.on_data`.
         inputs: One example, `[1, ...]` or a tree of such arrays, for its shapes.
+        weights: `params` and `variables` to begin with in place of the seed's.
     """
     key = stream_key(root_key(config.seed), Stream.INIT)
     params, variables = modules.init(config.module(), scaled(config, inputs), key)
+    if weights:
+        params, variables = weights["params"], weights["variables"]
     opt_state, states = _optimizer(config).init(params), controllers.init(config, params, variables)
     if config.accumulate > 1:
         states[ACCUMULATED] = _nothing_accumulated(params)

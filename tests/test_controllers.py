@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +26,17 @@ from jaxmlp import (
     ClippedCrossEntropy,
     ConfigError,
     Controller,
+    Cosine,
     DataConfig,
     EarlyStopping,
     ExperimentConfig,
+    InverseTime,
     Mixup,
     ReduceOnPlateau,
     RMSprop,
     data,
     fit,
+    fitting,
     inference,
     reproduce,
     train,
@@ -42,7 +46,7 @@ from jaxmlp.config import as_arrays
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.parts import Epoch
 from jaxmlp.progress import Progress
-from jaxmlp.run.digest import digest
+from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
@@ -326,3 +330,56 @@ def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "run", write=False) as run:
         assert run.status == "interrupted"
     assert fit(run=tmp_path / "run", dataset=noise()).state_sha256 == fit(config, noise()).state_sha256
+
+
+# Going on.
+
+
+def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tmp_path: Path) -> None:
+    patient = (dataclasses.replace(STOPS, patience=99), *ALL[1:])
+    longer = fit(experiment(*patient, epochs=4), noise(), out=tmp_path / "longer")
+    fit(experiment(*patient, epochs=2), noise(), out=tmp_path / "run")
+    again = fit(run=tmp_path / "run", dataset=noise(), epochs=4)
+    assert (again.state_sha256, again.test) == (longer.state_sha256, longer.test)
+    for name in ("config.json", "digests.jsonl"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "longer" / name).read_bytes()
+    assert verify(tmp_path / "run").damaged == ()
+    with RunDirectory.open(tmp_path / "run", write=False) as run:
+        assert run.manifest["lengthened"] == [{"after": 2, "from": 2, "to": 4, "same_bits": True}]
+        told = run.manifest["binding"]
+    with RunDirectory.open(tmp_path / "longer", write=False) as run:
+        assert told == run.manifest["binding"]
+    with pytest.raises(ConfigError, match="epochs must be at least the 4 that are done, got 3"):
+        fit(run=tmp_path / "run", dataset=noise(), epochs=3)
+
+    # One that stopped would have stopped there, had it been longer.
+    stopped = fit(experiment(*ALL), noise(), out=tmp_path / "stopped")
+    again = fit(run=tmp_path / "stopped", dataset=noise(), epochs=20)
+    assert (again.state_sha256, again.stopped) == (stopped.state_sha256, stopped.stopped)
+
+
+def test_a_rate_that_depends_on_the_number_of_epochs_is_known() -> None:
+    import optax
+
+    assert fitting.reads_length(experiment(optimizer=SGD(schedule=Cosine())), noise())
+    for optimizer in (SGD(schedule=InverseTime()), optax.adam(0.1)):
+        assert not fitting.reads_length(experiment(optimizer=optimizer), noise())
+
+
+def test_a_run_that_begins_with_the_weights_of_another_keeps_them_and_can_be_reproduced(tmp_path: Path) -> None:
+    first = fit(experiment(*ALL, epochs=1, seed=1), noise(), out=tmp_path / "first")
+    config, stop = experiment(*ALL, epochs=2, seed=2), Stop()
+    whole = fit(config, noise(), start=tmp_path / "first")
+    assert whole.state_sha256 != fit(config, noise()).state_sha256
+    stop.signal = signal.SIGTERM  # Before its first update.
+    begun = fit(config, noise(), start=tmp_path / "first", stop=stop, out=tmp_path / "run")
+    assert begun.params_sha256 == first.params_sha256
+    shutil.rmtree(tmp_path / "first")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    assert fit(run=tmp_path / "run", dataset=noise()).state_sha256 == whole.state_sha256
+    with RunDirectory.open(tmp_path / "run", write=False) as run:
+        weights = {f"state/params/{name}": leaf for name, leaf in leaves(first.state.params).items()}
+        assert run.manifest["start"] == {"sha256": digest(weights)}
+    assert verify(tmp_path / "run").damaged == ()
+    assert reproduce(tmp_path / "run", noise()).same

@@ -179,11 +179,22 @@ def test_the_penalty_is_on_all_kernels_and_on_nothing_else(l1: float, l2: float)
     assert not np.any(grads["Dense_0"]["bias"]) and not np.any(grads["Block_0"]["scale"])
 
 
+def test_the_clipped_loss_of_a_distribution_is_the_sum_over_its_classes() -> None:
+    logits, labels = random_logits(3.0)
+    target = 0.3 * np.eye(10)[labels] + 0.7 * np.eye(10)[(labels + 1) % 10]
+    log_p = np.log(np.clip(keras.softmax(logits.astype(np.float64)), 1e-7, 1 - 1e-7))
+    np.testing.assert_allclose(losses(CLIPPED, logits, jnp.float32(target)), -(target * log_p).sum(-1), rtol=2e-6)
+    smoothed = losses(ClippedCrossEntropy(label_smoothing=0.2), logits, labels)
+    np.testing.assert_allclose(smoothed, -((0.8 * np.eye(10)[labels] + 0.02) * log_p).sum(-1), rtol=2e-6)
+
+
 @each_loss
 def test_a_distribution_of_one_class_is_its_label(config: Loss) -> None:
     logits, labels = random_logits(3.0)
     one_hot = jax.nn.one_hot(labels, 10)
     if isinstance(config, MeanSquaredError):  # Of numbers it is another rule.
         np.testing.assert_allclose(losses(config, logits, one_hot), np.square(logits - one_hot).mean(-1), rtol=1e-5)
+    elif isinstance(config, ClippedCrossEntropy):  # Another sum, of all classes, that may round otherwise.
+        np.testing.assert_allclose(losses(config, logits, one_hot), losses(config, logits, labels), rtol=3e-7)
     else:
         np.testing.assert_array_equal(losses(config, logits, one_hot), losses(config, logits, labels))

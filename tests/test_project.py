@@ -62,14 +62,14 @@ ARROWS = {
     "history": "data run train",
     "network": "data modules train",
     "position": "distributed run train",
-    "programs": "controllers data feed position shards train",
+    "programs": "controllers data feed position run shards train",
     "opening": "code data experiment run",
     "inference": "data experiment feed history modules network opening portable programs run shards train",
     "api": "data experiment history inference opening run runtime",
     "progress": "history",
     "loop": "controllers distributed history position programs progress run signals train",
     "fitting": "code controllers data distributed experiment feed history loop "
-    "network opening programs progress run runtime shards signals",
+    "network opening programs progress run runtime shards signals train",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
     "proof": "data experiment feed fitting losses mlp opening optimizers portable prng programs run runtime schedules "

@@ -65,6 +65,8 @@ class DataFlags(Flags):
     """Folder of the data's original files, DIR/<data name>/ or DIR itself; else JAXMLP_MANUAL_DIR."""
 
 
+RENAMED = {"from_run": "from"}
+"""Flags whose word is one of Python's own."""
 FLAG = re.compile(r"--|-[^\d.]")
 """Starts a flag, and no negative number."""
 
@@ -223,7 +225,7 @@ def _mistake(error: BaseException) -> ConfigError | None:
 def _names(flags: Checked, prefix: str = "--") -> Iterator[tuple[str, bool]]:
     """Every flag, and whether a value must follow."""
     for item in dataclasses.fields(flags):  # type: ignore[arg-type]
-        value, name = getattr(flags, item.name), item.name.replace("_", "-")
+        value, name = getattr(flags, item.name), RENAMED.get(item.name, item.name.replace("_", "-"))
         if isinstance(value, tuple) and value and isinstance(value[0], Checked):
             for number, each in enumerate(value):
                 yield from _names(each, f"{prefix}{name}.{number}.")

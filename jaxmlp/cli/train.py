@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say, summary
@@ -52,9 +54,19 @@ class ResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GoOnFlags(ResumeFlags):
+    """Go on from the newest good checkpoint of a run, with its stored config; a finished run shows its result."""
+
+    epochs: int | None = ranged(None, "[1, 1000000]")
+    """Go on to so many epochs in all, with a finished run too."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainFlags(ResumeFlags):
     """Train the CONFIG of an experiment's file; every value of it is a flag. Or go on with a run: --resume DIR."""
 
+    from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Begin with the last weights of this run, a folder or `last`, in place of the seed's."""
     out: Path | None = None
     """Folder of the run; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
     dry_run: flags.Switch = False
@@ -65,7 +77,7 @@ def run(argv: Sequence[str]) -> Answer:
     """Train, and answer with the run's result."""
     if any(word.partition("=")[0] == "--resume" for word in argv):
         hint = " The run's stored config holds; another one is another run."
-        resumed = flags.parse(ResumeFlags(), argv, "train --resume DIR", hint=hint)[0]
+        resumed = flags.parse(GoOnFlags(), argv, "train --resume DIR", hint=hint)[0]
         join("train", argv, resumed.device, resumed.distributed)
         return _resume(resumed)
     chosen, config = parse_experiment(TrainFlags, argv, "train")
@@ -104,9 +116,9 @@ def join(
 
 def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
     from jaxmlp import data, distributed
-    from jaxmlp.fitting import check_data
+    from jaxmlp.fitting import check_data, weights_of
     from jaxmlp.run.directory import RunDirectory
-    from jaxmlp.run.find import default_run_dir
+    from jaxmlp.run.find import default_run_dir, find_run
 
     _check_min_accuracy([metric.name for metric in config.metrics], chosen)
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
@@ -114,12 +126,13 @@ def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
     facts = _facts(config, dataset, chosen)
     if not distributed.is_first():
         return _train(config, dataset, chosen, None)
+    weights = weights_of(find_run(chosen.from_run), config, dataset) if chosen.from_run else None
     path = chosen.out or default_run_dir(config, datetime.now(UTC))
-    with RunDirectory.create(path, config, facts) as stored:
+    with RunDirectory.create(path, config, facts, weights) as stored:
         return _train(config, dataset, chosen, stored)
 
 
-def _resume(chosen: ResumeFlags) -> Answer:
+def _resume(chosen: GoOnFlags) -> Answer:
     from jaxmlp import distributed
     from jaxmlp.experiment import Code
     from jaxmlp.opening import finder, open_run
@@ -137,9 +150,10 @@ def _resume(chosen: ResumeFlags) -> Answer:
 
         find = finder(path, told["config"], told["manifest"], code)
         return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
-    path = find_run(str(chosen.resume))
-    with open_run(path, code, write=True, accept_changed_code=chosen.accept_changed_code) as stored:
-        result = stored.manifest["result"] if stored.status == "finished" else None
+    path, longer = find_run(str(chosen.resume)), chosen.epochs is not None
+    with open_run(path, code, write=True, longer=longer, accept_changed_code=chosen.accept_changed_code) as stored:
+        is_ended = stored.status == "finished" and chosen.epochs in (None, stored.plain_config["epochs"])
+        result = stored.manifest["result"] if is_ended else None
         if chosen.distributed:
             told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
             distributed.share(json.dumps(told).encode())
@@ -190,16 +204,19 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     distributed.tell("run_dir", path)
     distributed.tell("flags", again)
     used = len(shards.pick_devices(config.grad_shards, chosen.devices))
+    longer = chosen.epochs if isinstance(chosen, GoOnFlags) else None
+    epochs = longer or config.epochs
     verbose = chosen.verbose if stored else "0"
     if verbose != "0":
         devices = f"{used} of {jax.device_count()} devices ({jax.devices()[0].device_kind})"
-        say(f"{path}: {len(dataset.train.targets):,} examples, {config.epochs} epochs, {devices}")
+        say(f"{path}: {len(dataset.train.targets):,} examples, {epochs} epochs, {devices}")
     boards = [_tensorboard(path, config, dataset)] if chosen.tensorboard and stored else []
-    with make_progress(verbose, config.epochs) as progress, stop_signals() as stop:
+    with make_progress(verbose, epochs) as progress, stop_signals() as stop:
         history = fit(
             config,
             dataset,
             run=stored,
+            epochs=longer,
             progress=progress,
             hooks=boards,
             devices=chosen.devices,
@@ -214,7 +231,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     answer = _answer(path, chosen, history.result())
     if history.status == "finished" or not stop.signal:
         return answer
-    saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {config.epochs} epochs done"
+    saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {epochs} epochs done"
     go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{again}"
     return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
 

@@ -13,7 +13,7 @@ from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaf_digests, leaves
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.restored import as_trained
+from jaxmlp.run.weights import as_trained
 
 PARTS = ("params", "opt_state", "variables", "controllers")
 

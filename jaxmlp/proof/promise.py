@@ -56,6 +56,10 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
     for accepted in there.get(ACCEPTED) or []:
         told = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
         binding.append(f"code: went on with other code after epoch {accepted.get('epochs')}: {told}")
+    for longer in there.get("lengthened") or []:
+        if not longer.get("same_bits", True):
+            after, before, epochs = (longer.get(name) for name in ("after", "from", "to"))
+            binding.append(f"epochs: {before} until epoch {after}, then {epochs}, and the rate depends on them")
     for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:
         if name in names:
             raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")

@@ -86,10 +86,11 @@ def reproduce(
     with open_run(run, experiment) as stored:
         config, there = stored.config, stored.manifest
         pieces, orders = evidence.of_run(stored)
+        start = stored.start()
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
     dataset = open_data(stored, dataset, manual_dir=manual_dir, report=report)
-    training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes)
+    training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes, start=start)
     left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:
         report(changed)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import numpy as np
 from jaxtyping import Int
@@ -22,6 +25,7 @@ class Training:
         dataset: Its data.
         devices: How many share a batch, as in `fit`.
         resident_bytes: As in `fit`.
+        start: The weights to begin with, as `RunDirectory.start` gives them.
 
     Raises:
         ConfigError, DeviceError: As `fit`.
@@ -34,11 +38,12 @@ class Training:
         *,
         devices: int | None = None,
         resident_bytes: int = RESIDENT_BYTES,
+        start: Mapping[str, np.ndarray[Any, Any]] | None = None,
     ) -> None:
         runtime.configure()
         check_data(config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
-        self._programs = Programs(config, dataset, mesh, resident_bytes)
+        self._programs = Programs(config, dataset, mesh, resident_bytes, start)
         self._position = self._programs.first()
         self.config = config
         self.on_data = self._programs.config

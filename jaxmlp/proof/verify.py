@@ -21,7 +21,7 @@ from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table
 from jaxmlp.run.lock import is_held
 from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_manifest, read_plain_config
-from jaxmlp.run.restored import as_trained, is_restored
+from jaxmlp.run.weights import as_trained, is_restored
 
 ALWAYS = (CONFIG, MANIFEST, METRICS, DIGESTS, LOCK)
 """The files of every run; the others come at its end."""

@@ -5,12 +5,15 @@ metrics.jsonl     one line an epoch                   digests.jsonl   SHA-256 of
 history.csv       the metrics as a table              trace.jsonl     SHA-256 of state every N updates, where asked
 SHA256SUMS        of all these files, at the end      lock            who writes here
 code/             the user's own code, to compare: nothing here is ever run
+start.safetensors the weights that the run began with, where they are another run's
 checkpoints/step-00009380.safetensors: the last two and the best
 """
 
 from __future__ import annotations
 
 import csv
+import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -24,8 +27,9 @@ from typing import TYPE_CHECKING, Any, Self
 from numpy.typing import NDArray
 
 from jaxmlp.errors import RunError
-from jaxmlp.run import code, files, jsonl, sums
+from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
+from jaxmlp.run.digest import digest
 from jaxmlp.run.lock import Lock, is_held
 from jaxmlp.run.record import (
     CONFIG,
@@ -47,7 +51,7 @@ if TYPE_CHECKING:
     from jaxmlp.plain import Find
 
 DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
-CHECKPOINTS, LOCK = "checkpoints", "lock"
+CHECKPOINTS, LOCK, START = "checkpoints", "lock", "start.safetensors"
 
 
 class RunDirectory:
@@ -78,13 +82,20 @@ class RunDirectory:
         self._checkpoints = CheckpointFolder(path / CHECKPOINTS)
 
     @classmethod
-    def create(cls, path: str | Path, config: ExperimentConfig, manifest: Mapping[str, Any]) -> RunDirectory:
+    def create(
+        cls,
+        path: str | Path,
+        config: ExperimentConfig,
+        manifest: Mapping[str, Any],
+        start: Mapping[str, NDArray[Any]] | None = None,
+    ) -> RunDirectory:
         """Begin a run in a new folder, or in one without `config.json`; what a run would write over is set aside.
 
         Args:
             path: The folder.
             config: The experiment.
             manifest: From `jaxmlp.run.manifest.manifest`.
+            start: The weights to begin with, by their paths in a checkpoint; by default those of the seed.
 
         Raises:
             RunError: A run is there already, or another process is at it; names it, and the ways on.
@@ -103,14 +114,14 @@ class RunDirectory:
 
             facts = {"format": FORMAT, **manifest, "status": "running", "result": None}
             run = cls(path, config, config.to_dict(), facts, lock)
-            run._begin(data_code_of(config) | code_of(config))
+            run._begin(data_code_of(config) | code_of(config), start)
             return run
         except BaseException:
             lock.release()
             raise
 
-    def _begin(self, sources: Sources) -> None:
-        ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS, code.CODE)
+    def _begin(self, sources: Sources, start: Mapping[str, NDArray[Any]] | None) -> None:
+        ours = (MANIFEST, METRICS, DIGESTS, TRACE, HISTORY, SUMS, CHECKPOINTS, START, code.CODE)
         stale = [name for name in ours if os.path.lexists(self.path / name)]
         with files.trying_to(f"begin a run in {self.path}"):
             files.remove_temporaries(self.path)
@@ -121,6 +132,9 @@ class RunDirectory:
             (self.path / CHECKPOINTS).mkdir(mode=0o700)
             files.sync(self.path.parent)
         code.copy(self.path / code.CODE, sources)
+        if start:
+            checkpoint.save(self.path / START, start, {})
+            self.manifest["start"] = {"sha256": digest(start)}
         self._write_manifest()
         files.write(self.path / METRICS)
         files.write(self.path / DIGESTS)
@@ -169,6 +183,43 @@ class RunDirectory:
         self.cut_back()
         self.manifest.update(status="running", result=None)
         self._write_manifest()
+
+    def lengthen(self, epochs: int, *, same_bits: bool) -> None:
+        """Let the run, which is open for writing, go on to another number of epochs; its config and manifest say so.
+
+        Args:
+            epochs: Of the whole run.
+            same_bits: Whether a run of so many epochs from its start would have the bits that this one has so far.
+
+        Raises:
+            DiskError: It cannot be written.
+        """
+        self.begin_again()
+        before = self.plain_config["epochs"]
+        self.plain_config = {**self.plain_config, "epochs": epochs}
+        if self._config:
+            self._config = dataclasses.replace(self._config, epochs=epochs)
+        text = (json.dumps(self.plain_config, indent=2) + "\n").encode()
+        files.write(self.path / CONFIG, text)
+        if "binding" in self.manifest:
+            self.manifest["binding"]["config_sha256"] = hashlib.sha256(text).hexdigest()
+        told = {"after": len(self.epochs()), "from": before, "to": epochs, "same_bits": same_bits}
+        self.manifest["lengthened"] = [*(self.manifest.get("lengthened") or []), told]
+        self._write_manifest()
+
+    def start(self) -> dict[str, NDArray[Any]] | None:
+        """The weights that the run began with, by their paths in a checkpoint; None where they are the seed's.
+
+        Raises:
+            RunError: They are damaged, or gone.
+        """
+        told = self.manifest.get("start")
+        if not told:
+            return None
+        arrays = checkpoint.load(self.path / START)[0]
+        if digest(arrays) != told.get("sha256"):
+            raise RunError(f"{self.path / START} is not what {MANIFEST} tells of. Restore it from a copy.")
+        return arrays
 
     def __enter__(self) -> Self:
         return self
@@ -307,7 +358,8 @@ class RunDirectory:
             # A power cut must not bring back a checkpoint that was removed: no sum covers it.
             files.sync(self._checkpoints.path)
         copies = sorted(code.copies(self.manifest))
-        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *copies)]
+        begun = [START] if self.manifest.get("start") else []
+        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *begun, *copies)]
         sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
         # Last, because a run that says that it has finished is not opened for writing again.
         self._write_manifest()

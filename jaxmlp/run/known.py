@@ -49,7 +49,7 @@ def _is_reason(value: Any) -> bool:
 _PREFIXES = ("", "train_", "val_", "test_")
 _FIGURES = [f"{prefix}{name}" for prefix in _PREFIXES for name in ("loss", "accuracy")]
 _FIGURES += ["learning_rate", "seconds", "epoch_s", "best_val_loss", "train_s", "compile_s"]
-_SUMS = ["params_sha256", "opt_state_sha256", "state_sha256", "order_sha256", "config_sha256", "data_sha256"]
+_SUMS = ["params_sha256", "opt_state_sha256", "state_sha256", "order_sha256", "config_sha256", "data_sha256", "sha256"]
 _COUNTS = ["steps", "step", "done", "lane", "seed", "devices", "processes"]
 
 TYPES: Final = {

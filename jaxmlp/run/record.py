@@ -92,7 +92,7 @@ def checked_manifest(found: Any) -> dict[str, Any]:
         ValueError: They are not.
     """
     if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
-        parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "result")]
+        parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "start", "result")]
         accepted = found.get(code.ACCEPTED) or []
         parts += accepted if isinstance(accepted, list) else [accepted]
         names = (code.CODE, code.DATA_CODE)

@@ -1,4 +1,4 @@
-"""Which arrays did training lead to, where a run ended by going back to the weights of its best epoch?"""
+"""Which arrays of a checkpoint are a model's weights, and are they those of the last epoch, or of the best?"""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+WEIGHTS = ("state/params/", "state/variables/")
+"""Where a checkpoint has what a model is made of."""
+AVERAGE = "state/controllers/ema/params/"
+"""Where it has the moving average of the parameters."""
 CONTROLLERS, MARK = "state/controllers/", "/restored"
 
 
