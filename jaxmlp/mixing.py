@@ -6,10 +6,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 from jaxmlp.fields import ranged
 from jaxmlp.parts import Augmentation, Batch
+
+TRIES = 32
+"""Draws of two numbers, of which one at least is taken but for one time in 2^32."""
 
 
 class Mixup(Augmentation):
@@ -22,12 +25,12 @@ class Mixup(Augmentation):
     kind: ClassVar[str] = "mixup"
     mixes_targets: ClassVar[bool] = True
 
-    alpha: float = ranged(0.2, "(0, inf)", traced=True)
-    """Both parameters of the beta distribution: small ones leave most examples nearly alone."""
+    alpha: float = ranged(0.2, "(0, 1]", traced=True)
+    """Both parameters of the beta distribution: small ones leave most examples nearly alone, 1 is uniform."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
         """The rule."""
-        part = jax.random.beta(key, self.alpha, self.alpha, dtype=jnp.float32)
+        part = symmetric_beta(key, self.alpha)
         rows = jnp.sum(batch.mask, dtype=jnp.int32)
         following = (jnp.arange(len(batch.mask), dtype=jnp.int32) + 1) % jnp.maximum(rows, 1)
 
@@ -38,3 +41,14 @@ class Mixup(Augmentation):
 
         weights = None if batch.weights is None else mixed(batch.weights)
         return batch._replace(inputs=jax.tree.map(mixed, batch.inputs), targets=mixed(batch.targets), weights=weights)
+
+
+def symmetric_beta(key: Key[Array, ""], alpha: float | Float[Array, ""]) -> Float[Array, ""]:
+    """A number of the distribution Beta(alpha, alpha), alpha in (0, 1].
+
+    u^(1/alpha) / (u^(1/alpha) + v^(1/alpha)) of the first u, v, uniform in (0, 1], for which the divisor is at most 1.
+    Source: Jöhnk 1964. `jax.random.beta` has no portable rule.
+    """
+    u, v = jnp.log(1 - jax.random.uniform(key, (2, TRIES))) * (1 / jnp.float32(alpha))
+    taken = jnp.argmax(jnp.exp(u) + jnp.exp(v) <= 1)
+    return 1 / (1 + jnp.exp(v[taken] - u[taken]))

@@ -70,7 +70,7 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     },
     jaxmlp.Budget: {"seconds": "(0, inf)", "steps": "[1, 2147483647]"},
     jaxmlp.EMA: {"decay": "[0, 1)"},
-    jaxmlp.Mixup: {"alpha": "(0, inf)"},
+    jaxmlp.Mixup: {"alpha": "(0, 1]"},
 }
 """What every number may be, written down a second time."""
 
