@@ -66,9 +66,10 @@ def evaluate(
     if isinstance(split, data.Split):
         return inference.evaluate(model, split, "given")
     if not isinstance(split, str):
-        inputs, targets = split if len(split) == 2 else (split, None)
-        pair = data.as_split((model.given(inputs), targets), model.num_classes if model.facts.classes else None)
-        return inference.evaluate(model, pair, "given")
+        given = list(split)
+        given[:1] = [model.given(each) for each in given[:1]]
+        classes = model.num_classes if model.facts.classes else None
+        return inference.evaluate(model, data.as_split(given, classes), "given")
     if model.run:
         dataset = open_data(model.run, dataset)
     elif not (dataset := model.dataset or dataset):

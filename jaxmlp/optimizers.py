@@ -119,9 +119,9 @@ class LayerRates(Optimizer):
 
     optimizer: Optimizer = RMSprop()
     """The update rule."""
-    patterns: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ("*",)
     """Of parameters' paths, such as Dense_0/* or */bias; the first that fits a parameter holds."""
-    factors: tuple[float, ...] = ranged((), "[0, inf)", traced=True)
+    factors: tuple[float, ...] = ranged((1.0,), "[0, inf)", traced=True)
     """One for each pattern; 0 freezes the layer. Parameters that fit none have factor 1."""
 
     def __post_init__(self) -> None:

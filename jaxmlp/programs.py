@@ -57,15 +57,11 @@ class Programs:
 
     def first(self) -> Position:
         """Where the run starts."""
-<<<<<<< HEAD
-        state = train.init_state(self.config, self.put(self.dataset.facts.zeros(1).inputs))
-=======
-        state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs)
+        example = self.put(self.dataset.facts.zeros(1).inputs)
+        state = train.init_state(self.config, example)
         if self._start:
             wanted = {"state": {"params": state.params, "variables": state.variables}}
-            weights = restore(wanted, self._start)["state"]
-            state = train.init_state(self.config, self.dataset.facts.zeros(1).inputs, weights)
->>>>>>> 137b3ea (Go on with a finished run, and begin a run with the weights of another)
+            state = train.init_state(self.config, example, self.put(restore(wanted, self._start)["state"]))
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:

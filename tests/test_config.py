@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import jaxmlp
 from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, Schedule
 from jaxmlp.plain import kinds, stored_fields
 
 PartType: TypeAlias = Any
@@ -49,6 +49,7 @@ INTERVALS: dict[PartType, dict[str, str]] = {
         "epsilon": "(0, inf)",
         "weight_decay": "[0, inf)",
     },
+    jaxmlp.LayerRates: {"factors": "[0, inf)"},
     jaxmlp.Constant: {},
     jaxmlp.InverseTime: {"decay": "[0, inf)"},
     jaxmlp.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
@@ -71,6 +72,15 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     jaxmlp.Budget: {"seconds": "(0, inf)", "steps": "[1, 2147483647]"},
     jaxmlp.EMA: {"decay": "[0, 1)"},
     jaxmlp.Mixup: {"alpha": "(0, 1]"},
+    **{figure: {"label": "[0, 2147483647]"} for figure in (jaxmlp.Precision, jaxmlp.Recall, jaxmlp.F1)},
+    jaxmlp.CalibrationError: {"bins": "[1, 10000]"},
+    jaxmlp.BrierScore: {},
+    jaxmlp.Shift: {"pixels": "[0, 1024]"},
+    jaxmlp.Rotate: {"degrees": "[0, 180]"},
+    jaxmlp.Scale: {"part": "[0, 1)"},
+    jaxmlp.Elastic: {"pixels": "[0, inf)", "smoothness": "(0, inf)"},
+    jaxmlp.Noise: {"size": "[0, inf)"},
+    jaxmlp.CutOut: {"size": "[0, 1024]"},
 }
 """What every number may be, written down a second time."""
 
@@ -83,6 +93,7 @@ FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "best_by")} | {
 OTHERS_TRACED = {(ExperimentConfig, name) for name in ("seed", "clip_norm", "clip_value")} | {
     (DataConfig, "class_weights")
 }
+STATIC = FREE | {(jaxmlp.Elastic, "smoothness")}
 SEVERAL = ("metrics", "augmentation", "controllers")
 OF_ONE_SHAPE: dict[str, tuple[Any, Any]] = {
     "clip_norm": (1.0, 2.0),
@@ -111,7 +122,7 @@ NUMBERS = [
 
 def is_traced(cls: PartType, name: str) -> bool:
     """Every number of optimizers, schedules, controllers and augmentations is, and few others."""
-    is_of_role = cls.path.startswith(("optimizer", "controllers", "augmentation")) and (cls, name) not in FREE
+    is_of_role = cls.path.startswith(("optimizer", "controllers", "augmentation")) and (cls, name) not in STATIC
     return (is_of_role and name in INTERVALS[cls]) or (cls, name) in OTHERS_TRACED
 
 
@@ -164,7 +175,9 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
     found: list[st.SearchStrategy[Any]] = []
     for choice in types_of(cls, name):
         if choice in ROLES:
-            found += [parts(kind) for kind in kinds(choice).values()]
+            found += [parts(kind) for kind in kinds(choice).values() if kind is not cls]
+        elif name == "patterns":
+            found.append(st.tuples(st.text()))
         elif name in ("activation", "kernel_init"):
             known = next(item for item in dataclasses.fields(cls) if item.name == name).metadata["known"]
             found.append(st.sampled_from(sorted(known)))
@@ -189,6 +202,8 @@ def parts(draw: st.DrawFn, cls: PartType) -> Any:
     if cls is jaxmlp.Piecewise:
         drawn["boundaries"] = sorted(set(drawn["boundaries"]))
         drawn["factors"] = [draw(numbers(cls, "factors")) for _ in range(len(drawn["boundaries"]) + 1)]
+    if cls is jaxmlp.LayerRates:
+        drawn["factors"] = [draw(numbers(cls, "factors"))]
     if cls is ExperimentConfig:
         drawn["batch_size"] = drawn["grad_shards"] * draw(st.integers(2, 1000))
         metrics = draw(st.lists(st.one_of(*map(parts, kinds(Metric).values())), unique_by=lambda metric: metric.name))
@@ -289,6 +304,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
     fitting: dict[Any, list[Any]] = {bool: [bool], int: [int], float: [int, float], str: [str], NoneType: [NoneType]}
     fits = [found for choice in types_of(cls, name) for found in fitting.get(choice, [])]
     wrong_values: list[Any] = [{"no": "field"}, ["no number"], True, 0.5, -1, "no word", None]
+    wrong_values = [value for value in wrong_values if name != "patterns" or not isinstance(value, list)]  # Any text.
     for wrong in (value for value in wrong_values if type(value) not in fits):
         plain, part = plain_with(cls)
         part[name] = wrong
@@ -305,7 +321,11 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
         ("seed", True, "must be an integer, got True"),
         ("data.pixel_scale", "1/255", "must be a number, got '1/255'"),
         ("precision", "float16", "must be one of float32, bfloat16, portable, got 'float16'. Did you mean bfloat16?"),
-        ("optimizer.kind", "adamx", "must be one of sgd, rmsprop, adam, adamw, got 'adamx'. Did you mean adam?"),
+        (
+            "optimizer.kind",
+            "adamx",
+            "must be one of sgd, rmsprop, adam, adamw, layer_rates, got 'adamx'. Did you mean adam?",
+        ),
         ("loss", None, "must be a JSON object, got None"),
         ("name", "../up", "must be letters, digits, '.', '_' and '-', got '../up'"),
         ("name", "", "must be letters, digits, '.', '_' and '-', got ''"),
@@ -384,12 +404,13 @@ def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
         one = cls(**{name: before})
     assume(value != getattr(one, name))
     changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is jaxmlp.Piecewise else {name: value}
+    changes = {"factors": (0.5,)} if (cls, name) == (jaxmlp.LayerRates, "factors") else changes
     pair = one, dataclasses.replace(one, **changes)
     same = len({jax.tree.structure(experiment_with(each)) for each in pair}) == 1
     assert same == (is_traced(cls, name) or (cls, name) in FREE)
 
 
-@pytest.mark.parametrize("role", [Optimizer, Schedule, Loss, Metric])
+@pytest.mark.parametrize("role", [Optimizer, Schedule, Loss, Metric, Augmentation])
 def test_every_kind_is_another_program(role: Any) -> None:
     found = kinds(role).values()
     assert len({jax.tree.structure(experiment_with(kind())) for kind in found}) == len(found) > 2
