@@ -403,7 +403,7 @@ def test_a_program_depends_on_a_field_unless_it_is_traced_or_free(
         before, value = OF_ONE_SHAPE[name]
         one = cls(**{name: before})
     assume(value != getattr(one, name))
-    changes = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is jaxmlp.Piecewise else {name: value}
+    changes: dict[str, Any] = {"boundaries": (7,), "factors": (0.5, 0.25)} if cls is jaxmlp.Piecewise else {name: value}
     changes = {"factors": (0.5,)} if (cls, name) == (jaxmlp.LayerRates, "factors") else changes
     pair = one, dataclasses.replace(one, **changes)
     same = len({jax.tree.structure(experiment_with(each)) for each in pair}) == 1

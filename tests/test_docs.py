@@ -123,6 +123,26 @@ def test_python_in_a_document_runs_from_top_to_bottom(
             code = compile("\n" * (block.line - 1) + block.text, document, "exec")
             if not block.why:
                 exec(code, names)
+    if document == "keras.md":
+        for line in code_in_tables(document):
+            eval(line, names)
+
+
+def code_in_tables(document: str) -> list[str]:
+    """The second column of each table."""
+    text = (ROOT / "docs" / document).read_text()
+    return re.findall(r"^\| [^|]+ \| `([^|`]+)` \| [^|]*\|$", text, re.M)
+
+
+def test_what_everyone_reaches_for_in_the_first_week_takes_three_lines_each() -> None:
+    text = (ROOT / "docs" / "keras.md").read_text()
+    week = text[text.index("## The first week") : text.index("## `compile`")]
+    pieces = BLOCK.findall(week)
+    lines = [len(block[2].strip().replace("\n\n", "\n").splitlines()) for block in pieces]
+    assert len(lines) >= 10 and max(lines) <= 3
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert len(code_in_tables("keras.md")) > 60
+    assert all(code.strip() or why.strip() for _, _, code, why, _ in rows)  # What has no counterpart says why.
 
 
 def test_the_tutorials_experiments_are_those_in_experiments() -> None:

@@ -22,6 +22,7 @@ from jaxmlp.train import init_state
 RELU = MLP()
 TANH = MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5)
 IMAGE = (28, 28, 1)
+RNG = np.random.default_rng(0)
 
 
 def init(model: MLP, seed: int = 0, precision: Any = "float32") -> tuple[nn.Module, Any]:
@@ -169,3 +170,27 @@ def test_bfloat16_gives_float32_gradients() -> None:
     module, params = init(MLP(hidden_sizes=(20,)), precision="bfloat16")
     grads = jax.grad(lambda params: jnp.sum(jnp.square(apply_eval(module, params, random_images()))))(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+
+
+def test_batch_norm_stands_between_a_layer_and_its_activation_with_running_means_in_evaluation() -> None:
+    config = ExperimentConfig(model=MLP(hidden_sizes=(5,), batch_norm=True, dropout_rate=0.0))
+    assert config.to_dict()["model"]["batch_norm"] is True and "batch_norm" not in ExperimentConfig().to_dict()["model"]
+    on_data, images = config.on_data(10, 1), random_images()
+    state, flat = init_state(on_data, np.zeros((1, *IMAGE), np.uint8)), np.asarray(images).reshape(16, -1)
+    module, params = (
+        on_data.module(),
+        jax.tree.map(lambda leaf: np.asarray(leaf) + RNG.normal(0, 0.1, leaf.shape).astype(np.float32), state.params),
+    )
+    hidden = flat @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"]
+
+    def expected(mean: Any, variance: Any) -> Any:
+        norm = params["BatchNorm_0"]
+        normed = (hidden - mean) / np.sqrt(variance + 0.001) * norm["scale"] + norm["bias"]
+        return np.maximum(normed, 0) @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"]
+
+    trained, updated = modules.apply_train(module, params, state.variables, images, dropout_key())
+    np.testing.assert_allclose(trained, expected(hidden.mean(axis=0), hidden.var(axis=0)), rtol=1e-4, atol=1e-4)
+    own = jax.device_get(updated)["batch_stats"]["BatchNorm_0"]
+    np.testing.assert_allclose(own["mean"], 0.01 * hidden.mean(axis=0), rtol=1e-4)
+    found = modules.apply_eval(module, params, updated, images)
+    np.testing.assert_allclose(found, expected(own["mean"], own["var"]), rtol=1e-4, atol=1e-4)

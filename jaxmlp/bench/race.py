@@ -169,7 +169,7 @@ def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
         raise ConfigError("epochs", f"must be at least 2, got {config.epochs}: the first warms up")
     model, optimizer = config.model, config.optimizer
     is_rmsprop = isinstance(optimizer, RMSprop) and isinstance(optimizer.schedule, Constant)
-    if not is_rmsprop or not isinstance(model, MLP) or model.activation != "relu":
+    if not is_rmsprop or not isinstance(model, MLP) or model.activation != "relu" or model.batch_norm:
         wanted = "must be RMSprop at a constant rate, with relu: the rule that all peers were given"
         raise ConfigError("optimizer", f"{wanted}, got {where(optimizer)} and {where(model)}")
 

@@ -126,7 +126,9 @@ def _remove(path: Path) -> None:
 
 def _otherwise(model: Model, inputs: Any) -> Float[np.ndarray, "probes outputs"]:
     """The answers as other arithmetic has them: an MLP's exact ones, or those of each operation by itself."""
-    if isinstance(model.config.model, MLP) and isinstance(model.config.model.activation, str) and model.facts.classes:
+    network = model.config.model
+    is_plain = isinstance(network, MLP) and isinstance(network.activation, str) and not network.batch_norm
+    if is_plain and model.facts.classes:
         return softmax_of_layers(dense_layers(model), inputs, np.float64)
     with jax.disable_jit():
         return np.asarray(answers(model)((model.params, model.variables), inputs))

@@ -61,6 +61,8 @@ def mlp_of(model: Model) -> MLP:
         raise RunError(f"this format holds MLPs alone, and the run's network is {where(config)}. Take stablehlo.")
     if not isinstance(config.activation, str):
         raise RunError("this format knows jaxmlp's activations alone, and the run's is its own. Take stablehlo.")
+    if config.batch_norm:
+        raise RunError("this format holds dense layers alone, and the run's network has BatchNorm. Take stablehlo.")
     if not model.facts.classes:
         raise RunError("this format answers with probabilities, and the run's network with numbers. Take stablehlo.")
     return config
