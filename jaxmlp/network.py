@@ -121,8 +121,8 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
         params=modules.num_params(state.params),
         variables=modules.num_params(state.variables),
         batch_size=config.batch_size,
-        flops_per_step=_flops(jaxpr),
-        flops_per_evaluation=_flops(jax.make_jaxpr(evaluate)(state, split.inputs)),
+        flops_per_step=flops(jaxpr),
+        flops_per_evaluation=flops(jax.make_jaxpr(evaluate)(state, split.inputs)),
         params_bytes=_bytes(state.params),
         opt_state_bytes=_bytes(state.opt_state),
         activations_bytes=sum(_bytes(outputs[path][1]) for path in innermost),
@@ -222,7 +222,7 @@ def _bytes(tree: Any) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _flops(jaxpr: Any) -> int:
+def flops(jaxpr: Any) -> int:
     """Multiplications and additions of all products that are used.
 
     A loop's body counts as often as it runs, once where that is open; of branches the longest counts.
@@ -242,7 +242,7 @@ def _equation_flops(equation: Any) -> int:
     if name == "conv_general_dilated":
         kernel: tuple[int, ...] = equation.invars[1].aval.shape
         return 2 * outputs * math.prod(kernel) // int(kernel[params["dimension_numbers"].rhs_spec[0]])
-    inner = [_flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
+    inner = [flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
     return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
 
 

@@ -47,6 +47,7 @@ COMMANDS = {
     "report": "RUN...          one HTML file: result, curves, mistakes, weights; several runs side by side",
     "runs": "[RUN]...        the runs and sweeps, sorted; runs that are named, with the values in which they differ",
     "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
+    "compile": "EXPERIMENT.py   for an accelerator that is not here: memory, work, messages, findings",
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
     "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",

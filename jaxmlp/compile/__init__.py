@@ -1,0 +1,1 @@
+"""What would an accelerator that is not here run? The program compiled for it, counted, read and judged."""

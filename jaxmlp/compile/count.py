@@ -1,0 +1,236 @@
+"""What does a program take, counted from its jaxpr alone? No compiler is asked.
+
+The temporaries are those of a simple compiler: a value is written to memory where a product, a sum, a gather or
+another whole operation reads or writes it, and what is computed element by element in between is written nowhere. A
+value lives from its operation to the last one that reads it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import jax
+from jax.extend.core import Literal as Constant
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from jaxmlp import network
+from jaxmlp.compile.program import Program
+
+Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
+INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2", "shard_map"}
+ELEMENTWISE = {
+    *("abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh copy copy_p").split(),
+    *("digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma").split(),
+    *("log log1p logistic lt max min mul ne neg nextafter not or population_count pow real rem round rsqrt").split(),
+    *("select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient").split(),
+    *("sub tan tanh xor broadcast_in_dim reshape squeeze expand_dims iota rev pad reduce_precision pvary").split(),
+    *("random_wrap random_unwrap random_seed random_fold_in bitcast_convert_type mul_no_nan transpose slice").split(),
+}  # fmt: skip
+"""Primitives whose results a compiler need not write to memory."""
+VIEWS = {"transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
+"""Those that a product reads through."""
+PRODUCTS = {"dot_general", "conv_general_dilated"}
+RANDOM = {"random_bits", "threefry2x32", "random_split"}
+TILE = (8, 128)
+"""Of the last two dimensions in a TPU's memory. Source: "Pallas TPU details", JAX's documentation."""
+
+
+class Memory(NamedTuple):
+    """Bytes on each device."""
+
+    arguments: int
+    outputs: int
+    """Without those that take the memory of donated arguments."""
+    temporaries: int
+    code: int | None = None
+    """None where it is not known."""
+
+    @property
+    def total(self) -> int:
+        """All at once."""
+        return self.arguments + self.outputs + self.temporaries + (self.code or 0)
+
+
+def memory(program: Program, platform: Platform) -> Memory:
+    """What a program takes on each of its devices.
+
+    Args:
+        program: Traced.
+        platform: Whose habits count.
+    """
+    jaxpr = program.traced.jaxpr.jaxpr
+    arguments = sum(padded(leaf.shape, leaf.dtype, platform) for leaf in program.arguments)
+    outputs = sum(padded(leaf.shape, leaf.dtype, platform) for leaf in program.outputs[program.donated :])
+    return Memory(arguments, outputs, _Graph.of(jaxpr, platform).peak())
+
+
+def products(program: Program) -> int:
+    """Multiplications and additions of products in one turn, on each device."""
+    return network.flops(turn(program.traced.jaxpr, program.carried))
+
+
+def turn(jaxpr: Any, carried: Sequence[Any]) -> Any:
+    """The body of the innermost loop that carries all arrays of these shapes; the whole program where there is none."""
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    wanted = Counter((leaf.dtype, leaf.size) for leaf in carried)
+    for equation in jaxpr.eqns:
+        for inner in _inner(equation):
+            found = turn(inner, carried)
+            if found is not inner:
+                return found
+            carries = Counter((var.aval.dtype, var.aval.size) for var in equation.outvars)
+            if equation.primitive.name in ("while", "scan") and wanted <= carries:
+                return inner
+    return jaxpr
+
+
+def padded(shape: Sequence[int], dtype: Any, platform: Platform) -> int:
+    """Bytes of an array; on a TPU with the rest of its tiles, in the order of dimensions that wastes least."""
+    itemsize, size = getattr(dtype, "itemsize", 4), math.prod(shape)
+    if platform != "tpu":
+        return size * itemsize
+    if len(shape) < 2:
+        return -(-max(1, size) // TILE[1]) * TILE[1] * itemsize
+    waste = min(
+        (
+            -(-second // TILE[0]) * TILE[0] * -(-last // TILE[1]) * TILE[1] / (second * last)
+            for second, last in itertools.permutations(shape, 2)
+            if second * last
+        ),
+        default=1,
+    )
+    return round(size * waste) * itemsize
+
+
+@dataclass
+class _Node:
+    """A value: its bytes, what it is made of, and what making it takes besides."""
+
+    nbytes: int
+    inputs: Sequence[_Node] = ()
+    primitive: str = ""
+    inside: int = 0
+    """Peak of the loop or branch that makes it."""
+    users: list[_Node] = field(default_factory=list)
+    position: int = -1
+    """In the program; -1 of its inputs."""
+    in_place: bool = False
+    """Whether it takes the memory of an argument or of a loop's carry."""
+    is_fenced: bool = False
+    """Whether an optimization barrier keeps it from its readers."""
+
+
+class _Graph:
+    """The operations of a jaxpr, with those of the functions that it calls."""
+
+    def __init__(self, platform: Platform) -> None:
+        self.platform = platform
+        self.nodes: list[_Node] = []
+
+    @classmethod
+    def of(cls, jaxpr: Any, platform: Platform) -> _Graph:
+        jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+        graph = cls(platform)
+        outputs = graph._add(jaxpr, [_Node(0) for _ in jaxpr.invars])
+        for node in outputs:
+            node.in_place = True
+        return graph
+
+    def _add(self, jaxpr: Any, arguments: Sequence[_Node]) -> list[_Node]:
+        known: dict[Any, _Node] = dict(zip(jaxpr.invars, arguments, strict=True))
+        known |= {var: _Node(0) for var in jaxpr.constvars}
+
+        def read(var: Any) -> _Node:
+            return _Node(0) if isinstance(var, Constant) else known[var]
+
+        for equation in jaxpr.eqns:
+            inputs = [read(var) for var in equation.invars]
+            name = equation.primitive.name
+            inner = list(_inner(equation))
+            if name in INLINED and inner:
+                body = inner[0]
+                made = self._add(body, inputs[len(inputs) - len(body.invars) :])
+            elif name == "optimization_barrier":
+                made = inputs
+                for each in inputs:
+                    each.is_fenced = True
+            else:
+                made = self._make(equation, inputs, inner)
+            known |= dict(zip(equation.outvars, made, strict=True))
+        return [read(var) for var in jaxpr.outvars]
+
+    def _make(self, equation: Any, inputs: list[_Node], inner: list[Any]) -> list[_Node]:
+        """The results of an operation; what a loop carries stays where it began."""
+        name, params = equation.primitive.name, equation.params
+        inside = max((_Graph.of(body, self.platform).peak() for body in inner), default=0)
+        carried: list[_Node] = []
+        if name == "while":
+            carried = inputs[params["cond_nconsts"] + params["body_nconsts"] :]
+        elif name == "scan":
+            carried = inputs[params["num_consts"] :][: params["num_carry"]]
+        new = [
+            _Node(padded(var.aval.shape, var.aval.dtype, self.platform), inputs, name)
+            for var in equation.outvars[len(carried) :]
+        ]
+        new = new or [_Node(0, inputs, name)]
+        new[0].inside = inside
+        for each in new:
+            each.position = len(self.nodes)
+            self.nodes.append(each)
+        for each in inputs:
+            each.users += new
+        return [*carried, *new][: len(equation.outvars)]
+
+    def _is_light(self, node: _Node) -> bool:
+        """Whether the value is computed where it is read."""
+        if node.primitive in RANDOM | {"concatenate"}:
+            return self.platform != "cpu"
+        if node.primitive in PRODUCTS and self.platform == "tpu":
+            # A TPU updates a parameter where it computes the gradient.
+            return not node.in_place and all(self._ends_in_place(user) for user in node.users)
+        return node.primitive in ELEMENTWISE
+
+    def _ends_in_place(self, node: _Node) -> bool:
+        if node.is_fenced or node.primitive not in ELEMENTWISE:
+            return False
+        return node.in_place or bool(node.users) and all(self._ends_in_place(user) for user in node.users)
+
+    def _is_stored(self, node: _Node) -> bool:
+        """Whether the value is written to memory."""
+        if node.is_fenced or not self._is_light(node):
+            return True
+        through = node.primitive in VIEWS
+        return any(not self._is_light(user) and not (through and user.primitive in PRODUCTS) for user in node.users)
+
+    def peak(self) -> int:
+        """Bytes of temporaries that live at once."""
+        stored = {id(node) for node in self.nodes if not node.in_place and self._is_stored(node)}
+        last: dict[int, int] = {}
+        for node in reversed(self.nodes):
+            reads = [
+                user.position if user.primitive in PRODUCTS or id(user) in stored or user.in_place else last[id(user)]
+                for user in node.users
+            ]
+            last[id(node)] = max(reads, default=node.position)
+        changes = [0] * (len(self.nodes) + 2)
+        for node in self.nodes:
+            if id(node) in stored:
+                changes[node.position] += node.nbytes
+                changes[last[id(node)] + 1] -= node.nbytes
+        live = list(itertools.accumulate(changes))
+        return max((live[node.position] + node.inside for node in self.nodes), default=0)
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """The jaxprs of an equation; of a loop its body's alone."""
+    params = equation.params
+    if equation.primitive.name == "while":
+        params = {"body_jaxpr": params["body_jaxpr"]}
+    for leaf in jax.tree.leaves(params, is_leaf=lambda value: hasattr(value, "eqns") or hasattr(value, "jaxpr")):
+        if hasattr(leaf, "eqns") or hasattr(leaf, "jaxpr"):
+            yield getattr(leaf, "jaxpr", leaf)

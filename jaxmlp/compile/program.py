@@ -1,0 +1,212 @@
+"""What is compiled for an experiment? The engine's own functions, traced on shapes for devices that need not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxmlp import data, shards, train
+from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.data.dataset import cut_validation
+from jaxmlp.data.official import SOURCES
+from jaxmlp.errors import ConfigError
+from jaxmlp.network import check_network
+from jaxmlp.sweep import over_lanes
+from jaxmlp.sweep.values import Batching
+
+
+class Examples(NamedTuple):
+    """The data as a program sees it: shapes."""
+
+    facts: data.Facts
+    counts: dict[str, int]
+    """Examples by split."""
+    weighted: bool = False
+
+    @classmethod
+    def of(cls, config: DataConfig) -> Examples:
+        """Of MNIST and its kin without their data.
+
+        Raises:
+            ConfigError: An unknown data set, or a wrong validation split.
+            DataError: It cannot be read.
+        """
+        if config.name in SOURCES:
+            source = SOURCES[config.name]
+            zeros = [np.broadcast_to(np.uint8(0), (*file.shape, 1) if len(file.shape) == 3 else file.shape)
+                     for file in source.files]  # fmt: skip
+            whole, test = data.Split(zeros[0], zeros[1]), data.Split(zeros[2], zeros[3])
+            left, validation = cut_validation(whole, test, config.validation)
+            facts = data.Facts(
+                data.ArrayFacts("uint8", zeros[0].shape[1:]), data.ArrayFacts("int32", ()), source.num_classes
+            )
+            splits, weighted = {"train": left, "validation": validation, "test": test}, False
+        else:
+            dataset = data.load(config)
+            splits = {"train": dataset.train, "validation": dataset.validation, "test": dataset.test}
+            facts, weighted = dataset.facts, dataset.train.weights is not None
+        return cls(facts, {name: len(split.targets) for name, split in splits.items() if split}, weighted)
+
+    def split(self, name: str) -> train.Split:
+        """All examples of a split."""
+        rows = self.counts[name]
+        zeros = train.Split.of(self.facts.zeros(1))
+        if self.weighted:
+            zeros = zeros._replace(weights=np.zeros(1, np.float32))
+        whole: train.Split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), zeros)
+        return whole
+
+
+class Program(NamedTuple):
+    """A function of the engine, traced."""
+
+    name: str
+    """`train` or `evaluate`."""
+    traced: Any
+    """`jax.stages.Traced`; `.lower().compile()` compiles it for its devices."""
+    arguments: tuple[Any, ...]
+    """Shapes on one device."""
+    outputs: tuple[Any, ...]
+    """Likewise."""
+    carried: tuple[Any, ...]
+    """What the loop over updates, or over batches of an evaluation, changes in each turn: shapes on one device."""
+    donated: int
+    """Its first outputs, which take the memory of donated arguments."""
+    devices: int
+    lanes: int | None
+    batch: int
+    """Examples a turn, of one lane."""
+
+
+def training(
+    config: ExperimentConfig,
+    examples: Examples,
+    devices: Sequence[jax.Device],
+    *,
+    lanes: int | None = None,
+    batching: Batching = "map",
+) -> Program:
+    """The loop over an epoch's updates.
+
+    Args:
+        config: The experiment.
+        examples: Its data, all of it on the devices.
+        devices: That share each batch; with lanes, that share the lanes.
+        lanes: Of a sweep; None for one run.
+        batching: How a device trains its lanes.
+
+    Raises:
+        ConfigError: The network does not fit the data, or the devices do not fit the gradient shards or lanes.
+    """
+    on_data, state, sums = _of_run(config, examples, devices, lanes)
+    steps = -(-examples.counts["train"] // config.batch_size)
+    order = jax.ShapeDtypeStruct((steps * config.batch_size,), np.int32)
+    split, bound = examples.split("train"), jax.ShapeDtypeStruct((), np.int32)
+    carried, donated = jax.tree.leaves((state, sums)), len(jax.tree.leaves((state, sums)))
+    if lanes is None:
+        mesh = shards.make_mesh(devices)
+        whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
+        arguments = tuple(map(whole, (on_data, state, sums, split, order, bound, bound)))
+        traced = train.train_steps.trace(*arguments, mesh=mesh)
+    else:
+        mesh = over_lanes.make_mesh(devices)
+        row = partial(_rows, lanes, NamedSharding(mesh, over_lanes.ROWS))
+        whole = partial(_placed, NamedSharding(mesh, over_lanes.WHOLE))
+        active = jax.ShapeDtypeStruct((), np.bool_)
+        arguments = (*map(row, (on_data, state, sums, active, order)), None, *map(whole, (split, bound, bound)))
+        traced = over_lanes.train_lanes.trace(*arguments, mesh=mesh, batching=batching)
+        carried = _on_device(carried, lanes, len(devices), batching)
+    return Program(
+        "train", traced, *_ends(traced, arguments, lanes, len(devices)), tuple(carried), donated, len(devices), lanes,
+        config.batch_size,
+    )  # fmt: skip
+
+
+def evaluation(
+    config: ExperimentConfig,
+    examples: Examples,
+    devices: Sequence[jax.Device],
+    *,
+    lanes: int | None = None,
+    batching: Batching = "map",
+    split: str = "test",
+) -> Program:
+    """The loop over all examples of a split; arguments and errors as of `training`."""
+    on_data, state, sums = _of_run(config, examples, devices, lanes)
+    carried = jax.tree.leaves(sums)
+    if lanes is None:
+        mesh = shards.make_mesh(devices)
+        whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
+        arguments = tuple(map(whole, (on_data, state.params, state.variables, examples.split(split), sums)))
+        traced = train.evaluate.trace(*arguments, mesh=mesh)
+    else:
+        mesh = over_lanes.make_mesh(devices)
+        row = partial(_rows, lanes, NamedSharding(mesh, over_lanes.ROWS))
+        whole = partial(_placed, NamedSharding(mesh, over_lanes.WHOLE))
+        arguments = (*map(row, (on_data, state.params, state.variables, sums)), whole(examples.split(split)))
+        traced = over_lanes.evaluate_lanes.trace(*arguments, mesh=mesh, batching=batching)
+        carried = _on_device(carried, lanes, len(devices), batching)
+    batch = train.eval_batch_size(examples.counts[split], config.grad_shards)
+    return Program(
+        "evaluate", traced, *_ends(traced, arguments, lanes, len(devices)), tuple(carried), 0, len(devices), lanes, batch
+    )
+
+
+def check_devices(config: ExperimentConfig, devices: int, lanes: int | None) -> None:
+    """Make sure that so many devices can share the batch, or the lanes.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    of, number = ("lanes", lanes) if lanes else ("grad_shards", config.grad_shards)
+    if number % devices:
+        works = [count for count in range(1, number + 1) if number % count == 0]
+        near = sorted(sorted(works, key=lambda count: abs(count - devices))[:2])
+        nearest = " and ".join(map(str, near))
+        raise ConfigError("devices", f"must divide {of} {number}, got {devices}. The nearest: {nearest}")
+
+
+def _of_run(config: ExperimentConfig, examples: Examples, devices: Sequence[Any], lanes: int | None) -> Any:
+    """The config as programs take it, and the shapes of one run's state and sums."""
+    check_devices(config, len(devices), lanes)
+    check_network(config, examples.facts)
+    if config.batch_size > examples.counts["train"]:
+        most = f"must be at most the {examples.counts['train']} training examples"
+        raise ConfigError("batch_size", f"{most}, got {config.batch_size}")
+    on_data = config.on_data(examples.facts.outputs, -(-examples.counts["train"] // config.batch_size))
+    one = examples.facts.zeros(1)
+    state = jax.eval_shape(train.init_state, on_data, one.inputs)
+    return on_data, state, train.zero_sums(on_data, state, train.Split.of(one))
+
+
+def _ends(traced: Any, arguments: Any, lanes: int | None, devices: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Shapes of the arguments and outputs on one device; of lanes each device has its rows."""
+    given = [
+        jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(arguments)
+    ]
+    rows = devices if lanes else 1
+    made = [
+        jax.ShapeDtypeStruct((leaf.shape[0] // rows, *leaf.shape[1:]) if lanes else leaf.shape, leaf.dtype)
+        for leaf in jax.tree.leaves(traced.out_info)
+    ]
+    return tuple(given), tuple(made)
+
+
+def _placed(sharding: NamedSharding, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _rows(lanes: int, sharding: NamedSharding, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype, sharding=sharding), tree)
+
+
+def _on_device(leaves: Sequence[Any], lanes: int, devices: int, batching: Batching) -> list[Any]:
+    """The shapes that a device's loop has: of one lane with `map`, of all the device's with `vmap`."""
+    rows = () if batching == "map" else (lanes // devices,)
+    return [jax.ShapeDtypeStruct((*rows, *leaf.shape), leaf.dtype) for leaf in leaves]
+

@@ -1,0 +1,137 @@
+"""What must hold of a compiled program, each rule a function from the program to the findings that break it.
+
+    no_float_sum        no sum of floats across devices but that of `shards`, which adds in one fixed order
+    no_unwritten        no message between devices that nobody wrote
+    known_length        the loop over updates has a length that the compiler knows
+    donated             the state is updated in place
+    nothing_hosted      no callback, and no transfer to or from the host
+    nothing_wide        nothing in 64 bits
+    few_kernels         at most so many kernels an update
+
+Two more tell what else bits may hang on: `scatters` and `varying`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from jaxmlp.compile.reading import Collective, Reading
+
+GATHERS = ("all_gather", "all_to_all")
+"""Messages of JAX that add nothing, whatever XLA makes of them."""
+WRITTEN = (*GATHERS, "psum", "psum2", "pmax", "pmin", "ppermute", "pbroadcast", "reduce_scatter", "psum_scatter")
+HOST_CALLS = ("callback", "host", "infeed", "outfeed")
+HOST_OPS = {"infeed", "outfeed", "send", "recv", "host-execute"}
+VARYING = {"rng": "random numbers of the device's own", "select-and-scatter": "an order of its own for equal values"}
+
+
+class Finding(NamedTuple):
+    """Something in a program that a promise, or the reader, does not want."""
+
+    rule: str
+    """The promise's name."""
+    what: str
+    where: str
+    """The JAX operation that it was made for; else the instruction's name."""
+
+
+def no_float_sum(reading: Reading) -> Iterator[Finding]:
+    """No sum of floats across devices: their order is the network's, and bits hang on it.
+
+    An all-gather that XLA makes of an all-reduce adds zeros to each value, in any order to the same bits.
+    """
+    for each in reading.collectives:
+        adds = each.op == "reduce-scatter" or (each.op == "all-reduce" and each.reduces in ("add", "multiply", ""))
+        if adds and any(array.is_float for array in each.arrays) and not _written(each, GATHERS):
+            yield Finding("no_float_sum", f"{each.op} adds floats of {each.devices} devices", each.source or each.op)
+
+
+def no_unwritten(reading: Reading) -> Iterator[Finding]:
+    """No message between devices that no line of the program asks for: XLA's partitioner makes them."""
+    for each in reading.collectives:
+        if not _written(each, WRITTEN):
+            told = f"{each.op} of {_shown(each)} that nobody wrote"
+            yield Finding("no_unwritten", told, each.source or each.op)
+
+
+def known_length(reading: Reading) -> Iterator[Finding]:
+    """A loop of unknown length makes the host of a GPU wait for a flag in each turn."""
+    if reading.loop is None:
+        yield Finding("known_length", "the program has no loop over updates", reading.module.entry)
+    elif reading.trip_count is None:
+        yield Finding("known_length", "the loop's length is not known", reading.loop.source or reading.loop.name)
+
+
+def donated(reading: Reading, outputs: int) -> Iterator[Finding]:
+    """Each of the first `outputs` outputs takes the memory of an argument."""
+    for number in sorted({*range(outputs)} - reading.module.aliased):
+        yield Finding("donated", f"output {number} does not take the memory of a donated argument", f"output {number}")
+
+
+def nothing_hosted(reading: Reading) -> Iterator[Finding]:
+    """Nothing in the program calls the host, or waits for it."""
+    for each in reading.module.all():
+        calls = each.op == "custom-call" and any(word in each.target.lower() for word in HOST_CALLS)
+        moves = each.op.removesuffix("-start").removesuffix("-done") in HOST_OPS or "is_host_transfer=true" in each.attributes
+        if calls or (moves and not each.op.endswith("-done")):
+            yield Finding("nothing_hosted", f"{each.target or each.op} leaves the device", each.source or each.name)
+
+
+def nothing_wide(reading: Reading) -> Iterator[Finding]:
+    """Nothing in 64 bits."""
+    seen = set()
+    for each in reading.module.all():
+        if any(array.dtype in ("f64", "s64", "u64", "c128") for array in each.arrays) and each.source not in seen:
+            seen.add(each.source)
+            yield Finding("nothing_wide", f"{each.op} computes {each.result.dtype}", each.source or each.name)
+
+
+def few_kernels(reading: Reading, most: int) -> Iterator[Finding]:
+    """At most so many kernels a turn."""
+    if reading.kernels_per_turn > most:
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(reading.kernels.items()) if kind != "copies")
+        yield Finding("few_kernels", f"{reading.kernels_per_turn} kernels, wanted at most {most}: {found}", "update")
+
+
+def scatters(reading: Reading) -> Iterator[Finding]:
+    """Sums of a scatter whose indices may be equal: without deterministic kernels their order varies."""
+    for each in reading.module.all():
+        if each.op == "scatter" and each.result.is_float and "unique_indices=true" not in each.attributes:
+            yield Finding("scatters", "a scatter adds floats where indices may be equal", each.source or each.name)
+
+
+def varying(reading: Reading) -> Iterator[Finding]:
+    """Operations whose results are known to vary between devices or runs."""
+    for each in reading.module.all():
+        if each.op in VARYING:
+            yield Finding("varying", f"{each.op}: {VARYING[each.op]}", each.source or each.name)
+        elif each.op == "rng-bit-generator" and "rng_default" in each.attributes:
+            yield Finding("varying", "rng-bit-generator: the device's own algorithm", each.source or each.name)
+
+
+PROMISES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
+    no_float_sum, no_unwritten, known_length, nothing_hosted, nothing_wide, scatters, varying,
+)  # fmt: skip
+"""Those that need nothing but the program."""
+
+
+def findings(reading: Reading, outputs: int) -> list[Finding]:
+    """All that is to be told of a program, each once, with how often it is there.
+
+    Args:
+        reading: The program.
+        outputs: How many of its first outputs must take the memory of donated arguments.
+    """
+    found = [finding for promise in PROMISES for finding in promise(reading)] + list(donated(reading, outputs))
+    return list(dict.fromkeys(found))
+
+
+def _written(each: Collective, primitives: tuple[str, ...]) -> bool:
+    return re.split(r"[/ ]", each.source)[-1].rstrip("]").partition("[")[0] in primitives
+
+
+def _shown(each: Collective) -> str:
+    return " and ".join(f"{array.dtype}[{','.join(map(str, array.shape))}]" for array in each.arrays)
+

@@ -1,0 +1,330 @@
+"""What does a compiled program do in an update? Its kernels, products, bytes and messages, read from the module."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jaxmlp.compile.hlo import Array, Instruction, Module
+
+FREE = {
+    *("parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier").split(),
+    *("add-dependency domain get-dimension-size iota").split(),
+}
+"""Opcodes that compute nothing."""
+LOOPS = {"while", "call", "conditional", "async-start"}
+"""Opcodes that run other computations, whose instructions count."""
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
+COPIES = {"copy", "copy-start", "slice-start"}
+MARKS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "ConcatBitcast", "Sharding", "annotate_device_placement"}
+"""Targets of custom calls that run nothing."""
+GEMMS = ("__cublas$", "__onednn$matmul", "__cublas$lt")
+NAMES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16", "bool": "pred"}
+
+
+class Collective(NamedTuple):
+    """A message between devices."""
+
+    op: str
+    arrays: tuple[Array, ...]
+    """What it gives on each device."""
+    devices: int
+    """That take part in one group."""
+    source: str
+    """The JAX operation that it was made for."""
+    reduces: str
+    """The opcode that an all-reduce joins values with, such as `add`."""
+
+    @property
+    def received(self) -> int:
+        """Bytes that each device must receive, at least.
+
+        All-gather and all-to-all: (D-1)/D of the result. All-reduce: 2(D-1)/D of it. Reduce-scatter: D-1 results.
+        """
+        whole, others = sum(array.nbytes for array in self.arrays), self.devices - 1
+        if self.op == "all-reduce":
+            return 2 * whole * others // self.devices
+        return whole * others if self.op == "reduce-scatter" else whole * others // self.devices
+
+
+class Reading(NamedTuple):
+    """A program's turn: an update, or a batch of an evaluation."""
+
+    module: Module
+    loop: Instruction | None
+    """Over the turns; None where the program has none."""
+    trip_count: int | None
+    """Of the loop."""
+    kernels: Counter[str]
+    """Kernels a turn, by kind: `fusions`, `library calls`, `products`, `others`; `copies` apart."""
+    flops: int
+    """Multiplications and additions of products a turn."""
+    bytes: int
+    """Read and written in the device's memory a turn."""
+    large_bytes: int
+    """Those of arrays that no cache holds."""
+    collectives: tuple[Collective, ...]
+
+    @property
+    def kernels_per_turn(self) -> int:
+        """Without copies."""
+        return sum(count for kind, count in self.kernels.items() if kind != "copies")
+
+
+def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Reading:
+    """What one turn of a program does.
+
+    Args:
+        module: The program.
+        carried: Shapes of what its loop over turns changes.
+        cache_bytes: Arrays up to this size may stay in the device's cache between kernels.
+    """
+    loop = find_loop(module, carried)
+    body = loop.called_as("body") if loop else module.entry
+    kernels: Counter[str] = collections.Counter()
+    total = large = 0
+    for times, each, computation in _executed(module, body):
+        if kind := _kind(each):
+            kernels[kind] += times
+            moved = list(_moved(module, computation, each))
+            total += times * sum(moved)
+            large += times * sum(size for size in moved if size > cache_bytes)
+    flops = sum(times * _flops(module, each, computation) for times, each, computation in _products(module, body))
+    return Reading(
+        module, loop, trip_count(module, loop) if loop else None, kernels, flops, total, large,
+        tuple(collectives(module, body)),
+    )  # fmt: skip
+
+
+def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
+    """The innermost loop that changes all arrays of these shapes; scalars may be joined with others, so do not count."""
+    wanted = collections.Counter(_key(leaf) for leaf in carried if math.prod(leaf.shape) > 1)
+    loops = [each for _, each in loops_of(module)]
+    if not wanted:
+        return loops[0] if loops else None
+    fitting = [loop for loop in loops if wanted <= collections.Counter(map(_array_key, changed(module, loop)))]
+    inner = {each.name for loop in fitting for _, each in loops_of(module, loop.called_as("body"))}
+    outermost = [loop for loop in fitting if not {each.name for _, each in loops_of(module, loop.called_as("body"))} & {
+        other.name for other in fitting}]  # fmt: skip
+    return next(iter([loop for loop in outermost if loop.name in inner] or outermost), None)
+
+
+def _key(leaf: Any) -> tuple[str, int]:
+    name = str(leaf.dtype)
+    if found := re.fullmatch(r"(u?)int(\d+)", name):
+        name = f"{'u' if found[1] else 's'}{found[2]}"
+    return NAMES.get(name, name), math.prod(leaf.shape)
+
+
+def _array_key(array: Array) -> tuple[str, int]:
+    return array.dtype, array.size
+
+
+def loops_of(module: Module, computation: str | None = None) -> Iterator[tuple[str, Instruction]]:
+    """The loops below a computation, outer ones first, with the computation that each stands in."""
+    waiting, seen = [computation or module.entry], set[str]()
+    while waiting:
+        name = waiting.pop(0)
+        for each in module.computations.get(name, {}).values():
+            if each.op == "while":
+                yield name, each
+            if each.op in LOOPS or each.op == "fusion":
+                waiting += [called for called in each.called if called not in seen]
+                seen |= {*each.called}
+
+
+def changed(module: Module, loop: Instruction) -> list[Array]:
+    """The arrays that a turn of the loop changes; the others pass through."""
+    body = module.computations[loop.called_as("body")]
+    root = next(each for each in body.values() if each.is_root)
+    arrays = []
+    for number, array in enumerate(loop.arrays):
+        given = body.get(root.operands[number]) if number < len(root.operands) else None
+        passes = given and given.op == "get-tuple-element" and f"index={number}" in re.split(r"[, ]", given.attributes)
+        if not passes:
+            arrays.append(array)
+    return arrays
+
+
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """How often a loop runs, where the program says so: by the compiler's note, or by its constant bounds."""
+    if loop.trip_count is not None:
+        return loop.trip_count
+    condition = module.computations.get(loop.called_as("condition"), {})
+    root = next((each for each in condition.values() if each.is_root), None)
+    if root is None or root.op != "compare" or "direction=LT" not in root.attributes:
+        return None
+    counter, bound = (condition.get(name) for name in root.operands)
+    start = _initial(module, loop, counter)
+    stop = _constant(bound)
+    if stop is None and bound is not None:
+        stop = _initial(module, loop, bound)
+    return stop - start if start is not None and stop is not None else None
+
+
+def _initial(module: Module, loop: Instruction, element: Instruction | None) -> int | None:
+    """The constant that a loop begins with in the place that `element` reads."""
+    found = re.search(r"index=(\d+)", element.attributes) if element and element.op == "get-tuple-element" else None
+    around = next(each for each in module.computations.values() if each.get(loop.name) is loop)
+    given = around.get(loop.operands[0]) if found else None
+    if not found or given is None or given.op != "tuple":
+        return None
+    value = around.get(given.operands[int(found[1])])
+    while value is not None and value.op in ("copy", "bitcast", "copy-done", "copy-start"):
+        value = around.get(value.operands[0])
+    return _constant(value)
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    found = re.match(r"\((-?\d+)\)", instruction.attributes) if instruction and instruction.op == "constant" else None
+    return int(found[1]) if found else None
+
+
+def _executed(module: Module, computation: str, times: int = 1) -> Iterator[tuple[int, Instruction, str]]:
+    """All instructions that run, with how often in a turn; the body of a loop of unknown length once."""
+    for each in module.computations.get(computation, {}).values():
+        if each.op == "while":
+            yield from _executed(module, each.called_as("body"), times * (trip_count(module, each) or 1))
+        elif each.op in LOOPS:
+            for called in each.called:
+                yield from _executed(module, called, times)
+        else:
+            yield times, each, computation
+
+
+def _kind(each: Instruction) -> str | None:
+    """The kind of kernel that an instruction is."""
+    if each.op in FREE or each.op.endswith(("-done", "-update")) or is_collective(each) or each.target in MARKS:
+        return None
+    if each.op in COPIES:
+        return "copies" if each.result.size > 1 else None
+    if each.op == "fusion":
+        return "fusions"
+    if each.op == "custom-call":
+        return "library calls"
+    if each.op in ("dot", "convolution"):
+        return "products"
+    return "others" if each.result.size > 1 else None
+
+
+def is_collective(each: Instruction) -> bool:
+    """Whether it is a message between devices; of one in two parts, its start."""
+    return each.op.removesuffix("-start") in COLLECTIVES
+
+
+def _moved(module: Module, computation: str, each: Instruction) -> Iterator[int]:
+    """Bytes of each array that a kernel reads or writes in the device's memory."""
+    around = module.computations[computation]
+    if each.op in COPIES:
+        target = each.arrays[each.op == "slice-start"]
+        ends = (around[each.operands[0]].result, target)
+        yield from (target.nbytes for end in ends if not _on_chip(end))
+        return
+    inside = module.computations.get(each.called[0], {}) if each.op == "fusion" else {}
+    parameters = {int(found[1]): name for name, item in inside.items() if item.op == "parameter"
+                  and (found := re.match(r"\((\d+)\)", item.attributes))}  # fmt: skip
+    for number, name in enumerate(each.operands):
+        if name in around and not _on_chip(around[name].result):
+            whole = around[name].nbytes if around[name].op != "tuple" else 0
+            yield min(whole, _read_part(inside, parameters.get(number), whole) if inside else _sliced(each, number, whole))
+    root = next((item for item in inside.values() if item.is_root), each)
+    if root.op == "dynamic-update-slice" and (around if root is each else inside).get(root.operands[1]):
+        yield (around if root is each else inside)[root.operands[1]].nbytes
+    else:
+        yield sum(array.nbytes for array in each.arrays if not _on_chip(array))
+
+
+def _on_chip(array: Array) -> bool:
+    """Whether it lies in a memory space of the chip's own, which a TPU's compiler manages."""
+    return bool(re.search(r"S\([1-9]\d*\)", array.layout))
+
+
+def _sliced(each: Instruction, number: int, whole: int) -> int:
+    if each.op in ("dynamic-slice", "gather") and number == 0:
+        return each.nbytes
+    return 0 if each.op == "dynamic-update-slice" and number == 0 else whole
+
+
+def _read_part(inside: dict[str, Instruction], parameter: str | None, whole: int) -> int:
+    """Bytes that a fusion reads of a parameter: the rows that it gathers, or all."""
+    if parameter is None:
+        return whole
+    users = [item for item in inside.values() if parameter in item.operands]
+    if not all(item.op in ("dynamic-slice", "gather", "dynamic-update-slice") for item in users):
+        return whole
+    return sum(_sliced(item, item.operands.index(parameter), whole) for item in users)
+
+
+def _products(module: Module, computation: str, times: int = 1) -> Iterator[tuple[int, Instruction, str]]:
+    """All products that run, those inside fusions too."""
+    for count, each, around in _executed(module, computation, times):
+        if each.op in ("dot", "convolution") or each.target.startswith((*GEMMS, "__cudnn$conv")):
+            yield count, each, around
+        elif each.op in ("fusion", "custom-call"):
+            for called in each.called:
+                yield from _products(module, called, count)
+
+
+def _flops(module: Module, each: Instruction, computation: str) -> int:
+    around = module.computations[computation]
+    left, right = (around[name].result for name in each.operands[:2])
+    output = max(each.arrays, key=lambda array: array.size)
+    if each.op == "convolution":
+        return 2 * output.size * _per_output(right, _labels(each)[1])
+    if each.target.startswith("__cudnn$conv"):
+        kernel = {"Filter": output, "Input": right}.get(each.target.removeprefix("__cudnn$convBackward"), right)
+        result = left if each.target == "__cudnn$convBackwardInput" else right if "Filter" in each.target else output
+        return 2 * result.size * _per_output(kernel, _labels(each)[1])
+    if each.op == "dot":
+        found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
+        contracted = [int(axis) for axis in found[1].split(",") if axis] if found else []
+    else:
+        found = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', each.attributes)
+        contracted = [int(axis) for axis in json.loads(found[1])] if found else []
+    return 2 * output.size * math.prod(left.shape[axis] for axis in contracted)
+
+
+def _labels(each: Instruction) -> tuple[str, str, str]:
+    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
+    assert found
+    return found[1], found[2], found[3]
+
+
+def _per_output(kernel: Array, labels: str) -> int:
+    """Multiplications of a convolution for one number of its result: all of the kernel's axes but its outputs'."""
+    return math.prod(size for size, label in zip(kernel.shape, labels, strict=True) if label != "o")
+
+
+def collectives(module: Module, computation: str) -> Iterator[Collective]:
+    """The messages between devices in a computation, as often as they are sent."""
+    for times, each, _ in _executed(module, computation):
+        found = [each] if is_collective(each) else [
+            item for name in each.called if each.op == "fusion" for item in module.inside(name) if is_collective(item)
+        ]  # fmt: skip
+        for item in found:
+            message = _collective(module, item)
+            yield from [message] * times
+
+
+def _collective(module: Module, each: Instruction) -> Collective:
+    op = each.op.removesuffix("-start")
+    arrays = each.arrays[len(each.arrays) // 2 :] if each.op.endswith("-start") and op != "all-reduce" else each.arrays
+    joined = module.computations.get(each.called_as("to_apply"), {})
+    reduces = next((item.op for item in joined.values() if item.is_root), "")
+    return Collective(op, arrays, _group_size(each.attributes), each.source, reduces)
+
+
+def _group_size(attributes: str) -> int:
+    if found := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", found[2]))
+    if found := re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes):
+        return int(found[2])
+    if found := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(found[1].split(","))
+    return 1 + len(re.findall(r"\{\d+,\d+\}", attributes)) if "source_target_pairs" in attributes else 1

@@ -1,0 +1,229 @@
+"""What would a target run? The report: a program compiled for it, beside what is counted without a compiler."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+
+from jaxmlp.compile import count, hlo, promises, reading
+from jaxmlp.compile.count import Memory
+from jaxmlp.compile.program import Program
+from jaxmlp.compile.promises import Finding
+from jaxmlp.compile.reading import Reading
+from jaxmlp.compile.targets import Target, compiling_anew
+from jaxmlp.config import ExperimentConfig
+from jaxmlp.errors import ConfigError
+
+Trace: TypeAlias = Callable[[ExperimentConfig, int | None], Program]
+"""The program of an experiment, and of a number of lanes."""
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program compiled for a target."""
+
+    program: Program
+    seconds: float
+    text: str
+    """The optimised module."""
+    memory: Memory
+    """As the compiler says."""
+    reading: Reading
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a target would run, and what of it is counted."""
+
+    target: Target
+    program: Program
+    counted: Memory
+    counted_flops: int
+    compiled: Compiled | None
+    """None where the target has not enough memory for the program."""
+    refusal: str
+    """What the compiler said then."""
+    precision: str
+    fits: bool
+    largest: int | None
+    """Where it does not fit: the largest batch, or number of lanes, that does by our count; 0 where none does."""
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What the promises say of the program."""
+        return promises.findings(self.compiled.reading, self.program.donated) if self.compiled else []
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Seconds that a turn takes at least, by what limits it: the data sheet's peaks are never reached."""
+        chip = self.target.chip
+        if not self.compiled:
+            return {}
+        found = self.compiled.reading
+        peak = chip.flops.get(self.precision) or max(chip.flops.values(), default=None)
+        received = sum(each.received for each in found.collectives)
+        whole = {
+            "products": (found.flops, peak),
+            "memory": (found.large_bytes, chip.bandwidth),
+            "interconnect": (received, chip.interconnect),
+        }
+        return {name: amount / rate for name, (amount, rate) in whole.items() if rate}
+
+
+def compile_for(target: Target, program: Program) -> Compiled:
+    """Compile a program for its devices.
+
+    Raises:
+        jax.errors.JaxRuntimeError: The target has not enough memory, or the compiler fails.
+    """
+    began = time.perf_counter()
+    with compiling_anew():
+        compiled = program.traced.lower().compile(compiler_options=target.flags or None)
+    seconds = time.perf_counter() - began
+    text = compiled.as_text()
+    found = compiled.memory_analysis()
+    memory = Memory(
+        found.argument_size_in_bytes,
+        max(0, found.output_size_in_bytes - found.alias_size_in_bytes),
+        found.temp_size_in_bytes,
+        found.generated_code_size_in_bytes,
+    )
+    read = reading.read(hlo.parse(text), program.carried, target.chip.cache_bytes)
+    return Compiled(program, seconds, text, memory, read)
+
+
+def report(
+    target: Target,
+    config: ExperimentConfig,
+    trace: Trace,
+    lanes: int | None = None,
+) -> Report:
+    """Compile an experiment's program for a target, and count it.
+
+    Args:
+        target: Whose devices the program is traced for.
+        config: The experiment.
+        trace: The program of a config and a number of lanes.
+        lanes: Of a sweep.
+    """
+    program = trace(config, lanes)
+    counted = _counted(target, program)
+    compiled, refusal = None, ""
+    try:
+        compiled = compile_for(target, program)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = re.sub(r"^RESOURCE_EXHAUSTED: ", "", str(error)).partition("\n")[0]
+    fits = compiled is not None and compiled.memory.total <= target.memory()
+    largest = None if fits else _largest(target, config, trace, program)
+    return Report(target, program, counted, count.products(program), compiled, refusal, config.precision, fits, largest)
+
+
+def _counted(target: Target, program: Program) -> Memory:
+    return count.memory(program, target.chip.platform)
+
+
+def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
+    """The largest number of lanes, or batch, below the given one that fits by our count."""
+    unit = program.devices if lanes else config.grad_shards
+    lanes = program.lanes
+    lowest, highest = 0, (lanes or config.batch_size) // unit
+
+    def fits(units: int) -> bool:
+        try:
+            changed = config if lanes else dataclasses.replace(config, batch_size=units * unit)
+            return _counted(target, trace(changed, units * unit if lanes else None)).total <= target.memory()
+        except ConfigError:  # Shards of one row.
+            return False
+
+    while highest - lowest > max(1, highest // 256):
+        middle = (lowest + highest) // 2
+        lowest, highest = (middle, highest) if fits(middle) else (lowest, middle)
+    return lowest * unit
+
+
+def document(found: Report) -> dict[str, Any]:
+    """The report as JSON."""
+    compiled, target = found.compiled, found.target
+    by_op: dict[str, list[int]] = {}
+    for each in compiled.reading.collectives if compiled else ():
+        by_op.setdefault(each.op, []).append(each.received)
+    return {
+        "program": found.program.name,
+        "target": target.name,
+        "devices": found.program.devices,
+        "lanes": found.program.lanes,
+        "compile_s": compiled and compiled.seconds,
+        "memory": _memory(compiled.memory if compiled else None) | {"device": target.memory(), "fits": found.fits},
+        "memory_counted": _memory(found.counted),
+        "flops_per_step": compiled and compiled.reading.flops,
+        "flops_per_step_counted": found.counted_flops,
+        "bytes_per_step": compiled and compiled.reading.bytes,
+        "kernels_per_step": compiled and compiled.reading.kernels_per_turn,
+        "kernels": dict(compiled.reading.kernels) if compiled else {},
+        "collectives": [{"op": op, "count": len(sizes), "bytes": sum(sizes)} for op, sizes in by_op.items()],
+        "known_trip_count": compiled and compiled.reading.trip_count is not None,
+        "findings": [{**each._asdict(), "flags": flags(target)} for each in found.findings],
+        "lower_bound_s_per_step": max(found.bounds.values(), default=None),
+        "lower_bounds_s": found.bounds,
+        "source": target.chip.source or None,
+        "flags": flags(target),
+        "largest_that_fits": found.largest,
+    }
+
+
+def _memory(memory: Memory | None) -> dict[str, Any]:
+    if memory is None:
+        return dict.fromkeys((*Memory._fields, "total"))
+    return {**memory._asdict(), "total": memory.total}
+
+
+def flags(target: Target) -> list[str]:
+    """XLA's flags that a target's programs are compiled under."""
+    chosen: Mapping[str, Any] = {"xla_gpu_deterministic_ops": True, **target.flags}
+    return [f"--{name}={str(value).lower()}" for name, value in chosen.items()]
+
+
+def table(found: Report) -> str:
+    """The report for people."""
+    compiled, program, target = found.compiled, found.program, found.target
+    devices = f"{program.devices} {'device' if program.devices == 1 else 'devices'}"
+    lanes = f", {program.lanes} lanes" if program.lanes else ""
+    seconds = f"compiled in {compiled.seconds:.1f} s" if compiled else "not compiled: out of memory"
+    lines = [f"{program.name} on {devices} of {target.name}{lanes}: {seconds}", ""]
+    lines += [f"{'memory a device':24}{'counted':>16}{'compiler':>16}"]
+    theirs = compiled.memory if compiled else None
+    for name in (*Memory._fields, "total"):
+        ours = getattr(found.counted, name)
+        lines.append(f"  {name:22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
+    fits = "it fits" if found.fits else "it does not fit"
+    lines += [f"  {'of the device':22}{'':16}{_shown(target.memory()):>16}   {fits}", ""]
+    if compiled:
+        read = compiled.reading
+        turn = "an update" if program.name == "train" else "a batch"
+        lines += [f"{turn + ' of a device':24}{'counted':>16}{'compiler':>16}"]
+        lines += [f"  {'FLOPs of products':22}{found.counted_flops:>16,}{read.flops:>16,}"]
+        lines += [f"  {'bytes moved':22}{'':16}{_shown(read.bytes):>16}"]
+        kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(read.kernels.items()))
+        lines += [f"  {'kernels':22}{'':16}{read.kernels_per_turn:>16,}   {kinds}"]
+        for each in document(found)["collectives"]:
+            lines.append(f"  {each['op']:22}{'':16}{each['count']:>16,}   {_shown(each['bytes'])} received")
+        length = f"known, {read.trip_count:,}" if read.trip_count is not None else "not known"
+        lines += [f"  {'length of the loop':22}{'':16}{length:>16}", ""]
+        if found.bounds:
+            name, least = max(found.bounds.items(), key=lambda item: item[1])
+            lines += [f"at least {least * 1e6:,.1f} us, by the data sheet's peak of the {name}: {target.chip.source}", ""]
+        lines += [f"{len(found.findings)} findings, compiled under {' '.join(flags(target))}"]
+        lines += [f"  {each.rule}: {each.what} ({each.where})" for each in found.findings]
+    return "\n".join(lines)
+
+
+def _shown(number: int | None) -> str:
+    return "" if number is None else f"{number / 1e6:,.2f} MB"

@@ -1,0 +1,220 @@
+"""Which accelerators can a program be compiled for, what do their makers say of them, and where is the compiler?"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jaxmlp.errors import ConfigError, DeviceError, did_you_mean
+
+Platform = Literal["cpu", "gpu", "tpu"]
+GB, TB = 10**9, 10**12
+
+_HGX = "NVIDIA HGX Platform, specifications, https://www.nvidia.com/en-us/data-center/hgx/"
+_SPECS = "https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chip:
+    """An accelerator as its maker describes it, one device of it."""
+
+    platform: Platform
+    memory: int | None = None
+    """Bytes; None where it is this machine's own."""
+    bandwidth: float | None = None
+    """Bytes a second of the memory."""
+    flops: dict[str, float] = field(default_factory=dict)
+    """Multiplications and additions a second of products, at most, by the type of the factors."""
+    interconnect: float | None = None
+    """Bytes a second that a device receives from others, at most."""
+    cache_bytes: int = 0
+    """Of the largest cache: smaller arrays may never reach the memory. A TPU's compiler says itself what stays."""
+    source: str = ""
+    """Where the figures are from."""
+    topology: str = ""
+    """Of the smallest slice; empty where devices are simply counted."""
+    description: str = ""
+    """What XLA must know of a GPU, as its `GpuTargetConfigProto`."""
+
+
+def _gpu(name: str, cores: int, clock_ghz: float, memory: int, bandwidth: int, cache: int, major: int) -> str:
+    """A GPU as XLA's own descriptions have it: the limits that all have in common, and its own sizes."""
+    common = (
+        "threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 fpus_per_core: 128 "
+        "shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 "
+        "block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 "
+        "registers_per_core_limit: 65536 registers_per_block_limit: 65536"
+    )
+    own = (
+        f"core_count: {cores} clock_rate_ghz: {clock_ghz} device_memory_size: {memory} memory_bandwidth: {bandwidth} "
+        f"l2_cache_size: {cache} cuda_compute_capability {{ major: {major} minor: 0 }}"
+    )
+    versions = "dnn_version_info { major: 9 minor: 10 } runtime_version { major: 13 minor: 0 }"
+    return f'gpu_device_info {{ {common} {own} }} platform_name: "CUDA" {versions} device_description_str: "{name}"'
+
+
+CHIPS = {
+    "tpu-v5e": Chip(
+        platform="tpu", memory=16 * 2**30, bandwidth=819 * GB, flops={"bfloat16": 197 * TB}, interconnect=400 * GB,
+        topology="2x2", source="Google Cloud, TPU v5e, https://docs.cloud.google.com/tpu/docs/v5e",
+    ),
+    "tpu-v6e": Chip(
+        platform="tpu", memory=32 * 2**30, bandwidth=1638 * GB, flops={"bfloat16": 918 * TB}, interconnect=800 * GB,
+        topology="2x2", source="Google Cloud, TPU v6e, https://docs.cloud.google.com/tpu/docs/v6e",
+    ),
+    "tpu-v5p": Chip(
+        platform="tpu", memory=95 * 2**30, bandwidth=2765 * GB, flops={"bfloat16": 459 * TB}, interconnect=1200 * GB,
+        topology="2x2x1", source="Google Cloud, TPU v5p, https://docs.cloud.google.com/tpu/docs/v5p",
+    ),
+    "h100": Chip(
+        platform="gpu", memory=80 * GB, bandwidth=3350 * GB, flops={"bfloat16": 1979 / 2 * TB, "float32": 67 * TB},
+        interconnect=450 * GB, cache_bytes=50 * 2**20,
+        source=f"NVIDIA H100 Tensor Core GPU, H100 SXM, https://www.nvidia.com/en-us/data-center/h100/; {_SPECS}",
+        description=_gpu("NVIDIA H100 80GB HBM3", 132, 1.98, 84942979072, 3352320000000, 52428800, 9),
+    ),
+    "b200": Chip(
+        platform="gpu", memory=180 * GB, bandwidth=8 * TB, flops={"bfloat16": 36 / 8 / 2 * 1000 * TB,
+        "float32": 600 / 8 * TB}, interconnect=900 * GB, cache_bytes=132644864,
+        source=f"{_HGX}; NVIDIA DGX B200, https://www.nvidia.com/en-us/data-center/dgx-b200/; {_SPECS}",
+        description=_gpu("NVIDIA B200", 148, 1.965, 191514411008, 7672320000000, 132644864, 10),
+    ),
+    "cpu": Chip(platform="cpu"),
+}  # fmt: skip
+"""By the name of a target. Peaks of GPUs are without sparsity, half of what their maker says with it."""
+
+GPU_FLAGS = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+"""Nothing can be tuned without a device: the kernels are not quite those that a user's GPU takes."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for."""
+
+    name: str
+    """As it is typed: `tpu-v5e:2x4`, `h100`, `cpu`."""
+    chip: Chip
+    topology: str
+
+    @classmethod
+    def of(cls, text: str) -> Target:
+        """What a user names.
+
+        Raises:
+            ConfigError: There is no such target.
+        """
+        name, colon, topology = text.partition(":")
+        if name not in CHIPS:
+            known = ", ".join(CHIPS)
+            raise ConfigError("for", f"must be one of {known}, got {text!r}.{did_you_mean(name, CHIPS)}")
+        chip = CHIPS[name]
+        if colon and not (chip.topology and re.fullmatch(r"\d+(x\d+)*", topology)):
+            such = f"{name}:{chip.topology}" if chip.topology else name
+            raise ConfigError("for", f"must be such as {such}, got {text!r}")
+        return cls(text, chip, topology or chip.topology)
+
+    @property
+    def flags(self) -> dict[str, bool | int]:
+        """XLA's, beside those that every run has."""
+        return dict(GPU_FLAGS) if self.chip.platform == "gpu" else {}
+
+    def memory(self) -> int:
+        """Bytes of one device."""
+        if self.chip.memory is not None:
+            return self.chip.memory
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def devices(self, wanted: int | None, divides: int) -> Sequence[Any]:
+        """So many of the target's devices; by default the largest number of them that divides `divides`.
+
+        Raises:
+            ConfigError: There is no such topology, or it has fewer devices.
+            DeviceError: The compiler is not installed.
+        """
+        there = self._described(wanted or 1)
+        if wanted is None:
+            wanted = max(count for count in range(1, min(len(there), divides) + 1) if divides % count == 0)
+        if wanted > len(there):
+            raise ConfigError("devices", f"must be at most the {len(there)} of {self.name}, got {wanted}")
+        return there[:wanted]
+
+    def _described(self, count: int) -> Sequence[Any]:
+        import jax
+
+        if self.chip.platform == "cpu":
+            return _cpus(count)
+        from jax.experimental import topologies
+
+        if not has_compiler(self.chip.platform):
+            kind, extra = ("TPUs, libtpu", "tpu") if self.chip.platform == "tpu" else ("NVIDIA's GPUs", "cuda13")
+            raise DeviceError(
+                f"device: {self.name} needs the compiler for {kind}. Install jaxmlp's extra {extra}; no device is needed"
+            )
+        try:
+            if self.chip.platform == "tpu":
+                name = f"{self.name.partition(':')[0].removeprefix('tpu-')}:{self.topology}"
+                return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+            return topologies.get_topology_desc(
+                platform="cuda", topology_name=self.name, target_config=self.chip.description, topology=f"1x1x{count}"
+            ).devices
+        except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+            line = str(error).partition("\n")[0]
+            raise ConfigError("for", f"must be a target that its compiler knows, got {self.name!r}: {line}") from None
+
+
+def has_compiler(platform: Platform) -> bool:
+    """Whether the compiler for it is installed; nothing is started."""
+    if platform == "cpu":
+        return True
+    names = ("libtpu",) if platform == "tpu" else ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
+    with contextlib.suppress(ModuleNotFoundError):  # jax_plugins itself
+        return any(importlib.util.find_spec(name) for name in names)
+    return False
+
+
+def _cpus(count: int) -> Sequence[Any]:
+    """This machine's CPU as so many devices, if JAX has not started with fewer.
+
+    Raises:
+        DeviceError: It has.
+    """
+    import jax
+
+    there = jax.devices("cpu")
+    if len(there) < count:
+        raise DeviceError(f"device: JAX is already up with {len(there)} CPU devices, and {count} were asked for")
+    return there
+
+
+def prepare(devices: int | None) -> None:
+    """Let JAX start on the CPU alone, and compilers look for no device; before JAX starts.
+
+    Args:
+        devices: As how many devices the CPU is to appear.
+    """
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    quiet = {
+        "CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
+    }  # fmt: skip
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    if devices and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["JAX_NUM_CPU_DEVICES"] = str(devices)
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Let JAX's cache of compiled programs be, so that seconds are the compiler's."""
+    import jax
+
+    kept = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", kept)
