@@ -12,13 +12,16 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test chromium test-browser test-accelerator test-portable lint lock clean
+.PHONY: help train test chromium test-browser test-accelerator test-portable test-tpu-programs test-targets lint lock \
+	clean
 
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
+	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
+	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 5 GB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
@@ -56,6 +59,22 @@ test-portable: $(READY)
 	PORTABLE_POINTS=1000000 $(BIN)/python -m pytest -q tests/test_portable_functions.py
 	$(BIN)/python tests/portable_everywhere.py
 
+# The compilers for accelerators lie beside the environment, so that nothing else finds them. No device is needed.
+TARGETS := .targets
+ON_TARGETS = JAX_PLATFORMS=cpu PYTHONPATH=$(TARGETS)/$(1) JAXMLP_TEST_TARGETS=$(1) $(BIN)/python -m pytest -q -m targets \
+	tests/targets
+
+test-tpu-programs: $(READY) $(TARGETS)/tpu/ready
+	$(call ON_TARGETS,tpu)
+
+test-targets: $(READY) $(TARGETS)/gpu/ready
+	$(call ON_TARGETS,gpu)
+
+$(TARGETS)/%/ready: requirements-%.lock $(READY)
+	@rm -rf $(TARGETS)/$*
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $< --target $(TARGETS)/$*
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -64,14 +83,19 @@ lint: $(READY)
 EXTRAS := report tensorboard keras onnx orbax dev
 
 # uv writes hashes for every platform, and pip-tools only for this one.
+LOCK = $(BIN)/python -m uv --no-config pip compile pyproject.toml --universal --python-version 3.12 --generate-hashes \
+	--no-emit-index-url --custom-compile-command 'make lock' --quiet $(if $(UPGRADE),--upgrade)
+APART = $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock)
+
 lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/python -m uv --no-config pip compile pyproject.toml $(EXTRAS:%=--extra %) \
-		--output-file requirements.lock --universal --python-version 3.12 --generate-hashes --no-emit-index-url \
-		--custom-compile-command 'make lock' --quiet $(if $(UPGRADE),--upgrade)
+	$(LOCK) $(EXTRAS:%=--extra %) --output-file requirements.lock
+	$(LOCK) --extra tpu --constraint requirements.lock $(APART) --output-file requirements-tpu.lock
+	$(LOCK) --extra cuda13 --constraint requirements.lock $(APART) --output-file requirements-gpu.lock
+	sed -i '/^$$/,$$d' requirements-tpu.lock requirements-gpu.lock  # the names of all packages that lie elsewhere
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .targets .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml requirements.lock
 	@found= version=; \

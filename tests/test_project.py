@@ -78,6 +78,7 @@ ARROWS = {
     "network opening position programs progress run runtime signals train",
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
+    "compile": "data network shards sweep train",
     "report": "code data experiment history inference jaxmlp mlp opening pictures prng run sweep train",
     "tracking": "history pictures train",
     "cli": "*",
@@ -87,7 +88,7 @@ ARROWS = {
 
 INDEX = re.compile(r"--(?:extra-)?index-url\b|--find-link[s]\b|://[^/\s]*pypi|://files[.]pythonhosted")
 MACHINE_PATH = re.compile(r"(?<![\w.:])/(?:home/(?!ann\b)|Users/|root/|opt/|work/|workspace/|builds/)")  # ann: no one
-NOT_OURS = re.compile(r"\.git|\.venv|\..*_cache|\.hypothesis|__pycache__|runs|build|dist|.*\.egg-info")
+NOT_OURS = re.compile(r"\.git|\.venv|\.targets|\..*_cache|\.hypothesis|__pycache__|runs|build|dist|.*\.egg-info")
 
 
 def rooms() -> set[str]:
@@ -192,8 +193,9 @@ def test_only_prng_makes_or_splits_keys() -> None:
                     assert "jax.random" not in {getattr(node, "module", None), *(alias.name for alias in node.names)}
 
 
-def test_the_lock_pins_everything_with_hashes_and_names_no_source() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-tpu.lock", "requirements-gpu.lock"])
+def test_a_lock_pins_everything_with_hashes_and_names_no_source(lock: str) -> None:
+    text = (ROOT / lock).read_text()
     code = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
     entry = r"[a-z0-9-]+==[\w.]+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+\n"
     assert re.fullmatch(f"(?:{entry})+", code)

@@ -22,20 +22,29 @@ from jaxmlp import network
 from jaxmlp.compile.program import Program
 
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
-INLINED = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2", "shard_map"}
+INLINED = {
+    "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2",
+    "shard_map",
+}  # fmt: skip
+"""Primitives that stand for the operations inside."""
 ELEMENTWISE = {
-    *("abs acos acosh add and asin asinh atan atan2 atanh cbrt ceil clamp convert_element_type cos cosh copy copy_p").split(),
-    *("digamma div eq eq_to erf erf_inv erfc exp exp2 expm1 floor ge gt imag integer_pow is_finite le lgamma").split(),
-    *("log log1p logistic lt max min mul ne neg nextafter not or population_count pow real rem round rsqrt").split(),
-    *("select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient").split(),
-    *("sub tan tanh xor broadcast_in_dim reshape squeeze expand_dims iota rev pad reduce_precision pvary").split(),
-    *("random_wrap random_unwrap random_seed random_fold_in bitcast_convert_type mul_no_nan transpose slice").split(),
+    "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
+    "bitcast_convert_type", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
+    "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv", "erfc", "exp", "exp2", "expand_dims",
+    "expm1", "floor", "ge", "gt", "imag", "integer_pow", "iota", "is_finite", "le", "lgamma", "log", "log1p",
+    "logistic", "lt", "max", "min", "mul", "mul_no_nan", "ne", "neg", "nextafter", "not", "or", "pad",
+    "population_count", "pow", "pvary", "random_fold_in", "random_seed", "random_unwrap", "random_wrap", "real",
+    "reduce_precision", "rem", "reshape", "rev", "round", "rsqrt", "select_n", "shift_left",
+    "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "slice", "sqrt", "square", "squeeze",
+    "stop_gradient", "sub", "tan", "tanh", "transpose", "xor",
 }  # fmt: skip
 """Primitives whose results a compiler need not write to memory."""
 VIEWS = {"transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
 """Those that a product reads through."""
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 RANDOM = {"random_bits", "threefry2x32", "random_split"}
+THREEFRY_ON_CPU = 6
+"""Arrays as long as its result that XLA's loop over threefry's rounds has on a CPU: counters, numbers, their copies."""
 TILE = (8, 128)
 """Of the last two dimensions in a TPU's memory. Source: "Pallas TPU details", JAX's documentation."""
 
@@ -51,9 +60,14 @@ class Memory(NamedTuple):
     """None where it is not known."""
 
     @property
+    def without_code(self) -> int:
+        """All arrays at once."""
+        return self.arguments + self.outputs + self.temporaries
+
+    @property
     def total(self) -> int:
-        """All at once."""
-        return self.arguments + self.outputs + self.temporaries + (self.code or 0)
+        """Arrays, and code where it is known."""
+        return self.without_code + (self.code or 0)
 
 
 def memory(program: Program, platform: Platform) -> Memory:
@@ -172,12 +186,14 @@ class _Graph:
         if name == "while":
             carried = inputs[params["cond_nconsts"] + params["body_nconsts"] :]
         elif name == "scan":
-            carried = inputs[params["num_consts"] :][: params["num_carry"]]
+            carried = inputs[_scan_consts(equation, inner[0]) :][: _scan_carries(equation, inner[0])]
         new = [
             _Node(padded(var.aval.shape, var.aval.dtype, self.platform), inputs, name)
             for var in equation.outvars[len(carried) :]
         ]
         new = new or [_Node(0, inputs, name)]
+        if name in RANDOM and self.platform == "cpu":
+            inside = THREEFRY_ON_CPU * sum(each.nbytes for each in new)
         new[0].inside = inside
         for each in new:
             each.position = len(self.nodes)
@@ -198,14 +214,20 @@ class _Graph:
     def _ends_in_place(self, node: _Node) -> bool:
         if node.is_fenced or node.primitive not in ELEMENTWISE:
             return False
-        return node.in_place or bool(node.users) and all(self._ends_in_place(user) for user in node.users)
+        return node.in_place or (bool(node.users) and all(self._ends_in_place(user) for user in node.users))
 
     def _is_stored(self, node: _Node) -> bool:
         """Whether the value is written to memory."""
         if node.is_fenced or not self._is_light(node):
             return True
         through = node.primitive in VIEWS
-        return any(not self._is_light(user) and not (through and user.primitive in PRODUCTS) for user in node.users)
+        return any(self._reads_whole(user) and not (through and user.primitive in PRODUCTS) for user in node.users)
+
+    def _reads_whole(self, node: _Node) -> bool:
+        """Whether the operation, or the one that reads through it, must find its input in memory."""
+        if node.primitive in VIEWS and self._is_light(node):
+            return any(self._reads_whole(user) for user in node.users)
+        return not self._is_light(node)
 
     def peak(self) -> int:
         """Bytes of temporaries that live at once."""
@@ -224,6 +246,18 @@ class _Graph:
                 changes[last[id(node)] + 1] -= node.nbytes
         live = list(itertools.accumulate(changes))
         return max((live[node.position] + node.inside for node in self.nodes), default=0)
+
+
+def _scan_carries(equation: Any, body: Any) -> int:
+    """How many values a scan carries: its first results, which have no axis for the turns."""
+    alike = [out.aval.shape == made.aval.shape for out, made in zip(equation.outvars, body.outvars, strict=True)]
+    return [*alike, False].index(False)
+
+
+def _scan_consts(equation: Any, body: Any) -> int:
+    """How many values each turn of a scan reads whole: all but those carried, and those cut into turns."""
+    alike = [var.aval.shape == read.aval.shape for var, read in zip(equation.invars, body.invars, strict=True)]
+    return alike.count(True) - _scan_carries(equation, body)
 
 
 def _inner(equation: Any) -> Iterator[Any]:

@@ -57,7 +57,7 @@ class Examples(NamedTuple):
         rows = self.counts[name]
         zeros = train.Split.of(self.facts.zeros(1))
         if self.weighted:
-            zeros = zeros._replace(weights=np.zeros(1, np.float32))
+            zeros = zeros._replace(weights=jax.ShapeDtypeStruct((1,), np.float32))  # type: ignore[arg-type]
         whole: train.Split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), zeros)
         return whole
 
@@ -121,10 +121,8 @@ def training(
         arguments = (*map(row, (on_data, state, sums, active, order)), None, *map(whole, (split, bound, bound)))
         traced = over_lanes.train_lanes.trace(*arguments, mesh=mesh, batching=batching)
         carried = _on_device(carried, lanes, len(devices), batching)
-    return Program(
-        "train", traced, *_ends(traced, arguments, lanes, len(devices)), tuple(carried), donated, len(devices), lanes,
-        config.batch_size,
-    )  # fmt: skip
+    ends = _ends(traced, arguments, lanes, len(devices))
+    return Program("train", traced, *ends, tuple(carried), donated, len(devices), lanes, config.batch_size)
 
 
 def evaluation(
@@ -153,7 +151,14 @@ def evaluation(
         carried = _on_device(carried, lanes, len(devices), batching)
     batch = train.eval_batch_size(examples.counts[split], config.grad_shards)
     return Program(
-        "evaluate", traced, *_ends(traced, arguments, lanes, len(devices)), tuple(carried), 0, len(devices), lanes, batch
+        "evaluate",
+        traced,
+        *_ends(traced, arguments, lanes, len(devices)),
+        tuple(carried),
+        0,
+        len(devices),
+        lanes,
+        batch,
     )
 
 
@@ -209,4 +214,3 @@ def _on_device(leaves: Sequence[Any], lanes: int, devices: int, batching: Batchi
     """The shapes that a device's loop has: of one lane with `map`, of all the device's with `vmap`."""
     rows = () if batching == "map" else (lanes // devices,)
     return [jax.ShapeDtypeStruct((*rows, *leaf.shape), leaf.dtype) for leaf in leaves]
-

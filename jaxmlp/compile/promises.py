@@ -1,11 +1,13 @@
 """What must hold of a compiled program, each rule a function from the program to the findings that break it.
 
     no_float_sum        no sum of floats across devices but that of `shards`, which adds in one fixed order
+    no_lost_sign        no message whose values lose the sign of a zero on the way
     no_unwritten        no message between devices that nobody wrote
     known_length        the loop over updates has a length that the compiler knows
     donated             the state is updated in place
     nothing_hosted      no callback, and no transfer to or from the host
     nothing_wide        nothing in 64 bits
+    nothing_copied      no argument is copied before the loop, as into another layout: each call would do it again
     few_kernels         at most so many kernels an update
 
 Two more tell what else bits may hang on: `scatters` and `varying`.
@@ -14,16 +16,19 @@ Two more tell what else bits may hang on: `scatters` and `varying`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from jaxmlp.compile.reading import Collective, Reading
+from jaxmlp.compile.hlo import Array
+from jaxmlp.compile.reading import COPIES, Collective, Reading
 
 GATHERS = ("all_gather", "all_to_all")
 """Messages of JAX that add nothing, whatever XLA makes of them."""
 WRITTEN = (*GATHERS, "psum", "psum2", "pmax", "pmin", "ppermute", "pbroadcast", "reduce_scatter", "psum_scatter")
 HOST_CALLS = ("callback", "host", "infeed", "outfeed")
 HOST_OPS = {"infeed", "outfeed", "send", "recv", "host-execute"}
+LARGE = 1 << 20
+"""Bytes of a copy that is worth telling."""
 VARYING = {"rng": "random numbers of the device's own", "select-and-scatter": "an order of its own for equal values"}
 
 
@@ -38,30 +43,33 @@ class Finding(NamedTuple):
 
 
 def no_float_sum(reading: Reading) -> Iterator[Finding]:
-    """No sum of floats across devices: their order is the network's, and bits hang on it.
-
-    An all-gather that XLA makes of an all-reduce adds zeros to each value, in any order to the same bits.
-    """
-    for each in reading.collectives:
-        adds = each.op == "reduce-scatter" or (each.op == "all-reduce" and each.reduces in ("add", "multiply", ""))
-        if adds and any(array.is_float for array in each.arrays) and not _written(each, GATHERS):
+    """No sum of floats across devices: their order is the network's, and bits hang on it."""
+    for each in _float_sums(reading):
+        if not _written(each, GATHERS):
             yield Finding("no_float_sum", f"{each.op} adds floats of {each.devices} devices", each.source or each.op)
+
+
+def no_lost_sign(reading: Reading) -> Iterator[Finding]:
+    """No all-gather of floats that XLA turns into a sum of zeros and one value: of -0.0 it makes 0.0."""
+    for each in _float_sums(reading):
+        if _written(each, GATHERS):
+            told = f"{each.op} adds zeros to {_types(each.arrays)}: -0.0 becomes 0.0"
+            yield Finding("no_lost_sign", told, each.source)
 
 
 def no_unwritten(reading: Reading) -> Iterator[Finding]:
     """No message between devices that no line of the program asks for: XLA's partitioner makes them."""
     for each in reading.collectives:
         if not _written(each, WRITTEN):
-            told = f"{each.op} of {_shown(each)} that nobody wrote"
+            told = f"{each.op} of {_types(each.arrays)} that nobody wrote"
             yield Finding("no_unwritten", told, each.source or each.op)
 
 
 def known_length(reading: Reading) -> Iterator[Finding]:
     """A loop of unknown length makes the host of a GPU wait for a flag in each turn."""
-    if reading.loop is None:
-        yield Finding("known_length", "the program has no loop over updates", reading.module.entry)
-    elif reading.trip_count is None:
-        yield Finding("known_length", "the loop's length is not known", reading.loop.source or reading.loop.name)
+    if reading.trip_count is None:
+        where = reading.loop and (reading.loop.source or reading.loop.name)
+        yield Finding("known_length", "the loop's length is not known", where or reading.module.entry)
 
 
 def donated(reading: Reading, outputs: int) -> Iterator[Finding]:
@@ -74,18 +82,30 @@ def nothing_hosted(reading: Reading) -> Iterator[Finding]:
     """Nothing in the program calls the host, or waits for it."""
     for each in reading.module.all():
         calls = each.op == "custom-call" and any(word in each.target.lower() for word in HOST_CALLS)
-        moves = each.op.removesuffix("-start").removesuffix("-done") in HOST_OPS or "is_host_transfer=true" in each.attributes
+        moves = (
+            each.op.removesuffix("-start").removesuffix("-done") in HOST_OPS
+            or "is_host_transfer=true" in each.attributes
+        )
         if calls or (moves and not each.op.endswith("-done")):
             yield Finding("nothing_hosted", f"{each.target or each.op} leaves the device", each.source or each.name)
 
 
 def nothing_wide(reading: Reading) -> Iterator[Finding]:
     """Nothing in 64 bits."""
-    seen = set()
-    for each in reading.module.all():
-        if any(array.dtype in ("f64", "s64", "u64", "c128") for array in each.arrays) and each.source not in seen:
-            seen.add(each.source)
-            yield Finding("nothing_wide", f"{each.op} computes {each.result.dtype}", each.source or each.name)
+    wide = {"f64", "s64", "u64", "c128"}
+    sources = {each.source: each for each in reading.module.all() if wide & {array.dtype for array in each.arrays}}
+    for source, each in sources.items():
+        yield Finding("nothing_wide", f"{each.op} computes {each.result.dtype}", source or each.name)
+
+
+def nothing_copied(reading: Reading) -> Iterator[Finding]:
+    """No large array is copied outside the loop."""
+    if reading.loop is None:
+        return
+    for each in reading.module.computations[reading.module.entry].values():
+        if each.op in COPIES and each.nbytes >= LARGE:
+            told = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, before the loop: {_types([each.result])}"
+            yield Finding("nothing_copied", told, each.source or ", ".join(each.operands))
 
 
 def few_kernels(reading: Reading, most: int) -> Iterator[Finding]:
@@ -112,7 +132,7 @@ def varying(reading: Reading) -> Iterator[Finding]:
 
 
 PROMISES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
-    no_float_sum, no_unwritten, known_length, nothing_hosted, nothing_wide, scatters, varying,
+    no_float_sum, no_lost_sign, no_unwritten, known_length, nothing_hosted, nothing_wide, nothing_copied, scatters, varying,
 )  # fmt: skip
 """Those that need nothing but the program."""
 
@@ -128,10 +148,16 @@ def findings(reading: Reading, outputs: int) -> list[Finding]:
     return list(dict.fromkeys(found))
 
 
+def _float_sums(reading: Reading) -> Iterator[Collective]:
+    for each in reading.collectives:
+        adds = each.op == "reduce-scatter" or (each.op == "all-reduce" and each.reduces in ("add", "multiply", ""))
+        if adds and any(array.is_float for array in each.arrays):
+            yield each
+
+
 def _written(each: Collective, primitives: tuple[str, ...]) -> bool:
     return re.split(r"[/ ]", each.source)[-1].rstrip("]").partition("[")[0] in primitives
 
 
-def _shown(each: Collective) -> str:
-    return " and ".join(f"{array.dtype}[{','.join(map(str, array.shape))}]" for array in each.arrays)
-
+def _types(arrays: Iterable[Array]) -> str:
+    return " and ".join(f"{array.dtype}[{','.join(map(str, array.shape))}]{array.layout}" for array in arrays)

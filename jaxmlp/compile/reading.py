@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from jaxmlp.compile.hlo import Array, Instruction, Module
 
 FREE = {
-    *("parameter constant tuple get-tuple-element bitcast after-all partition-id replica-id opt-barrier").split(),
-    *("add-dependency domain get-dimension-size iota").split(),
-}
+    "add-dependency", "after-all", "bitcast", "constant", "domain", "get-dimension-size", "get-tuple-element",
+    "iota", "opt-barrier", "parameter", "partition-id", "replica-id", "tuple",
+}  # fmt: skip
 """Opcodes that compute nothing."""
 LOOPS = {"while", "call", "conditional", "async-start"}
 """Opcodes that run other computations, whose instructions count."""
@@ -57,9 +57,9 @@ class Reading(NamedTuple):
 
     module: Module
     loop: Instruction | None
-    """Over the turns; None where the program has none."""
+    """Over the turns; None where the compiler has opened it, because there is but one turn."""
     trip_count: int | None
-    """Of the loop."""
+    """How often the loop runs; None where the compiler does not know."""
     kernels: Counter[str]
     """Kernels a turn, by kind: `fusions`, `library calls`, `products`, `others`; `copies` apart."""
     flops: int
@@ -95,23 +95,25 @@ def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Readin
             total += times * sum(moved)
             large += times * sum(size for size in moved if size > cache_bytes)
     flops = sum(times * _flops(module, each, computation) for times, each, computation in _products(module, body))
-    return Reading(
-        module, loop, trip_count(module, loop) if loop else None, kernels, flops, total, large,
-        tuple(collectives(module, body)),
-    )  # fmt: skip
+    messages = tuple(collectives(module, body))
+    return Reading(module, loop, _turns(module, loop), kernels, flops, total, large, messages)
+
+
+def _turns(module: Module, loop: Instruction | None) -> int | None:
+    """How often the loop runs; once where the compiler has opened it."""
+    if loop:
+        return trip_count(module, loop)
+    is_open = any(trip_count(module, each) is None for _, each in loops_of(module))
+    return None if is_open else 1
 
 
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
-    """The innermost loop that changes all arrays of these shapes; scalars may be joined with others, so do not count."""
-    wanted = collections.Counter(_key(leaf) for leaf in carried if math.prod(leaf.shape) > 1)
+    """The innermost loop that changes all values of these shapes; scalars, which may be joined, where there is no array."""
+    keys = [_key(leaf) for leaf in carried]
+    wanted = collections.Counter([key for key in keys if key[1] > 1] or keys)
     loops = [each for _, each in loops_of(module)]
-    if not wanted:
-        return loops[0] if loops else None
     fitting = [loop for loop in loops if wanted <= collections.Counter(map(_array_key, changed(module, loop)))]
-    inner = {each.name for loop in fitting for _, each in loops_of(module, loop.called_as("body"))}
-    outermost = [loop for loop in fitting if not {each.name for _, each in loops_of(module, loop.called_as("body"))} & {
-        other.name for other in fitting}]  # fmt: skip
-    return next(iter([loop for loop in outermost if loop.name in inner] or outermost), None)
+    return fitting[-1] if fitting else None
 
 
 def _key(leaf: Any) -> tuple[str, int]:
@@ -231,7 +233,9 @@ def _moved(module: Module, computation: str, each: Instruction) -> Iterator[int]
     for number, name in enumerate(each.operands):
         if name in around and not _on_chip(around[name].result):
             whole = around[name].nbytes if around[name].op != "tuple" else 0
-            yield min(whole, _read_part(inside, parameters.get(number), whole) if inside else _sliced(each, number, whole))
+            yield min(
+                whole, _read_part(inside, parameters.get(number), whole) if inside else _sliced(each, number, whole)
+            )
     root = next((item for item in inside.values() if item.is_root), each)
     if root.op == "dynamic-update-slice" and (around if root is each else inside).get(root.operands[1]):
         yield (around if root is each else inside)[root.operands[1]].nbytes

@@ -131,9 +131,9 @@ def _counted(target: Target, program: Program) -> Memory:
 
 
 def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
-    """The largest number of lanes, or batch, below the given one that fits by our count."""
-    unit = program.devices if lanes else config.grad_shards
+    """The largest number of lanes, or batch, below the given one that fits by our count; but for one part in 64."""
     lanes = program.lanes
+    unit = program.devices if lanes else config.grad_shards
     lowest, highest = 0, (lanes or config.batch_size) // unit
 
     def fits(units: int) -> bool:
@@ -143,7 +143,7 @@ def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Pr
         except ConfigError:  # Shards of one row.
             return False
 
-    while highest - lowest > max(1, highest // 256):
+    while highest - lowest > max(1, highest // 64):
         middle = (lowest + highest) // 2
         lowest, highest = (middle, highest) if fits(middle) else (lowest, middle)
     return lowest * unit
@@ -200,9 +200,10 @@ def table(found: Report) -> str:
     lines = [f"{program.name} on {devices} of {target.name}{lanes}: {seconds}", ""]
     lines += [f"{'memory a device':24}{'counted':>16}{'compiler':>16}"]
     theirs = compiled.memory if compiled else None
-    for name in (*Memory._fields, "total"):
-        ours = getattr(found.counted, name)
-        lines.append(f"  {name:22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
+    for name in (*Memory._fields[:-1], "without_code", "code", "total"):
+        ours = None if name == "total" else getattr(found.counted, name)
+        shown = name.replace("_", " ")
+        lines.append(f"  {shown:22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
     fits = "it fits" if found.fits else "it does not fit"
     lines += [f"  {'of the device':22}{'':16}{_shown(target.memory()):>16}   {fits}", ""]
     if compiled:
@@ -219,7 +220,10 @@ def table(found: Report) -> str:
         lines += [f"  {'length of the loop':22}{'':16}{length:>16}", ""]
         if found.bounds:
             name, least = max(found.bounds.items(), key=lambda item: item[1])
-            lines += [f"at least {least * 1e6:,.1f} us, by the data sheet's peak of the {name}: {target.chip.source}", ""]
+            lines += [
+                f"at least {least * 1e6:,.1f} us, by the data sheet's peak of the {name}: {target.chip.source}",
+                "",
+            ]
         lines += [f"{len(found.findings)} findings, compiled under {' '.join(flags(target))}"]
         lines += [f"  {each.rule}: {each.what} ({each.where})" for each in found.findings]
     return "\n".join(lines)

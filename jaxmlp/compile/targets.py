@@ -150,10 +150,9 @@ class Target:
         from jax.experimental import topologies
 
         if not has_compiler(self.chip.platform):
-            kind, extra = ("TPUs, libtpu", "tpu") if self.chip.platform == "tpu" else ("NVIDIA's GPUs", "cuda13")
-            raise DeviceError(
-                f"device: {self.name} needs the compiler for {kind}. Install jaxmlp's extra {extra}; no device is needed"
-            )
+            kind, extra = ("TPUs", "tpu") if self.chip.platform == "tpu" else ("NVIDIA's GPUs", "cuda13")
+            install = f"Install jaxmlp's extra {extra}; no device is needed"
+            raise DeviceError(f"device: {self.name} needs the compiler for {kind}. {install}")
         try:
             if self.chip.platform == "tpu":
                 name = f"{self.name.partition(':')[0].removeprefix('tpu-')}:{self.topology}"
@@ -199,7 +198,7 @@ def prepare(devices: int | None) -> None:
     os.environ["JAX_PLATFORMS"] = "cpu"
     quiet = {
         "CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3",
+        "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }  # fmt: skip
     for name, value in quiet.items():
         os.environ.setdefault(name, value)

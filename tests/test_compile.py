@@ -1,0 +1,150 @@
+"""What a program compiled for a device says of itself: the reader finds what is planted, and our counts are its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import command_line
+import jax
+import jax.numpy as jnp
+import pytest
+from command_line import QUICKSTART, SMALL, Program
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+from planted import NBYTES, called_back, compiled, gathered, rules, summed
+
+from jaxmlp import MLP, SGD, ExperimentConfig, shards
+from jaxmlp.compile import count, hlo, promises, reading, targets
+from jaxmlp.compile.program import Examples, evaluation, training
+from jaxmlp.compile.report import compile_for
+from jaxmlp.compile.targets import Target
+
+program = command_line.program
+
+CPU = Target.of("cpu")
+def test_a_clean_program_keeps_its_promises_and_what_is_planted_is_found() -> None:
+    devices = jax.devices()
+    clean = compiled(gathered, devices)
+    assert rules(clean) == []
+    (message,) = clean.collectives
+    assert (message.op, message.devices, message.received) == ("all-gather", 8, 7 * NBYTES)
+    assert clean.trip_count == 3
+    psum = compiled(summed, devices)
+    assert rules(psum) == ["no_float_sum"]
+    assert psum.collectives[0].received == 2 * 7 * NBYTES // 8
+    whole_numbers = compiled(lambda state: state + lax.psum(jnp.int32(state), shards.AXIS).astype(jnp.float32), devices)
+    assert rules(whole_numbers) == []
+    assert "nothing_hosted" in rules(compiled(called_back, devices[:1]))
+    assert rules(compiled(gathered, devices, donate=False)) == ["donated"]
+    assert rules(compiled(gathered, devices, length=None)) == ["known_length"]
+    assert rules(compiled(lambda state: state.at[state[:, 0].astype(jnp.int32)].add(1.0), devices)) == ["scatters"]
+    assert list(promises.few_kernels(clean, 0))
+    assert list(promises.few_kernels(clean, clean.kernels_per_turn)) == []
+    with jax.enable_x64(True):
+        wide = compiled(lambda state: (state.astype(jnp.float64) + 1).astype(jnp.float32), devices)
+    assert "nothing_wide" in rules(wide)
+
+
+def test_a_message_that_only_the_partitioner_wrote_is_found() -> None:
+    mesh = shards.make_mesh(jax.devices())
+    rows = NamedSharding(mesh, PartitionSpec(shards.AXIS))
+    whole = jax.jit(lambda x: jnp.sum(x), out_shardings=NamedSharding(mesh, PartitionSpec()))
+    text = whole.lower(jax.ShapeDtypeStruct((64,), jnp.float32, sharding=rows)).compile().as_text()
+    found = reading.read(hlo.parse(text), ())
+    assert {each.rule for each in promises.no_unwritten(found)} == {"no_unwritten"}
+    assert {each.rule for each in promises.no_float_sum(found)} == {"no_float_sum"}
+
+
+CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(24, 16)), optimizer=SGD(momentum=0.9), batch_size=64, grad_shards=4)
+KINDS = {"train": training, "evaluate": evaluation}
+
+
+@pytest.mark.parametrize(
+    ("kind", "devices", "lanes", "batching"),
+    [("train", 1, None, "map"), ("train", 4, None, "map"), ("train", 2, 4, "vmap"), ("evaluate", 2, 4, "map")],
+)
+def test_memory_and_products_are_counted_as_the_compiler_has_them(
+    kind: str, devices: int, lanes: int | None, batching: Any
+) -> None:
+    config = dataclasses.replace(CONFIG, grad_shards=1) if lanes else CONFIG
+    traced = KINDS[kind](config, Examples.of(config.data), jax.devices()[:devices], lanes=lanes, batching=batching)
+    found = compile_for(CPU, traced)
+    counted = count.memory(traced, "cpu")
+    assert counted.arguments == pytest.approx(found.memory.arguments, rel=0.001)
+    assert counted.without_code == pytest.approx(found.memory.without_code, rel=0.1)
+    assert count.products(traced) == found.reading.flops > 0
+    assert found.reading.loop
+    assert bool(found.reading.collectives) == (devices > 1 and lanes is None)
+
+
+def test_compile_tells_of_an_experiment_what_was_asked(program: Program, tmp_path: Path) -> None:
+    ended = program("compile", QUICKSTART, *SMALL, "--json", "--hlo", str(tmp_path / "program.txt"))
+    document = ended.document
+    assert ended.code == 0
+    assert {
+        *("program", "target", "devices", "lanes", "compile_s", "memory", "memory_counted", "flops_per_step"),
+        *("flops_per_step_counted", "bytes_per_step", "kernels_per_step", "kernels", "collectives"),
+        *("known_trip_count", "findings", "lower_bound_s_per_step", "lower_bounds_s", "source", "flags"),
+        "largest_that_fits",
+    } == set(document)
+    assert set(document["memory"]) == {"arguments", "outputs", "temporaries", "code", "total", "device", "fits"}
+    assert (document["target"], document["devices"], document["memory"]["fits"]) == ("cpu", 1, True)
+    assert document["flops_per_step"] == document["flops_per_step_counted"]
+    assert document["findings"] == [] or set(document["findings"][0]) == {"rule", "what", "where", "flags"}
+    assert document["lower_bound_s_per_step"] is None
+    assert (tmp_path / "program.txt").read_text().startswith("HloModule")
+    assert "FLOPs of products" in ended.stderr
+    lanes = program("compile", QUICKSTART, *SMALL, "--lanes", "2", "--evaluate", "--json").document
+    assert (lanes["program"], lanes["lanes"], lanes["known_trip_count"]) == ("evaluate", 2, True)
+
+
+def test_a_program_that_does_not_fit_ends_in_6_with_the_largest_that_does(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("compile", QUICKSTART, *SMALL, "--json")
+    needs = program(*words, "--batch-size", "512").document["memory_counted"]["total"]
+    monkeypatch.setitem(targets.CHIPS, "cpu", targets.Chip(platform="cpu", memory=needs))
+    ended = program(*words, "--batch-size", "2048")
+    assert ended.code == 6
+    assert ended.document["memory"]["fits"] is False
+    assert 480 <= ended.document["largest_that_fits"] <= 512
+    assert f"The largest batch size that fits, as counted: {ended.document['largest_that_fits']}" in ended.stderr
+    monkeypatch.setitem(targets.CHIPS, "cpu", targets.Chip(platform="cpu", memory=1000))
+    assert program(*words, "--lanes", "2").document["largest_that_fits"] == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "extra"), [("tpu-v5e:2x2", "tpu"), ("tpu-v6e", "tpu"), ("h100", "cuda13"), ("b200", "cuda13")]
+)
+def test_without_the_compiler_the_extra_is_named(
+    target: str, extra: str, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "has_compiler", lambda platform: False)
+    ended = program("compile", QUICKSTART, "--for", target)
+    assert ended.code == 6
+    assert f"Install jaxmlp's extra {extra};" in ended.first_line
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--for", "tpu-v5"), "--for must be one of tpu-v5e, "),
+        (("--for", "h100:2x2"), "--for must be such as h100, got 'h100:2x2'"),
+        (("--devices", "3", "--grad-shards", "4"), "--devices must divide grad_shards 4, got 3. The nearest: 2 and 4"),
+        (("--devices", "3", "--lanes", "4"), "--devices must divide lanes 4, got 3. The nearest: 2 and 4"),
+        (("--batch-size", "5000"), "--batch-size must be at most the 4000 training examples, got 5000"),
+    ],
+)
+def test_a_wrong_target_or_number_is_a_wrong_command_line(words: tuple[str, ...], told: str, program: Program) -> None:
+    ended = program("compile", QUICKSTART, *words)
+    assert (ended.code, ended.first_line[: len(told)]) == (2, told)
+
+
+@pytest.mark.parametrize("name", targets.CHIPS)
+def test_a_targets_figures_have_their_source(name: str) -> None:
+    chip = targets.CHIPS[name]
+    assert ("https://" in chip.source) == bool(chip.flops) == (chip.platform != "cpu")
+    page = (command_line.ROOT / "docs" / "accelerators.md").read_text()
+    assert all(link.rstrip(";") in page for link in chip.source.split() if link.startswith("https://"))
