@@ -21,7 +21,7 @@ help:
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
-	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 5 GB of packages'
+	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
@@ -70,7 +70,7 @@ test-tpu-programs: $(READY) $(TARGETS)/tpu/ready
 test-targets: $(READY) $(TARGETS)/gpu/ready
 	$(call ON_TARGETS,gpu)
 
-$(TARGETS)/%/ready: requirements-%.lock $(READY)
+$(TARGETS)/%/ready: requirements-%.lock | $(READY)
 	@rm -rf $(TARGETS)/$*
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $< --target $(TARGETS)/$*
 	@touch $@
@@ -91,7 +91,8 @@ lock: $(READY)
 	$(BIN)/python -m pip install --quiet uv
 	$(LOCK) $(EXTRAS:%=--extra %) --output-file requirements.lock
 	$(LOCK) --extra tpu --constraint requirements.lock $(APART) --output-file requirements-tpu.lock
-	$(LOCK) --extra cuda13 --constraint requirements.lock $(APART) --output-file requirements-gpu.lock
+	echo 'jax[cuda13-local]' | $(LOCK:pyproject.toml=-) --constraint requirements.lock $(APART) \
+		--output-file requirements-gpu.lock
 	sed -i '/^$$/,$$d' requirements-tpu.lock requirements-gpu.lock  # the names of all packages that lie elsewhere
 
 clean:

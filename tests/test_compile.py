@@ -24,6 +24,8 @@ from jaxmlp.compile.targets import Target
 program = command_line.program
 
 CPU = Target.of("cpu")
+
+
 def test_a_clean_program_keeps_its_promises_and_what_is_planted_is_found() -> None:
     devices = jax.devices()
     clean = compiled(gathered, devices)

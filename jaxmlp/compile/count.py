@@ -45,6 +45,8 @@ PRODUCTS = {"dot_general", "conv_general_dilated"}
 RANDOM = {"random_bits", "threefry2x32", "random_split"}
 THREEFRY_ON_CPU = 6
 """Arrays as long as its result that XLA's loop over threefry's rounds has on a CPU: counters, numbers, their copies."""
+GPU_WORKSPACE = 4 << 20
+"""Bytes that XLA gives cuBLAS beside a product's own arrays."""
 TILE = (8, 128)
 """Of the last two dimensions in a TPU's memory. Source: "Pallas TPU details", JAX's documentation."""
 
@@ -194,6 +196,8 @@ class _Graph:
         new = new or [_Node(0, inputs, name)]
         if name in RANDOM and self.platform == "cpu":
             inside = THREEFRY_ON_CPU * sum(each.nbytes for each in new)
+        elif name in PRODUCTS and self.platform == "gpu":
+            inside = GPU_WORKSPACE
         new[0].inside = inside
         for each in new:
             each.position = len(self.nodes)

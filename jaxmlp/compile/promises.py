@@ -132,7 +132,8 @@ def varying(reading: Reading) -> Iterator[Finding]:
 
 
 PROMISES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
-    no_float_sum, no_lost_sign, no_unwritten, known_length, nothing_hosted, nothing_wide, nothing_copied, scatters, varying,
+    no_float_sum, no_lost_sign, no_unwritten, known_length, nothing_hosted, nothing_wide, nothing_copied, scatters,
+    varying,
 )  # fmt: skip
 """Those that need nothing but the program."""
 

@@ -108,7 +108,7 @@ def _turns(module: Module, loop: Instruction | None) -> int | None:
 
 
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
-    """The innermost loop that changes all values of these shapes; scalars, which may be joined, where there is no array."""
+    """The innermost loop that changes all arrays of these shapes; where there is no array, all scalars."""
     keys = [_key(leaf) for leaf in carried]
     wanted = collections.Counter([key for key in keys if key[1] > 1] or keys)
     loops = [each for _, each in loops_of(module)]
@@ -144,13 +144,16 @@ def changed(module: Module, loop: Instruction) -> list[Array]:
     """The arrays that a turn of the loop changes; the others pass through."""
     body = module.computations[loop.called_as("body")]
     root = next(each for each in body.values() if each.is_root)
-    arrays = []
-    for number, array in enumerate(loop.arrays):
-        given = body.get(root.operands[number]) if number < len(root.operands) else None
-        passes = given and given.op == "get-tuple-element" and f"index={number}" in re.split(r"[, ]", given.attributes)
-        if not passes:
-            arrays.append(array)
-    return arrays
+    return [
+        array for number, array in enumerate(loop.arrays) if not _reads(body, body.get(root.operands[number]), number)
+    ]
+
+
+def _reads(body: dict[str, Instruction], value: Instruction | None, number: int) -> bool:
+    """Whether a value is what a loop's turn began with in this place."""
+    if value is None or value.op != "get-tuple-element" or f"index={number}" not in re.split(r"[, ]", value.attributes):
+        return False
+    return body[value.operands[0]].op == "parameter"
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
@@ -277,7 +280,7 @@ def _products(module: Module, computation: str, times: int = 1) -> Iterator[tupl
 def _flops(module: Module, each: Instruction, computation: str) -> int:
     around = module.computations[computation]
     left, right = (around[name].result for name in each.operands[:2])
-    output = max(each.arrays, key=lambda array: array.size)
+    output = each.result  # A library's workspace comes after it.
     if each.op == "convolution":
         return 2 * output.size * _per_output(right, _labels(each)[1])
     if each.target.startswith("__cudnn$conv"):

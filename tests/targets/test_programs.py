@@ -81,4 +81,3 @@ def test_what_is_planted_is_found(body: Any, how: dict[str, Any], broken: list[s
     devices = target.devices(how.pop("devices", 4), 4)
     found = compiled(body, devices, **how)
     assert sorted(set(rules(found)) - {"nothing_wide"}) == broken
-
