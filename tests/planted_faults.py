@@ -134,7 +134,9 @@ def main() -> int:
     planted, rng = Planted(), random.Random(0)
     # The right values are those of each fault: they are computed once.
     blame.program_of = remembered(blame.program_of, lambda config, state, batch: int(state.step))
-    blame.by_numpy = remembered(blame.by_numpy, lambda eqn, values: (id(eqn), hash(values[0].tobytes()) if values else 0))
+    blame.by_numpy = remembered(
+        blame.by_numpy, lambda eqn, values: (id(eqn), hash(values[0].tobytes()) if values else 0)
+    )
     planted.trained(-1, 0, 0)
     tally: Counter[str] = Counter()
     began = time.monotonic()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -29,7 +29,7 @@ class CompileFlags(flags.Flags):
     Nothing is trained. Of MNIST's images only the shapes are needed.
     """
 
-    target: Annotated[str, tyro.conf.arg(name="for")] = field(default="cpu", metadata={"flag": "for"})
+    for_target: Annotated[str, tyro.conf.arg(name="for")] = "cpu"
     """The target: tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, b200, cpu; of TPUs any slice."""
     devices: int | None = ranged(None, "[1, 65536]")
     """How many of its devices share a batch, or the lanes; by default the largest number that divides the gradient
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> Answer:
     """Compile, and answer with the report; 6 where the compiler is missing or the device's memory is too small."""
     targets.prepare(_devices(argv))
     chosen, config = parse_experiment(CompileFlags, argv, "compile")
-    target = targets.Target.of(chosen.target)
+    target = targets.Target.of(chosen.for_target)
     runtime.configure("cpu")
     from jaxmlp.compile.program import Examples, evaluation, training
     from jaxmlp.compile.report import document, report, table

@@ -65,7 +65,7 @@ class DataFlags(Flags):
     """Folder of the data's original files, DIR/<data name>/ or DIR itself; else JAXMLP_MANUAL_DIR."""
 
 
-RENAMED = {"from_run": "from"}
+RENAMED = {"for_target": "for", "from_run": "from"}
 """Flags whose word is one of Python's own."""
 FLAG = re.compile(r"--|-[^\d.]")
 """Starts a flag, and no negative number."""
