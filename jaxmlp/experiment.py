@@ -134,7 +134,8 @@ def placed(config: ExperimentConfig) -> ExperimentConfig:
             path = Path(file).resolve()
             if as_run(path) is None:
                 remember(path, path.read_bytes())
-            return _file_of(path, module, {path: as_run(path) or b""}).config
+            there = _file_of(path, module, {path: as_run(path) or b""}).config
+            return dataclasses.replace(there, name=config.name)
     return config
 
 

@@ -215,7 +215,7 @@ def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset
 
 def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code: bool) -> None:
     there, here = run.plain_config, config.to_dict()
-    if other := [name for name in {**here, **there} if here.get(name) != there.get(name)]:
+    if other := [each for each in {**here, **there} if each != "name" and here.get(each) != there.get(each)]:
         raise RunError(f"{run.path} is of a config with another {', '.join(other)}. Go on with fit(run=...).")
     changed = Code(config).changed(wanted(run.manifest))
     if changed and not accept_changed_code:

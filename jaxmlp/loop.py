@@ -346,11 +346,11 @@ class RunLoop(Loop):
         return self.programs.placed(position.shared() if jax.process_count() > 1 else position)
 
     def _compile(self) -> None:
-        """Run every program once: the updates are none, so that nothing changes."""
+        """Compile every program of an epoch; no update is made, and no example evaluated."""
         copied = self.programs.copied(self.position)
         self.programs.advance(copied, self.programs.order(copied.epoch), copied.done)
         if self.programs.dataset.validation:
-            self.programs.evaluate(self.position, "validation")
+            self.programs.compile_evaluation(self.position, "validation")
 
     def _trace(self) -> None:
         assert self.run

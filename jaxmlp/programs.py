@@ -165,6 +165,12 @@ class Programs:
         state, step = position.state, self.put(np.int32(position.step - 1))
         return [known(rate) for rate in self.rows(train.learning_rate(self.config, step, state.controllers))]
 
+    def compile_evaluation(self, position: Position, name: str) -> None:
+        """Compile what `evaluate` runs."""
+        state, piece = position.state, next(self.feeds[name].pieces())
+        arguments = self.config, state.params, state.variables, piece, self.zero_sums(position)
+        train.evaluate.lower(*arguments, mesh=self.mesh).compile()
+
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""
         # The test split is put on the devices for its evaluation alone.

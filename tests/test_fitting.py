@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from jaxmlp import MLP, SGD, CrossEntropy, DataConfig, ExperimentConfig, Piecewise, data, fitting, loop, train
 from jaxmlp.errors import ConfigError, DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
+from jaxmlp.position import Position
+from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress
 from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaves
@@ -332,6 +334,21 @@ def test_a_whole_run_compiles_the_training_program_once(dataset: data.Dataset) -
         function.clear_cache()
     fitting.fit(CONFIG, dataset)
     assert [function._cache_size() for function in compiled] == [1, 1]
+
+
+def test_no_example_is_evaluated_while_the_programs_are_compiled(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated: list[str] = []
+    evaluate = Programs.evaluate
+
+    def counted(self: Programs, position: Position, name: str) -> list[train.Sums]:
+        evaluated.append(name)
+        return evaluate(self, position, name)
+
+    monkeypatch.setattr(Programs, "evaluate", counted)
+    fitting.fit(dataclasses.replace(CONFIG, epochs=2), dataset)
+    assert evaluated == ["validation", "validation", "test"]
 
 
 def test_the_learning_rate_of_an_epoch_is_its_last_updates(dataset: data.Dataset) -> None:

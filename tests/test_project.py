@@ -75,7 +75,7 @@ ARROWS = {
     "proof": "data experiment feed fitting losses mlp opening optimizers portable prng programs run runtime schedules "
     "shards train",
     "sweep": "code controllers data distributed experiment feed fitting history loop "
-    "network opening position programs progress run runtime signals train",
+    "network opening position programs progress run runtime shards signals train",
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
     "compile": "data network shards sweep train",
