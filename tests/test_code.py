@@ -274,9 +274,10 @@ def test_a_run_stopped_by_a_signal_tells_how_it_goes_on_to_the_same_bits(
 ) -> None:
     real = loop.RunLoop._epoch_ended
 
-    def stop_once(self: Any, *arguments: Any) -> None:
-        real(self, *arguments)
+    def stop_once(self: Any, *arguments: Any) -> Any:
+        why_ended = real(self, *arguments)
         signal.raise_signal(signal.SIGTERM)
+        return why_ended
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.RunLoop, "_epoch_ended", stop_once)
