@@ -241,7 +241,9 @@ def _equation_flops(equation: Any) -> int:
         return 2 * outputs * math.prod(int(left[axis]) for axis in contracted)
     if name == "conv_general_dilated":
         kernel: tuple[int, ...] = equation.invars[1].aval.shape
-        return 2 * outputs * math.prod(kernel) // int(kernel[params["dimension_numbers"].rhs_spec[0]])
+        # A transposed convolution spreads its inputs; the zeros between them are multiplied by nobody.
+        spread = int(kernel[params["dimension_numbers"].rhs_spec[0]]) * math.prod(params["lhs_dilation"])
+        return 2 * outputs * math.prod(kernel) // spread
     inner = [flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
     return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
 

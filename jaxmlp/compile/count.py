@@ -211,7 +211,7 @@ class _Graph:
         if node.primitive in RANDOM | {"concatenate"}:
             return self.platform != "cpu"
         if node.primitive in PRODUCTS and self.platform == "tpu":
-            # A TPU updates a parameter where it computes the gradient.
+            # A TPU updates a parameter where it computes the gradient; a GPU at once after that.
             return not node.in_place and all(self._ends_in_place(user) for user in node.users)
         return node.primitive in ELEMENTWISE
 
@@ -242,7 +242,8 @@ class _Graph:
                 user.position if user.primitive in PRODUCTS or id(user) in stored or user.in_place else last[id(user)]
                 for user in node.users
             ]
-            last[id(node)] = max(reads, default=node.position)
+            at_once = self.platform != "cpu" and bool(node.users) and all(map(self._ends_in_place, node.users))
+            last[id(node)] = node.position if at_once else max(reads, default=node.position)
         changes = [0] * (len(self.nodes) + 2)
         for node in self.nodes:
             if id(node) in stored:

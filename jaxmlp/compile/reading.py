@@ -282,7 +282,9 @@ def _flops(module: Module, each: Instruction, computation: str) -> int:
     left, right = (around[name].result for name in each.operands[:2])
     output = each.result  # A library's workspace comes after it.
     if each.op == "convolution":
-        return 2 * output.size * _per_output(right, _labels(each)[1])
+        spread = re.search(r"lhs_dilate=([\dx]+)", each.attributes)
+        zeros = math.prod(map(int, spread[1].split("x"))) if spread else 1
+        return 2 * output.size * _per_output(right, _labels(each)[1]) // zeros
     if each.target.startswith("__cudnn$conv"):
         kernel = {"Filter": output, "Input": right}.get(each.target.removeprefix("__cudnn$convBackward"), right)
         result = left if each.target == "__cudnn$convBackwardInput" else right if "Filter" in each.target else output

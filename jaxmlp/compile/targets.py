@@ -208,12 +208,15 @@ def prepare(devices: int | None) -> None:
 
 @contextlib.contextmanager
 def compiling_anew() -> Iterator[None]:
-    """Let JAX's cache of compiled programs be, so that seconds are the compiler's."""
+    """Let JAX's cache of compiled programs be: seconds are the compiler's, and no such program can be read from it."""
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     kept = jax.config.jax_enable_compilation_cache
-    jax.config.update("jax_enable_compilation_cache", False)
     try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX looks at its setting once.
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
+        compilation_cache.reset_cache()
