@@ -31,9 +31,9 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
         ConfigError: It is nothing trained, or there is no such checkpoint.
         RunError: There is no such run, or it is damaged.
     """
-    runtime.configure()
     if isinstance(trained, str | Path):
-        return inference.load_model(find_run(str(trained)), checkpoint, experiment=experiment)
+        with runtime.settings():
+            return inference.load_model(find_run(str(trained)), checkpoint, experiment=experiment)
     if not isinstance(trained, History | Model):
         wanted = "what fit returned, a model, or a run's folder"
         raise ConfigError("trained", f"must be {wanted}, such as evaluate(fit(config)); got {type(trained).__name__}")

@@ -95,9 +95,9 @@ def fit(
         RunError: `out` holds a run; the run is of another config or other data; its checkpoints do not fit, or none is
             whole; or its processes differ in what binds bits.
     """
-    runtime.configure()
     config, dataset = _in_order(config, dataset)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(runtime.settings())
         if isinstance(run, str | Path):
             code, longer = config or experiment, epochs is not None
             opened = open_run(run, code, write=True, longer=longer, accept_changed_code=accept_changed_code)

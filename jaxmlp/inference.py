@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jaxmlp import data, modules, network, shards, train
+from jaxmlp import data, modules, network, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DataError, RunError, printable
 from jaxmlp.experiment import Experiment
@@ -160,7 +160,8 @@ class Model:
             padded = jax.tree.map(
                 lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch
             )
-            answers = _jitted(function, self.module, self.config)(self._weights, jax.device_put(padded))
+            with runtime.settings():
+                answers = _jitted(function, self.module, self.config)(self._weights, jax.device_put(padded))
             found.append(jax.device_get(answers)[: examples - start])
         return np.concatenate(found)
 
@@ -385,6 +386,7 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
     )
 
 
+@runtime.settings()
 def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     """Loss and metrics on all examples, as training computes them."""
     loaded.check(split.inputs)

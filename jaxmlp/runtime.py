@@ -5,8 +5,11 @@ Everything here that decides bits is in a run's manifest.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import warnings
+from collections.abc import Iterator
 from typing import Final, Literal, TypeAlias
 
 from jaxmlp.distributed import Cluster, join
@@ -21,6 +24,13 @@ XLA_FLAGS: Final = ("--xla_gpu_deterministic_ops=true",)
 
 MATMUL_PRECISION: Final = "highest"
 """JAX's default rounds the factors of float32 products to bfloat16 on TPUs and to TensorFloat-32 on recent GPUs."""
+
+_SETTINGS: Final = {
+    "enable_x64": False,
+    "default_matmul_precision": MATMUL_PRECISION,
+    "threefry_partitionable": True,
+}
+"""JAX's settings that decide bits, by the names of its contexts."""
 
 _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
@@ -60,26 +70,47 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
             JAX_NUM_CPU_DEVICES says comes before it.
 
     Raises:
-        DeviceError: The device is not there, or JAX is already up on another one, without the flags or in 64 bits.
+        DeviceError: The device is not there, or JAX is already up on another one, or in 64 bits.
     """
     import jax
 
-    logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
-    up, missing = _is_up(), _missing_flags()
-    if up and jax.config.jax_enable_x64:
+    if _is_up() and jax.config.jax_enable_x64:
         raise DeviceError(
             "device: JAX is already up in 64 bits, and jaxmlp's bits are those of 32. "
             "Call it inside `with jax.enable_x64(False):`, or in a process of its own"
         )
-    jax.config.update("jax_enable_x64", False)
+    for name, value in _SETTINGS.items():
+        jax.config.update(f"jax_{name}", value)
+    _start(device, cluster, cpu_devices)
+
+
+@contextlib.contextmanager
+def settings(*, cpu_devices: int | None = None) -> Iterator[None]:
+    """JAX set up as by `configure` while the block lasts; what the user set is back afterwards.
+
+    Args, Raises: As `configure`; JAX may be up in 64 bits.
+    """
+    import jax
+
+    with contextlib.ExitStack() as stack:
+        for name, value in _SETTINGS.items():
+            stack.enter_context(getattr(jax, name)(value))
+        _start("auto", None, cpu_devices)
+        yield
+
+
+def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None) -> None:
+    """Start JAX on the device, with the flags, where it is not up."""
+    import jax
+
+    logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
+    up, missing = _is_up(), _missing_flags()
     prepare(device)
     said = (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     )
     if not up and cpu_devices and not said:
         jax.config.update("jax_num_cpu_devices", min(cpu_devices, _cores()))
-    jax.config.update("jax_default_matmul_precision", MATMUL_PRECISION)
-    jax.config.update("jax_threefry_partitionable", True)
     _keep_compiled_programs()
     if cluster and not up:
         join(cluster)
@@ -89,9 +120,10 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise DeviceError(f"device: JAX cannot start on {platforms or 'this machine'}: {error}") from None
     if up and missing and here == "gpu":
-        raise DeviceError(
-            f"device: JAX is already up without {' '.join(missing)}, so bits could change from run to run. "
-            "Call jaxmlp.configure() before the first use of JAX, or add it to XLA_FLAGS"
+        warnings.warn(
+            f"JAX was up before jaxmlp, without {' '.join(missing)}: runs of this process can differ in their bits, "
+            "and the manifest says so. Call jaxmlp.configure() before the first use of JAX, or add it to XLA_FLAGS",
+            stacklevel=3,
         )
     if device not in ("auto", here):
         found = ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()}))

@@ -64,7 +64,7 @@ ARROWS = {
     "position": "distributed run train",
     "programs": "controllers data feed position run shards train",
     "opening": "code data experiment run",
-    "inference": "data experiment feed history modules network opening portable programs run shards train",
+    "inference": "data experiment feed history modules network opening portable programs run runtime shards train",
     "api": "data experiment history inference opening run runtime",
     "progress": "history",
     "loop": "controllers distributed history position programs progress run signals train",

@@ -87,20 +87,21 @@ def sweep(
     if keep_runs and not out:
         raise ConfigError("keep_runs", "needs a folder to keep them in: give out")
     lanes = plan.lanes()
-    runtime.configure(cpu_devices=len(lanes))
-    progress = progress or SweepProgress()
-    dataset = dataset or data.load(config.data, report=progress.note)
-    # Before a folder is made.
-    for lane in lanes:
-        check_data(lane.config, dataset)
-    mesh_devices = pick_devices(len(lanes), devices)
-    if not out or not distributed.is_first():
-        return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, options)
-    facts = manifest(config, dataset, devices=len(mesh_devices), variants=plan.variants())
-    with SweepDirectory.create(Path(out), plan, facts) as directory:
-        return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, options)
+    with runtime.settings(cpu_devices=len(lanes)):
+        progress = progress or SweepProgress()
+        dataset = dataset or data.load(config.data, report=progress.note)
+        # Before a folder is made.
+        for lane in lanes:
+            check_data(lane.config, dataset)
+        mesh_devices = pick_devices(len(lanes), devices)
+        if not out or not distributed.is_first():
+            return _train(plan, lanes, dataset, None, mesh_devices, progress, stop, checkpoint_s, options)
+        facts = manifest(config, dataset, devices=len(mesh_devices), variants=plan.variants())
+        with SweepDirectory.create(Path(out), plan, facts) as directory:
+            return _train(plan, lanes, dataset, directory, mesh_devices, progress, stop, checkpoint_s, options)
 
 
+@runtime.settings(cpu_devices=MAX_LANES)
 def resume(
     path: str | Path | None,
     dataset: data.Dataset | None = None,
@@ -139,7 +140,6 @@ def resume(
     """
     options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     progress = progress or SweepProgress()
-    runtime.configure(cpu_devices=MAX_LANES)
     code = Code(experiment)
     opened = (
         SweepDirectory.open(Path(path), code, accept_changed_code=accept_changed_code)
