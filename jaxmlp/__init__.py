@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from jaxmlp.mlp import MLP as MLP
     from jaxmlp.network import summary as summary
     from jaxmlp.optax_parts import from_optax as from_optax
+    from jaxmlp.optax_schedules import optax_schedule as optax_schedule
     from jaxmlp.optimizers import SGD as SGD
     from jaxmlp.optimizers import Adam as Adam
     from jaxmlp.optimizers import AdamW as AdamW
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from jaxmlp.runtime import configure as configure
     from jaxmlp.schedules import Constant as Constant
     from jaxmlp.schedules import Cosine as Cosine
+    from jaxmlp.schedules import CosineRestarts as CosineRestarts
     from jaxmlp.schedules import Exponential as Exponential
     from jaxmlp.schedules import InverseTime as InverseTime
     from jaxmlp.schedules import Piecewise as Piecewise
@@ -102,6 +104,7 @@ _ROOMS = {
     "mlp": "MLP",
     "network": "summary",
     "optax_parts": "from_optax",
+    "optax_schedules": "optax_schedule",
     "optimizers": "SGD Adam AdamW LayerRates RMSprop",
     "parts": "Augmentation Controller Loss Metric Model Optimizer Schedule",
     "proof.bits": "assert_same_bits",
@@ -109,7 +112,7 @@ _ROOMS = {
     "proof.verify": "verify",
     "run.digest": "digest",
     "runtime": "configure",
-    "schedules": "Constant Cosine Exponential InverseTime Piecewise",
+    "schedules": "Constant Cosine CosineRestarts Exponential InverseTime Piecewise",
     "train": "TrainState train_step",
 }
 """The names of each module that load when they are used; type checkers read the imports above instead."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,19 @@ def reads_length(config: ExperimentConfig, dataset: data.Dataset) -> bool:
     state = jax.eval_shape(train.init_state, config.on_data(dataset.num_classes, 1), dataset.facts.zeros(1).inputs)
     jaxpr = jax.make_jaxpr(update)(jnp.int32(1), state.params)
     return dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[1][0]
+
+
+def planned_rates(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple[int, float, float]]:
+    """The learning rate that the schedule gives over a run: at most 101 updates, each with its epoch, from 0, and rate.
+
+    Empty where the optimizer's rate is not known.
+    """
+    steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
+    on_data, last = config.on_data(dataset.num_classes, steps_per_epoch), config.epochs * steps_per_epoch - 1
+    steps = sorted({last * part // 100 for part in range(101)})
+    rates = jax.jit(jax.vmap(train.learning_rate, in_axes=(None, 0)))(on_data, jnp.asarray(steps, jnp.int32))
+    found = [(step, step / steps_per_epoch, float(rate)) for step, rate in zip(steps, rates, strict=True)]
+    return [each for each in found if not math.isnan(each[2])]
 
 
 def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset) -> dict[str, Any] | None:

@@ -17,8 +17,11 @@ from flax import nnx
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import choices, join_path
 from jaxmlp.optax_parts import PREFIX, optax_class
-from jaxmlp.parts import Optimizer, Part, PlainObject, hint_of, role_of, role_of_several
+from jaxmlp.optax_schedules import schedule_class
+from jaxmlp.parts import Optimizer, Part, PlainObject, Schedule, hint_of, role_of, role_of_several
 
+OF_OPTAX: Mapping[Any, Callable[[str], type[Part]]] = {Optimizer: optax_class, Schedule: schedule_class}
+"""What makes the parts of a role from optax's names."""
 Find: TypeAlias = Callable[[str], Any]
 """The class, function or object of a user's own file that a name such as `lion.py:Lion` stands for."""
 
@@ -188,8 +191,8 @@ def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
     shipped = kinds(role)
     if isinstance(kind, str) and kind in shipped:
         return shipped[kind]
-    if role is Optimizer and isinstance(kind, str) and kind.startswith(PREFIX):
-        return optax_class(kind)
+    if role in OF_OPTAX and isinstance(kind, str) and kind.startswith(PREFIX):
+        return OF_OPTAX[role](kind)
     if not is_place(kind):
         raise ConfigError(path, f"must be one of {', '.join(shipped)}, got {kind!r}.{did_you_mean(str(kind), shipped)}")
     found = find(kind)
@@ -223,8 +226,8 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
     near = {place_of(cls).lower().replace("-", "_"): cls for cls in own.values()}
     near |= {name.lower().replace("-", "_"): cls for name, cls in known.items()}
     cls = known.get(kind) or near.get(kind.lower().replace("-", "_"))
-    if role is Optimizer and not cls and kind.startswith(PREFIX):
-        cls = optax_class(kind.replace("-", "_"))
+    if role in OF_OPTAX and not cls and kind.startswith(PREFIX):
+        cls = OF_OPTAX[role](kind.replace("-", "_"))
     if not cls:
         raise ConfigError(path, f"must be one of {', '.join(known)}, got {kind!r}.{did_you_mean(kind, known)}")
     return cls()

@@ -97,3 +97,38 @@ class Cosine(Schedule):
         progress = jnp.clip((now - warmup) / jnp.maximum(last - warmup, 1), 0, 1)
         falling = self.end_factor + (1 - self.end_factor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
         return jnp.where(now < warmup, rising, falling)
+
+
+class CosineRestarts(Schedule):
+    """Half a cosine from 1 to `end_factor`, again and again; each cycle is `length_factor` times as long as the last.
+
+    The height of cycle i is `height_factor` ^ i. Source: Loshchilov and Hutter 2017; Keras 3, `CosineDecayRestarts`.
+    """
+
+    kind: ClassVar[str] = "cosine_restarts"
+
+    first_steps: int = ranged(1000, "[1, 2147483647]", traced=True)
+    """Updates of the first cycle."""
+    length_factor: float = ranged(2.0, "[1, 1000]", traced=True)
+    """How much longer each cycle is than the one before."""
+    height_factor: float = ranged(1.0, "(0, 1]", traced=True)
+    """What each cycle's height is multiplied by."""
+    end_factor: float = ranged(0.0, "[0, 1]", traced=True)
+    """Factor at each cycle's end."""
+
+    def factor(self, step: Step, total_steps: Step) -> Float[Array, ""]:
+        """The rule."""
+        growth = jnp.float32(self.length_factor)
+        now, grows = jnp.float32(step) / jnp.float32(self.first_steps), growth > 1
+        by = jnp.where(grows, growth, 2)
+
+        def start(cycle: Float[Array, ""]) -> Float[Array, ""]:
+            return jnp.where(grows, (by**cycle - 1) / (by - 1), cycle)
+
+        cycle = jnp.floor(jnp.where(grows, jnp.log1p(now * (by - 1)) / jnp.log(by), now))
+        # Float32 may round the logarithm to the cycle beside; a power may be off by one in ten million.
+        cycle = jnp.where(now < start(cycle), jnp.maximum(cycle - 1, 0), cycle)
+        cycle = jnp.where(now * (1 + 1e-6) >= start(cycle + 1), cycle + 1, cycle)
+        part = jnp.clip((now - start(cycle)) / (start(cycle + 1) - start(cycle)), 0, 1)
+        height = jnp.float32(self.height_factor) ** cycle
+        return self.end_factor + (1 - self.end_factor) * 0.5 * height * (1 + jnp.cos(jnp.pi * part))

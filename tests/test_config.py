@@ -54,6 +54,12 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     jaxmlp.InverseTime: {"decay": "[0, inf)"},
     jaxmlp.Exponential: {"decay_rate": "(0, inf)", "decay_steps": "(0, inf)"},
     jaxmlp.Piecewise: {"boundaries": "[1, 2147483647]", "factors": "[0, inf)"},
+    jaxmlp.CosineRestarts: {
+        "first_steps": "[1, 2147483647]",
+        "length_factor": "[1, 1000]",
+        "height_factor": "(0, 1]",
+        "end_factor": "[0, 1]",
+    },
     jaxmlp.Cosine: {"warmup_fraction": "[0, 1)", "end_factor": "[0, 1]"},
     jaxmlp.ClippedCrossEntropy: {"epsilon": "(0, 0.5)", "label_smoothing": "[0, 1)"},
     jaxmlp.CrossEntropy: {"label_smoothing": "[0, 1)"},

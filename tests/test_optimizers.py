@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,8 +16,28 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmlp import SGD, Adam, AdamW, Constant, Cosine, Exponential, InverseTime, Piecewise, RMSprop
+from jaxmlp import (
+    MLP,
+    SGD,
+    Adam,
+    AdamW,
+    ConfigError,
+    Constant,
+    Cosine,
+    CosineRestarts,
+    ExperimentConfig,
+    Exponential,
+    InverseTime,
+    Piecewise,
+    RMSprop,
+    data,
+    optax_schedule,
+)
+from jaxmlp.cli.experiment import parse_experiment
+from jaxmlp.cli.train import TrainFlags
 from jaxmlp.config import as_arrays
+from jaxmlp.fitting import planned_rates
+from jaxmlp.optax_schedules import NAMES, REFUSED
 from jaxmlp.parts import Optimizer, Schedule
 
 STEPS = 300
@@ -276,6 +297,70 @@ def test_every_schedule_has_its_closed_form_at_its_edges(schedule: Schedule, val
         assert found.dtype == jnp.float32
         # A few roundings in float32, 6e-8 each; 1e-7 around the zeros of the cosine and the warm-up.
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-7), step
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        CosineRestarts(first_steps=7, end_factor=0.1),
+        CosineRestarts(first_steps=3, length_factor=1.5, height_factor=0.9),
+        CosineRestarts(first_steps=10, length_factor=1.0, height_factor=0.5),
+    ],
+)
+def test_warm_restarts_begin_at_the_update_where_a_cycle_ends(schedule: CosineRestarts) -> None:
+    found = jax.jit(jax.vmap(lambda step: as_arrays(schedule).factor(step, TOTAL)))(jnp.arange(TOTAL))
+    cycle, begun, end = 0, 0.0, schedule.end_factor
+    for step in range(TOTAL):
+        length = schedule.first_steps * schedule.length_factor**cycle
+        if step >= begun + length:
+            cycle, begun = cycle + 1, begun + length
+            length *= schedule.length_factor
+        wave = 1 + math.cos(math.pi * (step - begun) / length)
+        expected = end + (1 - end) * 0.5 * schedule.height_factor**cycle * wave
+        assert float(found[step]) == pytest.approx(expected, rel=1e-5, abs=1e-6), step
+
+
+def test_every_schedule_of_optax_is_its_own_by_its_name_or_refused_with_the_way() -> None:
+    made = 0
+    for name, factory in NAMES.items():
+        if name in REFUSED:
+            with pytest.raises(ConfigError, match=r"by name: its .* In Python, give the function"):
+                optax_schedule(name)
+            continue
+        schedule: Any = optax_schedule(name)
+        arguments = {item.name: getattr(schedule, item.name) for item in dataclasses.fields(schedule)}
+        steps = (1, 150, 2000)
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            expected = [float(factory(**arguments)(jnp.float32(step))) for step in steps]
+        found = [float(factor(as_arrays(schedule), TOTAL, step)) for step in steps]
+        # Its numbers are float32 before it computes with them.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+        config = ExperimentConfig(optimizer=SGD(schedule=schedule))
+        assert ExperimentConfig.from_json(config.to_json()) == config
+        assert eval(repr(schedule), {"optax_schedule": optax_schedule}) == schedule
+        made += 1
+    assert made > 8
+    flags = ["--optimizer.schedule", "optax.linear-schedule", "--optimizer.schedule.transition-steps", "5"]
+    _, config = parse_experiment(TrainFlags, ["quickstart", *flags], "train")
+    assert getattr(config.optimizer, "schedule") == optax_schedule("optax.linear_schedule", transition_steps=5)  # noqa: B009
+    for wrong, hint in (
+        ("optax.linear_schedul", "mean optax.linear_schedule"),
+        ("optax.linear_schedule", "steps"),
+    ):
+        with pytest.raises(ConfigError, match=hint):
+            optax_schedule(wrong, transition_step=5)
+
+
+def test_the_rates_of_a_run_are_known_before_it(small_dataset: data.Dataset) -> None:
+    config = ExperimentConfig(
+        model=MLP(hidden_sizes=()), optimizer=SGD(learning_rate=0.5, schedule=DROPS), batch_size=32, epochs=2
+    )
+    planned = planned_rates(config, small_dataset)
+    assert [(step, epoch) for step, epoch, _ in planned] == [(step, step / 10) for step in range(20)]
+    assert {rate for step, _, rate in planned if step < 10} == {0.5} and {rate for *_, rate in planned[10:]} == {0.25}
+    halved = dataclasses.replace(config, accumulate=2)  # Schedules count updates, not batches.
+    assert {rate for *_, rate in planned_rates(halved, small_dataset)} == {0.5}
+    assert planned_rates(dataclasses.replace(config, optimizer=optax.sgd(0.1)), small_dataset) == []
 
 
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)

@@ -13,17 +13,26 @@ from jaxmlp.cli.shipped import shipped
 
 if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
-    from jaxmlp.data import Facts
+    from jaxmlp.data import Dataset, Facts
+
+BARS, WIDTH = 25, 40
+"""Lines of the drawing of rates, about, and characters of its longest bar."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryFlags(flags.DeviceFlags):
     """Show the layers of an experiment or a run, as Keras does, and what a step costs; nothing is trained."""
 
+    rates: flags.Switch = False
+    """Show the learning rate that the schedule gives over the run, too."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummaryFlags(flags.CodeFlags, flags.DeviceFlags):
     """Show the layers of a run, as Keras does, and what a step costs."""
+
+    rates: flags.Switch = False
+    """Show the learning rate that the schedule gives over the run, too."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -34,16 +43,37 @@ def run(argv: Sequence[str]) -> Answer:
     if names_code or (words and not is_experiment):
         chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
         runtime.configure(chosen.device)
-        from jaxmlp.opening import open_run
+        from jaxmlp.opening import open_data, open_run
         from jaxmlp.run.find import find_run
 
         run = open_run(find_run(name), chosen.experiment)
         for each in run.code_changed:
             say(f"{each}: the network may be another than the run's.")
-        return show(run.config, run.facts)
+        answer = show(run.config, run.facts)
+        return with_rates(answer, run.config, open_data(run)) if chosen.rates else answer
     experiment, config = parse_experiment(SummaryFlags, argv, "summary")
     runtime.configure(experiment.device)
-    return show(config)
+    if not experiment.rates:
+        return show(config)
+    from jaxmlp import data
+
+    return with_rates(show(config), config, data.load(config.data, report=say))
+
+
+def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> Answer:
+    """The answer with the run's rates, which are shown as bars."""
+    from jaxmlp.fitting import planned_rates
+
+    rates = planned_rates(config, dataset)
+    if not rates:
+        say("The optimizer's learning rate is not known.")
+    most = max((rate for *_, rate in rates), default=0.0) or 1.0
+    for _, epoch, rate in rates[:: max(1, len(rates) // BARS)]:
+        say(f"epoch {epoch:7.2f}  {rate:<12.6g} {'▇' * round(WIDTH * rate / most)}")
+    if any(each.kind == "reduce_on_plateau" for each in config.controllers):
+        say("These are the schedule's; reduce_on_plateau lowers them as the figures say.")
+    told = [{"step": step, "epoch": epoch, "learning_rate": rate} for step, epoch, rate in rates]
+    return answer._replace(document={**answer.document, "rates": told})
 
 
 def show(config: ExperimentConfig, facts: Facts | None = None) -> Answer:

@@ -1,0 +1,115 @@
+"""Every schedule of optax whose arguments are numbers, by its name, such as `optax.cosine_decay_schedule`.
+
+The part is made from the factory's signature, as `optax_parts` makes optimizers. What the schedule says is a factor on
+the optimizer's learning rate, so its height begins at 1. Numbers are traced where the factory takes traced values;
+numbers of updates are not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from jaxmlp.errors import ConfigError, did_you_mean
+from jaxmlp.fields import ranged
+from jaxmlp.parts import Schedule, Step
+
+NAMES = {
+    f"optax.{name}": getattr(optax, name)
+    for name in ("exponential_decay", *sorted(each for each in vars(optax) if each.endswith("_schedule")))
+    if name != "scale_by_schedule"
+}
+STARTS = {"init_value": 1.0, "peak_value": 1.0, "value": 1.0, "end_value": 0.0, "power": 1.0, "decay_rate": 0.96}
+"""Defaults of required numbers; an `init_value` before a warm-up is 0."""
+STEPS = {"warmup_steps": 100}
+"""Defaults of required numbers of updates; of all others 1,000."""
+REFUSED = {
+    "optax.piecewise_constant_schedule": "its boundaries are a table: take piecewise",
+    "optax.piecewise_interpolate_schedule": "its boundaries are a table",
+    "optax.sgdr_schedule": "its cycles are tables: take cosine_restarts",
+}
+"""Schedules whose arguments no flag can say, and what to do."""
+
+
+def optax_schedule(name: str, **arguments: Any) -> Schedule:
+    """A schedule of optax.
+
+    Args:
+        name: The factory's, such as `optax.cosine_decay_schedule`.
+        arguments: The factory's. Its values are factors on the optimizer's learning rate.
+
+    Raises:
+        ConfigError: There is no such schedule, or an argument is wrong.
+    """
+    cls = schedule_class(name)
+    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for each in arguments:
+        if each not in known:
+            raise ConfigError(f"{cls.path}.{each}", f"is not an argument of {name}.{did_you_mean(each, known)}")
+    return cls(**arguments)
+
+
+@functools.cache
+def schedule_class(name: str) -> type[Schedule]:
+    """The class of part for a schedule of optax.
+
+    Raises:
+        ConfigError: There is no such schedule, or its arguments are no numbers.
+    """
+    path = Schedule.path
+    if name in REFUSED:
+        raise ConfigError(path, f"cannot be {name} by name: {REFUSED[name]}. In Python, give the function itself")
+    if name not in NAMES:
+        raise ConfigError(path, f"is {name}, which optax {optax.__version__} lacks.{did_you_mean(name, NAMES)}")
+    factory: Callable[..., Any] = NAMES[name]
+    fields = {each.name: _field(each, "warmup" in name) for each in inspect.signature(factory).parameters.values()}
+
+    def factor(self: Any, step: Step, total_steps: Step) -> Float[Array, ""]:
+        """Optax's."""
+        values = {each: getattr(self, each) for each in fields}
+        # Optax adds flags to numbers, which a process may have forbidden.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            return jnp.asarray(factory(**values)(jnp.float32(step)), jnp.float32)
+
+    def takes(argument: str) -> bool:
+        """Whether the factory takes a traced number here."""
+        plain = {each: value for each, (_, value) in fields.items()}
+        number = jax.ShapeDtypeStruct((), jnp.float32)
+        try:
+            jax.eval_shape(lambda traced: factory(**{**plain, argument: traced})(jnp.float32(1)), number)
+        except Exception:  # Whatever a factory raises where it wants Python's number.
+            return False
+        return True
+
+    def shown(self: Any) -> str:
+        return f"optax_schedule({', '.join([repr(name), *(f'{each}={getattr(self, each)!r}' for each in fields)])})"
+
+    floats = [each for each, (kind, value) in fields.items() if kind is float and value is not None]
+    space: dict[str, Any] = {
+        each: ranged(value, "[0, 2147483647]" if kind is int else "(-inf, inf)", traced=each in floats and takes(each))
+        for each, (kind, value) in fields.items()
+    }
+    hints = {each: kind if value is not None else kind | None for each, (kind, value) in fields.items()}
+    about = {"kind": name, "__doc__": factory.__doc__, "__module__": __name__, "__annotations__": hints}
+    return type(factory.__name__, (Schedule,), {**space, **about, "factor": factor, "__repr__": shown})
+
+
+def _field(argument: inspect.Parameter, warms_up: bool) -> tuple[Any, Any]:
+    """The type and default of the field for an argument."""
+    name, default = argument.name, argument.default
+    if default is argument.empty:
+        if argument.annotation is int or "steps" in name:
+            return int, STEPS.get(name, 1000)
+        return float, 0.0 if warms_up and name == "init_value" else STARTS[name]
+    if isinstance(default, bool):
+        return bool, default
+    is_count = ("int" in str(argument.annotation) and "steps" in name) or name == "transition_begin"
+    return (int if is_count else float), default
