@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmlp import augmentations as augmentations  # So that flags and JSON know their kinds.
+from jaxmlp import mixing as mixing
 from jaxmlp.controllers import check
 from jaxmlp.errors import ConfigError
 from jaxmlp.fields import filled_in, hints, host, parse_json, ranged
 from jaxmlp.losses import ClippedCrossEntropy
 from jaxmlp.metrics import Accuracy
-from jaxmlp.mixing import Mixup as Mixup  # So that its kind is known.
 from jaxmlp.mlp import MLP
 from jaxmlp.modules import hashable
 from jaxmlp.optimizers import RMSprop

@@ -33,7 +33,7 @@ from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.weights import AVERAGE, WEIGHTS
+from jaxmlp.run.weights import AVERAGE, WEIGHTS, as_trained
 
 Z95 = 1.959963984540054
 """Half the width of a 95 % interval, in standard deviations of a normal distribution."""
@@ -283,6 +283,8 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
+    if which == "best":  # Also where the run ended in it, and then went back to another epoch's weights.
+        found = found._replace(arrays=as_trained(found.arrays))
     if which == "ema":
         averages = {name: array for name, array in found.arrays.items() if name.startswith(AVERAGE)}
         if not averages:

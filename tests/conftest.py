@@ -22,13 +22,14 @@ KEPT = (
     "JAXMLP_TEST_DEVICE",
     "JAXMLP_TEST_TARGETS",
     "JAXMLP_KILLS",
+    "JAXMLP_PLANS",
     "JAXMLP_SWEEP",
     "JAXMLP_FAULTS",
     "JAXMLP_FUZZ_SECONDS",
 )
 """What a user may set: a folder with MNIST's four files; the JAX platform to test on, such as cuda or tpu; what to
-compile for, tpu or gpu; how many processes are killed; how many random networks are compared; `all` for every fault of
-tests/faults; and for how many seconds each parser is fuzzed."""
+compile for, tpu or gpu; how many processes are killed; how many plans of interruption are tried; how many random
+networks are compared; `all` for every fault of tests/faults; and for how many seconds each parser is fuzzed."""
 
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)

@@ -265,6 +265,8 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
     with RunDirectory.open(path, write=False) as run:
         best = min(run.epochs(), key=lambda line: -line["val_accuracy"])
         told = run.digests()[best["epoch"] - 1]
+        of_loss = min(run.epochs(), key=lambda line: line["val_loss"])["epoch"]
+        best_sha256 = run.digests()[of_loss - 1]["params_sha256"]
         assert run.manifest["result"]["stopped"] == history.stopped
         assert str(history.stopped).startswith("early_stopping: val_accuracy has not become better for 2 epochs;")
     # The last weights are those of the best epoch; the log tells of the epochs as they were trained.
@@ -278,7 +280,8 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
     with RunDirectory.open(path, write=True) as run:
         run.begin_again()
         assert fit(config, noise(), run=run).state_sha256 == history.state_sha256
-    last, average = (inference.load_model(path, which) for which in ("last", "ema"))
+    last, average, by_loss = (inference.load_model(path, which) for which in ("last", "ema", "best"))
+    assert digest(by_loss.params) == best_sha256 != history.params_sha256
     assert digest(last.params) == history.params_sha256
     assert digest(average.params) == digest(history.state.controllers["ema"]["params"])
     assert inference.evaluate(average, noise().test, "test").accuracy == history.test["ema_accuracy"]
