@@ -37,7 +37,7 @@ from jaxmlp.prng import Stream, root_key, stream_key
 EVAL_ROWS = 1024
 """Rows evaluated at a time, about."""
 PADDING = -1
-"""The label, and the place in an epoch's order, of a row that is no example."""
+"""The place in an epoch's order of a row that is no example."""
 BLOCK = 32
 """Updates in a loop whose length the compiler knows."""
 NEVER = np.iinfo(np.int32).max
@@ -67,7 +67,7 @@ class Split(NamedTuple):
 
     inputs: Inputs
     targets: Num[Array, "examples ..."]
-    """Class ids, distributions or numbers; `PADDING`, or zeros, in rows that are no examples."""
+    """Class ids, distributions or numbers."""
     weights: Float[Array, " examples"] | None = None
     """Of each example's loss; None counts all alike."""
     mask: Bool[Array, " examples"] | None = None
@@ -361,21 +361,13 @@ def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: in
 def take_batch(
     split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int, *, mesh: Mesh | None = None
 ) -> Batch:
-    """Batch `index` of an epoch in this order; padding has mask 0. With a mesh, a device's own rows of it."""
+    """Batch `index` of an epoch in this order. With a mesh, a device's own rows of it.
+
+    Rows of padding have mask 0 and hold some example, so that no loss, metric or module meets what is no example.
+    """
     rows = shards.own_rows(_places(order, index, batch_size), mesh)
-    is_example = _is_example(split, rows)
-
-    def of_examples(leaf: Array, padding: int) -> Array:
-        shape = (len(rows),) + (1,) * (leaf.ndim - 1)
-        return jnp.where(is_example.reshape(shape), leaf[rows], jnp.asarray(padding, leaf.dtype))
-
-    is_label = jnp.issubdtype(split.targets.dtype, jnp.integer)
-    return Batch(
-        inputs=jax.tree.map(lambda leaf: leaf[rows], split.inputs),
-        targets=of_examples(split.targets, PADDING if is_label else 0),
-        mask=is_example.astype(jnp.float32),
-        weights=None if split.weights is None else of_examples(split.weights, 0),
-    )
+    inputs, targets, weights = jax.tree.map(lambda leaf: leaf[rows], (split.inputs, split.targets, split.weights))
+    return Batch(inputs, targets, _is_example(split, rows).astype(jnp.float32), weights)
 
 
 def _places(order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Int[Array, " batch"]:

@@ -266,6 +266,20 @@ def test_what_lies_in_the_padding_changes_no_bit(module: str, grad_shards: int) 
         assert digest(after.params) != digest(state.params)
 
 
+def test_a_loss_that_has_no_value_at_zeros_meets_none_in_the_padding() -> None:
+    def of_logarithms(logits: jax.Array, targets: jax.Array) -> jax.Array:
+        return jnp.sum((logits - jnp.log(targets)) ** 2, axis=-1)
+
+    rng = np.random.default_rng(0)
+    pair: Any = rng.normal(size=(70, FEATURES)).astype(np.float32), rng.uniform(0.1, 1, (70, 2)).astype(np.float32)
+    config = ExperimentConfig(
+        model=MLP(hidden_sizes=(4,)), loss=of_logarithms, metrics=(), data=DataConfig(pixel_scale=1.0),
+        batch_size=32, grad_shards=4, epochs=1,
+    )  # fmt: skip
+    history = fit(config, data.from_arrays(pair, pair), verbose=0)
+    assert history.status == "finished" and np.isfinite(history["loss"]).all()
+
+
 @pytest.mark.parametrize("grad_shards", [1, 8])
 @pytest.mark.parametrize("module", ["linen", "nnx"])
 @pytest.mark.parametrize("rows", [128, 96, 90, 1])

@@ -159,10 +159,7 @@ def batch_of(training: Training, dataset: data.Dataset, update: int) -> train.Ba
     epoch, index = divmod(update - 1, training.steps_per_epoch)
     size = training.config.batch_size
     rows = training.order(epoch + 1)[index * size : (index + 1) * size]
-    is_example = rows != train.PADDING
-    targets = np.where(is_example, dataset.train.targets[rows], np.asarray(train.PADDING, dataset.train.targets.dtype))
-    inputs = jax.tree.map(lambda leaf: leaf[rows], dataset.train.inputs)
-    return _as_batch(data.Split(inputs, targets), is_example.astype(np.float32))
+    return _as_batch(dataset.train.rows(rows), (rows != train.PADDING).astype(np.float32))
 
 
 def _as_batch(split: data.Split, mask: Any) -> train.Batch:
