@@ -20,15 +20,13 @@ from jaxmlp.compile.targets import Target
 
 CASES = {
     "tpu": [
-        ("tpu-v5e:2x2", 1), ("tpu-v5e:2x2", 4), ("tpu-v5e:2x4", 8), ("tpu-v5e:8x8", 64), ("tpu-v5e:16x16", 256),
-        ("tpu-v6e:2x2", 1), ("tpu-v6e:2x4", 8), ("tpu-v5p:2x2x1", 1), ("tpu-v5p:2x2x1", 4),
+        ("tpu-v5e:2x2", 1), ("tpu-v6e:2x2", 1), ("tpu-v5p:2x2x1", 1),
+        ("tpu-v5e:2x2", 4), ("tpu-v6e:2x4", 8), ("tpu-v5p:4x4x4", 64), ("tpu-v5e:16x16", 256),
     ],
-    "gpu": [("h100", 1), ("h100", 4), ("h100", 8), ("h100", 64), ("h100", 256), ("b200", 8)],
+    "gpu": [("h100", 1), ("b200", 1), ("h100", 4), ("h100", 8), ("h100", 64), ("h100", 256)],
 }  # fmt: skip
 PLATFORM = os.environ.get("JAXMLP_TEST_TARGETS", "tpu")
-OPEN = {"known_length", "no_unwritten", "no_float_sum", "no_lost_sign", "nothing_copied"}
-"""Promises that are not kept yet."""
-KERNELS = {"tpu": 50, "gpu": 45}
+KERNELS = {"tpu": 40, "gpu": 45}
 """At most in an update on one device."""
 
 pytestmark = pytest.mark.targets
@@ -52,8 +50,9 @@ def program(target: str, devices: int) -> tuple[Program, Compiled]:
 def test_the_program_of_a_run_keeps_its_promises(target: str, devices: int) -> None:
     traced, found = program(target, devices)
     assert found.reading.loop
-    assert [each for each in promises.findings(found.reading, traced.donated) if each.rule not in OPEN] == []
-    assert bool(found.reading.collectives) == (devices > 1)
+    assert promises.findings(found.reading, traced.donated) == []
+    messages = [each.source.rpartition("/")[2] for each in found.reading.collectives]
+    assert messages == (["all_to_all", "all_gather"] if devices > 1 else [])
 
 
 @pytest.mark.parametrize("target", sorted({target for target, devices in CASES[PLATFORM] if devices == 1}))
