@@ -18,7 +18,7 @@ from jaxmlp.compile.promises import Finding
 from jaxmlp.compile.reading import Reading
 from jaxmlp.compile.targets import Target, compiling_anew
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.errors import ConfigError
+from jaxmlp.errors import ConfigError, DeviceError
 
 Trace: TypeAlias = Callable[[ExperimentConfig, int | None], Program]
 """The program of an experiment, and of a number of lanes."""
@@ -80,11 +80,17 @@ def compile_for(target: Target, program: Program) -> Compiled:
     """Compile a program for its devices.
 
     Raises:
+        DeviceError: The program needs the device itself, as a callback does.
         jax.errors.JaxRuntimeError: The target has not enough memory, or the compiler fails.
     """
     began = time.perf_counter()
+    try:
+        lowered = program.traced.lower()
+    except (RuntimeError, NotImplementedError) as error:  # As of a callback, for a device that is not here.
+        line = str(error).partition("\n")[0]
+        raise DeviceError(f"device: the program cannot be compiled for {target.name} from here: {line}") from error
     with compiling_anew():
-        compiled = program.traced.lower().compile(compiler_options=target.flags or None)
+        compiled = lowered.compile(compiler_options=target.flags or None)
     seconds = time.perf_counter() - began
     text = compiled.as_text()
     found = compiled.memory_analysis()

@@ -65,18 +65,19 @@ def test_an_update_is_few_kernels_and_is_counted_as_the_compiler_has_it(target: 
     assert counted.without_code == pytest.approx(found.memory.without_code, rel=0.1)
 
 
-@pytest.mark.parametrize(
-    ("body", "how", "broken"),
-    [
-        (gathered, {}, []),
-        (summed, {}, ["no_float_sum"]),
-        (called_back, {"devices": 1}, ["nothing_hosted"]),
-        (gathered, {"donate": False}, ["donated"]),
-        (gathered, {"length": None}, ["known_length"]),
-    ],
-)
+PLANTED: list[tuple[Any, dict[str, Any], list[str]]] = [
+    (gathered, {}, []),
+    (summed, {}, ["no_float_sum"]),
+    (gathered, {"donate": False}, ["donated"]),
+    (gathered, {"length": None}, ["known_length"]),
+]
+if PLATFORM == "tpu":  # JAX lowers no callback for a GPU without one.
+    PLANTED.append((called_back, {"devices": 1}, ["nothing_hosted"]))
+
+
+@pytest.mark.parametrize(("body", "how", "broken"), PLANTED)
 def test_what_is_planted_is_found(body: Any, how: dict[str, Any], broken: list[str]) -> None:
     target = Target.of({"tpu": "tpu-v5e:2x2", "gpu": "h100"}[PLATFORM])
-    devices = target.devices(how.pop("devices", 4), 4)
-    found = compiled(body, devices, **how)
-    assert sorted(set(rules(found)) - {"nothing_wide"}) == broken
+    devices = target.devices(how.get("devices", 4), 4)
+    found = compiled(body, devices, **{name: value for name, value in how.items() if name != "devices"})
+    assert sorted({*rules(found)} - {"nothing_wide"}) == broken
