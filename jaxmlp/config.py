@@ -22,7 +22,7 @@ from jaxmlp import augmentations as augmentations  # So that flags and JSON know
 from jaxmlp import mixing as mixing
 from jaxmlp.controllers import check
 from jaxmlp.errors import ConfigError
-from jaxmlp.fields import filled_in, hints, host, parse_json, ranged
+from jaxmlp.fields import filled_in, hints, host, left_out, parse_json, ranged
 from jaxmlp.losses import ClippedCrossEntropy
 from jaxmlp.metrics import Accuracy
 from jaxmlp.mlp import MLP
@@ -85,10 +85,13 @@ class ExperimentConfig(Part):
     """Draw a new order each epoch, without replacement."""
     seed: int = ranged(0, "[0, 4294967295]", traced=True)
     """Decides initial parameters, dropout masks and batch order."""
-    precision: Literal["float32", "bfloat16", "portable"] = "float32"
-    """float32, or bfloat16 factors of products; or portable: float32 with the same bits on every machine."""
+    precision: Literal["float32", "tensorfloat32", "bfloat16", "portable"] = "float32"
+    """float32, or tensorfloat32 (where the device has it) or bfloat16 factors of products; or portable: float32 with
+    the same bits on every machine."""
     grad_shards: int = ranged(1, "[1, 65536]")
     """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
+    exact: bool = left_out(True)
+    """Whether the same bits are promised; if not, devices add in any order and draw random bits of their own."""
     outputs: object = filled_in()
     """Number of classes, or of numbers in a target; `on_data` fills it in."""
     total_steps: object = filled_in(traced=True)

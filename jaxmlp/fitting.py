@@ -24,6 +24,7 @@ from jaxmlp.history import History
 from jaxmlp.loop import Hook, RunLoop
 from jaxmlp.network import check_network
 from jaxmlp.opening import open_data_of, open_run, refusal
+from jaxmlp.parts import FlaxModel
 from jaxmlp.programs import Programs
 from jaxmlp.progress import Progress, Verbose, make_progress
 from jaxmlp.run.code import wanted
@@ -116,7 +117,7 @@ def fit(
         if epochs is not None:
             config = _longer(config, epochs, run, dataset, told)
         check_data(config, dataset)
-        for note in dataset.notes:
+        for note in [*dataset.notes, *_not_heard(config)]:
             told.note(note)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
@@ -127,6 +128,14 @@ def fit(
             run = stack.enter_context(RunDirectory.create(out, config, facts, weights))
         programs = Programs(config, dataset, mesh, resident_bytes, run.start() if run else weights)
         return _run(RunLoop(config, programs, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
+
+
+def _not_heard(config: ExperimentConfig) -> list[str]:
+    """What the user's own module hears nothing of."""
+    if config.precision != "bfloat16" or not isinstance(config.model, FlaxModel):
+        return []
+    name = type(config.model.value).__name__
+    return [f"precision: {name} hears nothing of bfloat16. Give its layers a dtype, or write a Model, which is told."]
 
 
 def _in_order(config: Any, given: Any) -> tuple[ExperimentConfig | None, data.Dataset | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import html
@@ -208,7 +209,9 @@ def _jitted(function: Any, module: nn.Module, config: ExperimentConfig) -> Any:
 
 
 def _logits(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:
-    return modules.apply_eval(module, *weights, train.scaled(config, inputs))
+    tf32 = config.precision == "tensorfloat32"
+    with jax.default_matmul_precision("tensorfloat32") if tf32 else contextlib.nullcontext():
+        return modules.apply_eval(module, *weights, train.scaled(config, inputs))
 
 
 def _probabilities(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:

@@ -131,6 +131,7 @@ def sum_over_shards(
     *,
     num_shards: int,
     mesh: Mesh | None = None,
+    exact: bool = True,
 ) -> Any:
     """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
 
@@ -145,9 +146,12 @@ def sum_over_shards(
             `index * batch / num_shards` and on of the batch.
         num_shards: Divides the batch, and is divided by the number of devices.
         mesh: From `make_mesh`; by default one device computes all.
+        exact: Whether the bits are to be the same. If not, a device's rows are one shard, and the order is XLA's.
     """
     devices = mesh.size if mesh else 1
-    if num_shards == 1:
+    if not exact and devices > 1:
+        return lax.psum(function(whole, own, lax.axis_index(AXIS)), AXIS)
+    if num_shards == 1 or not exact:
         return function(whole, own, jnp.int32(0))
 
     def part(shard: Any) -> Any:

@@ -32,7 +32,7 @@ from jaxmlp.errors import ConfigError
 from jaxmlp.parts import Batch as Batch
 from jaxmlp.parts import Inputs
 from jaxmlp.portable import Refused, portable
-from jaxmlp.prng import Stream, root_key, stream_key
+from jaxmlp.prng import Stream, of_the_device, root_key, stream_key
 
 EVAL_ROWS = 1024
 """Rows evaluated at a time, about."""
@@ -91,7 +91,7 @@ class Health(NamedTuple):
 
 
 def in_precision[F: Callable[..., Any]](function: F) -> F:
-    """The function of a config and arrays, made portable where the config's precision is.
+    """The function of a config and arrays in the config's precision: portable, or with TensorFloat-32 products.
 
     Raises:
         ConfigError: When it is called; something in the experiment has no portable rule.
@@ -99,6 +99,9 @@ def in_precision[F: Callable[..., Any]](function: F) -> F:
 
     @wraps(function)
     def called(config: ExperimentConfig, *arrays: Any, **static: Any) -> Any:
+        if config.precision == "tensorfloat32":
+            with jax.default_matmul_precision("tensorfloat32"):  # A user's own module hears of it so.
+                return function(config, *arrays, **static)
         if config.precision != "portable":
             return function(config, *arrays, **static)
         try:
@@ -203,10 +206,12 @@ def _train_step(
 
     dropout_key = stream_key(key, Stream.DROPOUT, state.step)
     augmentation_key = stream_key(key, Stream.AUGMENTATION, state.step)
+    if not config.exact:
+        dropout_key, augmentation_key = of_the_device(dropout_key), of_the_device(augmentation_key)
     # A product, not a quotient: see losses.py.
     whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
     grads, sums, variables = shards.sum_over_shards(
-        shard_gradients, whole, own, num_shards=config.grad_shards, mesh=mesh
+        shard_gradients, whole, own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
     )
     if config.model.penalty(state.params) is not None:
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
@@ -415,7 +420,9 @@ def _evaluate(
 
     def body(index: Int[Array, ""], sums: Sums) -> Sums:
         own = take_batch(split, order, index, batch_size, mesh=mesh)
-        added = shards.sum_over_shards(shard_sums, (params, variables), own, num_shards=config.grad_shards, mesh=mesh)
+        added = shards.sum_over_shards(
+            shard_sums, (params, variables), own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
+        )
         if cost is not None:
             added = {**added, "loss": added["loss"] + cost * jnp.float32(added["examples"])}
         return _add(sums, added)

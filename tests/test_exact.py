@@ -6,9 +6,12 @@ import dataclasses
 import functools
 import os
 import random
+import re
 import subprocess
 import sys
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,12 +30,16 @@ from jaxmlp import (
     InverseTime,
     MeanSquaredError,
     RMSprop,
+    fit,
     shards,
     train,
 )
+from jaxmlp.data import Dataset
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, root_key, stream_key
+from jaxmlp.proof.promise import promise
 from jaxmlp.run.digest import digest
+from jaxmlp.run.manifest import manifest
 
 EXAMPLES, STEPS = 330, 4  # Both experiments' batch sizes leave a partial last batch, and wrap into a second epoch.
 
@@ -116,6 +123,63 @@ def drawn(seed: int) -> ExperimentConfig:
         grad_shards=shards,
         seed=seed,
     )
+
+
+def of_two_steps(config: ExperimentConfig, devices: int) -> tuple[train.TrainState, str]:
+    """The state after two updates of 16 random images, and the program of one, before and after XLA."""
+    rng = np.random.default_rng(0)
+    mesh = shards.make_mesh(jax.devices()[:devices])
+    rows = train.Batch(rng.integers(0, 256, (16, 8, 8, 1), np.uint8), rng.integers(0, 10, 16), np.ones(16, np.float32))
+    on_data = config.on_data(10, 1)
+    state, batch = shards.replicate((train.init_state(on_data, rows.inputs[:1]), rows), mesh)
+    step: Any = train.train_step
+    lowered = step.lower(on_data, state, batch, root_key(0), mesh=mesh)
+    compiled = lowered.compile()
+    for _ in range(2):
+        state, _ = compiled(on_data, state, batch, root_key(0))
+    return state, lowered.as_text() + compiled.as_text()
+
+
+def test_what_is_not_exact_trains_by_plain_sums_and_the_devices_bits() -> None:
+    config = ExperimentConfig(model=MLP(hidden_sizes=(12,), dropout_rate=0), batch_size=16, grad_shards=2)
+    wanted, _ = of_two_steps(config, 1)
+    for devices in available(1, 2):
+        found, program = of_two_steps(dataclasses.replace(config, exact=False), devices)
+        for a, b in zip(jax.tree.leaves(found.params), jax.tree.leaves(wanted.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)  # Sums in another order, divided by roots of their squares.
+    assert "all-reduce(" in program and "all-to-all(" not in program
+    dropping = dataclasses.replace(config, model=MLP(hidden_sizes=(12,)), exact=False)
+    drawn, program = of_two_steps(dropping, 1)
+    assert "stablehlo.rng_bit_generator" in program
+    assert np.isfinite(drawn.params["Dense_0"]["kernel"]).all()
+
+
+def test_no_bits_are_promised_of_what_is_not_exact(small_dataset: Dataset) -> None:
+    for exact, level in ((True, "L1"), (False, "L4")):
+        facts = manifest(dataclasses.replace(RELU, exact=exact), small_dataset)
+        assert facts["binding"].get("exact", True) is exact
+        assert promise(facts, facts).level == level
+    assert "exact" not in RELU.to_dict()
+
+
+def test_a_module_that_hears_nothing_of_bfloat16_is_named(
+    small_dataset: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
+    fit(ExperimentConfig(model=module, precision="bfloat16", epochs=1), small_dataset)
+    assert "precision: Sequential hears nothing of bfloat16" in "".join(capsys.readouterr())
+
+
+def test_products_in_tensorfloat32_are_asked_for_in_the_users_own_modules_too() -> None:
+    for model in (MLP(hidden_sizes=(12,)), nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])):
+        config = ExperimentConfig(model=model, batch_size=4, precision="tensorfloat32").on_data(10, 1)
+        inputs = jnp.zeros((4, 8, 8, 1), jnp.uint8)
+        batch = train.Batch(inputs, jnp.zeros(4, jnp.int32), jnp.ones(4))
+        state = train.init_state(config, inputs[:1])
+        step: Any = train.train_step
+        program = step.lower(config, state, batch, root_key(0)).as_text()
+        asked = re.findall(r"dot_general .*precision = \[(\w+), (\w+)\]", program)
+        assert len(asked) >= 2 and set(asked) == {("HIGH", "HIGH")}
 
 
 SWEEP = int(os.environ.get("JAXMLP_SWEEP") or 3)

@@ -70,7 +70,7 @@ ARROWS = {
     "progress": "history",
     "loop": "controllers distributed history position programs progress run signals train",
     "fitting": "code controllers data distributed experiment feed history loop "
-    "network opening programs progress run runtime shards signals train",
+    "network opening parts programs progress run runtime shards signals train",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
     "proof": "data experiment feed fitting losses mlp opening optimizers portable prng programs run runtime schedules "

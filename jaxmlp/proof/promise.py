@@ -60,6 +60,8 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
         if not longer.get("same_bits", True):
             after, before, epochs = (longer.get(name) for name in ("after", "from", "to"))
             binding.append(f"epochs: {before} until epoch {after}, then {epochs}, and the rate depends on them")
+    if there["binding"].get("exact", True) is False:
+        binding.append("exact: false, so no two runs are promised the same bits")
     for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:
         if name in names:
             raise RunError(f"the run had another {what}, so nothing is promised: {'; '.join(binding)}.")

@@ -62,6 +62,8 @@ def manifest(
 
         not_binding |= {name: binding.pop(name) for name in PLATFORM}
         binding[PROGRAM] = program_sha256(configs, dataset)
+    if not all(each.exact for each in configs):
+        binding["exact"] = False
     if code := sums_of(code_of(*configs)):
         binding["code"] = code
     if data_code := sums_of(data_code_of(config)):

@@ -139,7 +139,7 @@ class LanePrograms(Programs):
     def compile(self, position: Position) -> None:
         """Compile all that the lanes will call, before their clock starts."""
         state, sums = position.state, position.sums
-        for feed in self.feeds.values():
+        for feed in (feed for name, feed in self.feeds.items() if name != "train"):
             piece = next(feed.pieces())
             self._job.compiled(evaluate_lanes, self.config, state.params, state.variables, sums, piece)
         jax.block_until_ready((self.order(position.epoch), self.learning_rates(position)))
