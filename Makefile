@@ -12,8 +12,8 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test chromium test-browser test-accelerator test-portable test-tpu-programs test-targets lint lock \
-	clean
+.PHONY: help train test chromium test-browser test-accelerator test-portable test-planted test-tpu-programs test-targets \
+	lint lock clean
 
 help:
 	@echo 'make train   train a first network'
@@ -23,6 +23,7 @@ help:
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
+	@echo 'make test-planted  1,000 wrong primitives, each to be found and named: some 10 minutes'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -58,6 +59,9 @@ test-accelerator: $(READY)
 test-portable: $(READY)
 	PORTABLE_POINTS=1000000 $(BIN)/python -m pytest -q tests/test_portable_functions.py
 	$(BIN)/python tests/portable_everywhere.py
+
+test-planted: $(READY)
+	$(BIN)/python tests/planted_faults.py 1000
 
 # The compilers for accelerators lie beside the environment, so that nothing else finds them. No device is needed.
 TARGETS := .targets

@@ -1,5 +1,6 @@
-"""Compares the digests of `portable_digest.py` under other vector widths, flags and threads, and op by op; and those
-of `portable_experiments.py`, on other numbers of devices too.
+"""Compares digests under other vector widths, flags, threads and numbers of devices, and op by op.
+
+They are those of `portable_digest.py`, small networks, and of `portable_experiments.py`, the package's experiments.
 
 `make test-portable` runs all of it. A Python for another machine (`PORTABLE_PYTHON='qemu-aarch64 ... python'`), or with
 another JAX, is compared too.
@@ -67,9 +68,9 @@ def compared(script: Path, settings: dict[str, dict[str, str]], *arguments: str)
     plain: dict[str, set[str]] = {}
     for name, setting, python in rows:
         found = digests(setting, *arguments, python=python, script=script)
-        for kind, values in ((portable, found["portable"]), (plain, found["plain"])):
-            for network, value in values.items():
-                kind.setdefault(network, set()).add(value)
+        for kind, seen in (("portable", portable), ("plain", plain)):
+            for network, value in found[kind].items():
+                seen.setdefault(network, set()).add(value)
         print(f"{name:32} {' '.join(value[:12] for value in found['portable'].values())}", flush=True)
     for network, values in portable.items():
         told = f", {len(plain[network])} of the plain program" if network in plain else f": {' '.join(values)}"

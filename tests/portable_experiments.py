@@ -1,7 +1,7 @@
 """Prints a digest of the state after some updates of both experiments and docs/howto.md's: `... UPDATES`.
 
-Portable and plain, on digits of mnist_5k, with four gradient shards, which all devices share that there are. Where MNIST
-is prepared, and with `golden`, it also says whether the golden digests are this machine's.
+Portable and plain, on digits of mnist_5k, with four gradient shards, which the devices share. With `golden` it also
+says whether the golden digests are this machine's; those on MNIST where it is prepared.
 """
 
 from __future__ import annotations

@@ -64,6 +64,16 @@ def test_the_bits_are_the_same_under_any_flags_and_the_plain_program_s_are_not()
     assert len({digests["plain"][names] for digests in found}) > 1
 
 
+def test_a_product_of_a_transposed_array_is_that_of_the_array_itself() -> None:
+    rng = np.random.default_rng(3)
+    x, y, z = (rng.normal(size=shape).astype(np.float32) for shape in ((5, 7), (3, 7), (4, 7, 3)))
+    assert same_bits(portable(lambda x, y: x @ y.T)(x, y), portable(lambda x, y: x @ y)(x, y.T.copy()))
+    assert same_bits(portable(lambda x, y: x.T.T @ y.T)(x, y), portable(lambda x, y: x @ y)(x, y.T.copy()))
+    turned = z.transpose(2, 1, 0)  # Its free axes lie in another order than the array's.
+    got = portable(lambda x, z: jnp.einsum("ik,akb->iab", x, z.transpose(2, 1, 0)))(x, z)
+    assert same_bits(got, portable(lambda x, z: jnp.einsum("ik,akb->iab", x, z))(x, turned.copy()))
+
+
 def test_a_part_of_somebody_s_compiled_program_has_the_same_bits(right: Any) -> None:
     inside = jax.jit(lambda w, x: portable(jax.value_and_grad(loss))(w, x * jnp.float32(1)))
     assert same_bits(inside(W, X), right)

@@ -81,6 +81,27 @@ def known_whole(a: Arithmetic, x: Array) -> Array:
     return x
 
 
+def known_transposed(a: Arithmetic, x: Array, source: Array, permutation: Sequence[int]) -> Array:
+    """Notes what x is a transpose of: XLA multiplies int8 factors that it has to transpose four times as slowly."""
+    a.memory[id(x), "transposed"] = ((source, permutation), x)
+    return x
+
+
+def _untransposed(
+    a: Arithmetic, x: Array, contracted: Sequence[int], batch: Sequence[int]
+) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
+    """The array that x is a transpose of, with the same axes, where the free ones have the same order."""
+    known = a.memory.get((id(x), "transposed"))
+    if known is None:
+        return x, tuple(contracted), tuple(batch)
+    source, permutation = known[0]
+    free = [permutation[i] for i in range(x.ndim) if i not in (*contracted, *batch)]
+    if free != sorted(free):
+        return x, tuple(contracted), tuple(batch)
+    moved, shared = (tuple(permutation[i] for i in axes) for axes in (contracted, batch))
+    return _untransposed(a, source, moved, shared)
+
+
 def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
     """The slices of x, in its own layout; all that is apart along `axes` only shares a shift."""
     largest = jnp.max(bits(x) & MAGNITUDE, axis=tuple(axes), keepdims=True, initial=0)
@@ -202,6 +223,9 @@ def _in_memory(x: Array, order: Sequence[int]) -> Array:
 def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Array:
     """`lax.dot_general` of float32."""
     (contracted_x, contracted_y), (batch_x, batch_y) = dimension_numbers
+    x, contracted_x, batch_x = _untransposed(a, x, contracted_x, batch_x)
+    y, contracted_y, batch_y = _untransposed(a, y, contracted_y, batch_y)
+    dimension_numbers = (contracted_x, contracted_y), (batch_x, batch_y)
     rows, columns = (
         [size for i, size in enumerate(value.shape) if i not in (*batch, *contracted)]
         for value, batch, contracted in ((x, batch_x, contracted_x), (y, batch_y, contracted_y))

@@ -135,14 +135,17 @@ def _gather(params: Any, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
         if i in kept:
             shape[lead + kept.index(i)] = sizes[i]
         places.append(starts[..., i].reshape(*starts.shape[:-1], *[1] * len(kept)) + within.reshape(shape))
-    found = x[tuple(places)]
+    found: np.ndarray = x[tuple(places)]
     if params["mode"] == jax.lax.GatherScatterMode.FILL_OR_DROP:
         fill = params["fill_value"]
         fill = fill if fill is not None else (np.nan if x.dtype.kind == "f" else np.iinfo(x.dtype).min)
         found = np.where(inside.reshape(*inside.shape, *[1] * len(kept)), found, np.asarray(fill, x.dtype))
     order = iter(range(lead))
     slices = iter(range(lead, found.ndim))
-    return found.transpose([next(slices) if i in numbers.offset_dims else next(order) for i in range(found.ndim)])
+    turned: np.ndarray = found.transpose(
+        [next(slices) if i in numbers.offset_dims else next(order) for i in range(found.ndim)]
+    )
+    return turned
 
 
 def _at(x: np.ndarray, starts: Values, sizes: Sequence[int]) -> tuple[slice, ...]:

@@ -355,6 +355,12 @@ def convert_to_factor(a: Arithmetic, x: Array) -> Array:
     return products.known_whole(a, result) if x.dtype == np.bool_ else result
 
 
+def transposed(a: Arithmetic, eqn: Any, x: Array) -> Array:
+    """Axes in another order; a product takes the array itself."""
+    result: Array = eqn.primitive.bind(x, **eqn.params)
+    return products.known_transposed(a, result, x, eqn.params["permutation"])
+
+
 def dot_general(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     """Exact products of slices; integers beside floats become floats."""
     x, y = (value if is_float(value) else convert_to_factor(a, value) for value in (x, y))
@@ -499,7 +505,6 @@ def _fill() -> None:
         "squeeze",
         "stack",
         "tile",
-        "transpose",
         "unstack",
         "xor",
     ]:
@@ -514,6 +519,7 @@ def _fill() -> None:
         "threefry2x32",
     ]:
         RULES[name] = random_bits
+    RULES["transpose"] = transposed
     for name in ["device_put", "name", "stop_gradient", "copy_start"]:
         RULES[name] = first
     binary: dict[str, Callable[..., Array]] = {
