@@ -50,7 +50,7 @@ def optax_schedule(name: str, **arguments: Any) -> Schedule:
         ConfigError: There is no such schedule, or an argument is wrong.
     """
     cls = schedule_class(name)
-    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    known = [item.name for item in dataclasses.fields(cls)]
     for each in arguments:
         if each not in known:
             raise ConfigError(f"{cls.path}.{each}", f"is not an argument of {name}.{did_you_mean(each, known)}")

@@ -55,8 +55,8 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import sweep
 
-PLANS = int(os.environ.get("JAXMLP_PLANS", "2"))
-"""Random plans of interruption that are tried."""
+PLANS = int(os.environ.get("JAXMLP_PLANS", "1"))
+"""Random plans of interruption that are tried; the second is of portable precision, the third of bfloat16."""
 STOPS = EarlyStopping(monitor="val_accuracy", patience=2, restore_best=True)
 ALL = (STOPS, ReduceOnPlateau(patience=1, factor=0.5), EMA(decay=0.9))
 
@@ -150,8 +150,9 @@ def test_an_experiment_without_controllers_says_nothing_of_them() -> None:
 
 def test_the_part_of_a_mixture_is_drawn_from_the_beta_distribution() -> None:
     keys = jax.vmap(lambda step: prng.stream_key(prng.root_key(0), prng.Stream.AUGMENTATION, step))(jnp.arange(4000))
+    draw = jax.jit(jax.vmap(symmetric_beta, in_axes=(0, None)))
     for alpha in (0.2, 1.0):
-        drawn = np.asarray(jax.vmap(lambda key, alpha=alpha: symmetric_beta(key, alpha))(keys))
+        drawn = np.asarray(draw(keys, jnp.float32(alpha)))
         for value in (0.01, 0.1, 0.5, 0.9):  # Four standard deviations of 4,000 draws are 0.032.
             assert abs((drawn < value).mean() - special.betainc(alpha, alpha, value)) < 0.032
 
@@ -198,8 +199,7 @@ def numpys(config: ExperimentConfig) -> tuple[Any, Any]:
     "values",
     [
         {"data": DataConfig(class_weights=(0.5, 1.0, 3.0))},
-        {"accumulate": 3, "clip_norm": 0.2},
-        {"clip_value": 0.02, "clip_norm": 0.1},
+        {"accumulate": 3, "clip_value": 0.02, "clip_norm": 0.1},
     ],
 )
 def test_weights_average_clipping_and_accumulation_are_numpys_after_200_updates(values: dict[str, Any]) -> None:
@@ -249,11 +249,17 @@ def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(see
     assert whole.stopped and 1 < len(whole.records) < 10
     again = interrupted(config, tmp_path / "cut", plan)
     assert (again.state_sha256, again.test, again.stopped) == (whole.state_sha256, whole.test, whole.stopped)
-    for name in ("digests.jsonl",):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    lanes = sweep(config, noise(), seeds=[config.seed, 9], devices=plan.choice([1, 2])).lanes
-    assert (lanes[0].state_sha256, lanes[0].test, lanes[0].stopped) == (whole.state_sha256, whole.test, whole.stopped)
-    assert [record.figures for record in lanes[0].metrics] == [record.figures for record in whole.records]
+    logs = [(tmp_path / name / "digests.jsonl").read_bytes() for name in ("cut", "whole")]
+    assert logs[0] == logs[1]
+    devices, folder = plan.choice([1, 2]), tmp_path / "sweep"
+    lanes = sweep(config, noise(), seeds=[9, config.seed], devices=devices, out=folder, keep_runs=True).lanes
+    assert (lanes[1].state_sha256, lanes[1].test, lanes[1].stopped) == (whole.state_sha256, whole.test, whole.stopped)
+    assert [record.figures for record in lanes[1].metrics] == [record.figures for record in whole.records]
+    kept, alone = folder / "runs" / f"0001-s{config.seed}", tmp_path / "whole"
+    last = max((alone / "checkpoints").iterdir()).name
+    for name in ("digests.jsonl", f"checkpoints/{last}"):
+        assert (kept / name).read_bytes() == (alone / name).read_bytes()
+    assert verify(kept).damaged == ()
 
 
 # How a run ends.
@@ -288,18 +294,6 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
     assert history.metrics()["ema_accuracy"]["val"] == history["val_ema_accuracy"][-1]
 
 
-def test_a_lane_that_stops_leaves_the_run_directory_of_its_solo_run(tmp_path: Path) -> None:
-    config = experiment(*ALL)
-    solo = fit(config, noise(), out=tmp_path / "solo", devices=1)
-    sweep(config, noise(), seeds=[9, 0], out=tmp_path / "sweep", keep_runs=True, devices=1)
-    kept, alone = tmp_path / "sweep" / "runs" / "0001-s0", tmp_path / "solo"
-    assert (kept / "digests.jsonl").read_bytes() == (alone / "digests.jsonl").read_bytes()
-    with RunDirectory.open(kept, write=False) as run:
-        assert run.manifest["result"]["stopped"] == solo.stopped
-        assert run.checkpoints()[0].read_bytes() == (alone / "checkpoints" / run.checkpoints()[0].name).read_bytes()
-    assert verify(kept).damaged == ()
-
-
 def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path) -> None:
     config = experiment(Budget(steps=17), epochs=9)
     assert fit(config, noise()).stopped == "budget: 17 updates are made"
@@ -310,7 +304,9 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
     def enough(record: Any, state: Any) -> bool:
         return bool(record.epoch == 2)
 
-    asked = fit(experiment(epochs=9), noise(), hooks=[lambda record, state: "no reason", enough], out=tmp_path / "run")
+    asked = fit(
+        experiment(Budget(), epochs=9), noise(), hooks=[lambda record, state: "no reason", enough], out=tmp_path / "run"
+    )
     assert (asked.stopped, len(asked.records), asked.status) == ("the hook enough asked for it", 2, "finished")
     assert asked.test_accuracy is not None
     # Killed before it could say so, it knows from its checkpoint that it was stopped.
@@ -322,7 +318,7 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
     def of_second(lane: Any, record: Any, state: Any) -> bool:
         return bool(lane.seed == 1 and record.epoch == 2)
 
-    lanes = sweep(experiment(epochs=4), noise(), seeds=[0, 1], hooks=[of_second], devices=1).lanes
+    lanes = sweep(experiment(Budget(), epochs=4), noise(), seeds=[0, 1], hooks=[of_second], devices=1).lanes
     assert [(len(lane.metrics), lane.epoch, lane.stopped) for lane in lanes] == [
         (4, 4, None),
         (2, 2, "the hook of_second asked for it"),
@@ -330,7 +326,7 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
 
 
 def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:
-    config = experiment(epochs=3)
+    config = experiment(Budget(), epochs=3)
 
     def fails(record: Any, state: Any) -> None:
         if record.epoch == 2:

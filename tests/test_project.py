@@ -80,7 +80,7 @@ ARROWS = {
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
     "compile": "data network shards sweep train",
-    "report": "code data experiment history inference jaxmlp mlp opening pictures prng run sweep train",
+    "report": "code data experiment fitting history inference jaxmlp mlp opening pictures prng run sweep train",
     "tracking": "history pictures train",
     "cli": "*",
     "__main__": "cli",

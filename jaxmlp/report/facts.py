@@ -20,6 +20,7 @@ from jaxmlp import data, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.experiment import Changed, Code, Experiment
+from jaxmlp.fitting import planned_rates
 from jaxmlp.history import EpochRecord
 from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
 from jaxmlp.mlp import MLP
@@ -105,6 +106,8 @@ class RunFacts:
     """What an example is called."""
     metrics: Mapping[str, float] = MappingProxyType({})
     """On the test split, by name, without the accuracy."""
+    planned: Sequence[tuple[float, float]] = ()
+    """Epochs and the schedule's rates at their ends, of a run that has not got to its last epoch."""
     augmented: np.ndarray[Any, Any] | None = None
     """[draws, images, height, width, channels]: training images as they are, then as updates 0, 1, ... would have them.
 
@@ -220,7 +223,13 @@ def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Co
         noun=_noun(dataset),
         metrics=_others(answers.evaluation.metrics) if answers else {},
         augmented=preview(run.config, dataset),
+        planned=_planned(run.config, dataset) if len(epochs) < run.config.epochs else (),
     )
+
+
+def _planned(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple[float, float]]:
+    steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
+    return [((step + 1) / steps_per_epoch, rate) for step, _, rate in planned_rates(config, dataset)]
 
 
 def preview(config: ExperimentConfig, dataset: data.Dataset) -> np.ndarray[Any, Any] | None:

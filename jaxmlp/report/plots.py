@@ -172,13 +172,16 @@ def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
 
 
 def learning_rate(groups: Sequence[Group]) -> Figure:
-    """The rate of each epoch's last update."""
+    """The rate of each epoch's last update; dotted, what the schedule gives to a run that is not at its end."""
     with _axes(*CURVES, legend=_legend_height(groups) if len(groups) > 1 else 0) as axes:
         for number, group in enumerate(groups):
             lines = group.runs[0].epochs
             rates = [np.nan if line["learning_rate"] is None else line["learning_rate"] for line in lines]
             points = [line["epoch"] for line in lines], rates
-            axes.plot(*points, color=SERIES[number % len(SERIES)], label=group.name if len(groups) > 1 else "_")
+            color = SERIES[number % len(SERIES)]
+            axes.plot(*points, color=color, label=group.name if len(groups) > 1 else "_")
+            if planned := group.runs[0].planned:
+                axes.plot(*zip(*planned, strict=True), ":", color=color, label="_")
         axes.set_ylim(bottom=0)
         axes.set_ylabel("learning rate")
         _label_epochs(axes, groups)
