@@ -98,6 +98,8 @@ def fit(
             whole; or its processes differ in what binds bits.
     """
     config, dataset = _in_order(config, dataset)
+    if start is not None and run is not None:
+        raise ConfigError("start", "goes with a new run: one that goes on has its own weights")
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.settings())
         if isinstance(run, str | Path):

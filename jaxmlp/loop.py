@@ -331,19 +331,23 @@ class RunLoop(Loop):
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
         self.stopped = [position.stopped]
-        if position.epoch <= self.config.epochs and not position.stopped:
-            self.programs.exchange(position, back=True)
         return position
 
     def _stored(self) -> Position:
-        """Where the newest good checkpoint stands, or the start, on the devices of all processes."""
+        """Where the newest good checkpoint stands, or the start, on the devices of all processes.
+
+        The end of a shorter run stands there with its last weights, not with those of its best epoch.
+        """
         position = self.programs.first()
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
             position = position.moved_to(checkpoint.arrays, checkpoint.meta)
             if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
                 raise RunError(f"{checkpoint.path.name} is of a step that is not in its epoch.")
-        return self.programs.placed(position.shared() if jax.process_count() > 1 else position)
+        position = self.programs.placed(position.shared() if jax.process_count() > 1 else position)
+        if position.epoch <= self.config.epochs and not position.stopped:
+            self.programs.exchange(position, back=True)
+        return position
 
     def _compile(self) -> None:
         """Compile every program of an epoch; no update is made, and no example evaluated."""

@@ -53,7 +53,7 @@ from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
-from jaxmlp.sweep import sweep
+from jaxmlp.sweep import resume, sweep
 
 PLANS = int(os.environ.get("JAXMLP_PLANS", "1"))
 """Random plans of interruption that are tried; the second is of portable precision, the third of bfloat16."""
@@ -237,6 +237,8 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
             at += plan.randrange(1, 30)
             stop = Stop()
             devices = plan.choice([1, 2, 4])
+            if len(run.checkpoints()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
+                run.checkpoints()[0].unlink()
             history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
     return history
 
@@ -251,8 +253,15 @@ def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(see
     assert (again.state_sha256, again.test, again.stopped) == (whole.state_sha256, whole.test, whole.stopped)
     logs = [(tmp_path / name / "digests.jsonl").read_bytes() for name in ("cut", "whole")]
     assert logs[0] == logs[1]
-    devices, folder = plan.choice([1, 2]), tmp_path / "sweep"
-    lanes = sweep(config, noise(), seeds=[9, config.seed], devices=devices, out=folder, keep_runs=True).lanes
+    folder, stop, last_epoch = tmp_path / "sweep", Stop(), plan.randrange(1, len(whole.records))
+
+    def interrupt(lane: Any, record: Any, state: Any) -> None:
+        if record.epoch == last_epoch:
+            stop.signal = signal.SIGTERM
+
+    how: dict[str, Any] = {"seeds": [9, config.seed], "devices": plan.choice([1, 2]), "out": folder, "keep_runs": True}
+    assert sweep(config, noise(), **how, hooks=[interrupt], stop=stop).status == "interrupted"
+    lanes = resume(folder, noise(), devices=plan.choice([1, 2])).lanes
     assert (lanes[1].state_sha256, lanes[1].test, lanes[1].stopped) == (whole.state_sha256, whole.test, whole.stopped)
     assert [record.figures for record in lanes[1].metrics] == [record.figures for record in whole.records]
     kept, alone = folder / "runs" / f"0001-s{config.seed}", tmp_path / "whole"
