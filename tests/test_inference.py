@@ -153,7 +153,7 @@ def test_predictions_are_the_likeliest_classes_in_order(loaded: Model, dataset: 
 
 
 def test_images_of_another_shape_or_scale_are_refused(loaded: Model) -> None:
-    with pytest.raises(DataError, match=r"images must be \[n, 28, 28, 1\], got \[2, 27, 28, 1\]"):
+    with pytest.raises(DataError, match=r"images must be \[n, 28, 28, 1\] or flat \[n, 784\], got \(2, 27, 28, 1\)"):
         loaded.probabilities(np.zeros((2, 27, 28, 1), np.uint8))
     with pytest.raises(DataError, match=r"pixels must be 0 to 255, .* got 0 to 1"):
         loaded.probabilities(np.full((2, 28, 28, 1), 0.5, np.float32))
@@ -194,7 +194,7 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
 def test_a_checkpoint_that_is_not_there_is_refused(
     tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
 ) -> None:
-    with pytest.raises(ConfigError, match="checkpoint must be last, best or the step of one, got 'worst'"):
+    with pytest.raises(ConfigError, match="checkpoint must be last, best, ema or the step of one, got 'worst'"):
         load_model(trained[0], "worst")
     with RunDirectory.create(tmp_path / "a run", CONFIG, manifest(CONFIG, dataset)) as run:
         with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):
