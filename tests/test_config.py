@@ -326,7 +326,11 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
         ("epochs", 2.0, "must be an integer, got 2.0"),
         ("seed", True, "must be an integer, got True"),
         ("data.pixel_scale", "1/255", "must be a number, got '1/255'"),
-        ("precision", "float16", "must be one of float32, tensorfloat32, bfloat16, portable, got 'float16'. Did you mean bfloat16?"),
+        (
+            "precision",
+            "float16",
+            "must be one of float32, tensorfloat32, bfloat16, portable, got 'float16'. Did you mean bfloat16?",
+        ),
         (
             "optimizer.kind",
             "adamx",
