@@ -243,7 +243,7 @@ def _equation_flops(equation: Any) -> int:
         kernel: tuple[int, ...] = equation.invars[1].aval.shape
         # A transposed convolution spreads its inputs; the zeros between them are multiplied by nobody.
         spread = int(kernel[params["dimension_numbers"].rhs_spec[0]]) * math.prod(params["lhs_dilation"])
-        return 2 * outputs * math.prod(kernel) // spread
+        return int(2 * outputs * math.prod(kernel) // spread)
     inner = [flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
     return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
 

@@ -20,6 +20,7 @@ from jaxmlp.compile import count, hlo, promises, reading, targets
 from jaxmlp.compile.program import Examples, evaluation, training
 from jaxmlp.compile.report import compile_for
 from jaxmlp.compile.targets import Target
+from jaxmlp.experiment import load_experiment
 
 program = command_line.program
 
@@ -65,7 +66,7 @@ KINDS = {"train": training, "evaluate": evaluation}
 
 @pytest.mark.parametrize(
     ("kind", "devices", "lanes", "batching"),
-    [("train", 1, None, "map"), ("train", 4, None, "map"), ("train", 2, 4, "vmap"), ("evaluate", 2, 4, "map")],
+    [("train", 4, None, "map"), ("train", 2, 4, "vmap"), ("evaluate", 2, 4, "map")],
 )
 def test_memory_and_products_are_counted_as_the_compiler_has_them(
     kind: str, devices: int, lanes: int | None, batching: Any
@@ -94,6 +95,7 @@ def test_compile_tells_of_an_experiment_what_was_asked(program: Program, tmp_pat
     assert set(document["memory"]) == {"arguments", "outputs", "temporaries", "code", "total", "device", "fits"}
     assert (document["target"], document["devices"], document["memory"]["fits"]) == ("cpu", 1, True)
     assert document["flops_per_step"] == document["flops_per_step_counted"]
+    assert document["memory_counted"]["total"] == pytest.approx(document["memory"]["total"], rel=0.1)
     assert document["findings"] == [] or set(document["findings"][0]) == {"rule", "what", "where", "flags"}
     assert document["lower_bound_s_per_step"] is None
     assert (tmp_path / "program.txt").read_text().startswith("HloModule")
@@ -105,21 +107,18 @@ def test_compile_tells_of_an_experiment_what_was_asked(program: Program, tmp_pat
 def test_a_program_that_does_not_fit_ends_in_6_with_the_largest_that_does(
     program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("compile", QUICKSTART, *SMALL, "--json")
-    needs = program(*words, "--batch-size", "512").document["memory_counted"]["total"]
+    quickstart = load_experiment(Path(QUICKSTART)).config
+    config = dataclasses.replace(quickstart, model=MLP(hidden_sizes=(16,)), batch_size=512)
+    needs = count.memory(training(config, Examples.of(config.data), jax.devices()[:1]), "cpu").total
     monkeypatch.setitem(targets.CHIPS, "cpu", targets.Chip(platform="cpu", memory=needs))
-    ended = program(*words, "--batch-size", "2048")
+    ended = program("compile", QUICKSTART, *SMALL, "--batch-size", "2048", "--json")
     assert ended.code == 6
     assert ended.document["memory"]["fits"] is False
     assert 480 <= ended.document["largest_that_fits"] <= 512
     assert f"The largest batch size that fits, as counted: {ended.document['largest_that_fits']}" in ended.stderr
-    monkeypatch.setitem(targets.CHIPS, "cpu", targets.Chip(platform="cpu", memory=1000))
-    assert program(*words, "--lanes", "2").document["largest_that_fits"] == 0
 
 
-@pytest.mark.parametrize(
-    ("target", "extra"), [("tpu-v5e:2x2", "tpu"), ("tpu-v6e", "tpu"), ("h100", "cuda13"), ("b200", "cuda13")]
-)
+@pytest.mark.parametrize(("target", "extra"), [("tpu-v5e:2x2", "tpu"), ("h100", "cuda13")])
 def test_without_the_compiler_the_extra_is_named(
     target: str, extra: str, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
