@@ -224,8 +224,16 @@ class _Graph:
         """Whether the value is written to memory."""
         if node.is_fenced or not self._is_light(node):
             return True
+        if self.platform == "tpu" and self._only_multiplied(node):
+            return False
         through = node.primitive in VIEWS
         return any(self._reads_whole(user) and not (through and user.primitive in PRODUCTS) for user in node.users)
+
+    def _only_multiplied(self, node: _Node) -> bool:
+        """Whether one product alone reads the value: a TPU computes it there."""
+        (user, *others) = node.users or [_Node(0)]
+        through = user.primitive in VIEWS and self._only_multiplied(user)
+        return not others and (user.primitive in PRODUCTS or through)
 
     def _reads_whole(self, node: _Node) -> bool:
         """Whether the operation, or the one that reads through it, must find its input in memory."""

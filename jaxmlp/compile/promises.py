@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from jaxmlp.compile.hlo import Array
-from jaxmlp.compile.reading import COPIES, Collective, Reading
+from jaxmlp.compile.reading import COPIES, Collective, Reading, on_chip
 
 GATHERS = ("all_gather", "all_to_all")
 """Messages of JAX that add nothing, whatever XLA makes of them."""
@@ -99,12 +99,13 @@ def nothing_wide(reading: Reading) -> Iterator[Finding]:
 
 
 def nothing_copied(reading: Reading) -> Iterator[Finding]:
-    """No large array is copied outside the loop."""
-    if reading.loop is None:
-        return
-    for each in reading.module.computations[reading.module.entry].values():
+    """No large array is copied outside the loop; to keep it on the chip for the loop is no copy."""
+    entry = reading.module.computations[reading.module.entry]
+    for each in entry.values() if reading.loop else ():
         if each.op in COPIES and each.nbytes >= LARGE:
-            told = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, before the loop: {_types([each.result])}"
+            if on_chip(each.result) or on_chip(entry[each.operands[0]].result):
+                continue
+            told = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, outside the loop: {_types([each.result])}"
             yield Finding("nothing_copied", told, each.source or ", ".join(each.operands))
 
 

@@ -228,13 +228,13 @@ def _moved(module: Module, computation: str, each: Instruction) -> Iterator[int]
     if each.op in COPIES:
         target = each.arrays[each.op == "slice-start"]
         ends = (around[each.operands[0]].result, target)
-        yield from (target.nbytes for end in ends if not _on_chip(end))
+        yield from (target.nbytes for end in ends if not on_chip(end))
         return
     inside = module.computations.get(each.called[0], {}) if each.op == "fusion" else {}
     parameters = {int(found[1]): name for name, item in inside.items() if item.op == "parameter"
                   and (found := re.match(r"\((\d+)\)", item.attributes))}  # fmt: skip
     for number, name in enumerate(each.operands):
-        if name in around and not _on_chip(around[name].result):
+        if name in around and not on_chip(around[name].result):
             whole = around[name].nbytes if around[name].op != "tuple" else 0
             yield min(
                 whole, _read_part(inside, parameters.get(number), whole) if inside else _sliced(each, number, whole)
@@ -243,10 +243,10 @@ def _moved(module: Module, computation: str, each: Instruction) -> Iterator[int]
     if root.op == "dynamic-update-slice" and (around if root is each else inside).get(root.operands[1]):
         yield (around if root is each else inside)[root.operands[1]].nbytes
     else:
-        yield sum(array.nbytes for array in each.arrays if not _on_chip(array))
+        yield sum(array.nbytes for array in each.arrays if not on_chip(array))
 
 
-def _on_chip(array: Array) -> bool:
+def on_chip(array: Array) -> bool:
     """Whether it lies in a memory space of the chip's own, which a TPU's compiler manages."""
     return bool(re.search(r"S\([1-9]\d*\)", array.layout))
 

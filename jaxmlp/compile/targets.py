@@ -199,6 +199,7 @@ def prepare(devices: int | None) -> None:
     quiet = {
         "CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # What libtpu would look for; the topology decides.
     }  # fmt: skip
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
