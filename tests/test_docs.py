@@ -29,7 +29,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SEPARATORS = {";", "&&", "||", "|", "do", "done"}
 
-ELSEWHERE = {"sweep", "bench", "doctor", "import-keras"}
+ELSEWHERE = {"compile", "sweep", "bench", "doctor", "import-keras"}
 """Commands that train or measure for long, or want a file of yours: here their flags are checked, and no more."""
 
 
