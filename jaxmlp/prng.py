@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.random import threefry_2x32
+from jax.extend.random import threefry2x32_p, threefry_2x32
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 IMPLEMENTATION = "threefry2x32"
@@ -62,12 +62,21 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
 
     Differs from: `jax.random.bernoulli`, which computes 128 random bits for each element and keeps 23 of them.
     """
-    threshold = round(probability * 2**16)
+    threshold = jnp.uint32(round(probability * 2**16))
     if str(jax.random.key_impl(key)) != IMPLEMENTATION:
-        return jax.random.bits(key, shape, jnp.uint16) < jnp.uint16(threshold)
+        return jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32) < threshold
     size = math.prod(shape)
-    words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, -(-size // 2)))
-    # Apart from what uses the elements, or each of these would compute the bits again.
-    words = lax.optimization_barrier(words)
-    halves = jnp.concatenate([words & 0xFFFF, words >> 16])
-    return (halves[:size] < jnp.uint32(threshold)).reshape(shape)
+    if not shape or shape[0] % 4:
+        words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, -(-size // 2)))
+        # Apart from what uses the elements, or each of these would compute the bits again.
+        words = lax.optimization_barrier(words)
+        return (jnp.concatenate([words & 0xFFFF, words >> 16])[:size] < threshold).reshape(shape)
+    # The same bits in a quarter of the rows: one kernel draws them, and no other moves them.
+    first = lax.iota(jnp.uint32, size // 4).reshape(shape[0] // 4, *shape[1:])
+    keys = [jnp.broadcast_to(half, first.shape) for half in jax.random.key_data(key)]
+    words = threefry2x32_p.bind(*keys, first, first + jnp.uint32(size // 4))
+    quarters = [*(each & 0xFFFF for each in words), *(each >> 16 for each in words)]
+    kept = [(quarter < threshold).astype(jnp.uint32) << number for number, quarter in enumerate(quarters)]
+    packed = lax.optimization_barrier(kept[0] | kept[1] | kept[2] | kept[3])
+    number = lax.broadcasted_iota(jnp.uint32, (4, *first.shape), 0)
+    return ((packed[None] >> number) & 1).astype(bool).reshape(shape)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
 from jaxmlp import layers, prng
 from jaxmlp.prng import Stream, root_key, stream_key
@@ -67,3 +68,18 @@ def test_masks_have_any_shape(shape: tuple[int, ...]) -> None:
     assert given.dtype == jnp.bool_
     assert prng.bernoulli(stream_key(root_key(0), Stream.DROPOUT), 1.0, shape).all()
     assert not prng.bernoulli(stream_key(root_key(0), Stream.DROPOUT), 0.0, shape).any()
+
+
+@pytest.mark.parametrize("shape", [(128, 12), (4, 1), (6, 7), (8, 3, 5)])
+def test_masks_are_the_halves_of_threefry_s_words_in_order(shape: tuple[int, ...]) -> None:
+    key, size = stream_key(root_key(0), Stream.DROPOUT), int(np.prod(shape))
+    words = np.asarray(threefry_2x32(jax.random.key_data(key), jnp.arange(-(-size // 2), dtype=jnp.uint32)))
+    halves = np.concatenate([words & 0xFFFF, words >> 16])[:size]
+    given = jax.jit(prng.bernoulli, static_argnums=(1, 2))(key, 0.75, shape)
+    np.testing.assert_array_equal(given, (halves < 0xC000).reshape(shape))
+
+
+def test_the_devices_own_generator_has_the_probability_too() -> None:
+    key = prng.of_the_device(stream_key(root_key(0), Stream.DROPOUT))
+    assert np.mean(prng.bernoulli(key, 0.8, (1 << 16,))) == pytest.approx(0.8, abs=0.01)
+    assert prng.bernoulli(key, 1.0, (64,)).all()
