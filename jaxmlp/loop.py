@@ -352,7 +352,10 @@ class RunLoop(Loop):
     def _compile(self) -> None:
         """Compile every program of an epoch; no update is made, and no example evaluated."""
         copied = self.programs.copied(self.position)
-        self.programs.advance(copied, self.programs.order(copied.epoch), copied.done)
+        order = self.programs.order(copied.epoch)
+        self.programs.advance(copied, order, copied.done)
+        if self.run:
+            self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
         if self.programs.dataset.validation:
             self.programs.compile_evaluation(self.position, "validation")
 

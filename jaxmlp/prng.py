@@ -64,7 +64,8 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
     """
     threshold = jnp.uint32(round(probability * 2**16))
     if str(jax.random.key_impl(key)) != IMPLEMENTATION:
-        return jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32) < threshold
+        drawn: Bool[Array, "..."] = jax.random.bits(key, shape, jnp.uint16).astype(jnp.uint32) < threshold
+        return drawn
     size = math.prod(shape)
     if not shape or shape[0] % 4:
         words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, -(-size // 2)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -164,6 +166,14 @@ class Programs:
         """The rate of the update that led to the position, for each lane; None where it is not known."""
         state, step = position.state, self.put(np.int32(position.step - 1))
         return [known(rate) for rate in self.rows(train.learning_rate(self.config, step, state.controllers))]
+
+    def compiled_sha256(self, position: Position, order: jax.Array) -> str:
+        """The SHA-256 of the training program as XLA compiled it, but for what it says of source files."""
+        split, order, *bounds = self.feeds["train"].updates(order, position.done, position.done)
+        arguments = self.config, position.state, position.sums, split, order, *self.put(tuple(map(np.int32, bounds)))
+        text = train.train_steps.lower(*arguments, mesh=self.mesh).compile().as_text()
+        _, computations = re.split(r"^(?=%|ENTRY)", text, maxsplit=1, flags=re.MULTILINE)
+        return hashlib.sha256(re.sub(r", metadata=\{[^}]*\}", "", computations).encode()).hexdigest()
 
     def compile_evaluation(self, position: Position, name: str) -> None:
         """Compile what `evaluate` runs."""

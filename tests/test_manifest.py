@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -11,8 +12,12 @@ from typing import Any
 import pytest
 from run_stand_in import CONFIG, MANIFEST
 
+from jaxmlp import MLP, ExperimentConfig, fit
 from jaxmlp.data import Dataset, Facts
+from jaxmlp.proof.promise import promise
+from jaxmlp.proof.reproduce import reproduce
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
+from jaxmlp.run.record import read_manifest
 
 
 def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset) -> None:
@@ -28,6 +33,25 @@ def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPa
     assert facts["not_binding"].keys() == {"devices", "processes", "threads", "python", "os"}
     assert facts["not_binding"]["devices"] == 4
     assert Facts.from_plain(facts["data"]) == small_dataset.facts
+
+
+def test_a_runs_manifest_tells_which_program_xla_made_and_is_not_bound_by_it(
+    tmp_path: Path, small_dataset: Dataset
+) -> None:
+    config = ExperimentConfig(model=MLP(hidden_sizes=(6,)), batch_size=32, epochs=1, grad_shards=2)
+    told = {}
+    for name, devices, seed in (("a", 1, 0), ("b", 1, 1), ("c", 2, 0)):
+        fit(dataclasses.replace(config, seed=seed), small_dataset, out=tmp_path / name, devices=devices)
+        told[name] = read_manifest(tmp_path / name)
+    compiled = {name: each["compiled_sha256"] for name, each in told.items()}
+    assert re.fullmatch(r"[0-9a-f]{64}", compiled["a"])
+    assert compiled["a"] == compiled["b"] != compiled["c"]
+    other = {**told["a"], "compiled_sha256": "0" * 64}
+    assert promise(other, told["a"]).level == "L1"
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(other))
+    said: list[str] = []
+    assert reproduce(tmp_path / "a", small_dataset, devices=1, report=said.append).same
+    assert [line for line in said if line.startswith("compiled otherwise")]
 
 
 def test_differences_name_the_binding_facts_with_both_values() -> None:

@@ -17,7 +17,7 @@ from jaxmlp.proof.evidence import Evidence, FirstDifference
 from jaxmlp.proof.experiments import bands
 from jaxmlp.proof.promise import Level, Promise, promise
 from jaxmlp.proof.training import Training
-from jaxmlp.run.manifest import manifest
+from jaxmlp.run.manifest import COMPILED, manifest
 
 
 class Judgement(NamedTuple):
@@ -94,6 +94,8 @@ def reproduce(
     left = promise(there, manifest(config, dataset, devices=training.devices))
     for changed in left.changed:
         report(changed)
+    if left.level == "L1" and there.get(COMPILED) not in (None, training.compiled_sha256()):
+        report("compiled otherwise: XLA made another program of the same experiment than the run's.")
     compared = 0
 
     def agreed(piece: Evidence) -> None:

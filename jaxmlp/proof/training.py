@@ -51,6 +51,10 @@ class Training:
         self.steps_per_epoch = self._programs.steps_per_epoch
         self.last_step = config.epochs * self.steps_per_epoch
 
+    def compiled_sha256(self) -> str:
+        """As a run's manifest has it."""
+        return self._programs.compiled_sha256(self._position, self._programs.order(1))
+
     @property
     def step(self) -> int:
         """Updates made."""

@@ -31,6 +31,7 @@ from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.digest import digest
 from jaxmlp.run.lock import Lock, is_held
+from jaxmlp.run.manifest import COMPILED
 from jaxmlp.run.record import (
     CONFIG,
     ENDS,
@@ -248,6 +249,11 @@ class RunDirectory:
     def take(self, config: ExperimentConfig) -> None:
         """Use this experiment, which has the values of `config.json`, and its parts."""
         self._config = config
+
+    def compiled_as(self, sha256: str) -> None:
+        """Record which program XLA made of the experiment here: it binds nothing, but tells why bits differ."""
+        self.manifest[COMPILED] = sha256
+        self._write_manifest()
 
     def accept_code(self, sources: Sources) -> None:
         """Record that the run, which is open for writing, goes on with other code than it was made with."""

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
 _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
 _FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
+COMPILED = "compiled_sha256"
+"""Beside the facts: of the training program as XLA compiled it."""
 PROGRAM = "program_sha256"
 STREAMS = ("prng", "threefry_partitionable", "random_seed_offset")
 """The facts of the platform that a portable run depends on: its random streams."""
