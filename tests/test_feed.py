@@ -55,6 +55,7 @@ def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_mor
             sent.add(len(arguments[place].targets))
             return function(*arguments, **static)
 
+        watched.lower = function.lower  # type: ignore[attr-defined]
         return watched
 
     for function in (steps, evaluate):
