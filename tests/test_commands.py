@@ -35,7 +35,18 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 TRAIN_KEYS = {
-    *("run_dir", "status", "seed", "epochs", "steps", "devices", "processes", "params_sha256", "state_sha256"),
+    *(
+        "run_dir",
+        "status",
+        "stopped",
+        "seed",
+        "epochs",
+        "steps",
+        "devices",
+        "processes",
+        "params_sha256",
+        "state_sha256",
+    ),
     *("train_loss", "train_accuracy", "val_loss", "val_accuracy", "test_loss", "test_accuracy"),
     *("metrics", "compile_s", "train_s", "total_s"),
 }
@@ -164,7 +175,11 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
     ("words", "code", "message"),
     [
         ("evaluate {run} --split val", 2, "--split must be one of test, validation, train, got 'val'"),
-        ("evaluate {run} --checkpoint first", 2, "--checkpoint must be last, best or the step of one, got 'first'"),
+        (
+            "evaluate {run} --checkpoint first",
+            2,
+            "--checkpoint must be last, best, ema or the step of one, got 'first'",
+        ),
         ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints has no checkpoint of step 7. It has: 32."),
         ("evaluate {run}x", 5, "{run}x is not there. `jaxmlp runs` lists the runs."),
         ("evaluate {here}", 5, "{here} is not a run directory: it has no config.json. `jaxmlp runs` lists the runs."),

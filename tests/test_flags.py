@@ -101,8 +101,8 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
             "--optimizer.schedule.decay needs another kind of part: add --optimizer.schedule inverse_time",
         ),
         (
-            "--resume last --epochs 3",
-            "--epochs is not a flag of train --resume DIR. The run's stored config holds; another one is another run.",
+            "--resume last --seed 3",
+            "--seed is not a flag of train --resume DIR. The run's stored config holds; another one is another run.",
         ),
         (
             "--resume last good.py",
@@ -139,6 +139,9 @@ CONFIGS = [
 OTHER: dict[type, Callable[[Any], Any]] = {bool: lambda b: not b, int: lambda n: n + 1, float: lambda x: x * 0.5 + 0.25}
 """Another value of the same type, valid for every field that has no entry of its own below."""
 OTHER_OF_FIELD: dict[str, Any] = {
+    "data.class_weights": (1.0, 2.0),
+    "clip_norm": 1.0,
+    "clip_value": 0.5,
     "model.hidden_sizes": (),
     "model.activation": "tanh",
     "model.kernel_init": "he_normal",
