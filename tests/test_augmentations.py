@@ -17,7 +17,6 @@ from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.report.facts import DRAWS, PREVIEWED, preview
 
 SIDE, COUNT = 21, 64
-ALL = (Shift(), Rotate(), Scale(), Elastic(), Noise(), CutOut())
 
 
 def applied(augmentation: Any, images: Any, seed: int = 0) -> np.ndarray[Any, Any]:
@@ -105,8 +104,10 @@ def test_inputs_that_are_no_images_are_refused() -> None:
         applied(Rotate(), np.ones((4, 3), np.float32))
 
 
-def test_all_of_them_have_the_same_bits_on_1_and_4_devices_however_the_updates_are_grouped() -> None:
-    config = ExperimentConfig(model=MLP(hidden_sizes=(8,)), augmentation=ALL, batch_size=16, grad_shards=4)
+def test_augmentations_have_the_same_bits_on_1_and_4_devices_however_the_updates_are_grouped() -> None:
+    config = ExperimentConfig(
+        model=MLP(hidden_sizes=(8,)), augmentation=(Rotate(), CutOut()), batch_size=16, grad_shards=4
+    )
     on_data = config.on_data(10, 3)
     rng = np.random.default_rng(0)
     split = train.Split(rng.integers(0, 256, (40, 8, 8, 1), np.uint8), rng.integers(0, 10, 40, np.int32))
@@ -126,7 +127,7 @@ def test_all_of_them_have_the_same_bits_on_1_and_4_devices_however_the_updates_a
 
 
 def test_the_reports_preview_shows_what_the_first_updates_would_make_of_training_images(small_dataset: Any) -> None:
-    config = ExperimentConfig(augmentation=(Shift(), Noise()), seed=3)
+    config = ExperimentConfig(augmentation=(Shift(), CutOut()), seed=3)
     found = preview(config, small_dataset)
     assert found is not None and found.shape == (1 + DRAWS, PREVIEWED, 28, 28, 1)
     pixels = small_dataset.train.inputs[:PREVIEWED].astype(np.float32) * np.float32(1 / 255)

@@ -18,7 +18,7 @@ from jaxmlp.experiment import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys; from hatchling import build; getattr(build, sys.argv[1])(sys.argv[2])"
-NAMES = ["benchmark_peers", "quickstart", "relu_rmsprop", "speedrun", "tanh_sgd_nesterov"]
+NAMES = ["benchmark_peers", "best_mlp", "quickstart", "relu_rmsprop", "speedrun", "tanh_sgd_nesterov"]
 
 
 class Built(NamedTuple):

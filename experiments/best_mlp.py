@@ -1,0 +1,31 @@
+"""An MLP without convolution on MNIST, with random turns, sizes, shifts and elastic distortions of its images.
+
+    test accuracy 0.9920, held-out accuracy 0.9932: n = 1, seed 0, trained on 54,000 images
+    17 min on 2 cores (AMD Zen 4) among much other work; JAX and jaxlib 0.12.0.1, Python 3.13.0
+
+The mean over seeds is not measured yet. The values were chosen among 3 by the accuracy of the last 6,000 training
+images after 5 epochs, which are held out; the test images chose nothing.
+
+    jaxmlp train best_mlp
+    jaxmlp sweep best_mlp --seeds 0:10
+"""
+
+import sys
+
+from jaxmlp import MLP, Adam, Cosine, CrossEntropy, DataConfig, Elastic, ExperimentConfig, Rotate, Scale, Shift
+
+CONFIG = ExperimentConfig(
+    name="best_mlp",
+    model=MLP(hidden_sizes=(1024, 512), activation="relu", dropout_rate=0.0, batch_norm=True),
+    data=DataConfig(name="mnist", validation=0.1),
+    augmentation=(Rotate(degrees=10), Scale(part=0.1), Shift(pixels=1), Elastic(pixels=1.0, smoothness=5.0)),
+    optimizer=Adam(learning_rate=0.002, schedule=Cosine(warmup_fraction=0.05)),
+    loss=CrossEntropy(),
+    batch_size=256,
+    epochs=20,
+)
+
+if __name__ == "__main__":
+    from jaxmlp.cli import main
+
+    sys.exit(main(["train", __file__, *sys.argv[1:]]))
