@@ -72,7 +72,7 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ("good.py --model.hidden-sizes 5 x", "--model.hidden-sizes must be an integer, got 'x'"),
         (
             "good.py --precision bfloat",
-            "--precision must be one of float32, tensorfloat32, bfloat16, portable, got 'bfloat'. Did you mean bfloat16?",
+            "--precision must be one of float32, tensorfloat32, bfloat16, portable, got 'bfloat'. Did you mean bfloat16?",  # noqa: E501
         ),
         ("good.py --device cuda", "--device must be one of auto, cpu, gpu, tpu, got 'cuda'."),
         ("good.py --min-accuracy 97", "--min-accuracy must be in [0, 1], got 97. Did you mean 0.97?"),
