@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from planted import NBYTES, called_back, compiled, gathered, rules, summed
 
-from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, shards
+from jaxmlp import MLP, SGD, ExperimentConfig, shards
 from jaxmlp.compile import count, hlo, promises, reading, targets
 from jaxmlp.compile.program import Examples, evaluation, training
 from jaxmlp.compile.report import compile_for
@@ -60,13 +60,7 @@ def test_a_message_that_only_the_partitioner_wrote_is_found() -> None:
     assert {each.rule for each in promises.no_float_sum(found)} == {"no_float_sum"}
 
 
-CONFIG = ExperimentConfig(
-    model=MLP(hidden_sizes=(24, 16)),
-    data=DataConfig(name="mnist_5k"),
-    optimizer=SGD(momentum=0.9),
-    batch_size=256,
-    grad_shards=4,
-)
+CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(24, 16)), optimizer=SGD(momentum=0.9), batch_size=64, grad_shards=4)
 KINDS = {"train": training, "evaluate": evaluation}
 
 
@@ -82,7 +76,7 @@ def test_memory_and_products_are_counted_as_the_compiler_has_them(
     found = compile_for(CPU, traced)
     counted = count.memory(traced, "cpu")
     assert counted.arguments == pytest.approx(found.memory.arguments, rel=0.001)
-    assert counted.without_code == pytest.approx(found.memory.without_code, rel=0.2)  # small arrays, little data
+    assert counted.without_code == pytest.approx(found.memory.without_code, rel=0.1)
     assert count.products(traced) == found.reading.flops > 0
     assert found.reading.loop
     assert bool(found.reading.collectives) == (devices > 1 and lanes is None)
