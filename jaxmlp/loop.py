@@ -161,13 +161,18 @@ class Loop(abc.ABC):
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _chunk(self, order: jax.Array, length: int) -> None:
-        """Give the device the next chunk, then look at the one before: the device has work meanwhile."""
+        """Give the device the next chunk, then look at the one before: the device has work meanwhile.
+
+        Several processes, which agree between chunks by a program of their own, look at this one.
+        """
         began, start = time.perf_counter(), self.position.done
         health = self.programs.advance(self.position, order, start + length)
         self._settle()
         self.running = Chunk(start, start + length, health, began)
-        if self.digest_every and self._step() % self.digest_every == 0:
+        is_due = bool(self.digest_every) and self._step() % typing.cast(int, self.digest_every) == 0
+        if is_due or jax.process_count() > 1:
             self._settle()
+        if is_due:
             self._trace()
 
     def _settle(self) -> None:
@@ -354,7 +359,7 @@ class RunLoop(Loop):
         copied = self.programs.copied(self.position)
         order = self.programs.order(copied.epoch)
         self.programs.advance(copied, order, copied.done)
-        if self.run:
+        if self.run and jax.process_count() == 1:
             self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
         if self.programs.dataset.validation:
             self.programs.compile_evaluation(self.position, "validation")

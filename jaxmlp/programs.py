@@ -171,7 +171,7 @@ class Programs:
         """The SHA-256 of the training program as XLA compiled it, but for what it says of source files."""
         split, order, *bounds = self.feeds["train"].updates(order, position.done, position.done)
         arguments = self.config, position.state, position.sums, split, order, *self.put(tuple(map(np.int32, bounds)))
-        text = train.train_steps.lower(*arguments, mesh=self.mesh).compile().as_text()
+        text = str(train.train_steps.lower(*arguments, mesh=self.mesh).compile().as_text())
         _, computations = re.split(r"^(?=%|ENTRY)", text, maxsplit=1, flags=re.MULTILINE)
         return hashlib.sha256(re.sub(r", metadata=\{[^}]*\}", "", computations).encode()).hexdigest()
 

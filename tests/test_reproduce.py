@@ -77,6 +77,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
                 stop.signal = signal.SIGTERM
             return state, sums, health
 
+        train_steps.lower = real.lower  # type: ignore[attr-defined]
         with monkeypatch.context() as patch:
             patch.setattr(loop.Loop, "chunk_s", 0.0)
             patch.setattr(train, "train_steps", train_steps)
