@@ -353,7 +353,7 @@ def test_a_peer_that_is_not_installed_is_left_out_with_a_word(
 
 
 def test_a_speedrun_times_every_seed_and_says_when_the_mean_reached_the_target(small_dataset: data.Dataset) -> None:
-    config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), epochs=6)
+    config = ExperimentConfig(model=MLP(hidden_sizes=(32,)), data=DataConfig(validation="test"), epochs=6)
     found = speedrun.speedrun(config, small_dataset, range(3), target=0.3, tell=lambda _: None)
     assert len(found["train_s"]) == len(found["test_accuracy"]) == 3
     assert found["mean_test_accuracy"] == pytest.approx(np.mean(found["test_accuracy"]))
