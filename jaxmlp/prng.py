@@ -75,7 +75,7 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
     # The same bits in a quarter of the rows: one kernel draws them, and no other moves them.
     first = lax.iota(jnp.uint32, size // 4).reshape(shape[0] // 4, *shape[1:])
     keys = [jnp.broadcast_to(half, first.shape) for half in jax.random.key_data(key)]
-    words = threefry2x32_p.bind(*keys, first, first + jnp.uint32(size // 4))
+    words = threefry2x32_p.bind(*keys, first, first + jnp.uint32(size // 4 % 2**32))
     quarters = [*(each & 0xFFFF for each in words), *(each >> 16 for each in words)]
     kept = [(quarter < threshold).astype(jnp.uint32) << number for number, quarter in enumerate(quarters)]
     packed = lax.optimization_barrier(kept[0] | kept[1] | kept[2] | kept[3])
