@@ -79,6 +79,5 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
     quarters = [*(each & 0xFFFF for each in words), *(each >> 16 for each in words)]
     kept = [(quarter < threshold).astype(jnp.uint32) << number for number, quarter in enumerate(quarters)]
     packed = lax.optimization_barrier(kept[0] | kept[1] | kept[2] | kept[3])
-    number = lax.broadcasted_iota(jnp.uint32, (4, *first.shape), 0)
-    mask: Bool[Array, "..."] = ((packed[None] >> number) & 1).astype(bool).reshape(shape)
+    mask: Bool[Array, "..."] = jnp.concatenate([(packed >> number) & 1 for number in range(4)]).astype(bool)
     return mask
