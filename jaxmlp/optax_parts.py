@@ -27,6 +27,7 @@ import optax.contrib
 
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import choices, ranged
+from jaxmlp.optax_schedules import of_arguments
 from jaxmlp.parts import Optimizer, Schedule, Step
 from jaxmlp.schedules import Constant
 
@@ -59,12 +60,7 @@ def from_optax(name: str, **arguments: Any) -> Optimizer:
     Raises:
         ConfigError: There is no such factory, it needs more than gradients and parameters, or an argument is wrong.
     """
-    cls = optax_class(name)
-    known = [item.name for item in dataclasses.fields(cls)]
-    for each in arguments:
-        if each not in known:
-            raise ConfigError(f"optimizer.{each}", f"is not an argument of {name}.{did_you_mean(each, known)}")
-    return cls(**arguments)
+    return of_arguments(optax_class(name), arguments)
 
 
 @functools.cache

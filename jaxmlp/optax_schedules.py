@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.fields import ranged
-from jaxmlp.parts import Schedule, Step
+from jaxmlp.parts import Part, Schedule, Step
 
 NAMES = {
     f"optax.{name}": getattr(optax, name)
@@ -49,11 +49,19 @@ def optax_schedule(name: str, **arguments: Any) -> Schedule:
     Raises:
         ConfigError: There is no such schedule, or an argument is wrong.
     """
-    cls = schedule_class(name)
-    known = [item.name for item in dataclasses.fields(cls)]
+    return of_arguments(schedule_class(name), arguments)
+
+
+def of_arguments[P: Part](cls: type[P], arguments: Mapping[str, Any]) -> P:
+    """The part that a factory of optax makes of these arguments.
+
+    Raises:
+        ConfigError: One of them is not the factory's, or is wrong.
+    """
+    known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for each in arguments:
         if each not in known:
-            raise ConfigError(f"{cls.path}.{each}", f"is not an argument of {name}.{did_you_mean(each, known)}")
+            raise ConfigError(f"{cls.path}.{each}", f"is not an argument of {cls.kind}.{did_you_mean(each, known)}")
     return cls(**arguments)
 
 

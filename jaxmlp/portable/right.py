@@ -26,6 +26,13 @@ def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
     Raises:
         NotImplementedError: It has another primitive, by its name.
     """
+    return walk(jaxpr, consts, values, right_of)
+
+
+def walk(
+    jaxpr: Any, consts: Values, values: Values, visit: Callable[[Any, list[np.ndarray]], list[np.ndarray]]
+) -> list[np.ndarray]:
+    """The results of a jaxpr: `visit(equation, values)` gives those of each equation, and calls are gone into."""
     env: dict[Any, np.ndarray] = {}
 
     def read(atom: Any) -> np.ndarray:
@@ -34,7 +41,9 @@ def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
     env.update(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
     env.update(zip(jaxpr.invars, values, strict=True))
     for eqn in jaxpr.eqns:
-        results = right_of(eqn, [read(atom) for atom in eqn.invars])
+        operands = [read(atom) for atom in eqn.invars]
+        is_call = STRUCTURE.get(eqn.primitive.name) is call
+        results = walk(*called(eqn), operands, visit) if is_call else visit(eqn, operands)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

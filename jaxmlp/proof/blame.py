@@ -12,9 +12,9 @@ from jax.extend import core
 from jaxmlp import train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.portable.arithmetic import Arithmetic
-from jaxmlp.portable.right import is_key, right, right_of
+from jaxmlp.portable.right import is_key, right, right_of, walk
 from jaxmlp.portable.text import type_of
-from jaxmlp.portable.transform import STRUCTURE, call, called, evaluate_equation, literal
+from jaxmlp.portable.transform import STRUCTURE, call, evaluate_equation, literal
 from jaxmlp.prng import key_of, root_key
 
 Arrays: TypeAlias = list[np.ndarray]
@@ -60,7 +60,7 @@ def program_of(config: ExperimentConfig, state: train.TrainState | None, batch: 
 def right_state(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> Arrays:
     """The leaves of the state after an update, or of the first state, by NumPy."""
     closed, values = program_of(config, state, batch)
-    return _walk(closed.jaxpr, closed.consts, values, by_numpy)
+    return walk(closed.jaxpr, closed.consts, values, by_numpy)
 
 
 def wrong_primitive(
@@ -88,7 +88,7 @@ def wrong_primitive(
         return wanted
 
     try:
-        _walk(closed.jaxpr, closed.consts, values, visit)
+        walk(closed.jaxpr, closed.consts, values, visit)
     except Found as found:
         wrong_one: WrongPrimitive = found.args[0]
         return wrong_one
@@ -105,23 +105,6 @@ def _rule(eqn: Any) -> Any:
     """The operations that an equation's rule makes of it."""
     shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
     return jax.make_jaxpr(lambda zero, *values: evaluate_equation(Arithmetic(zero), eqn, values))(np.int32(0), *shapes)
-
-
-def _walk(jaxpr: Any, consts: Sequence[Any], values: Arrays, visit: Callable[[Any, Arrays], Arrays]) -> Arrays:
-    """The results of a jaxpr, whose calls are gone into, each equation by `visit`."""
-    env: dict[Any, np.ndarray] = {}
-
-    def read(atom: Any) -> np.ndarray:
-        return literal(atom) if isinstance(atom, core.Literal) else env[atom]
-
-    env.update(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
-    env.update(zip(jaxpr.invars, values, strict=True))
-    for eqn in jaxpr.eqns:
-        operands = [read(atom) for atom in eqn.invars]
-        is_call = STRUCTURE.get(eqn.primitive.name) is call
-        results = _walk(*called(eqn), operands, visit) if is_call else visit(eqn, operands)
-        env.update(zip(eqn.outvars, results, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
 
 
 class Device:
