@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jaxmlp import data, train
 from jaxmlp.config import ExperimentConfig
@@ -31,15 +31,14 @@ def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool 
     plain = dataclasses.replace(config.without_precision(), batch_size=rows, grad_shards=1)
     one_shard = plain.on_data(facts.outputs, 1)
 
-    def update(config: ExperimentConfig, split: train.Split, order: Any) -> Any:
-        state = train.init_state(config, jax.tree.map(lambda leaf: leaf[:1], split.inputs))
-        batch = train.take_batch(split, order, jnp.int32(0), config.batch_size)
+    def update(config: ExperimentConfig, batch: train.Batch) -> Any:
+        state = train.init_state(config, jax.tree.map(lambda leaf: leaf[:1], batch.inputs))
         return train.train_step(config, state, batch, root_key(config.seed))
 
-    split = train.Split.of(facts.zeros(rows))
-    if weighted:
-        split = split._replace(weights=jnp.ones(rows, jnp.float32))
-    return text(update, one_shard, split, jax.ShapeDtypeStruct((rows,), jnp.int32))
+    ones = np.ones(rows, np.float32)
+    inputs, targets, _ = facts.zeros(rows)
+    batch = train.Batch(inputs, targets, ones, ones if weighted else None)  # type: ignore[arg-type]  # NumPy will do
+    return text(update, one_shard, batch)
 
 
 def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -> str:

@@ -101,7 +101,7 @@ def fit(
     if start is not None and run is not None:
         raise ConfigError("start", "goes with a new run: one that goes on has its own weights")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(runtime.settings())
+        stack.enter_context(runtime.settings(exact=config is None or config.exact))
         if isinstance(run, str | Path):
             code, longer = config or experiment, epochs is not None
             opened = open_run(run, code, write=True, longer=longer, accept_changed_code=accept_changed_code)

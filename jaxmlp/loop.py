@@ -13,6 +13,7 @@ import signal
 import time
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -87,6 +88,8 @@ class Loop(abc.ABC):
         """Whether all processes know that one has a stop signal."""
         self.running: Chunk | None = None
         """The chunk whose health nobody has looked at."""
+        self.waiting: list[Callable[[], None]] = []
+        """What the host is to do once the device has work again: digests, logs, checkpoints."""
         self._settled_at = 0.0
         self.saved_at, self._saved = 0.0, (0, 0)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
@@ -119,9 +122,19 @@ class Loop(abc.ABC):
         self._keep_position()
 
     def _keep_position(self) -> None:
+        """Write a checkpoint, and all that waits before it."""
+        self._put_off_checkpoint()
+        self._catch_up()
+
+    def _put_off_checkpoint(self) -> None:
         self._settle()
-        self._save()
+        self.waiting.append(self._checkpoint())
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
+
+    def _catch_up(self) -> None:
+        """Do what waits, in its order."""
+        while self.waiting:
+            self.waiting.pop(0)()
 
     def _epoch(self) -> None:
         """The epoch's updates that are left, unless stopped; then its evaluation and its records."""
@@ -133,7 +146,7 @@ class Loop(abc.ABC):
             if self.stopping:
                 return
             if due and self._saved != (position.epoch, position.done):
-                self._keep_position()
+                self._put_off_checkpoint()
             self._chunk(order, length)
         self._settle()
         records = self._evaluated()
@@ -161,12 +174,13 @@ class Loop(abc.ABC):
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _chunk(self, order: jax.Array, length: int) -> None:
-        """Give the device the next chunk, then look at the one before: the device has work meanwhile.
+        """Give the device the next chunk, then catch up and look at the one before: the device has work meanwhile.
 
         Several processes, which agree between chunks by a program of their own, look at this one.
         """
         began, start = time.perf_counter(), self.position.done
         health = self.programs.advance(self.position, order, start + length)
+        self._catch_up()
         self._settle()
         self.running = Chunk(start, start + length, health, began)
         is_due = bool(self.digest_every) and self._step() % typing.cast(int, self.digest_every) == 0
@@ -229,8 +243,8 @@ class Loop(abc.ABC):
         """An epoch is over; the position stands at the next one's start. Why hooks end a lane, for each."""
 
     @abc.abstractmethod
-    def _save(self) -> None:
-        """Write a checkpoint of the position."""
+    def _checkpoint(self) -> Callable[[], None]:
+        """Copy the position to the host, and return what writes a checkpoint of it."""
 
 
 class Keeper:
@@ -376,8 +390,8 @@ class RunLoop(Loop):
         (record,) = records
         assert record
         if self.keeper:
-            on_host = self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
-            self.keeper.epoch_ended(record, on_host, jax.device_get(order)[: self.programs.examples])
+            examples = jax.device_get(order)[: self.programs.examples]
+            self.waiting.append(partial(self.keeper.epoch_ended, record, self._on_host(), examples))
         self.progress.epoch_ended(record)
         try:
             return [asked(self.hooks, record, self.position.state)]
@@ -402,7 +416,7 @@ class RunLoop(Loop):
             health = jax.device_get(programs.advance(position, order, position.done + 1))
             if not is_finite(health):
                 break
-        what = "parameters are" if health.bad_loss_step == train.NEVER else "loss is"
+        what = "parameters are" if np.isfinite(health.sums["loss"]) else "loss is"
         bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
         leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
         raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {epoch}; {leaf}")
@@ -421,10 +435,12 @@ class RunLoop(Loop):
             "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
         )
 
-    def _save(self) -> None:
+    def _on_host(self) -> Position:
+        return self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
+
+    def _checkpoint(self) -> Callable[[], None]:
         self.position.stopped = self.stopped[0]
-        if self.keeper:
-            self.keeper.save(self.position)
+        return partial(self.keeper.save, self._on_host()) if self.keeper else lambda: None
 
 
 def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:
@@ -459,7 +475,7 @@ def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float 
 
 def is_finite(health: train.Health) -> bool:
     """Whether loss and parameters are."""
-    return bool(health.bad_loss_step == train.NEVER) and all(map(bool, jax.tree.leaves(health.finite_params)))
+    return bool(np.isfinite(health.sums["loss"])) and all(map(bool, jax.tree.leaves(health.finite_params)))
 
 
 def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:

@@ -22,7 +22,9 @@ import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float, Key
 
 from jaxmlp.errors import ConfigError
@@ -276,7 +278,10 @@ def _rows_mask(module: Any, x: Any, is_row: Bool[Array, " batch"], mask: Any) ->
     """The mask of a BatchNorm: the module's own, if it has one, and the rows that are no padding."""
     if x.shape[:1] != is_row.shape:  # Rows are not its first axis: its padding holds copies of own rows.
         return mask
-    rows = is_row.reshape(-1, *(1,) * (x.ndim - 1))
+    kept = range(x.ndim) if module.axis == () else np.atleast_1d(module.axis) % x.ndim
+    shape = [x.shape[axis] if axis in kept else 1 for axis in range(1, x.ndim)]
+    # For each feature, and not one for all: of a quotient by one number XLA makes a product in some programs only.
+    rows = lax.optimization_barrier(jnp.broadcast_to(is_row.reshape(-1, *(1,) * len(shape)), (len(is_row), *shape)))
     return rows if mask is None else rows & mask.astype(bool)
 
 

@@ -103,9 +103,10 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     check_network(config, facts)
     # Work is counted as the network is written, whatever arithmetic does it.
     on_data = config.without_precision().on_data(facts.outputs, 1)
-    split = train.Split.of(facts.zeros(config.batch_size))
+    examples = facts.zeros(config.batch_size)
+    inputs, split = examples.inputs, train.Split.of(examples)
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
-    state: train.TrainState = jax.eval_shape(train.init_state, on_data, split.inputs)
+    state: train.TrainState = jax.eval_shape(train.init_state, on_data, inputs)
     zero = train.zero_sums(on_data, state, split)
     # The loop over an epoch's updates, whose body is counted once.
     jaxpr = jax.make_jaxpr(train.train_steps)(on_data, state, zero, split, order, 0, 1)
@@ -113,7 +114,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     def evaluate(state: train.TrainState, inputs: Any) -> Any:
         return modules.apply_eval(on_data.module(), state.params, state.variables, train.scaled(on_data, inputs))
 
-    outputs = _outputs(on_data.module(), state, jax.eval_shape(partial(train.scaled, on_data), split.inputs))
+    outputs = _outputs(on_data.module(), state, jax.eval_shape(partial(train.scaled, on_data), inputs))
     innermost = [path for path in outputs if not any(other[: len(path)] == path != other for other in outputs)]
     return Summary(
         name=config.name,
@@ -122,7 +123,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
         variables=modules.num_params(state.variables),
         batch_size=config.batch_size,
         flops_per_step=flops(jaxpr),
-        flops_per_evaluation=flops(jax.make_jaxpr(evaluate)(state, split.inputs)),
+        flops_per_evaluation=flops(jax.make_jaxpr(evaluate)(state, inputs)),
         params_bytes=_bytes(state.params),
         opt_state_bytes=_bytes(state.opt_state),
         activations_bytes=sum(_bytes(outputs[path][1]) for path in innermost),

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p, threefry_2x32
 from jaxtyping import Array, Bool, Int, Key, UInt32
@@ -79,5 +80,6 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
     quarters = [*(each & 0xFFFF for each in words), *(each >> 16 for each in words)]
     kept = [(quarter < threshold).astype(jnp.uint32) << number for number, quarter in enumerate(quarters)]
     packed = lax.optimization_barrier(kept[0] | kept[1] | kept[2] | kept[3])
-    mask: Bool[Array, "..."] = jnp.concatenate([(packed >> number) & 1 for number in range(4)]).astype(bool)
+    number = np.repeat(np.arange(4, dtype=np.uint32), shape[0] // 4).reshape(-1, *[1] * (len(shape) - 1))
+    mask: Bool[Array, "..."] = ((jnp.concatenate([packed] * 4) >> number) & 1).astype(bool)
     return mask

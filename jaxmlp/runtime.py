@@ -32,15 +32,26 @@ _SETTINGS: Final = {
 }
 """JAX's settings that decide bits, by the names of its contexts."""
 
+_added: list[str] = []
+"""The flags that `prepare` has added to the user's."""
+
 _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
 
-def prepare(device: Device = "auto") -> None:
-    """Set XLA's flags and the device, before anything can start JAX; does not start it. Idempotent."""
+def prepare(device: Device = "auto", *, exact: bool = True) -> None:
+    """Set XLA's flags and the device, before anything can start JAX; does not start it. Idempotent.
+
+    Args:
+        device: As of `configure`.
+        exact: Whether bits matter; else the flags that cost speed are not added.
+    """
     import jax
 
     if not _is_up():
-        os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *_missing_flags()])
+        users = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _added]
+        os.environ["XLA_FLAGS"] = " ".join(users)
+        _added[:] = _missing_flags() if exact else []
+        os.environ["XLA_FLAGS"] = " ".join([*users, *_added])
         if device == "cpu":
             jax.config.update("jax_platforms", "cpu")
 
@@ -60,7 +71,9 @@ def _missing_flags() -> list[str]:
     return [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
 
 
-def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_devices: int | None = None) -> None:
+def configure(
+    device: Device = "auto", cluster: Cluster | None = None, *, cpu_devices: int | None = None, exact: bool = True
+) -> None:
     """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
 
     Args:
@@ -68,6 +81,7 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
         cluster: The other processes of the run, to be met before JAX starts.
         cpu_devices: As how many devices the CPU appears, at most one a core; by default one. What XLA_FLAGS or
             JAX_NUM_CPU_DEVICES says comes before it.
+        exact: Of the experiment; without, XLA's deterministic flags are left out, if JAX is not up.
 
     Raises:
         DeviceError: The device is not there, or JAX is already up on another one, or in 64 bits.
@@ -81,11 +95,11 @@ def configure(device: Device = "auto", cluster: Cluster | None = None, *, cpu_de
         )
     for name, value in _SETTINGS.items():
         jax.config.update(f"jax_{name}", value)
-    _start(device, cluster, cpu_devices)
+    _start(device, cluster, cpu_devices, exact)
 
 
 @contextlib.contextmanager
-def settings(*, cpu_devices: int | None = None) -> Iterator[None]:
+def settings(*, cpu_devices: int | None = None, exact: bool = True) -> Iterator[None]:
     """JAX set up as by `configure` while the block lasts; what the user set is back afterwards.
 
     Args, Raises: As `configure`; JAX may be up in 64 bits.
@@ -95,17 +109,17 @@ def settings(*, cpu_devices: int | None = None) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in _SETTINGS.items():
             stack.enter_context(getattr(jax, name)(value))
-        _start("auto", None, cpu_devices)
+        _start("auto", None, cpu_devices, exact)
         yield
 
 
-def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None) -> None:
+def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exact: bool) -> None:
     """Start JAX on the device, with the flags, where it is not up."""
     import jax
 
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
     up, missing = _is_up(), _missing_flags()
-    prepare(device)
+    prepare(device, exact=exact)
     said = (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     )
@@ -119,7 +133,7 @@ def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None) -> 
     except (RuntimeError, AssertionError) as error:
         platforms = os.environ.get("JAX_PLATFORMS", "")
         raise DeviceError(f"device: JAX cannot start on {platforms or 'this machine'}: {error}") from None
-    if up and missing and here == "gpu":
+    if up and missing and exact and here == "gpu":
         warnings.warn(
             f"JAX was up before jaxmlp, without {' '.join(missing)}: runs of this process can differ in their bits, "
             "and the manifest says so. Call jaxmlp.configure() before the first use of JAX, or add it to XLA_FLAGS",

@@ -13,8 +13,10 @@ programs, so that other values compile nothing anew.
 
 from __future__ import annotations
 
+import math
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, NamedTuple, TypeAlias
 
@@ -40,8 +42,8 @@ PADDING = -1
 """The place in an epoch's order of a row that is no example."""
 BLOCK = 32
 """Updates in a loop whose length the compiler knows."""
-NEVER = np.iinfo(np.int32).max
-"""`Health.bad_loss_step` while every loss is finite."""
+FEW_TILES = 4
+"""Tiles of a TPU's memory in a row, up to which the row is not filled up: too much would be zeros."""
 
 ACCUMULATED = "accumulated"
 """Name of the state of gradients that wait for their update, among those of the controllers."""
@@ -62,32 +64,62 @@ class TrainState(NamedTuple):
     """State of what steers the run, such as a plateau's patience, by name; empty where nothing does."""
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
+@dataclass(frozen=True)
+class Rows:
+    """Arrays of one shape, each held as a row of numbers.
+
+    A TPU's memory has tiles of 128 columns. It would copy an array of images, or of rows that end within a tile, into
+    another layout in every call.
+    """
+
+    flat: Shaped[Array, "examples columns"]
+    """Zeros fill a row of many numbers up to whole tiles."""
+    shape: tuple[int, ...]
+    """Shape of one example."""
+
+    @classmethod
+    def of(cls, array: np.ndarray, axes: int = 1) -> Rows:
+        """An array on the host, whose first `axes` dimensions are rows."""
+        rows, shape = array.shape[:axes], array.shape[axes:]
+        size = math.prod(shape)
+        flat = array.reshape(*rows, size)
+        if size > FEW_TILES * shards.LANE and size % shards.LANE:
+            flat = np.pad(flat, [*[(0, 0)] * axes, (0, -size % shards.LANE)])
+        return cls(flat, shape)  # type: ignore[arg-type]  # a device has it later
+
+    def __getitem__(self, rows: Int[Array, " rows"]) -> Shaped[Array, "rows ..."]:
+        return self.flat[rows][:, : math.prod(self.shape)].reshape(len(rows), *self.shape)
+
+
 class Split(NamedTuple):
     """Examples on the device; pixels are scaled in the step."""
 
-    inputs: Inputs
+    inputs: Any
+    """`Rows` or an array, or a tree of them."""
     targets: Num[Array, "examples ..."]
     """Class ids, distributions or numbers."""
     weights: Float[Array, " examples"] | None = None
-    """Of each example's loss; None counts all alike."""
+    """Weight of each example's loss; None counts all alike."""
     mask: Bool[Array, " examples"] | None = None
     """False in rows that are no examples; None where all are."""
 
     @classmethod
     def of(cls, split: Any, mask: Any = None) -> Split:
-        """The examples of a split on the host."""
-        return cls(split.inputs, split.targets, split.weights, mask)
+        """The examples of a split on the host, `[examples, ...]`; with a mask, of as many rows as it has."""
+        rows = partial(Rows.of, axes=1 if mask is None else mask.ndim)
+        return cls(jax.tree.map(rows, split.inputs), split.targets, split.weights, mask)
 
 
 class Health(NamedTuple):
-    """Where a run of updates left the finite numbers."""
+    """Whether a run of updates kept to finite numbers."""
 
-    bad_loss_step: Int[Array, ""]
-    """First step whose loss was not finite, or `NEVER`."""
     finite_params: Any
     """The parameters' tree, with whether all of a leaf is finite after the last step."""
     sums: Sums
-    """The epoch's after the last step; in memory of their own, as the next updates take those of the position."""
+    """The epoch's after the last step; in memory of their own, as the next updates take those of the position.
+
+    A loss that is not finite leaves a sum that is not."""
 
 
 def in_precision[F: Callable[..., Any]](function: F) -> F:
@@ -329,15 +361,14 @@ def _train_steps(
 ) -> tuple[TrainState, Sums, Health]:
     key = root_key(config.seed)
 
-    def body(index: Int[Array, ""], carry: tuple[TrainState, Sums, Int[Array, ""]]) -> Any:
-        state, sums, bad_loss_step = carry
+    def body(index: Int[Array, ""], carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+        state, sums = carry
         rows = jnp.sum(_is_example(split, _places(order, index, config.batch_size)), dtype=jnp.float32)
         own = take_batch(split, order, index, config.batch_size, mesh=mesh)
-        next_state, added = _train_step(config, state, own, rows, key, mesh)
-        bad_now = jnp.where(jnp.isfinite(added["loss"]), NEVER, state.step)
-        return next_state, _add(sums, added), jnp.minimum(bad_loss_step, bad_now)
+        state, added = _train_step(config, state, own, rows, key, mesh)
+        return state, _add(sums, added)
 
-    carry = state, sums, jnp.int32(NEVER)
+    carry = state, sums
     if order.shape[0] // config.batch_size >= BLOCK:
         # A GPU's host waits after every turn of a loop whose length nobody knows. So nearly all turns are in one of
         # known length, and the program is compiled once for every `start` and `stop` nevertheless.
@@ -349,9 +380,9 @@ def _train_steps(
 
         carry = lax.fori_loop(0, blocks, block, carry)
         start = start + blocks * BLOCK
-    state, sums, bad_loss_step = lax.fori_loop(start, stop, body, carry)
+    state, sums = lax.fori_loop(start, stop, body, carry)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
-    return state, sums, Health(bad_loss_step, finite_params, sums)
+    return state, sums, Health(finite_params, sums)
 
 
 @partial(jax.jit, static_argnames="examples")
@@ -371,7 +402,11 @@ def take_batch(
     Rows of padding have mask 0 and hold some example, so that no loss, metric or module meets what is no example.
     """
     rows = shards.own_rows(_places(order, index, batch_size), mesh)
-    inputs, targets, weights = jax.tree.map(lambda leaf: leaf[rows], (split.inputs, split.targets, split.weights))
+    inputs, targets, weights = jax.tree.map(
+        lambda leaf: leaf[rows],
+        (split.inputs, split.targets, split.weights),
+        is_leaf=lambda node: isinstance(node, Rows),
+    )
     return Batch(inputs, targets, _is_example(split, rows).astype(jnp.float32), weights)
 
 

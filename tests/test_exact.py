@@ -25,11 +25,18 @@ from jaxmlp import (
     ClippedCrossEntropy,
     Cosine,
     CrossEntropy,
+    CutOut,
     DataConfig,
+    Elastic,
     ExperimentConfig,
     InverseTime,
     MeanSquaredError,
+    Mixup,
+    Noise,
     RMSprop,
+    Rotate,
+    Scale,
+    Shift,
     fit,
     shards,
     train,
@@ -60,6 +67,9 @@ CASES = {
         model=MLP(l1=1e-5, l2=1e-4),
         loss=CrossEntropy(label_smoothing=0.1),
         grad_shards=8,
+    ),
+    "batch_norm": ExperimentConfig(
+        model=MLP(hidden_sizes=(64,), dropout_rate=0.0, batch_norm=True), batch_size=320, grad_shards=8
     ),
 }
 TWO = ("relu", "tanh")
@@ -116,6 +126,7 @@ def drawn(seed: int) -> ExperimentConfig:
             activation=draw.choice(["relu", "tanh", "gelu"]),
             dropout_rate=draw.choice([0.0, 0.3]),
             l2=draw.choice([0.0, 1e-4]),
+            batch_norm=draw.choice([False, True]),
         ),
         optimizer=draw.choice([SGD(momentum=0.9, nesterov=True), RMSprop(), Adam(), AdamW(schedule=Cosine())]),
         loss=draw.choice([ClippedCrossEntropy(), CrossEntropy(label_smoothing=0.1), MeanSquaredError()]),
@@ -123,6 +134,9 @@ def drawn(seed: int) -> ExperimentConfig:
         precision=draw.choice(["float32", "float32", "bfloat16"]),
         grad_shards=shards,
         seed=seed,
+        augmentation=draw.choice([(), (Rotate(), Scale()), (Elastic(),), (Shift(), Noise(), CutOut()), (Mixup(),)]),
+        clip_norm=draw.choice([None, 0.5]),
+        accumulate=draw.choice([1, 2]),
     )
 
 

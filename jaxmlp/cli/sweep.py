@@ -102,7 +102,7 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
     # Mistakes are told before JAX starts.
     settings = make_settings(config, vary, draws=chosen.random, random_seed=chosen.random_seed)
     make_plan(config, seeds, settings)
-    _configure(chosen, argv, len(seeds) * len(settings))
+    _configure(chosen, argv, len(seeds) * len(settings), config.exact)
     from jaxmlp import data, distributed
     from jaxmlp.code import roots_of
     from jaxmlp.run.find import new_folder
@@ -144,9 +144,9 @@ def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
     return _train(train, path, chosen, chosen.experiment)
 
 
-def _configure(chosen: SweepResumeFlags, argv: Sequence[str], lanes: int) -> None:
-    join("sweep", argv, chosen.device, chosen.distributed, cpu_devices=lanes)
-    runtime.configure(chosen.device, cpu_devices=lanes)
+def _configure(chosen: SweepResumeFlags, argv: Sequence[str], lanes: int, exact: bool = True) -> None:
+    join("sweep", argv, chosen.device, chosen.distributed, cpu_devices=lanes, exact=exact)
+    runtime.configure(chosen.device, cpu_devices=lanes, exact=exact)
 
 
 def _train(

@@ -85,8 +85,8 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.dry_run:
         runtime.configure(chosen.device)
         return summary.show(config)
-    join("train", argv, chosen.device, chosen.distributed)
-    runtime.configure(chosen.device)
+    join("train", argv, chosen.device, chosen.distributed, exact=config.exact)
+    runtime.configure(chosen.device, exact=config.exact)
     return _begin(chosen, config)
 
 
@@ -101,7 +101,13 @@ def refuse_code(chosen: flags.CodeFlags) -> None:
 
 
 def join(
-    command: str, argv: Sequence[str], device: runtime.Device, address: str | None, *, cpu_devices: int | None = None
+    command: str,
+    argv: Sequence[str],
+    device: runtime.Device,
+    address: str | None,
+    *,
+    cpu_devices: int | None = None,
+    exact: bool = True,
 ) -> None:
     """With an address of `--distributed`: supervise a child in this process's place; in the child, meet the others."""
     if not address:
@@ -111,7 +117,7 @@ def join(
     cluster = distributed.Cluster.parse(address)
     if not distributed.is_supervised():
         raise SystemExit(distributed.supervise([command, *argv]))
-    runtime.configure(device, cluster, cpu_devices=cpu_devices)
+    runtime.configure(device, cluster, cpu_devices=cpu_devices, exact=exact)
 
 
 def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
@@ -170,7 +176,7 @@ def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirector
     from jaxmlp.opening import open_data
     from jaxmlp.run.manifest import differences
 
-    runtime.configure(chosen.device)
+    runtime.configure(chosen.device, exact=config.exact)
     if stored:
         dataset = open_data(stored, manual_dir=chosen.manual_dir, report=say)
     else:

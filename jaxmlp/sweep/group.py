@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -176,19 +177,17 @@ class Group(Loop):
         rows = zip(records, *map(self.programs.rows, (self.position.state, self.position.sums, order)), strict=True)
         for kept, (record, state, sums, own_order) in zip(self.kept, rows, strict=False):
             if record:
-                kept.epoch_ended(record, Position(state, sums, record.epoch + 1), own_order[: self.job.examples])
+                position = Position(state, sums, record.epoch + 1)
+                self.waiting.append(partial(kept.epoch_ended, record, position, own_order[: self.job.examples]))
 
-    def _save(self) -> None:
-        """A checkpoint of all lanes, gathered by all processes and written by the first; none once they have ended."""
+    def _checkpoint(self) -> Callable[[], None]:
+        """Of all lanes, gathered by all processes and written by the first; none once they have ended."""
         if self.ended:
-            return
-        position = self.position
+            return lambda: None
+        position, directory = self.position, self.job.directory
         rows = self.programs.rows({"state": position.state, "sums": position.sums})
-        if not self.job.directory:
-            return
-        for kept in self.kept:
-            kept.save_best()
-            kept.run.sync_logs()
+        if not directory:
+            return lambda: None
         meta = {
             "lanes": [lane.index for lane in self.lanes],
             "diverged_in": self.diverged_in,
@@ -198,10 +197,15 @@ class Group(Loop):
             "train_s": self.train_s + time.perf_counter() - self.began,
             **({"stopped": self.stopped} if any(self.stopped) else {}),
         }
-        arrays = leaves(jax.tree.map(lambda *each: np.stack(each), *rows))
-        self.job.directory.save_group(
-            (position.epoch - 1) * self.programs.steps_per_epoch + position.done, arrays, meta
-        )
+        step = (position.epoch - 1) * self.programs.steps_per_epoch + position.done
+
+        def write() -> None:
+            for kept in self.kept:
+                kept.save_best()
+                kept.run.sync_logs()
+            directory.save_group(step, leaves(jax.tree.map(lambda *each: np.stack(each), *rows)), meta)
+
+        return write
 
     def _results(self) -> list[LaneResult]:
         """Every lane's, written as each is made."""

@@ -183,9 +183,9 @@ def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[
 
 def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
     """Of the arguments of `train_lanes`."""
-    config, zeros = job.on_data(lane), train.Split.of(job.dataset.facts.zeros(1))
-    state = jax.eval_shape(train.init_state, config, zeros.inputs)
-    sums = train.zero_sums(config, state, zeros)
+    config, example = job.on_data(lane), job.dataset.facts.zeros(1)
+    state = jax.eval_shape(train.init_state, config, example.inputs)
+    sums = train.zero_sums(config, state, train.Split.of(example))
     order = jax.ShapeDtypeStruct((job.steps_per_epoch(lane) * lane.config.batch_size,), np.int32)
     active = jax.ShapeDtypeStruct((), np.bool_)
     rows = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype))

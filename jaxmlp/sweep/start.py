@@ -87,7 +87,7 @@ def sweep(
     if keep_runs and not out:
         raise ConfigError("keep_runs", "needs a folder to keep them in: give out")
     lanes = plan.lanes()
-    with runtime.settings(cpu_devices=len(lanes)):
+    with runtime.settings(cpu_devices=len(lanes), exact=config.exact):
         progress = progress or SweepProgress()
         dataset = dataset or data.load(config.data, report=progress.note)
         # Before a folder is made.
