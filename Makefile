@@ -19,7 +19,7 @@ help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
-	@echo 'make test-accelerator  exactness and a short benchmark on a GPU or TPU, where there is one'
+	@echo 'make test-accelerator  exactness and speed on a GPU or TPU, as one page; PYTHON=... uses that one as it is'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
@@ -52,8 +52,14 @@ test-browser: $(READY) chromium
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2 axe-playwright-python==0.1.8
 	$(BIN)/python -m pytest -m browser tests/browser
 
+# With PYTHON=..., that interpreter and its packages are used as they are, and no environment is made.
+ifeq ($(origin PYTHON),command line)
+test-accelerator:
+	@PYTHONPATH="$(CURDIR):$$PYTHONPATH" $(PYTHON) tests/on_accelerator.py
+else
 test-accelerator: $(READY)
 	@$(BIN)/python tests/on_accelerator.py
+endif
 
 # PORTABLE_PYTHON="qemu-aarch64 -L SYSROOT PYTHON" compares another machine's Python, or one with another JAX, too.
 test-portable: $(READY)

@@ -90,6 +90,8 @@ class ExperimentConfig(Part):
     the same bits on every machine."""
     grad_shards: int = ranged(1, "[1, 65536]")
     """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
+    eval_rows: int = ranged(1024, "[1, 2147483647]", optional=True)
+    """Examples evaluated at a time, about; fewer take less memory. Last bits of a loss depend on it."""
     exact: bool = left_out(True)
     """Whether the same bits are promised; if not, devices add in any order and draw random bits of their own."""
     outputs: object = filled_in()

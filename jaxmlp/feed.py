@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from jaxmlp import data, train
+from jaxmlp.config import ExperimentConfig
 
 RESIDENT_BYTES = 4 << 30
 """Bytes of inputs up to which a split stays on the device. MNIST's have 47 MB."""
@@ -38,8 +39,7 @@ class Feed:
 
     Args:
         split: On the host.
-        batch_size: Examples an update.
-        grad_shards: Parts of a batch.
+        config: Its examples an update, gradient shards and rows evaluated at a time.
         put: Places arrays that all devices have whole.
         put_rows: Places arrays that have a row a lane; for one run, `put`.
         lanes: Runs that train side by side, each with an order of its own; None for one run.
@@ -50,8 +50,7 @@ class Feed:
     def __init__(
         self,
         split: data.Split,
-        batch_size: int,
-        grad_shards: int,
+        config: ExperimentConfig,
         put: Put,
         *,
         put_rows: Put | None = None,
@@ -60,16 +59,16 @@ class Feed:
         resident: train.Split | None = None,
     ) -> None:
         self.split = split
-        self.batch_size = batch_size
+        self.batch_size = config.batch_size
         self._put, self._put_rows, self._lanes = put, put_rows or put, lanes
         examples = len(split.targets)
         row_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
         fits = resident_bytes // row_bytes >= examples
         self.resident = (resident or self._put(train.Split.of(split))) if fits else None
         rows = min(PIECE_BYTES, resident_bytes // 2) // row_bytes  # Two pieces are on the device at a time.
-        self.steps = max(1, rows // (batch_size * (lanes or 1)))
+        self.steps = max(1, rows // (self.batch_size * (lanes or 1)))
         """Updates of a piece."""
-        eval_rows = train.eval_batch_size(examples, grad_shards)
+        eval_rows = train.eval_batch_size(config, examples)
         self.piece_rows = eval_rows * max(1, min(rows, examples) // eval_rows)
         """Examples evaluated a call: whole batches."""
         self._sent: tuple[Any, int, train.Split, Any] | None = None

@@ -153,7 +153,7 @@ class Model:
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)
-        rows, examples = train.EVAL_ROWS, len(jax.tree.leaves(inputs)[0])
+        rows, examples = self.config.eval_rows, len(jax.tree.leaves(inputs)[0])
         found = [np.zeros((0, self.num_classes), np.float32)]
         for start in range(0, examples, rows):
             batch = jax.tree.map(lambda leaf: leaf[start : start + rows], inputs)  # noqa: B023
@@ -162,7 +162,8 @@ class Model:
                 lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch
             )
             with runtime.settings():
-                answers = _jitted(function, self.module, self.config)(self._weights, jax.device_put(padded))
+                arguments = jax.device_put((self._weights, padded))
+                answers = _jitted(function, self.module, self.config)(*arguments)
             found.append(jax.device_get(answers)[: examples - start])
         return np.concatenate(found)
 
@@ -397,7 +398,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     loaded.check(split.inputs)
     config = loaded.config.on_data(loaded.facts.outputs, 1)
     mesh = shards.make_mesh(jax.devices()[:1])
-    feed = Feed(split, config.batch_size, config.grad_shards, partial(shards.replicate, mesh=mesh))
+    feed = Feed(split, config, partial(shards.replicate, mesh=mesh))
     state = train.TrainState(jax.device_put(np.int32(0)), loaded.params, (), loaded.variables)
     sums = jax.device_put(train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1))))
     for piece in feed.pieces():

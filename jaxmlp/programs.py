@@ -40,11 +40,11 @@ class Programs:
         self.examples = len(dataset.train.targets)
         self.steps_per_epoch = -(-self.examples // config.batch_size)
         self.config = self.put(config.on_data(dataset.num_classes, self.steps_per_epoch))
-        self._batch, self._resident_bytes = (config.batch_size, config.grad_shards), resident_bytes
+        self._resident_bytes = resident_bytes
         self.feeds = {name: self._feed(name) for name in ("train", "validation") if getattr(dataset, name)}
 
     def _feed(self, name: str) -> Feed:
-        return Feed(getattr(self.dataset, name), *self._batch, self.put, resident_bytes=self._resident_bytes)
+        return Feed(getattr(self.dataset, name), self.config, self.put, resident_bytes=self._resident_bytes)
 
     def put[T](self, tree: T) -> T:
         """The tree's arrays, whole on every device."""

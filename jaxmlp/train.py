@@ -36,8 +36,6 @@ from jaxmlp.parts import Inputs
 from jaxmlp.portable import Refused, portable
 from jaxmlp.prng import Stream, of_the_device, root_key, stream_key
 
-EVAL_ROWS = 1024
-"""Rows evaluated at a time, about."""
 PADDING = -1
 """The place in an epoch's order of a row that is no example."""
 BLOCK = 32
@@ -418,9 +416,9 @@ def _is_example(split: Split, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]
     return rows != PADDING if split.mask is None else (rows != PADDING) & split.mask[rows]
 
 
-def eval_batch_size(examples: int, grad_shards: int) -> int:
-    """Rows evaluated at a time: all of a small split, else about `EVAL_ROWS`; whole shards."""
-    return -(-min(EVAL_ROWS, examples) // grad_shards) * grad_shards
+def eval_batch_size(config: ExperimentConfig, examples: int) -> int:
+    """Rows evaluated at a time: all of a small split, else about `config.eval_rows`; whole shards."""
+    return -(-min(config.eval_rows, examples) // config.grad_shards) * config.grad_shards
 
 
 @partial(jax.jit, static_argnames="mesh")
@@ -445,7 +443,7 @@ def _evaluate(
     module = config.module()
     cost = config.model.penalty(params)
     examples = split.targets.shape[0]
-    batch_size = eval_batch_size(examples, config.grad_shards)
+    batch_size = eval_batch_size(config, examples)
     order = jnp.pad(jnp.arange(examples, dtype=jnp.int32), (0, -examples % batch_size), constant_values=PADDING)
 
     def shard_sums(whole: Any, shard: Batch, index: Int[Array, ""]) -> Sums:

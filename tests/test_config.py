@@ -30,6 +30,7 @@ PartType: TypeAlias = Any
 INTERVALS: dict[PartType, dict[str, str]] = {
     ExperimentConfig: {
         "batch_size": "[1, 2147483647]",
+        "eval_rows": "[1, 2147483647]",
         "epochs": "[1, 1000000]",
         "seed": "[0, 4294967295]",
         "grad_shards": "[1, 65536]",

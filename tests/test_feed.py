@@ -13,6 +13,7 @@ from jaxmlp.history import History
 
 IMAGE_BYTES = 28 * 28
 BATCH = 16
+EVAL_ROWS = ExperimentConfig().eval_rows
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12,), dropout_rate=0.3, l2=1e-4),
     optimizer=SGD(learning_rate=0.1, momentum=0.9),
@@ -26,7 +27,7 @@ CONFIG = ExperimentConfig(
 def dataset() -> data.Dataset:
     """The last batches of both splits are partial, of updates and of evaluation."""
     rng = np.random.default_rng(0)
-    examples = 70 + 2 * train.EVAL_ROWS + 9
+    examples = 70 + 2 * EVAL_ROWS + 9
     images, labels = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8), rng.integers(0, 10, examples, np.int32)
     test = (images[70:], labels[70:])
     return data.from_arrays((images[:70], labels[:70]), test, validation=test)
@@ -37,7 +38,7 @@ def figures(history: History) -> list[Any]:
     return [epochs, history.test_loss, history.test_accuracy, history.state_sha256]
 
 
-@pytest.mark.parametrize("rows", [1, BATCH, 3 * BATCH + 1, 70, train.EVAL_ROWS, 2 * train.EVAL_ROWS + 8])
+@pytest.mark.parametrize("rows", [1, BATCH, 3 * BATCH + 1, 70, EVAL_ROWS, 2 * EVAL_ROWS + 8])
 def test_streamed_data_gives_the_bits_of_resident_data(rows: int, dataset: data.Dataset) -> None:
     resident = fitting.fit(CONFIG, dataset)
     streamed = fitting.fit(CONFIG, dataset, resident_bytes=rows * IMAGE_BYTES)
@@ -70,6 +71,6 @@ def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_mor
     monkeypatch.setattr(feed.Feed, "_piece", sends)
     monkeypatch.setattr(loop.Loop, "chunk_s", 1e-9)  # One update a chunk, several chunks a piece.
     fitting.fit(CONFIG, dataset, resident_bytes=4 * BATCH * IMAGE_BYTES)
-    assert sent == {2 * BATCH, train.EVAL_ROWS}
+    assert sent == {2 * BATCH, EVAL_ROWS}
     assert pieces == [0, *[0, 2, 4] * 2]  # The first one for the compilation.
     assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ CONFIG = ExperimentConfig(
     epochs=6,
 )
 EXAMPLES = 1100
+EVAL_ROWS = ExperimentConfig().eval_rows
 """More than are evaluated at a time, and no multiple of it."""
 
 
@@ -122,7 +123,7 @@ def test_bfloat16_probabilities_are_the_softmax_of_the_models_logits() -> None:
     config = ExperimentConfig(precision="bfloat16")
     params = train.init_state(config.on_data(10, 1), MNIST.zeros(1).inputs).params
     loaded = Model(config=config, facts=MNIST, params=params, variables={}, step=0)
-    images = np.random.default_rng(0).integers(0, 256, (train.EVAL_ROWS, 28, 28, 1), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (EVAL_ROWS, 28, 28, 1), np.uint8)
     scaled = images.astype(np.float32) * np.float32(config.data.pixel_scale)
     logits = jax.jit(partial(modules.apply_eval, loaded.module))(params, {}, scaled)
     # The same logits; a softmax in float32 is good to a few units of its last place.
@@ -138,7 +139,7 @@ def test_one_program_serves_every_number_of_images(
 ) -> None:
     loaded.probabilities(dataset.test.inputs[:1])
     with caplog.at_level(logging.WARNING), jax.log_compiles():
-        for n in (5, train.EVAL_ROWS, EXAMPLES):
+        for n in (5, EVAL_ROWS, EXAMPLES):
             loaded.probabilities(dataset.test.inputs[:n])
     assert not [record for record in caplog.records if "Compiling" in record.message]
 

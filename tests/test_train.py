@@ -19,6 +19,7 @@ from jaxmlp.run.digest import digest
 
 EXAMPLES, BATCH = 70, 16
 STEPS = 5  # The last batch has 6 rows.
+EVAL_ROWS = ExperimentConfig().eval_rows
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12, 9), dropout_rate=0.3),
     optimizer=SGD(momentum=0.9, nesterov=True, schedule=InverseTime(decay=1e-2)),
@@ -123,7 +124,7 @@ def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(pr
     assert plain[:EXAMPLES].tolist() == list(range(EXAMPLES))
 
 
-@pytest.mark.parametrize("examples", [1, 9, train.EVAL_ROWS, train.EVAL_ROWS + 1, 2 * train.EVAL_ROWS + 7])
+@pytest.mark.parametrize("examples", [1, 9, EVAL_ROWS, EVAL_ROWS + 1, 2 * EVAL_ROWS + 7])
 def test_evaluation_counts_all_examples(program: Program, examples: int) -> None:
     split = random_split(examples)
     params = program.init().params

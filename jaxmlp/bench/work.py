@@ -33,7 +33,7 @@ def step_work(config: ExperimentConfig, facts: data.Facts) -> Work:
 
 def eval_work(config: ExperimentConfig, facts: data.Facts, examples: int) -> Work:
     """Of evaluating so many examples: parameters are read once a batch of `train.eval_batch_size`."""
-    rows = train.eval_batch_size(examples, config.grad_shards)
+    rows = train.eval_batch_size(config, examples)
     found = summary(dataclasses.replace(config, batch_size=rows), facts)
     params = found.params_bytes * -(-examples // rows)
     activations = 2 * found.activations_bytes * examples // rows

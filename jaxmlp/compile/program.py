@@ -149,7 +149,7 @@ def evaluation(
         arguments = (*map(row, (on_data, state.params, state.variables, sums)), whole(examples.split(split)))
         traced = over_lanes.evaluate_lanes.trace(*arguments, mesh=mesh, batching=batching)
         carried = _on_device(carried, lanes, len(devices), batching)
-    batch = train.eval_batch_size(examples.counts[split], config.grad_shards)
+    batch = train.eval_batch_size(config, examples.counts[split])
     return Program(
         "evaluate",
         traced,

@@ -54,7 +54,7 @@ def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:  # flatbuffers raises what its reading of any bytes runs into
         raise RunError(f"{path} is not a program of jax.export: {error}.") from error
-    return np.asarray(exported.call(_as_arguments(inputs)))
+    return np.asarray(exported.call(jax.device_put(_as_arguments(inputs))))
 
 
 def _as_arguments(inputs: Any) -> Any:

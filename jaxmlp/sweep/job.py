@@ -71,16 +71,15 @@ class Job:
         """The lane's config as compiled functions take it."""
         return lane.config.on_data(self.dataset.num_classes, self.steps_per_epoch(lane))
 
-    def feed(self, name: str, batch_size: int, grad_shards: int, slots: int) -> Feed:
-        """A split for lanes of this batch size; splits that are shared, and resident ones, are on the devices once."""
+    def feed(self, name: str, config: ExperimentConfig, slots: int) -> Feed:
+        """A split for lanes of these programs; splits that are shared, and resident ones, are on the devices once."""
         split = getattr(self.dataset, name)
-        key = id(split), batch_size, grad_shards, slots
+        key = id(split), config.batch_size, config.grad_shards, config.eval_rows, slots
         if key not in self._feeds:
             resident = next((feed.resident for feed in self._feeds.values() if feed.split is split), None)
             self._feeds[key] = Feed(
                 split,
-                batch_size,
-                grad_shards,
+                config,
                 lambda tree: put(tree, self.mesh, WHOLE),
                 put_rows=lambda tree: put(tree, self.mesh, ROWS),
                 lanes=slots,

@@ -55,8 +55,7 @@ class LanePrograms(Programs):
         self.dataset, self.mesh, self.examples = job.dataset, job.mesh, job.examples
         self.steps_per_epoch = job.steps_per_epoch(lanes[0])
         self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
-        batch = lanes[0].config.batch_size, lanes[0].config.grad_shards
-        self.feeds = {name: job.feed(name, *batch, slots) for name in job.splits}
+        self.feeds = {name: job.feed(name, lanes[0].config, slots) for name in job.splits}
         self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
@@ -190,7 +189,7 @@ def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
     active = jax.ShapeDtypeStruct((), np.bool_)
     rows = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype))
     lanes = [_placed(job, rows(tree), ROWS) for tree in (config, state, sums, active, order)]
-    feed = job.feed("train", lane.config.batch_size, lane.config.grad_shards, slots)
+    feed = job.feed("train", lane.config, slots)
     own = shared = None
     if feed.resident:
         shared = _placed(job, feed.resident, WHOLE)
