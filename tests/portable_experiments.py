@@ -56,6 +56,7 @@ def trained_op_by_op(config: ExperimentConfig, updates: int) -> str:
     """The state's digest; each operation is a program of its own."""
 
     def update(config: ExperimentConfig, state: train.TrainState, batch: train.Batch) -> train.TrainState:
+        after: train.TrainState
         after, _ = train.train_step(config, state, batch, root_key(config.seed))
         return after
 
