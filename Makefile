@@ -61,10 +61,10 @@ test-accelerator: $(READY)
 	@$(BIN)/python tests/on_accelerator.py
 endif
 
-# PORTABLE_PYTHON="qemu-aarch64 -L SYSROOT PYTHON" compares another machine's Python, or one with another JAX, too.
-test-portable: $(READY)
+# PORTABLE_PYTHON="qemu-aarch64 -L SYSROOT PYTHON" compares another machine's Python too; PORTABLE_UPDATES=469, an epoch.
+test-portable: $(READY) .targets/oldest/ready
 	PORTABLE_POINTS=1000000 $(BIN)/python -m pytest -q tests/test_portable_functions.py
-	$(BIN)/python tests/portable_everywhere.py
+	PORTABLE_OLDEST=.targets/oldest $(BIN)/python tests/portable_everywhere.py
 
 test-planted: $(READY)
 	$(BIN)/python tests/planted_faults.py 1000
@@ -79,6 +79,15 @@ test-tpu-programs: $(READY) $(TARGETS)/tpu/ready
 
 test-targets: $(READY) $(TARGETS)/gpu/ready
 	$(call ON_TARGETS,gpu)
+
+# The oldest JAX that the package takes.
+OLDEST = $$(sed -n 's/.*"jax >=\(.*\)".*/\1/p' pyproject.toml)
+
+$(TARGETS)/oldest/ready: pyproject.toml | $(READY)
+	@rm -rf $(TARGETS)/oldest
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps jax==$(OLDEST) jaxlib==$(OLDEST) \
+		--target $(TARGETS)/oldest
+	@touch $@
 
 $(TARGETS)/%/ready: requirements-%.lock | $(READY)
 	@rm -rf $(TARGETS)/$*

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,16 @@ def _promote_strictly() -> None:
             return bias_correction(*arguments)
 
     optax.tree.bias_correction = standard_bias_correction
+
+
+@pytest.fixture(scope="module")
+def compiled_with_least_effort() -> Iterator[None]:
+    """For portable bits, which no optimisation changes: compiling takes two thirds of the time."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,11 @@
-"""Plants faults in the quickstart's update, and asks whether they are found: `planted_faults.py [COUNT]`.
+"""Plants faults in the quickstart's update, and asks whether they are found: `planted_faults.py [COUNT] [transient]`.
 
 A fault is a primitive that, for operands of given types, always returns one wrong bit at one place. It is planted in
 the compiled program of the whole update, by an argument that says which bit of which primitive, so that one compilation
 serves all faults. `make test-planted` plants 1,000.
+
+A transient fault is one wrong bit in the result of one equation in one update. It is found if it reaches the state
+after that update, for that is what a burn-in compares.
 """
 
 from __future__ import annotations
@@ -49,9 +52,10 @@ def flipped(x: Any, place: Any, bit: Any, here: Any) -> Any:
 
 
 class Planted:
-    """The update of the golden quickstart, with room for a fault."""
+    """The update of the golden quickstart, with room for a fault: in a primitive, or in one equation alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self.alone = alone
         golden = right_bits.read("quickstart")
         dataset = data.load(right_bits.GOLDEN["quickstart"].data)
         training = Training(right_bits.GOLDEN["quickstart"], dataset, devices=1)
@@ -61,7 +65,7 @@ class Planted:
         self.closed, _ = blame.program_of(self.config, self.states[0], self.batches[0])
         self.tree = jax.tree.structure(self.states[0])
         self.outputs: dict[str, Any] = {}
-        """The type of the first result, by signature."""
+        """The type of the first result, by what a fault is of."""
         self.number: dict[str, int] = {}
         self.update = jax.jit(self.faulty)
         self.right: dict[Any, Any] = {}
@@ -76,8 +80,9 @@ class Planted:
             results = right(a, eqn, operands)
             if transform.STRUCTURE.get(eqn.primitive.name) is transform.call or is_key(eqn.outvars[0].aval):
                 return results
-            number = self.number.setdefault(signature(eqn), len(self.number))
-            self.outputs[signature(eqn)] = eqn.outvars[0].aval
+            name = f"{signature(eqn)} of equation {len(self.number)}" if self.alone else signature(eqn)
+            number = self.number.setdefault(name, len(self.number))
+            self.outputs[name] = eqn.outvars[0].aval
             return [flipped(jnp.asarray(results[0]), place, bit, which == number), *results[1:]]
 
         transform.evaluate_equation = evaluate_equation
@@ -86,16 +91,28 @@ class Planted:
         finally:
             transform.evaluate_equation = right
 
+    def after(self, update: int, state: Any, number: int, place: int, bit: int) -> Any:
+        """The state after an update under a fault."""
+        values = jax.tree.leaves(
+            jax.tree.map(np.asarray, (self.config.without_precision(), state, self.batches[update - 1]))
+        )
+        leaves = self.update(np.int32(0), np.int32(number), np.int32(place), np.int32(bit), *values)
+        return jax.tree.unflatten(self.tree, jax.device_get(leaves))
+
     def trained(self, number: int, place: int, bit: int) -> int | None:
         """The first update after which the state's digest is wrong under the fault; None where it never is."""
         state = self.states[0]
-        for update, batch in enumerate(self.batches, 1):
-            values = jax.tree.leaves(jax.tree.map(np.asarray, (self.config.without_precision(), state, batch)))
-            leaves = self.update(np.int32(0), np.int32(number), np.int32(place), np.int32(bit), *values)
-            state = jax.tree.unflatten(self.tree, jax.device_get(leaves))
+        for update in range(1, UPDATES + 1):
+            state = self.after(update, state, number, place, bit)
             if digest(state) != self.golden[update]:
                 return update
         return None
+
+    def drawn(self, name: str, rng: random.Random) -> tuple[int, int, int]:
+        """A fault of this primitive or equation: its number, a place and a bit."""
+        aval = self.outputs[name]
+        bits = 1 if aval.dtype == bool else 8 * aval.dtype.itemsize
+        return self.number[name], rng.randrange(aval.size), rng.randrange(bits)
 
     def blamed(self, wrong: str, place: int, bit: int, update: int) -> blame.WrongPrimitive | None:
         """What the walk through an update names, on a machine with the fault."""
@@ -135,10 +152,31 @@ def remembered(function: Any, key: Any) -> Any:
     return called
 
 
+def transient(count: int) -> int:
+    """Prints how many faults of one bit in one update reach the state after it."""
+    planted, rng = Planted(alone=True), random.Random(0)
+    planted.after(1, planted.states[0], -1, 0, 0)
+    names = list(planted.number)
+    elements = [planted.outputs[name].size for name in names]
+    for how, weights in (("each equation alike", None), ("each element alike", elements)):
+        found = 0
+        for name in rng.choices(names, weights, k=count):
+            update = rng.randint(1, UPDATES)
+            fault = planted.drawn(name, rng)
+            found += digest(planted.after(update, planted.states[update - 1], *fault)) != planted.golden[update]
+        print(f"{how}: {found} of {count} transient faults in {len(names)} equations are in the state", flush=True)
+    return 0
+
+
 def main() -> int:
     """Prints what came of the faults; 1 if one was not found, or another primitive was named."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     runtime.configure()
+    return transient(count) if "transient" in sys.argv else permanent(count)
+
+
+def permanent(count: int) -> int:
+    """As `main`, for faults that are always there."""
     planted, rng = Planted(), random.Random(0)
     # The right values are those of each fault: they are computed once.
     blame.program_of = remembered(blame.program_of, lambda config, state, batch: int(state.step))
@@ -148,9 +186,8 @@ def main() -> int:
     began = time.monotonic()
     for i in range(count):
         wrong = rng.choice(sorted(planted.number))
-        aval = planted.outputs[wrong]
-        place, bit = rng.randrange(aval.size), rng.randrange(1 if aval.dtype == bool else 8 * aval.dtype.itemsize)
-        update = planted.trained(planted.number[wrong], place, bit)
+        number, place, bit = planted.drawn(wrong, rng)
+        update = planted.trained(number, place, bit)
         found = planted.blamed(wrong, place, bit, update or 1)
         named = found and " ".join([found.primitive, *found.shapes]) == wrong
         how = "found by digests" if update else "masked"

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 Case = tuple[Callable[..., Any], tuple[Any, ...]]
 
@@ -156,5 +155,5 @@ def scheduled(steps: jax.Array) -> dict[str, jax.Array]:
         return {name: jnp.asarray(schedule(step), jnp.float32) for name, schedule in SCHEDULES.items()}
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        values: dict[str, jax.Array] = lax.map(at, steps)
+        values: dict[str, jax.Array] = jax.vmap(at)(steps)
     return values

@@ -2,8 +2,10 @@
 
 They are those of `portable_digest.py`, small networks, and of `portable_experiments.py`, the package's experiments.
 
-`make test-portable` runs all of it. A Python for another machine (`PORTABLE_PYTHON='qemu-aarch64 ... python'`), or with
-another JAX, is compared too.
+`make test-portable` runs all of it, with 20 updates; PORTABLE_UPDATES=469 makes them an epoch of MNIST's length. The
+golden digests, of the quickstart and of both experiments' first epoch on MNIST, are compared whole in any case. Another
+machine's Python (`PORTABLE_PYTHON='qemu-aarch64 ... python'`) is compared too, and another JAX, in the folder that
+PORTABLE_OLDEST names.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 DIGEST = Path(__file__).with_name("portable_digest.py")
@@ -35,19 +38,27 @@ SETTINGS: dict[str, dict[str, str]] = {
     **{f"{threads} threads": {"NPROC": threads} for threads in ("1", "2", "8")},
     "one thread a product": {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
 }
-DEVICES = {f"{count} devices": {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"} for count in (2, 4)}
+COUNT = "--xla_force_host_platform_device_count="
+DEVICES = {
+    **{f"{count} devices": {"XLA_FLAGS": f"{COUNT}{count}"} for count in (2, 4, 8)},
+    "2 processes of 2 devices": {"XLA_FLAGS": f"{COUNT}2", "PROCESSES": "2"},
+}
 """For what shares a batch."""
+OTHERS = {
+    "the oldest JAX": {"PYTHONPATH": os.environ.get("PORTABLE_OLDEST", "")},
+    "PORTABLE_PYTHON": {"PORTABLE_PYTHON": os.environ.get("PORTABLE_PYTHON", "")},
+}
+"""What has to be installed first: left out where it is not."""
+SETTINGS |= {name: setting for name, setting in OTHERS.items() if all(setting.values())}
 FEW = ("SSE4.2", "no libraries")
 """Those that the tests compare each time."""
 
 
-def digests(
-    setting: dict[str, str], *arguments: str, python: str = sys.executable, script: Path = DIGEST
-) -> dict[str, dict[str, str]]:
+def digests(setting: dict[str, str], *arguments: str, script: Path = DIGEST) -> dict[str, dict[str, str]]:
     """What a script prints under these variables."""
     kept = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "NPROC")}
     done = subprocess.run(
-        [*shlex.split(python), str(script), *arguments],
+        [*shlex.split(setting.get("PORTABLE_PYTHON", sys.executable)), str(script), *arguments],
         env=kept | {"JAX_PLATFORMS": "cpu"} | setting,
         capture_output=True,
         text=True,
@@ -55,39 +66,52 @@ def digests(
     )
     if done.returncode:
         raise RuntimeError(done.stderr)
-    found: dict[str, dict[str, str]] = json.loads(done.stdout)
+    found: dict[str, dict[str, str]] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
 def compared(script: Path, settings: dict[str, dict[str, str]], *arguments: str) -> bool:
     """Prints a line for each setting; whether there is one portable digest, and several of plain programs."""
-    rows = [(name, setting, sys.executable) for name, setting in settings.items()]
-    if os.environ.get("PORTABLE_PYTHON"):
-        rows.append(("PORTABLE_PYTHON", {}, os.environ["PORTABLE_PYTHON"]))
     portable: dict[str, set[str]] = {}
     plain: dict[str, set[str]] = {}
-    for name, setting, python in rows:
-        found = digests(setting, *arguments, python=python, script=script)
+    for name, setting in settings.items():
+        began = time.monotonic()
+        found = digests(setting, *arguments, script=script)
         for kind, seen in (("portable", portable), ("plain", plain)):
             for network, value in found[kind].items():
                 seen.setdefault(network, set()).add(value)
-        print(f"{name:32} {' '.join(value[:12] for value in found['portable'].values())}", flush=True)
+        _row(name, found["portable"], f"{time.monotonic() - began:.0f} s")
     for network, values in portable.items():
         told = f", {len(plain[network])} of the plain program" if network in plain else f": {' '.join(values)}"
         print(f"{network}: {len(values)} portable{told}", flush=True)
     return max(map(len, portable.values())) == 1 < max(map(len, plain.values()))
 
 
+def op_by_op(script: Path) -> bool:
+    """Whether two updates have the same digests where each operation is a program of its own."""
+    compiled, each = (
+        digests({}, "2", script=script)["portable"],
+        digests({}, "2", "op-by-op", script=script)["portable"],
+    )
+    _row("2 updates, compiled", compiled)
+    _row("2 updates, op by op", each)
+    return compiled == each
+
+
+def _row(name: str, found: dict[str, str], took: str = "") -> None:
+    print(f"{name:32} {' '.join(value[:12] for value in found.values())} {took}", flush=True)
+
+
 def main() -> int:
     """1 if a portable digest differs, or if no plain one does."""
     updates = os.environ.get("PORTABLE_UPDATES", "20")
-    same = compared(DIGEST, SETTINGS, updates)
-    few = digests({}, "2")["portable"]
-    op_by_op = digests({}, "2", "op-by-op")["portable"]
-    print(f"{'2 updates, op by op':32} {' '.join(value[:12] for value in op_by_op.values())}")
-    print(f"{'2 updates, compiled':32} {' '.join(value[:12] for value in few.values())}")
-    same = same and few == op_by_op
-    return 0 if compared(EXPERIMENTS, SETTINGS | DEVICES, updates, "golden") and same else 1
+    same = [
+        compared(DIGEST, SETTINGS, updates),
+        compared(EXPERIMENTS, SETTINGS | DEVICES, updates, "golden"),
+        op_by_op(DIGEST),
+        op_by_op(EXPERIMENTS),
+    ]
+    return 0 if all(same) else 1
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ SMALL = ExperimentConfig(
     model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=1000, epochs=1, precision="portable"
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_with_least_effort")
+
 
 @pytest.fixture
 def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -68,6 +70,51 @@ def planted(primitive: Any, shape: tuple[int, ...], place: int, bit: int) -> Ite
         jax.clear_caches()
 
 
+def test_a_flip_in_a_burn_in_is_found_with_device_update_leaf_and_bits(
+    golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real: Callable[..., Any] = Lanes.rows
+    calls = iter(range(1000))
+    # Four updates a round: the second and the third of round two.
+    flips = {5: "params/Dense_0/kernel", 6: "opt_state/0/nu/Dense_1/bias"}
+
+    def rows(lanes: Lanes, states: Any) -> Any:
+        found = real(lanes, states)
+        if leaf := flips.get(next(calls)):
+            arrays = {name: array.copy() for name, array in leaves(found[1]).items()}
+            arrays[leaf].view(np.uint32).flat[2] ^= np.uint32(1)
+            found[1] = restore(found[1], arrays)
+        return found
+
+    monkeypatch.setattr(Lanes, "rows", rows)
+    assert main(["doctor", "--burn-in", "4s", "--json"]) == 3
+    burnt = json.loads(capsys.readouterr().out)["burn_in"]
+    found = [(wrong["round"], wrong["update"], wrong["leaf"]) for wrong in burnt["deviations"]]
+    assert found == [(2, 2, flips[5]), (2, 3, flips[6])]
+    for wrong in burnt["deviations"]:
+        assert wrong["device"].startswith(jax.devices()[1].platform + ":1") and "1 ULP apart" in wrong["problem"]
+    assert burnt["updates"] > 6 * burnt["devices"]
+
+
+def test_another_program_is_no_wrong_machine(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = json.loads(golden.read_text())
+    golden.write_text(json.dumps(document | {"program_sha256": "0" * 64}))
+    found = right_bits.check("quickstart", data.load(SMALL.data))
+    assert (found.same, found.updates) == (None, 0) and found.reason and found.reason.startswith("another program")
+    states = document["states_sha256"]
+    golden.write_text(json.dumps(document | {"states_sha256": [*states[:3], "0" * 64, *states[4:]]}))
+    wrong = right_bits.check("quickstart", data.load(SMALL.data)).first_difference
+    assert wrong and (wrong.update, wrong.leaf) == (3, None)  # NumPy computes what the device does.
+
+
+@pytest.mark.parametrize("duration", ["0s", "10 minutes", "-1", "m"])
+def test_a_duration_that_is_none_is_refused(duration: str) -> None:
+    assert main(["doctor", f"--burn-in={duration}"]) == 2
+
+
+# What plants a fault forgets all that is compiled, so it comes last.
+
+
 def test_a_wrong_primitive_is_named_with_update_leaf_and_both_values(
     golden: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,47 +132,7 @@ def test_a_wrong_primitive_is_named_with_update_leaf_and_both_values(
     assert right != here
 
 
-def test_another_program_is_no_wrong_machine(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document = json.loads(golden.read_text())
-    golden.write_text(json.dumps(document | {"program_sha256": "0" * 64}))
-    found = right_bits.check("quickstart", data.load(SMALL.data))
-    assert (found.same, found.updates) == (None, 0) and found.reason and found.reason.startswith("another program")
-    states = document["states_sha256"]
-    golden.write_text(json.dumps(document | {"states_sha256": [*states[:3], "0" * 64, *states[4:]]}))
-    wrong = right_bits.check("quickstart", data.load(SMALL.data)).first_difference
-    assert wrong and (wrong.update, wrong.leaf) == (3, None)  # NumPy computes what the device does.
-
-
 def test_a_wrong_library_is_named_by_a_probe_where_nothing_is_trained() -> None:
     with planted(lax.dot_general_p, (64, 80), place=7, bit=0):
         (wrong,) = run_probes()
     assert (wrong.probe, wrong.arithmetic, wrong.at) == ("products of float32 matrices", "jnp", (0, 7))
-
-
-@pytest.mark.parametrize("leaf", ["params/Dense_0/kernel", "opt_state/0/nu/Dense_1/bias"])
-def test_a_flip_in_a_burn_in_is_found_with_device_update_leaf_and_bits(
-    leaf: str, golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    real: Callable[..., Any] = Lanes.rows
-    calls = iter(range(1000))
-
-    def rows(lanes: Lanes, states: Any) -> Any:
-        found = real(lanes, states)
-        if next(calls) == 5:  # Four updates a round: the second of round two.
-            arrays = {name: array.copy() for name, array in leaves(found[1]).items()}
-            arrays[leaf].view(np.uint32).flat[2] ^= np.uint32(1)
-            found[1] = restore(found[1], arrays)
-        return found
-
-    monkeypatch.setattr(Lanes, "rows", rows)
-    assert main(["doctor", "--burn-in", "4s", "--json"]) == 3
-    burnt = json.loads(capsys.readouterr().out)["burn_in"]
-    (wrong,) = burnt["deviations"]
-    assert (wrong["round"], wrong["update"], wrong["leaf"]) == (2, 2, leaf)
-    assert wrong["device"].startswith(jax.devices()[1].platform + ":1") and "1 ULP apart" in wrong["problem"]
-    assert burnt["updates"] > 5 * burnt["devices"]
-
-
-@pytest.mark.parametrize("duration", ["0s", "10 minutes", "-1", "m"])
-def test_a_duration_that_is_none_is_refused(duration: str) -> None:
-    assert main(["doctor", f"--burn-in={duration}"]) == 2

@@ -207,7 +207,7 @@ def _fill() -> dict[str, Callable[..., Any]]:
     plain: dict[str, Any] = {
         "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "and": np.bitwise_and,
         "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "neg": np.negative, "abs": np.abs,
-        "max": np.maximum, "min": np.minimum, "eq": np.equal, "ne": np.not_equal, "lt": np.less,
+        "sign": np.sign, "max": np.maximum, "min": np.minimum, "eq": np.equal, "ne": np.not_equal, "lt": np.less,
         "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     }  # fmt: skip
     found: dict[str, Callable[..., Any]] = {
@@ -252,6 +252,7 @@ def _fill() -> dict[str, Callable[..., Any]]:
         ],
         "sort": _sort,
         "split": _split,
+        "stack": lambda params, *values: np.stack(values, params["axis"]),
         "squeeze": lambda params, x: x.squeeze(tuple(params["dimensions"])),
         "threefry2x32": lambda params, a, b, c, d: threefry((a, b), (c, d)),
         "transpose": lambda params, x: x.transpose(params["permutation"]),

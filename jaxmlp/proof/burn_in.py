@@ -146,7 +146,8 @@ def _advance(config: Any, states: Any, split: Any, order: Any, index: Any, *, me
     def one(config: Any, states: Any, split: Any, order: Any, index: Any) -> Any:
         state = jax.tree.map(lambda leaf: leaf[0], states)
         sums = train.zero_sums(config, state, split)
-        state, _, _ = train.train_steps(config, state, sums, split, order, index, index + 1)
+        own = lax.dynamic_slice_in_dim(order, index * config.batch_size, config.batch_size)
+        state, _, _ = train.train_steps(config, state, sums, split, own, jnp.int32(0), jnp.int32(1))
         return jax.tree.map(lambda leaf: lax.expand_dims(leaf, [0]), state)
 
     specs = (WHOLE, EACH, WHOLE, WHOLE, WHOLE)
