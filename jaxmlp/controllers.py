@@ -126,7 +126,11 @@ class ReduceOnPlateau(Controller):
 
 
 class Budget(Controller):
-    """Stop after the epoch in which so many seconds or updates are used up. The bits of a time budget are a clock's."""
+    """Stop where so many seconds or updates are used up, within an epoch too.
+
+    The examples of that epoch so far are scored as an epoch's, and no controller counts it as one, so the state there is
+    that of any run after as many updates. How many they are a clock tells where `seconds` end the run.
+    """
 
     kind: ClassVar[str] = "budget"
 
@@ -138,6 +142,12 @@ class Budget(Controller):
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
         """None: the run's log tells all."""
         return {}
+
+    def steps_left(self, steps: int, seconds: float) -> int | None:
+        """None more where the time is used up."""
+        if self.seconds is not None and seconds >= self.seconds:
+            return 0
+        return None if self.steps is None else max(0, self.steps - steps)
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
         """Where one of both is used up."""
@@ -244,7 +254,7 @@ def exchanged(state: Any, *, back: bool) -> Any:
     """
     for name, own in state.controllers.items():
         if "restored" in own:
-            change = own["restored"] == int(back)
+            change = (own["restored"] == int(back)) & (own["epoch"] > 0)
             mine = {"params": state.params, "variables": state.variables}
             kept = {
                 **own,
@@ -266,6 +276,12 @@ def averaged(state: Any) -> Any:
 def restores(config: Any) -> bool:
     """Whether a run ends with the weights of its best epoch."""
     return any(getattr(each, "restore_best", False) for each in config.controllers)
+
+
+def steps_left(config: Any, steps: int, seconds: float) -> int | None:
+    """How many more updates the run may make, after these updates and seconds; None where nothing sets a bound."""
+    found = [each.steps_left(steps, seconds) for each in config.controllers]
+    return min((left for left in found if left is not None), default=None)
 
 
 def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> str | None:

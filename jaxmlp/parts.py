@@ -299,7 +299,7 @@ class Controller(Part):
     """What steers or follows a run.
 
     Its state is a dict of arrays in `TrainState.controllers`: checkpointed, digested, and in a sweep a row a lane. All
-    methods but `why_stop` are traced.
+    methods but `steps_left` and `why_stop` are traced.
     """
 
     path: ClassVar[str] = "controllers"
@@ -320,6 +320,15 @@ class Controller(Part):
 
     def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""] | None:
         """What the learning rate of the next update is multiplied by; None leaves it alone."""
+        return None
+
+    def steps_left(self, steps: int, seconds: float) -> int | None:
+        """How many more updates the run may make, asked between the updates of an epoch; None sets no bound.
+
+        Args:
+            steps: Made since the run's start.
+            seconds: Of training and evaluation since then.
+        """
         return None
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:

@@ -28,13 +28,19 @@ from jaxmlp import (
     ConfigError,
     Controller,
     Cosine,
+    CutOut,
     DataConfig,
     EarlyStopping,
+    Elastic,
     ExperimentConfig,
     InverseTime,
     Mixup,
+    Noise,
     ReduceOnPlateau,
     RMSprop,
+    Rotate,
+    Scale,
+    Shift,
     data,
     fit,
     fitting,
@@ -75,12 +81,16 @@ def experiment(*controllers: Controller, **values: Any) -> ExperimentConfig:
     return ExperimentConfig(model=MLP(hidden_sizes=(8,)), controllers=controllers, **{**known, **values})
 
 
-def everything(**values: Any) -> ExperimentConfig:
+CHANGES = (Shift(pixels=1), Rotate(), Scale(), Elastic(), Noise(), CutOut(size=2))
+
+
+def everything(plan: random.Random, **values: Any) -> ExperimentConfig:
     """All that has a state, and all that changes a gradient."""
     return experiment(
         *ALL,
+        Budget(steps=plan.choice([19, 29, 77])),
         data=DataConfig(class_weights=(0.5, 1.0, 3.0)),
-        augmentation=(Mixup(),),
+        augmentation=(*plan.sample(CHANGES, 2), Mixup()),
         loss=ClippedCrossEntropy(label_smoothing=0.1),
         accumulate=3,
         clip_norm=1.0,
@@ -246,7 +256,7 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
 @pytest.mark.parametrize("seed", range(PLANS))
 def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(seed: int, tmp_path: Path) -> None:
     plan = random.Random(seed)
-    config = everything(precision=("float32", "portable", "bfloat16")[seed % 3], seed=plan.randrange(9))
+    config = everything(plan, precision=("float32", "portable", "bfloat16")[seed % 3], seed=plan.randrange(9))
     whole = fit(config, noise(), devices=plan.choice([1, 2, 4]), out=tmp_path / "whole")
     assert whole.stopped and 1 < len(whole.records) < 10
     again = interrupted(config, tmp_path / "cut", plan)
@@ -305,10 +315,23 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
 
 def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path) -> None:
     config = experiment(Budget(steps=17), epochs=9)
-    assert fit(config, noise()).stopped == "budget: 17 updates are made"
-    assert len(fit(config, noise()).records) == 3  # Of 8 updates: after the epoch in which they are made.
-    timed = fit(experiment(Budget(seconds=1e-9), epochs=9), noise())
+    spent = fit(config, noise(), out=tmp_path / "spent")
+    assert spent.stopped == "budget: 17 updates are made"
+    assert [record.steps for record in spent.records] == [8, 16, 17]  # The last of the third epoch's first batch alone.
+    assert spent.test_accuracy is not None and spent["val_loss"][2] != spent["val_loss"][1]
+    timed = fit(experiment(Budget(seconds=1e-9), *ALL, epochs=9), noise(), out=tmp_path / "timed")
     assert (timed.stopped, len(timed.records), timed.status) == ("budget: 1e-09 s are used up", 1, "finished")
+    for name, history in (("spent", spent), ("timed", timed)):
+        # Where a clock ended a run is in its log: the same updates give the same bits.
+        steps = int(history.state.step)
+        assert RunDirectory.open(tmp_path / name, write=False).manifest["result"]["steps"] == steps < 18
+        assert verify(tmp_path / name).damaged == ()
+        found = reproduce(tmp_path / name, noise())
+        assert (found.same, found.steps) == (True, steps)
+        with RunDirectory.open(tmp_path / name, write=True) as run:  # Ended once more, it is as it was.
+            run.begin_again()
+            again = fit(run=run, dataset=noise())
+        assert (again.state_sha256, len(again.records)) == (history.state_sha256, len(history.records))
 
     def enough(record: Any, state: Any) -> bool:
         return bool(record.epoch == 2)
