@@ -128,8 +128,8 @@ class ReduceOnPlateau(Controller):
 class Budget(Controller):
     """Stop where so many seconds or updates are used up, within an epoch too.
 
-    The examples of that epoch so far are scored as an epoch's, and no controller counts it as one, so the state there is
-    that of any run after as many updates. How many they are a clock tells where `seconds` end the run.
+    What is made of that epoch is scored as an epoch is, but no controller counts it as one: the state is that of any
+    run after as many updates. Where `seconds` end a run, a clock decides how many these are.
     """
 
     kind: ClassVar[str] = "budget"
@@ -238,8 +238,7 @@ def after_update(config: Any, state: Any) -> Any:
 @jax.jit
 def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]) -> Any:
     """The state once its controllers have seen an epoch, of these figures."""
-    larger = {each.name for each in config.metrics if each.larger_is_better}
-    names = frozenset(name for name in figures if name.removeprefix("val_").removeprefix("ema_") in larger)
+    names = frozenset(name for name in figures if config.validated.get(name.removeprefix("val_")))
     epoch = Epoch(figures, names, state.params, state.variables)
     states, known = state.controllers, by_name(config)
     found = {name: each.after_epoch(states[name], epoch) for name, each in known.items() if name in states}
@@ -265,6 +264,11 @@ def exchanged(state: Any, *, back: bool) -> Any:
                 **_where(change, own["weights"], mine), controllers={**state.controllers, name: kept}
             )
     return state
+
+
+def averages(config: Any) -> bool:
+    """Whether a moving average of the parameters is kept."""
+    return any(isinstance(each, EMA) for each in config.controllers)
 
 
 def averaged(state: Any) -> Any:
@@ -299,8 +303,8 @@ def check(config: Any) -> None:
         ConfigError: They do not.
     """
     restoring = [each for each in config.controllers if getattr(each, "restore_best", False)]
-    averages = [each for each in config.controllers if isinstance(each, EMA)]
-    for what, found in (("with restore_best", restoring), ("of kind ema", averages)):
+    of_kind_ema = [each for each in config.controllers if isinstance(each, EMA)]
+    for what, found in (("with restore_best", restoring), ("of kind ema", of_kind_ema)):
         if len(found) > 1:
             raise ConfigError("controllers", f"must have at most one {what}, got {len(found)}")
     steers = any(type(each).rate_factor is not Controller.rate_factor for each in config.controllers)

@@ -16,8 +16,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxmlp import data, distributed, runtime, shards, train
 from jaxmlp.code import code_of
 from jaxmlp.config import DataConfig, ExperimentConfig
-from jaxmlp.controllers import EMA, check_monitors
-from jaxmlp.errors import ConfigError, DivergedError, RunError
+from jaxmlp.controllers import check_monitors
+from jaxmlp.errors import ConfigError, DivergedError, RunError, did_you_mean
 from jaxmlp.experiment import Code, Experiment, placed
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
@@ -264,9 +264,13 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
     check_network(config, dataset.facts)
+    there = ("train", "test", *dataset.others)
+    if unknown := [name for name in config.data.also if name not in there]:
+        wanted = f"must be names of {', '.join(there)}, got {unknown[0]!r}"
+        raise ConfigError("data.also", f"{wanted}.{did_you_mean(unknown[0], there)}")
     names = ["loss", *(metric.name for metric in config.metrics)]
-    of_average = [f"ema_{name}" for name in names] if any(isinstance(each, EMA) for each in config.controllers) else []
-    validated = [f"val_{name}" for name in [*names, *of_average]] if dataset.validation else []
+    of_others = tuple(f"{name}_" for name in config.data.also)
+    validated = [f"val_{name}" for name in config.validated if dataset.validation or name.startswith(of_others)]
     check_monitors(config, [*names, *validated])
     _check_class_weights(config.data, dataset.facts)
     data.check_pixels(dataset.train.inputs, config.data.pixel_scale)

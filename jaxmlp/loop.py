@@ -403,8 +403,9 @@ class RunLoop(Loop):
         self.programs.advance(copied, order, copied.done)
         if self.run and jax.process_count() == 1:
             self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
-        if self.programs.dataset.validation:
-            self.programs.compile_evaluation(self.position, "validation")
+        for name in self.programs.feeds:
+            if name != "train":
+                self.programs.compile_evaluation(self.position, name)
 
     def _trace(self) -> None:
         assert self.run

@@ -30,6 +30,7 @@ from jaxmlp import (
     Cosine,
     CutOut,
     DataConfig,
+    DataError,
     EarlyStopping,
     Elastic,
     ExperimentConfig,
@@ -42,6 +43,7 @@ from jaxmlp import (
     Scale,
     Shift,
     data,
+    evaluate,
     fit,
     fitting,
     inference,
@@ -89,7 +91,8 @@ def everything(plan: random.Random, **values: Any) -> ExperimentConfig:
     return experiment(
         *ALL,
         Budget(steps=plan.choice([19, 29, 77])),
-        data=DataConfig(class_weights=(0.5, 1.0, 3.0)),
+        data=DataConfig(class_weights=(0.5, 1.0, 3.0), also=("test",)),
+        best_by="test_ema_loss",
         augmentation=(*plan.sample(CHANGES, 2), Mixup()),
         loss=ClippedCrossEntropy(label_smoothing=0.1),
         accumulate=3,
@@ -355,6 +358,33 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
         (4, 4, None),
         (2, 2, "the hook of_second asked for it"),
     ]
+
+
+def test_each_epoch_is_scored_on_more_splits_and_the_best_may_be_an_average_on_one_of_them(tmp_path: Path) -> None:
+    images, labels = noise().train[:2]
+    pairs = [(images[rows], labels[rows]) for rows in (slice(0, 70), slice(70, 90), slice(90, 120))]
+    dataset = data.from_arrays(pairs[0], pairs[1], validation=0.2, others={"far": pairs[2]})
+    config = experiment(
+        EMA(decay=0.5),
+        EarlyStopping(monitor="val_far_ema_accuracy", patience=2),
+        data=DataConfig(also=("far", "test")),
+        best_by="far_ema_accuracy",
+        batch_size=8,
+    )
+    history = fit(config, dataset, out=tmp_path / "run")
+    best, last = (inference.load_model(tmp_path / "run", which) for which in ("best", "last"))
+    far = history["val_far_ema_accuracy"]
+    assert inference.evaluate(best, dataset.others["far"], "far").accuracy == max(far)
+    assert best.step == history["steps"][far.index(max(far))] < last.step
+    assert history.stopped and len(far) == far.index(max(far)) + 3 < 10
+    assert evaluate(last, "far", dataset=dataset).loss == pytest.approx(history["val_far_loss"][-1], rel=1e-6)
+    assert history["val_test_accuracy"][-1] == history.test["accuracy"] == history.metrics()["accuracy"]["val_test"]
+    for field, values in (("best_by", {"best_by": "far_loss"}), ("data.also", {"data": DataConfig(also=("fra",))})):
+        with pytest.raises(ConfigError, match=rf"^{field} "):
+            fit(experiment(**values), dataset)
+    with pytest.raises(DataError, match="'ema'"):
+        data.from_arrays(pairs[0], pairs[1], others={"ema": pairs[2]})
+    assert data.from_arrays(pairs[0], pairs[1]).sha256 != dataset.sha256
 
 
 def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import resource
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError

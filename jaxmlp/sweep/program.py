@@ -56,7 +56,8 @@ class LanePrograms(Programs):
         self.steps_per_epoch = job.steps_per_epoch(lanes[0])
         self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
         batch = lanes[0].config.batch_size, lanes[0].config.grad_shards
-        self.feeds = {name: job.feed(name, *batch, slots) for name in job.splits}
+        splits = dict.fromkeys([*job.splits, *lanes[0].config.data.also])
+        self.feeds = {name: job.feed(name, *batch, slots) for name in splits}
         self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
