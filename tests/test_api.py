@@ -55,7 +55,7 @@ def test_predict_takes_one_image_or_many_in_any_shape_that_data_takes(history: H
 
 
 def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="split must be test, validation or train, and there, got 'dev'"):
+    with pytest.raises(ConfigError, match="^split "):
         jaxmlp.evaluate(history, "dev")
     with pytest.raises(RunError, match="is not there"):
         jaxmlp.evaluate(tmp_path / "no")

@@ -353,11 +353,36 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
     def of_second(lane: Any, record: Any, state: Any) -> bool:
         return bool(lane.seed == 1 and record.epoch == 2)
 
-    lanes = sweep(experiment(Budget(), epochs=4), noise(), seeds=[0, 1], hooks=[of_second], devices=1).lanes
+    how: dict[str, Any] = {"seeds": [0, 1], "devices": 1, "batching": "vmap"}
+    lanes = sweep(experiment(epochs=4), noise(), **how, hooks=[of_second]).lanes
     assert [(len(lane.metrics), lane.epoch, lane.stopped) for lane in lanes] == [
         (4, 4, None),
         (2, 2, "the hook of_second asked for it"),
     ]
+    assert lanes[1].state_sha256 == sweep(experiment(epochs=2), noise(), **how).lanes[1].state_sha256
+
+
+def test_lanes_end_within_an_epoch_each_at_its_own_update(tmp_path: Path) -> None:
+    config, stop = experiment(Budget(steps=19), EMA(decay=0.5), epochs=4), Stop()
+
+    def interrupt(lane: Any, record: Any, state: Any) -> None:
+        if record.steps == 11:
+            stop.signal = signal.SIGTERM
+
+    vary: dict[str, Any] = {"controllers.0.steps": [11, 19, 99]}
+    how: dict[str, Any] = {"seeds": [0], "vary": vary, "devices": 1, "out": tmp_path / "sweep", "keep_runs": True}
+    assert sweep(config, noise(), **how, hooks=[interrupt], stop=stop).status == "interrupted"
+    for lane, run in zip(
+        resume(tmp_path / "sweep", noise(), devices=1).lanes,
+        sorted((tmp_path / "sweep" / "runs").iterdir()),
+        strict=True,
+    ):
+        alone = fit(RunDirectory.open(run, write=False).config, noise(), out=tmp_path / run.name)
+        assert (lane.state_sha256, lane.test, lane.stopped) == (alone.state_sha256, alone.test, alone.stopped)
+        assert [record.figures for record in lane.metrics] == [record.figures for record in alone.records]
+        last = f"checkpoints/step-{int(alone.state.step):08}.safetensors"
+        for name in ("digests.jsonl", last):
+            assert (run / name).read_bytes() == (tmp_path / run.name / name).read_bytes()
 
 
 def test_each_epoch_is_scored_on_more_splits_and_the_best_may_be_an_average_on_one_of_them(tmp_path: Path) -> None:
