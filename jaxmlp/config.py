@@ -114,7 +114,8 @@ class ExperimentConfig(Part):
                 check(self)
                 if self.best_by not in self.validated:
                     wanted = f"must be one of {', '.join(self.validated)}, got {self.best_by!r}"
-                    raise ConfigError("best_by", f"{wanted}.{did_you_mean(self.best_by, self.validated)}")
+                    hint = did_you_mean(self.best_by, self.validated)
+                    raise ConfigError("best_by", f"{wanted}.{hint or ' Name its metric in metrics'}")
         # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
             works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]

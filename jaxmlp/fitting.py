@@ -98,6 +98,8 @@ def fit(
             whole; or its processes differ in what binds bits.
     """
     config, dataset = _in_order(config, dataset)
+    if callable(hooks):
+        raise ConfigError("hooks", f"must be a list of functions: hooks=[{getattr(hooks, '__name__', hooks)}]")
     if start is not None and run is not None:
         raise ConfigError("start", "goes with a new run: one that goes on has its own weights")
     with contextlib.ExitStack() as stack:
@@ -190,7 +192,7 @@ def _longer(
             was = f"The rate depends on the number of epochs, and was that of {before}"
             told.note(f"{was}: the bits are not those of a run of {epochs} epochs from its start.")
         if why := (run.manifest["result"] or {}).get("stopped"):
-            told.note(f"{run.path} stopped after epoch {done}, and a run of {epochs} epochs would have too: {why}.")
+            told.note(f"{run.path} stopped in epoch {done}, and a run of {epochs} epochs would have too: {why}.")
         run.lengthen(epochs, same_bits=same_bits)
     return config
 

@@ -149,7 +149,7 @@ class Model:
         array = np.asarray(inputs)
         if array.shape in (self.image_shape, self.image_shape[:2]):
             array = array[np.newaxis]
-        return data.as_images(array, shape=self.image_shape) if len(array) else array
+        return array if array.shape[:1] == (0,) else data.as_images(array, shape=self.image_shape)
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)

@@ -98,6 +98,18 @@ class Part(Checked, abc.ABC):
         jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta, drop_fields=dropped)
         _check_rule(cls)
 
+    def __new__(cls, *positional: Any, **named: Any) -> typing.Self:
+        """Refuse values without names.
+
+        Raises:
+            TypeError: There are such values.
+        """
+        if positional:
+            names = (item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
+            shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, positional, strict=False))
+            raise TypeError(f"{cls.__name__} takes its values by their names: {cls.__name__}({shown})")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             role, given = hint_of(type(self), item.name), getattr(self, item.name)

@@ -114,7 +114,9 @@ def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
             raise DataError(f"data: one-hot labels must be zeros and a single one, got {found}")
         return labels.argmax(axis=1).astype(np.int32)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"data: labels must be integers [n] or one-hot [n, classes], got {labels.dtype} {labels.shape}")
+        way = ". Number them: np.unique(labels, return_inverse=True)[1]" if labels.dtype.kind in "OTUS" else ""
+        found = f"got {labels.dtype} {labels.shape}{way}"
+        raise DataError(f"data: labels must be integers [n] or one-hot [n, classes], {found}")
     high = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     wrong = np.flatnonzero((labels < 0) | (labels > high))
     if wrong.size:
@@ -329,7 +331,7 @@ def as_dataset(given: Any, validation: float | str | None) -> Dataset:
     if not isinstance(given, tuple | list) or len(given) != 2:
         wanted = "a data set, a pair (inputs, targets), or two such pairs to train and to test on"
         raise DataError(f"data: dataset must be {wanted}, got {type(given).__name__}")
-    if not isinstance(given[0], tuple | list):
+    if not isinstance(given[0], tuple | list) or len(given[0]) != 2:
         whole = as_split(given, None, name="dataset")
         cut = int(len(whole.targets) * (1 - TESTED))
         given = [(whole.rows(rows).inputs, np.asarray(given[1])[rows]) for rows in (slice(cut), slice(cut, None))]
