@@ -128,8 +128,8 @@ class ReduceOnPlateau(Controller):
 class Budget(Controller):
     """Stop where so many seconds or updates are used up, within an epoch too.
 
-    What is made of that epoch is scored as an epoch is, but no controller counts it as one: the state is that of any
-    run after as many updates. Where `seconds` end a run, a clock decides how many these are.
+    What is made of that epoch is scored, and counts as an epoch. Where `seconds` end a run, a clock decides after how
+    many updates.
     """
 
     kind: ClassVar[str] = "budget"
@@ -253,7 +253,7 @@ def exchanged(state: Any, *, back: bool) -> Any:
     """
     for name, own in state.controllers.items():
         if "restored" in own:
-            change = (own["restored"] == int(back)) & (own["epoch"] > 0)
+            change = own["restored"] == int(back)
             mine = {"params": state.params, "variables": state.variables}
             kept = {
                 **own,

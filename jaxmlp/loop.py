@@ -160,7 +160,7 @@ class Loop(abc.ABC):
         is_whole = position.done == programs.steps_per_epoch
         self._settle()
         records = self._evaluated(ending)
-        states = programs.control(position, [dict(each.figures) if each and is_whole else None for each in records])
+        states = programs.control(position, [dict(each.figures) if each else None for each in records])
         why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
         default = None if is_whole else "no more updates are allowed"
         self.stopped = [
