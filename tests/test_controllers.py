@@ -244,12 +244,12 @@ class Interrupt(Progress):
 
 def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> History:
     """The run, stopped at random updates and gone on with on random numbers of devices."""
-    at, history = 0, None
+    at, history, counts = 0, None, plan.sample([1, 2, 4], 2)
     with RunDirectory.create(path, config, manifest(config, noise())) as run:
         while history is None or history.status == "interrupted":
             at += plan.randrange(1, 30)
             stop = Stop()
-            devices = plan.choice([1, 2, 4])
+            devices = plan.choice(counts)
             if len(run.checkpoints()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
                 run.checkpoints()[0].unlink()
             history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
@@ -318,23 +318,22 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
 
 def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path) -> None:
     config = experiment(Budget(steps=17), epochs=9)
-    spent = fit(config, noise(), out=tmp_path / "spent")
+    spent = fit(config, noise())
     assert spent.stopped == "budget: 17 updates are made"
     assert [record.steps for record in spent.records] == [8, 16, 17]  # The last of the third epoch's first batch alone.
     assert spent.test_accuracy is not None and spent["val_loss"][2] != spent["val_loss"][1]
     timed = fit(experiment(Budget(seconds=1e-9), *ALL, epochs=9), noise(), out=tmp_path / "timed")
     assert (timed.stopped, len(timed.records), timed.status) == ("budget: 1e-09 s are used up", 1, "finished")
-    for name, history in (("spent", spent), ("timed", timed)):
-        # Where a clock ended a run is in its log: the same updates give the same bits.
-        steps = int(history.state.step)
-        assert RunDirectory.open(tmp_path / name, write=False).manifest["result"]["steps"] == steps < 18
-        assert verify(tmp_path / name).damaged == ()
-        found = reproduce(tmp_path / name, noise())
-        assert (found.same, found.steps) == (True, steps)
-        with RunDirectory.open(tmp_path / name, write=True) as run:  # Ended once more, it is as it was.
-            run.begin_again()
-            again = fit(run=run, dataset=noise())
-        assert (again.state_sha256, len(again.records)) == (history.state_sha256, len(history.records))
+    # Where the clock ended it is in its log: the same updates give the same bits.
+    steps = int(timed.state.step)
+    assert verify(tmp_path / "timed").damaged == ()
+    found = reproduce(tmp_path / "timed", noise())
+    assert (found.same, found.steps) == (True, steps)
+    with RunDirectory.open(tmp_path / "timed", write=True) as run:
+        assert run.manifest["result"]["steps"] == steps < 8
+        run.begin_again()  # Ended once more, it is as it was.
+        again = fit(run=run, dataset=noise())
+    assert (again.state_sha256, len(again.records)) == (timed.state_sha256, 1)
 
     def enough(record: Any, state: Any) -> bool:
         return bool(record.epoch == 2)

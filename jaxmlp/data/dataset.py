@@ -16,7 +16,7 @@ from jaxmlp.errors import ConfigError, did_you_mean
 
 CHANNELS = (1, 2, 3, 4)
 """Lengths by which the channel axis of an image is known."""
-SPLITS = ("train", "validation", "test")
+SPLITS = ("test", "validation", "train")
 """Of every data set; the second may be missing."""
 SUM_TOLERANCE = 1e-3
 """How far the sum of a distribution in float32 may be from 1: a thousand classes, each rounded."""
