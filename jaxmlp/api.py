@@ -22,7 +22,8 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
 
     Args:
         trained: What to load.
-        checkpoint: Of a run: `last`, `best` (as the config's `best_by` says), or the step of one that is there.
+        checkpoint: Of a run: `last`, `best` (as the config's `best_by` says), `ema` (the last moving average), or the
+            step of one that is there.
         experiment: The user's own code that a run was made with: the experiment's file, several files, or an
             `ExperimentConfig` in hand. Code in a run directory is never run.
 
@@ -53,8 +54,8 @@ def evaluate(
 
     Args:
         trained: What to score.
-        split: `test`, `validation` or `train` of the data it was trained on; or other examples with their targets, as
-            a pair of arrays or frames.
+        split: `test`, `validation`, `train` or another of the data it was trained on; or other examples with their
+            targets, as a pair of arrays or frames.
         dataset: The data it was trained on, where that was given in Python; by default what its config names.
         experiment: As in `load_model`.
 
@@ -74,10 +75,7 @@ def evaluate(
         dataset = open_data(model.run, dataset)
     elif not (dataset := model.dataset or dataset):
         raise ConfigError("dataset", "must be given: the model is of no run that tells of its data")
-    found = getattr(dataset, split) if split in ("test", "validation", "train") else None
-    if found is None:
-        raise ConfigError("split", f"must be test, validation or train, and there, got {split!r}")
-    return inference.evaluate(model, found, split)
+    return inference.evaluate(model, dataset.wanted(split), split)
 
 
 def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experiment = ()) -> list[Prediction]:

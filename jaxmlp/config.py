@@ -20,9 +20,9 @@ import numpy as np
 
 from jaxmlp import augmentations as augmentations  # So that flags and JSON know their kinds.
 from jaxmlp import mixing as mixing
-from jaxmlp.controllers import check
-from jaxmlp.errors import ConfigError
-from jaxmlp.fields import filled_in, hints, host, left_out, parse_json, ranged
+from jaxmlp.controllers import averages, check
+from jaxmlp.errors import ConfigError, did_you_mean
+from jaxmlp.fields import filled_in, hints, host, optional, parse_json, ranged
 from jaxmlp.losses import ClippedCrossEntropy
 from jaxmlp.metrics import Accuracy
 from jaxmlp.mlp import MLP
@@ -44,6 +44,8 @@ class DataConfig(Part):
 
     By default no test example chooses anything: the last tenth of the training split is held out.
     """
+    also: tuple[str, ...] = optional(())
+    """More splits that each epoch is scored on: train, test, or those that the data set has beside these."""
     class_weights: tuple[float, ...] = ranged((), "[0, inf)", traced=True, optional=True)
     """Of each class, what its examples' losses are multiplied by in training; none counts all alike."""
     pixel_scale: float = ranged(1 / 255, "(0, inf)")
@@ -76,7 +78,8 @@ class ExperimentConfig(Part):
     controllers: tuple[Controller, ...] = holding(optional=True)
     """What steers or follows the run: stopping, rates, averages."""
     best_by: str = host("loss")
-    """Which figure of the validation split makes a checkpoint the best: loss, or a metric's name."""
+    """Which figure of validation makes a checkpoint the best: loss or a metric's name, with ema_ before it that of the
+    moving average, with NAME_ before it that of a split in `data.also`."""
     batch_size: int = ranged(128, "[1, 2147483647]")
     """Examples an update; the last batch of an epoch may be smaller."""
     epochs: int = ranged(20, "[1, 1000000]", host=True)
@@ -92,7 +95,7 @@ class ExperimentConfig(Part):
     """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
     eval_rows: int = ranged(1024, "[1, 2147483647]", optional=True)
     """Examples evaluated at a time, about; fewer take less memory. Last bits of a loss depend on it."""
-    exact: bool = left_out(True)
+    exact: bool = optional(True)
     """Whether the same bits are promised; if not, devices add in any order and draw random bits of their own."""
     outputs: object = filled_in()
     """Number of classes, or of numbers in a target; `on_data` fills it in."""
@@ -109,11 +112,12 @@ class ExperimentConfig(Part):
             names = ["loss", "examples", *(each.name for each in self.metrics)]
             if repeated := sorted({name for name in names if names.count(name) > 1}):
                 raise ConfigError("metrics", f"must have names of their own, got {', '.join(repeated)} twice")
-            if self.best_by not in names[:1] + names[2:]:
-                known = ", ".join(names[:1] + names[2:])
-                raise ConfigError("best_by", f"must be one of {known}, got {self.best_by!r}")
-        if isinstance(self.controllers, tuple):
-            check(self)
+            if isinstance(self.controllers, tuple):
+                check(self)
+                if self.best_by not in self.validated:
+                    wanted = f"must be one of {', '.join(self.validated)}, got {self.best_by!r}"
+                    hint = did_you_mean(self.best_by, self.validated)
+                    raise ConfigError("best_by", f"{wanted}.{hint or ' Name its metric in metrics'}")
         # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
             works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
@@ -150,11 +154,27 @@ class ExperimentConfig(Part):
         """The network in flax; `on_data` has filled in the number of its outputs."""
         return hashable(self.model.module(typing.cast(int, self.outputs), self.factors))
 
+    @property
+    def validated(self) -> dict[str, bool]:
+        """The figures of validation by their names without `val_`, each with whether more is better.
+
+        Those of the moving average have `ema_` before their names, those of a split in `data.also` its name.
+        """
+        own = {"loss": False, **{metric.name: metric.larger_is_better for metric in self.metrics}}
+        own |= {f"ema_{name}": larger for name, larger in own.items()} if averages(self) else {}
+        return own | {f"{split}_{name}": larger for split in self.data.also for name, larger in own.items()}
+
+    @property
+    def best_is_average(self) -> bool:
+        """Whether the best checkpoint is that of the best moving average."""
+        names = ["loss", *(metric.name for metric in self.metrics)]
+        splits = ["", *(f"{split}_" for split in self.data.also)]
+        return averages(self) and self.best_by in {f"{split}ema_{name}" for split in splits for name in names}
+
     def score(self, figures: Mapping[str, float | None]) -> float | None:
         """What the best checkpoint has the lowest of, from an epoch's figures; None without validation."""
         value = figures.get(f"val_{self.best_by}")
-        larger = any(metric.larger_is_better for metric in self.metrics if metric.name == self.best_by)
-        return value if value is None or not larger else -value
+        return value if value is None or not self.validated[self.best_by] else -value
 
     def to_dict(self) -> dict[str, Any]:
         """Every value, defaults too, as JSON types; a part says its own kind under `kind`."""

@@ -126,7 +126,11 @@ class ReduceOnPlateau(Controller):
 
 
 class Budget(Controller):
-    """Stop after the epoch in which so many seconds or updates are used up. The bits of a time budget are a clock's."""
+    """Stop where so many seconds or updates are used up, within an epoch too.
+
+    What is made of that epoch is scored, and counts as an epoch. Where `seconds` end a run, a clock decides after how
+    many updates.
+    """
 
     kind: ClassVar[str] = "budget"
 
@@ -138,6 +142,12 @@ class Budget(Controller):
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
         """None: the run's log tells all."""
         return {}
+
+    def steps_left(self, steps: int, seconds: float) -> int | None:
+        """None more where the time is used up."""
+        if self.seconds is not None and seconds >= self.seconds:
+            return 0
+        return None if self.steps is None else max(0, self.steps - steps)
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
         """Where one of both is used up."""
@@ -228,8 +238,7 @@ def after_update(config: Any, state: Any) -> Any:
 @jax.jit
 def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]) -> Any:
     """The state once its controllers have seen an epoch, of these figures."""
-    larger = {each.name for each in config.metrics if each.larger_is_better}
-    names = frozenset(name for name in figures if name.removeprefix("val_").removeprefix("ema_") in larger)
+    names = frozenset(name for name in figures if config.validated.get(name.removeprefix("val_")))
     epoch = Epoch(figures, names, state.params, state.variables)
     states, known = state.controllers, by_name(config)
     found = {name: each.after_epoch(states[name], epoch) for name, each in known.items() if name in states}
@@ -257,6 +266,11 @@ def exchanged(state: Any, *, back: bool) -> Any:
     return state
 
 
+def averages(config: Any) -> bool:
+    """Whether a moving average of the parameters is kept."""
+    return any(isinstance(each, EMA) for each in config.controllers)
+
+
 def averaged(state: Any) -> Any:
     """The state with the moving average in place of the parameters; None without one."""
     own = state.controllers.get(EMA.kind)
@@ -266,6 +280,12 @@ def averaged(state: Any) -> Any:
 def restores(config: Any) -> bool:
     """Whether a run ends with the weights of its best epoch."""
     return any(getattr(each, "restore_best", False) for each in config.controllers)
+
+
+def steps_left(config: Any, steps: int, seconds: float) -> int | None:
+    """How many more updates the run may make, after these updates and seconds; None where nothing sets a bound."""
+    found = [each.steps_left(steps, seconds) for each in config.controllers]
+    return min((left for left in found if left is not None), default=None)
 
 
 def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> str | None:
@@ -283,8 +303,8 @@ def check(config: Any) -> None:
         ConfigError: They do not.
     """
     restoring = [each for each in config.controllers if getattr(each, "restore_best", False)]
-    averages = [each for each in config.controllers if isinstance(each, EMA)]
-    for what, found in (("with restore_best", restoring), ("of kind ema", averages)):
+    of_kind_ema = [each for each in config.controllers if isinstance(each, EMA)]
+    for what, found in (("with restore_best", restoring), ("of kind ema", of_kind_ema)):
         if len(found) > 1:
             raise ConfigError("controllers", f"must have at most one {what}, got {len(found)}")
     steers = any(type(each).rate_factor is not Controller.rate_factor for each in config.controllers)

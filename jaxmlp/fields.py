@@ -51,11 +51,6 @@ def optional(default: Any) -> Any:
     return field(default=default, metadata={"optional": True})
 
 
-def left_out(default: Any) -> Any:
-    """A field that JSON leaves out while it is at its default."""
-    return field(default=default, metadata={"optional": True})
-
-
 def filled_in(*, traced: bool = False) -> Any:
     """A field that training fills in from the data: no flag, and not in JSON."""
     return field(default=None, metadata={"traced": traced, "filled_in": True})

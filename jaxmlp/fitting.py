@@ -16,8 +16,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxmlp import data, distributed, runtime, shards, train
 from jaxmlp.code import code_of
 from jaxmlp.config import DataConfig, ExperimentConfig
-from jaxmlp.controllers import EMA, check_monitors
-from jaxmlp.errors import ConfigError, DivergedError, RunError
+from jaxmlp.controllers import check_monitors
+from jaxmlp.errors import ConfigError, DivergedError, RunError, did_you_mean
 from jaxmlp.experiment import Code, Experiment, placed
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.history import History
@@ -98,6 +98,8 @@ def fit(
             whole; or its processes differ in what binds bits.
     """
     config, dataset = _in_order(config, dataset)
+    if callable(hooks):
+        raise ConfigError("hooks", f"must be a list of functions: hooks=[{getattr(hooks, '__name__', hooks)}]")
     if start is not None and run is not None:
         raise ConfigError("start", "goes with a new run: one that goes on has its own weights")
     with contextlib.ExitStack() as stack:
@@ -190,7 +192,7 @@ def _longer(
             was = f"The rate depends on the number of epochs, and was that of {before}"
             told.note(f"{was}: the bits are not those of a run of {epochs} epochs from its start.")
         if why := (run.manifest["result"] or {}).get("stopped"):
-            told.note(f"{run.path} stopped after epoch {done}, and a run of {epochs} epochs would have too: {why}.")
+            told.note(f"{run.path} stopped in epoch {done}, and a run of {epochs} epochs would have too: {why}.")
         run.lengthen(epochs, same_bits=same_bits)
     return config
 
@@ -264,9 +266,13 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
         wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
         raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
     check_network(config, dataset.facts)
+    there = ("train", "test", *dataset.others)
+    if unknown := [name for name in config.data.also if name not in there]:
+        wanted = f"must be names of {', '.join(there)}, got {unknown[0]!r}"
+        raise ConfigError("data.also", f"{wanted}.{did_you_mean(unknown[0], there)}")
     names = ["loss", *(metric.name for metric in config.metrics)]
-    of_average = [f"ema_{name}" for name in names] if any(isinstance(each, EMA) for each in config.controllers) else []
-    validated = [f"val_{name}" for name in [*names, *of_average]] if dataset.validation else []
+    of_others = tuple(f"{name}_" for name in config.data.also)
+    validated = [f"val_{name}" for name in config.validated if dataset.validation or name.startswith(of_others)]
     check_monitors(config, [*names, *validated])
     _check_class_weights(config.data, dataset.facts)
     data.check_pixels(dataset.train.inputs, config.data.pixel_scale)

@@ -29,7 +29,7 @@ class EpochRecord:
     steps: int
     """Updates made by its end, since the run's start."""
     figures: Mapping[str, float | None]
-    """`loss` and the metrics by name: in training mode, and of the validation split with `val_` before the name."""
+    """`loss` and the metrics by name: in training mode, and those of validation with `val_` before the name."""
     learning_rate: float | None
     """Rate of its last update; None of an optimizer whose rate is not known."""
     seconds: float
@@ -105,17 +105,13 @@ class History:
             KeyError: There is no such figure; names those there are.
         """
         metrics = ("loss", *(metric.name for metric in self.config.metrics))
-        validated = dict.fromkeys([*(f"val_{each}" for each in metrics), *self._averaged()])
+        validated = [f"val_{each}" for each in self.config.validated]
         known = ("epoch", "steps", *metrics, *validated, "learning_rate", "seconds")
         if name not in known:
             raise KeyError(
                 f"{name} is not a figure of an epoch.{did_you_mean(name, known)} There are {', '.join(known)}"
             )
         return [record.line().get(name) for record in self.records]
-
-    def _averaged(self) -> list[str]:
-        """The names of the moving average's figures."""
-        return [name for name in (self.records[-1].figures if self.records else ()) if name.startswith("val_ema_")]
 
     def __repr__(self) -> str:
         figures = {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
@@ -192,12 +188,17 @@ class History:
         }
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
-        """The last figures of each metric, by its name and then by split: `train`, `val` and `test`."""
+        """The last figures of each metric, by its name, then by split: `train`, `val`, `test`, `val_` and another's."""
         last = self.records[-1].figures if self.records else {}
         names = [metric.name for metric in self.config.metrics]
         names += [name for name in self.test if name.startswith("ema_")]
         return {
-            name: {"train": last.get(name), "val": last.get(f"val_{name}"), "test": self.test.get(name)}
+            name: {
+                "train": last.get(name),
+                "val": last.get(f"val_{name}"),
+                "test": self.test.get(name),
+                **{f"val_{split}": last.get(f"val_{split}_{name}") for split in self.config.data.also},
+            }
             for name in names
         }
 

@@ -149,7 +149,7 @@ class Model:
         array = np.asarray(inputs)
         if array.shape in (self.image_shape, self.image_shape[:2]):
             array = array[np.newaxis]
-        return data.as_images(array, shape=self.image_shape) if len(array) else array
+        return array if array.shape[:1] == (0,) else data.as_images(array, shape=self.image_shape)
 
     def _answers(self, inputs: Any, function: Any) -> Float[np.ndarray, "n outputs"]:
         self.check(inputs)
@@ -289,7 +289,7 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
     if which == "best":  # Also where the run ended in it, and then went back to another epoch's weights.
         found = found._replace(arrays=as_trained(found.arrays))
-    if which == "ema":
+    if which == "ema" or (which == "best" and run.config.best_is_average):
         averages = {name: array for name, array in found.arrays.items() if name.startswith(AVERAGE)}
         if not averages:
             raise RunError(f"{run.path} has no moving average: its controllers have no EMA(). Take the last.")

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmlp import distributed, train
 from jaxmlp.config import ExperimentConfig
-from jaxmlp.controllers import restores, why_stop
+from jaxmlp.controllers import restores, steps_left, why_stop
 from jaxmlp.errors import DivergedError, RunError
 from jaxmlp.history import EpochRecord, History
 from jaxmlp.position import Position
@@ -141,6 +141,10 @@ class Loop(abc.ABC):
         position, programs = self.position, self.programs
         order = programs.order(position.epoch)
         while position.done < programs.steps_per_epoch:
+            if any(spent := self._spent()):
+                self._end_epoch(order, spent)
+                if not any(self.going):
+                    return
             due = time.perf_counter() - self.saved_at > self.checkpoint_s
             length, self.stopping, due = agree_on_chunk(self._length(), self.stop, due)
             if self.stopping:
@@ -148,16 +152,25 @@ class Loop(abc.ABC):
             if due and self._saved != (position.epoch, position.done):
                 self._put_off_checkpoint()
             self._chunk(order, length)
+        self._end_epoch(order, [True] * len(self.configs))
+
+    def _end_epoch(self, order: jax.Array, ending: Sequence[bool]) -> None:
+        """Score the epoch, of the lanes that end it here; within an epoch they end for good."""
+        position, programs = self.position, self.programs
+        is_whole = position.done == programs.steps_per_epoch
         self._settle()
-        records = self._evaluated()
+        records = self._evaluated(ending)
         states = programs.control(position, [dict(each.figures) if each else None for each in records])
-        position.epoch, position.done, position.epoch_s = position.epoch + 1, 0, 0.0
-        position.sums = programs.zero_sums(position)
         why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
+        default = None if is_whole else "no more updates are allowed"
         self.stopped = [
-            before or (each if record else None)
+            before or ((each or default) if record else None)
             for before, each, record in zip(self.stopped, why, records, strict=True)
         ]
+        if is_whole:
+            position.epoch, position.done = position.epoch + 1, 0
+        if is_whole or not any(self.going):
+            position.epoch_s, position.sums = 0.0, programs.zero_sums(position)
         of_hooks = self._epoch_ended(records, order)
         found = [before or each for before, each in zip(self.stopped, of_hooks, strict=True)]
         self.stopped = json.loads(distributed.share(json.dumps(found).encode()))
@@ -167,7 +180,22 @@ class Loop(abc.ABC):
     def _length(self) -> int:
         """Updates of the next chunk, at most."""
         length = min(self.chunk, self.programs.limit(self.position) - self.position.done)
+        left = [self._steps_left(lane) for lane, going in enumerate(self.going) if going]
+        length = min([length, *(max(1, each) for each in left if each is not None)])
         return min(length, self.digest_every - self._step() % self.digest_every) if self.digest_every else length
+
+    def _steps_left(self, lane: int) -> int | None:
+        """How many more updates the lane's controllers let it make."""
+        seconds = sum(record.seconds for record in self.records[lane]) + self.position.epoch_s / len(self.records)
+        return steps_left(self.configs[lane], self._step(), seconds)
+
+    def _spent(self) -> list[bool]:
+        """Which lanes may make no more updates, as the first process says; an epoch has one at least."""
+        if not self.position.done or not any(config.controllers for config in self.configs):
+            return []
+        spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
+        shared: list[bool] = json.loads(distributed.share(json.dumps(spent).encode()))
+        return shared
 
     def _step(self) -> int:
         """Updates made since the start."""
@@ -205,10 +233,11 @@ class Loop(abc.ABC):
         self.chunk = next_chunk(self.chunk, made, seconds, self.programs.steps_per_epoch, self.chunk_s)
         self._chunk_ended(chunk, health[0].sums)
 
-    def _evaluated(self) -> list[EpochRecord | None]:
-        """The epoch's record of each lane that goes on, added to its others."""
+    def _evaluated(self, ending: Sequence[bool]) -> list[EpochRecord | None]:
+        """The epoch's record of each lane that ends it here, added to its others."""
         position, programs, began = self.position, self.programs, time.perf_counter()
-        configs = [config if going else None for config, going in zip(self.configs, self.going, strict=True)]
+        lanes = zip(self.configs, self.going, ending, strict=True)
+        configs = [config if going and ends else None for config, going, ends in lanes]
         ended = programs.epoch_figures(position, configs)
         rates = programs.learning_rates(position)
         seconds = (position.epoch_s + time.perf_counter() - began) / len(self.records)
@@ -217,8 +246,7 @@ class Loop(abc.ABC):
             if not found or not self._is_sound(lane, "validation", found["val_loss"]):
                 records.append(None)
                 continue
-            steps = position.epoch * programs.steps_per_epoch
-            records.append(EpochRecord(position.epoch, steps, found, rates[lane], seconds))
+            records.append(EpochRecord(position.epoch, self._step(), found, rates[lane], seconds))
             self.records[lane].append(typing.cast(EpochRecord, records[-1]))
         return records
 
@@ -240,7 +268,7 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> Sequence[str | None]:
-        """An epoch is over; the position stands at the next one's start. Why hooks end a lane, for each."""
+        """An epoch is over; the position stands at the next one's start, or where lanes end. Why hooks end a lane."""
 
     @abc.abstractmethod
     def _checkpoint(self) -> Callable[[], None]:
@@ -345,7 +373,7 @@ class RunLoop(Loop):
     def _start(self) -> Position:
         position = self._stored()
         if self.run:
-            self.run.cut_back(position.epoch, position.step)
+            self.run.cut_back(position.epoch + (position.done > 0 and bool(position.stopped)), position.step)
         # Only the first process has the run; the others tell of its epochs too.
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
@@ -375,8 +403,9 @@ class RunLoop(Loop):
         self.programs.advance(copied, order, copied.done)
         if self.run and jax.process_count() == 1:
             self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
-        if self.programs.dataset.validation:
-            self.programs.compile_evaluation(self.position, "validation")
+        for name in self.programs.feeds:
+            if name != "train":
+                self.programs.compile_evaluation(self.position, name)
 
     def _trace(self) -> None:
         assert self.run

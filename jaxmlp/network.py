@@ -19,7 +19,9 @@ from jaxmlp import data, modules, train
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import ConfigError
+from jaxmlp.parts import PlainObject
 from jaxmlp.plain import where
+from jaxmlp.prng import root_key
 
 MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32", ()), 10)
 
@@ -163,17 +165,34 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
     _check_rows("loss", config.loss, logits, targets)
     for metric in config.metrics:
         _check_rows("metrics", metric.of_examples, logits, targets)
+    one: Any = example, targets[:1], np.ones(1, np.float32)
+    batch, key = train.Batch(*one), jax.eval_shape(root_key, 0)
+    for number, augment in enumerate(config.augmentation):
+        if isinstance(augment, PlainObject):
+            changed = _tried(f"augmentation.{number}", "a key and a Batch", augment, key, batch)
+            if not isinstance(changed, train.Batch):
+                raise ConfigError(f"augmentation.{number}", f"must give a Batch, got {type(changed).__name__}")
+    if isinstance(config.optimizer, PlainObject):
+        params, _ = jax.eval_shape(partial(modules.init, module), example, key)
+        rule = config.optimizer.transformation(1)
+        told = "gradients, its state and the parameters alone"
+        _tried("optimizer", told, lambda params: rule.update(params, rule.init(params), params), params)
 
 
 def _check_rows(path: str, function: Any, logits: Any, targets: Any) -> None:
     """Make sure that a loss or metric gives a row for each of two examples, and a loss a number."""
-    try:
-        shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(function, logits, targets))]
-    except Exception as error:
-        told = f"targets {targets.dtype}{list(targets.shape)}: {type(error).__name__}: {error}"
-        raise ConfigError(path, f"cannot be called with logits {list(logits.shape)} and {told}") from error
+    told = f"logits {list(logits.shape)} and targets {targets.dtype}{list(targets.shape)}"
+    shapes = [leaf.shape for leaf in jax.tree.leaves(_tried(path, told, function, logits, targets))]
     if any(shape[:1] != (2,) for shape in shapes) or (path == "loss" and shapes != [(2,)]):
         raise ConfigError(path, f"must give a number for each example, of two: [2], got {shapes}")
+
+
+def _tried(path: str, given: str, function: Any, *arguments: Any) -> Any:
+    """The shapes of what a function gives."""
+    try:
+        return jax.eval_shape(function, *arguments)
+    except Exception as error:
+        raise ConfigError(path, f"cannot be called with {given}: {type(error).__name__}: {error}") from error
 
 
 _Path = tuple[str, ...]

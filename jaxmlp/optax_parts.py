@@ -74,7 +74,7 @@ def optax_class(name: str) -> type[Optimizer]:
     signature = inspect.signature(factory).parameters
     fields = {each.name: found for each in signature.values() if (found := _field(each))}
     if needed := [each for each in signature.values() if each.name not in fields and each.default is each.empty]:
-        raise _refusal(name, f"its argument {needed[0].name} is no number")
+        raise _refusal(name, f"its argument {needed[0].name} is no number. In Python, give the transformation itself")
     has_rate = "learning_rate" in signature
     if not has_rate:
         fields["learning_rate"] = float, STARTS["learning_rate"]
@@ -155,7 +155,8 @@ def path_of(keys: Any) -> str:
 def _factory(name: str) -> Callable[..., Any]:
     known = optax_names()
     if name not in known:
-        raise ConfigError("optimizer", f"is {name}, which optax {optax.__version__} lacks.{did_you_mean(name, known)}")
+        hint = did_you_mean(name if name.startswith(PREFIX) else PREFIX + name, known)
+        raise ConfigError("optimizer", f"is {name}, which optax {optax.__version__} lacks.{hint}")
     if name in REFUSED:
         raise _refusal(name, REFUSED[name])
     module = optax.contrib if name.startswith("optax.contrib.") else optax
@@ -163,7 +164,7 @@ def _factory(name: str) -> Callable[..., Any]:
 
 
 def _refusal(name: str, why: str) -> ConfigError:
-    return ConfigError("optimizer", f"cannot be {name} by name: {why}. In Python, give the transformation itself")
+    return ConfigError("optimizer", f"cannot be {name} by name: {why}")
 
 
 def _field(argument: inspect.Parameter) -> tuple[Any, Any] | None:

@@ -98,6 +98,18 @@ class Part(Checked, abc.ABC):
         jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta, drop_fields=dropped)
         _check_rule(cls)
 
+    def __new__(cls, *positional: Any, **named: Any) -> typing.Self:
+        """Refuse values without names.
+
+        Raises:
+            TypeError: There are such values.
+        """
+        if positional:
+            names = (item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
+            shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, positional, strict=False))
+            raise TypeError(f"{cls.__name__} takes its values by their names: {cls.__name__}({shown})")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             role, given = hint_of(type(self), item.name), getattr(self, item.name)
@@ -299,7 +311,7 @@ class Controller(Part):
     """What steers or follows a run.
 
     Its state is a dict of arrays in `TrainState.controllers`: checkpointed, digested, and in a sweep a row a lane. All
-    methods but `why_stop` are traced.
+    methods but `steps_left` and `why_stop` are traced.
     """
 
     path: ClassVar[str] = "controllers"
@@ -320,6 +332,15 @@ class Controller(Part):
 
     def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""] | None:
         """What the learning rate of the next update is multiplied by; None leaves it alone."""
+        return None
+
+    def steps_left(self, steps: int, seconds: float) -> int | None:
+        """How many more updates the run may make, asked between the updates of an epoch; None sets no bound.
+
+        Args:
+            steps: Made since the run's start.
+            seconds: Of training and evaluation since then.
+        """
         return None
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:

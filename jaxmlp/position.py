@@ -39,6 +39,12 @@ class Position:
         """Updates made since the run's start; of lanes, the first one's."""
         return int(np.ravel(jax.device_get(self.state.step))[0])
 
+    @classmethod
+    def at(cls, steps: int, steps_per_epoch: int, state: train.TrainState, sums: train.Sums) -> Position:
+        """After so many updates."""
+        epochs, done = divmod(steps, steps_per_epoch)
+        return cls(state, sums, epochs + 1, done)
+
     def meta(self) -> dict[str, Any]:
         """All of it that is no array, as JSON values."""
         meta = {"epoch": self.epoch, "done": self.done, "epoch_s": self.epoch_s, "best_score": self.best_score}

@@ -41,10 +41,15 @@ class Programs:
         self.steps_per_epoch = -(-self.examples // config.batch_size)
         self.config = self.put(config.on_data(dataset.num_classes, self.steps_per_epoch))
         self._resident_bytes = resident_bytes
-        self.feeds = {name: self._feed(name) for name in ("train", "validation") if getattr(dataset, name)}
+        self.feeds: dict[str, Feed] = {}
+        for name in ("train", "validation", *config.data.also):
+            if dataset.split(name):
+                self.feeds[name] = self._feed(name)
 
     def _feed(self, name: str) -> Feed:
-        return Feed(getattr(self.dataset, name), self.config, self.put, resident_bytes=self._resident_bytes)
+        split: Any = self.dataset.split(name)
+        resident = next((feed.resident for feed in self.feeds.values() if feed.split is split), None)
+        return Feed(split, self.config, self.put, resident_bytes=self._resident_bytes, resident=resident)
 
     def put[T](self, tree: T) -> T:
         """The tree's arrays, whole on every device."""
@@ -116,14 +121,18 @@ class Programs:
         """Loss and metrics of the epoch that ends here, for each lane; None of a lane whose config is None.
 
         Those of the training examples are in training mode. Those of the validation split have `val_` before their
-        names, those of the moving average `val_ema_`; without a validation split they are None.
+        names, those of the moving average `val_ema_`; without a validation split they are None. Those of a split in
+        `data.also` have `val_`, its name and `_`.
         """
         trained = self.rows(position.sums)
         scored = self.scored(position, "validation", configs) if self.dataset.validation else None
+        also = {f"{name}_": self.scored(position, name, configs) for name in self.config.data.also}
         ended: list[dict[str, float | None] | None] = []
         for lane, config in enumerate(configs):
             found: dict[str, float | None] = dict(figures(config, trained[lane])) if config else {}
-            of_validation = scored[lane] if scored else dict.fromkeys(found)
+            of_validation: dict[str, float | None] = {**scored[lane]} if scored else dict.fromkeys(found)
+            for split, rows in also.items():
+                of_validation |= {f"{split}{name}": value for name, value in rows[lane].items()}
             ended.append(found | {f"val_{name}": value for name, value in of_validation.items()} if config else None)
         return ended
 

@@ -191,7 +191,8 @@ def values(cls: PartType, name: str) -> st.SearchStrategy[Any]:
         elif typing.get_origin(choice) is Literal:
             found.append(st.sampled_from(typing.get_args(choice)))
         elif typing.get_origin(choice) is tuple:
-            found.append(st.lists(numbers(cls, name), max_size=4).map(tuple))
+            element = numbers(cls, name) if number_type(cls, name) else st.text()
+            found.append(st.lists(element, max_size=4).map(tuple))
         elif choice in (int, float):
             found.append(numbers(cls, name))
         elif choice in INTERVALS:
@@ -311,7 +312,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
     fitting: dict[Any, list[Any]] = {bool: [bool], int: [int], float: [int, float], str: [str], NoneType: [NoneType]}
     fits = [found for choice in types_of(cls, name) for found in fitting.get(choice, [])]
     wrong_values: list[Any] = [{"no": "field"}, ["no number"], True, 0.5, -1, "no word", None]
-    wrong_values = [value for value in wrong_values if name != "patterns" or not isinstance(value, list)]  # Any text.
+    wrong_values = [value for value in wrong_values if name not in ("patterns", "also") or not isinstance(value, list)]
     for wrong in (value for value in wrong_values if type(value) not in fits):
         plain, part = plain_with(cls)
         part[name] = wrong

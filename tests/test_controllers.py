@@ -28,14 +28,22 @@ from jaxmlp import (
     ConfigError,
     Controller,
     Cosine,
+    CutOut,
     DataConfig,
+    DataError,
     EarlyStopping,
+    Elastic,
     ExperimentConfig,
     InverseTime,
     Mixup,
+    Noise,
     ReduceOnPlateau,
     RMSprop,
+    Rotate,
+    Scale,
+    Shift,
     data,
+    evaluate,
     fit,
     fitting,
     inference,
@@ -75,12 +83,17 @@ def experiment(*controllers: Controller, **values: Any) -> ExperimentConfig:
     return ExperimentConfig(model=MLP(hidden_sizes=(8,)), controllers=controllers, **{**known, **values})
 
 
-def everything(**values: Any) -> ExperimentConfig:
+CHANGES = (Shift(pixels=1), Rotate(), Scale(), Elastic(), Noise(), CutOut(size=2))
+
+
+def everything(plan: random.Random, **values: Any) -> ExperimentConfig:
     """All that has a state, and all that changes a gradient."""
     return experiment(
         *ALL,
-        data=DataConfig(class_weights=(0.5, 1.0, 3.0)),
-        augmentation=(Mixup(),),
+        Budget(steps=plan.choice([19, 29, 77])),
+        data=DataConfig(class_weights=(0.5, 1.0, 3.0), also=("test",)),
+        best_by="test_ema_loss",
+        augmentation=(*plan.sample(CHANGES, 2), Mixup()),
         loss=ClippedCrossEntropy(label_smoothing=0.1),
         accumulate=3,
         clip_norm=1.0,
@@ -231,12 +244,12 @@ class Interrupt(Progress):
 
 def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> History:
     """The run, stopped at random updates and gone on with on random numbers of devices."""
-    at, history = 0, None
+    at, history, counts = 0, None, plan.sample([1, 2, 4], 2)
     with RunDirectory.create(path, config, manifest(config, noise())) as run:
         while history is None or history.status == "interrupted":
             at += plan.randrange(1, 30)
             stop = Stop()
-            devices = plan.choice([1, 2, 4])
+            devices = plan.choice(counts)
             if len(run.checkpoints()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
                 run.checkpoints()[0].unlink()
             history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
@@ -246,7 +259,7 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
 @pytest.mark.parametrize("seed", range(PLANS))
 def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(seed: int, tmp_path: Path) -> None:
     plan = random.Random(seed)
-    config = everything(precision=("float32", "portable", "bfloat16")[seed % 3], seed=plan.randrange(9))
+    config = everything(plan, precision=("float32", "portable", "bfloat16")[seed % 3], seed=plan.randrange(9))
     whole = fit(config, noise(), devices=plan.choice([1, 2, 4]), out=tmp_path / "whole")
     assert whole.stopped and 1 < len(whole.records) < 10
     again = interrupted(config, tmp_path / "cut", plan)
@@ -305,10 +318,22 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
 
 def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path) -> None:
     config = experiment(Budget(steps=17), epochs=9)
-    assert fit(config, noise()).stopped == "budget: 17 updates are made"
-    assert len(fit(config, noise()).records) == 3  # Of 8 updates: after the epoch in which they are made.
-    timed = fit(experiment(Budget(seconds=1e-9), epochs=9), noise())
+    spent = fit(config, noise())
+    assert spent.stopped == "budget: 17 updates are made"
+    assert [record.steps for record in spent.records] == [8, 16, 17]  # The last of the third epoch's first batch alone.
+    assert spent.test_accuracy is not None and spent["val_loss"][2] != spent["val_loss"][1]
+    timed = fit(experiment(Budget(seconds=1e-9), *ALL, epochs=9), noise(), out=tmp_path / "timed")
     assert (timed.stopped, len(timed.records), timed.status) == ("budget: 1e-09 s are used up", 1, "finished")
+    # Where the clock ended it is in its log: the same updates give the same bits.
+    steps = int(timed.state.step)
+    assert verify(tmp_path / "timed").damaged == ()
+    found = reproduce(tmp_path / "timed", noise())
+    assert (found.same, found.steps) == (True, steps)
+    with RunDirectory.open(tmp_path / "timed", write=True) as run:
+        assert run.manifest["result"]["steps"] == steps < 8
+        run.begin_again()  # Ended once more, it is as it was.
+        again = fit(run=run, dataset=noise())
+    assert (again.state_sha256, len(again.records)) == (timed.state_sha256, 1)
 
     def enough(record: Any, state: Any) -> bool:
         return bool(record.epoch == 2)
@@ -327,11 +352,63 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
     def of_second(lane: Any, record: Any, state: Any) -> bool:
         return bool(lane.seed == 1 and record.epoch == 2)
 
-    lanes = sweep(experiment(Budget(), epochs=4), noise(), seeds=[0, 1], hooks=[of_second], devices=1).lanes
+    how: dict[str, Any] = {"seeds": [0, 1], "devices": 1, "batching": "vmap"}
+    lanes = sweep(experiment(epochs=4), noise(), **how, hooks=[of_second]).lanes
     assert [(len(lane.metrics), lane.epoch, lane.stopped) for lane in lanes] == [
         (4, 4, None),
         (2, 2, "the hook of_second asked for it"),
     ]
+    assert lanes[1].state_sha256 == sweep(experiment(epochs=2), noise(), **how).lanes[1].state_sha256
+
+
+def test_lanes_end_within_an_epoch_each_at_its_own_update(tmp_path: Path) -> None:
+    config, stop = experiment(Budget(steps=19), EMA(decay=0.5), epochs=4), Stop()
+
+    def interrupt(lane: Any, record: Any, state: Any) -> None:
+        if record.steps == 11:
+            stop.signal = signal.SIGTERM
+
+    vary: dict[str, Any] = {"controllers.0.steps": [11, 19, 99]}
+    how: dict[str, Any] = {"seeds": [0], "vary": vary, "devices": 1, "out": tmp_path / "sweep", "keep_runs": True}
+    assert sweep(config, noise(), **how, hooks=[interrupt], stop=stop).status == "interrupted"
+    for lane, run in zip(
+        resume(tmp_path / "sweep", noise(), devices=1).lanes,
+        sorted((tmp_path / "sweep" / "runs").iterdir()),
+        strict=True,
+    ):
+        alone = fit(RunDirectory.open(run, write=False).config, noise(), out=tmp_path / run.name)
+        assert (lane.state_sha256, lane.test, lane.stopped) == (alone.state_sha256, alone.test, alone.stopped)
+        assert [record.figures for record in lane.metrics] == [record.figures for record in alone.records]
+        last = f"checkpoints/step-{int(alone.state.step):08}.safetensors"
+        for name in ("digests.jsonl", last):
+            assert (run / name).read_bytes() == (tmp_path / run.name / name).read_bytes()
+
+
+def test_each_epoch_is_scored_on_more_splits_and_the_best_may_be_an_average_on_one_of_them(tmp_path: Path) -> None:
+    images, labels = noise().train[:2]
+    pairs = [(images[rows], labels[rows]) for rows in (slice(0, 70), slice(70, 90), slice(90, 120))]
+    dataset = data.from_arrays(pairs[0], pairs[1], validation=0.2, others={"far": pairs[2]})
+    config = experiment(
+        EMA(decay=0.5),
+        EarlyStopping(monitor="val_far_ema_accuracy", patience=2),
+        data=DataConfig(also=("far", "test")),
+        best_by="far_ema_accuracy",
+        batch_size=8,
+    )
+    history = fit(config, dataset, out=tmp_path / "run")
+    best, last = (inference.load_model(tmp_path / "run", which) for which in ("best", "last"))
+    far = history["val_far_ema_accuracy"]
+    assert inference.evaluate(best, dataset.others["far"], "far").accuracy == max(far)
+    assert best.step == history["steps"][far.index(max(far))] < last.step
+    assert history.stopped and len(far) == far.index(max(far)) + 3 < 10
+    assert evaluate(last, "far", dataset=dataset).loss == pytest.approx(history["val_far_loss"][-1], rel=1e-6)
+    assert history["val_test_accuracy"][-1] == history.test["accuracy"] == history.metrics()["accuracy"]["val_test"]
+    for field, values in (("best_by", {"best_by": "far_loss"}), ("data.also", {"data": DataConfig(also=("fra",))})):
+        with pytest.raises(ConfigError, match=rf"^{field} "):
+            fit(experiment(**values), dataset)
+    with pytest.raises(DataError, match="'ema'"):
+        data.from_arrays(pairs[0], pairs[1], others={"ema": pairs[2]})
+    assert data.from_arrays(pairs[0], pairs[1]).sha256 != dataset.sha256
 
 
 def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:

@@ -140,6 +140,7 @@ OTHER: dict[type, Callable[[Any], Any]] = {bool: lambda b: not b, int: lambda n:
 """Another value of the same type, valid for every field that has no entry of its own below."""
 OTHER_OF_FIELD: dict[str, Any] = {
     "data.class_weights": (1.0, 2.0),
+    "data.also": ("test",),
     "clip_norm": 1.0,
     "clip_value": 0.5,
     "model.hidden_sizes": (),

@@ -128,8 +128,8 @@ def test_every_factory_by_name_is_plain_optax_and_one_trace_serves_all_its_numbe
                 optimizer = part.transformation(100)
                 return optimizer.update(params, optimizer.init(params), params)
 
-            for scale in range(1, 11):
-                step.trace(jax.tree.map(lambda number: number * number.dtype.type(scale / 10), traced), PARAMS)  # noqa: B023
+            for scale in (0.5, 1):
+                step.trace(jax.tree.map(lambda number: number * number.dtype.type(scale), traced), PARAMS)  # noqa: B023
             assert len(traces) == 1, name
             found, expected = trajectory(traced.transformation(100)), trajectory(plain_optax(part))
             largest = np.abs(expected).max()

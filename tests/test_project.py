@@ -61,7 +61,7 @@ ARROWS = {
     "runtime": "compiled distributed run",
     "feed": "data train",
     "history": "data run train",
-    "network": "data modules train",
+    "network": "data modules prng train",
     "position": "distributed run train",
     "programs": "controllers data feed position run shards train",
     "opening": "code data experiment run",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
@@ -16,10 +15,10 @@ from jaxmlp.fields import ranged
 class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """Loss, accuracy with Wilson's 95 % interval, classes and confusion matrix of a run's model, on all examples."""
 
-    split: Literal["test", "validation", "train"] = "test"
-    """Which examples."""
+    split: str = "test"
+    """Which examples: test, validation, train, or another split of the data set."""
     checkpoint: str = "last"
-    """last, best (the lowest validation loss), ema (the moving average of the last), or the step of one."""
+    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 where the accuracy is lower."""
 
@@ -28,7 +27,6 @@ def run(argv: Sequence[str]) -> Answer:
     """Score a RUN."""
     chosen, (name,) = flags.parse(EvaluateFlags(), argv, "evaluate", "RUN")
     runtime.configure(chosen.device)
-    from jaxmlp import data
     from jaxmlp.inference import evaluate, load_model
     from jaxmlp.opening import open_data, open_run
     from jaxmlp.run.find import find_run
@@ -36,10 +34,7 @@ def run(argv: Sequence[str]) -> Answer:
     run = open_run(find_run(name), chosen.experiment)
     model = load_model(run, chosen.checkpoint)
     dataset = open_data(run, manual_dir=chosen.manual_dir, report=say)
-    split: data.Split | None = getattr(dataset, chosen.split)
-    if split is None:
-        raise ConfigError("split", "must be train or test: the run has no validation split")
-    found = evaluate(model, split, chosen.split)
+    found = evaluate(model, dataset.wanted(chosen.split), chosen.split)
     say(str(found))
     document = {
         "split": found.split,

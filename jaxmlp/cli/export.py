@@ -21,7 +21,7 @@ class ExportFlags(flags.CodeFlags, flags.DeviceFlags):
     out: Path | None = None
     """What to write; by default model.FORMAT in the RUN."""
     checkpoint: str = "last"
-    """last, best (the lowest validation loss), ema (the moving average of the last), or the step of one."""
+    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
 
 
 def run(argv: Sequence[str]) -> Answer:

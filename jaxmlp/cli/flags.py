@@ -189,7 +189,7 @@ def parse[Chosen: Flags](
     except SystemExit as end:
         if not end.code:
             raise
-        raise _mistake(end) or UsageError(said.getvalue().strip()) from None
+        raise _mistake(end, argv) or UsageError(said.getvalue().strip()) from None
     for word in filter(FLAG.match, words):
         flag = word.partition("=")[0]
         raise UsageError(unknown(flag) or f"{flag} is not a flag of {command}.{did_you_mean(flag, known)}{hint}")
@@ -212,12 +212,19 @@ def repeated(chosen: Flags, kind: type[Flags]) -> str:
     return "".join(f" {words}" for words in said)
 
 
-def _mistake(error: BaseException) -> ConfigError | None:
-    """The mistake that made tyro end the program: one that it caught on the way."""
+def _mistake(error: BaseException, argv: Sequence[str]) -> ConfigError | None:
+    """The mistake that made tyro end the program: one that it caught on the way.
+
+    The class of a part knows not which of several it is: the one that has such a flag.
+    """
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, ConfigError):
-            return cause
+            role, _, name = cause.as_flag().partition(" ")[0].partition(".")
+            flag = re.compile(rf"{role}\.(\d+)\.{name}(=|$)")
+            numbers = {found[1] for word in argv if (found := flag.match(word.replace("_", "-")))}
+            field = f"{role[2:]}.{numbers.pop()}.{name}" if len(numbers) == 1 else cause.field
+            return ConfigError(field, cause.problem)
         cause = cause.__context__
     return None
 

@@ -29,7 +29,7 @@ class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
     """
 
     checkpoint: str = "last"
-    """last, best (the lowest validation loss), ema (the moving average of the last), or the step of one."""
+    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
     top: int = ranged(3, "[1, 1000]")
     """How many classes to tell of each image."""
     show: flags.Switch = False

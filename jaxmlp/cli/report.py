@@ -21,7 +21,7 @@ class ReportFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     out: Path | None = None
     """The file; by default report.html in RUN, or in the current folder where there are several."""
     checkpoint: str = "last"
-    """last, best (the lowest validation loss), ema (the moving average of the last), or the step of one."""
+    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
 
 
 def run(argv: Sequence[str]) -> Answer:

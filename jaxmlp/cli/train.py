@@ -263,7 +263,7 @@ def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
         tested = {"loss": loss, **{name: figures["test"] for name, figures in result["metrics"].items()}}
         say(" - ".join([*(f"test_{name}: {value:.4f}" for name, value in tested.items()), str(path)]))
     if result.get("stopped"):
-        say(f"stopped after epoch {result['epochs']}: {result['stopped']}")
+        say(f"stopped in epoch {result['epochs']}, at update {result['steps']:,}: {result['stopped']}")
     document = {"run_dir": str(path), "stopped": None, **result, "total_s": time.perf_counter() - STARTED}
     if chosen.min_accuracy is None or accuracy is None or accuracy >= chosen.min_accuracy:
         return Answer(document)

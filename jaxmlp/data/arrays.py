@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxmlp.data.dataset import CHANNELS, Dataset, Split, arrays_of, digest, make_dataset
+from jaxmlp.data.dataset import CHANNELS, SPLITS, Dataset, Split, arrays_of, digest, make_dataset
 from jaxmlp.errors import DataError
 
 Pair: TypeAlias = Sequence[Any]
@@ -114,7 +114,9 @@ def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
             raise DataError(f"data: one-hot labels must be zeros and a single one, got {found}")
         return labels.argmax(axis=1).astype(np.int32)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise DataError(f"data: labels must be integers [n] or one-hot [n, classes], got {labels.dtype} {labels.shape}")
+        way = ". Number them: np.unique(labels, return_inverse=True)[1]" if labels.dtype.kind in "OTUS" else ""
+        found = f"got {labels.dtype} {labels.shape}{way}"
+        raise DataError(f"data: labels must be integers [n] or one-hot [n, classes], {found}")
     high = np.iinfo(np.int32).max if num_classes is None else num_classes - 1
     wrong = np.flatnonzero((labels < 0) | (labels > high))
     if wrong.size:
@@ -228,6 +230,7 @@ def from_arrays(
     num_classes: int | None = None,
     weights: Any = None,
     images: bool | None = None,
+    others: Mapping[str, Pair] | None = None,
 ) -> Dataset:
     """A data set of arrays in memory.
 
@@ -239,14 +242,20 @@ def from_arrays(
         num_classes: None takes one more than the largest label, or the width of one-hot labels and of distributions.
         weights: Of the training examples' losses, [n], 0 or more; by default all count alike.
         images: Whether examples are images; by default their shape tells, as in `as_inputs`.
+        others: More examples and targets by the name of their split, which `DataConfig.also` may score each epoch on.
 
     Raises:
-        DataError: Arrays that are no examples and targets, or do not fit each other: found and wanted.
+        DataError: Arrays that are no examples and targets, or do not fit each other: found and wanted; or a name of
+            `others` that another split has, or that is no word of letters, digits and _.
         ConfigError: A validation that is no fraction in (0, 1), no split's name, or leaves a side empty.
     """
     pairs = {"train": train, "test": test}
     if not isinstance(validation, float | str | None):
         pairs["validation"] = validation
+    for split in others or {}:
+        if split in (*SPLITS, "ema") or not split.isidentifier():
+            raise DataError(f"data: others must have names of their own, of letters, digits and _, got {split!r}")
+    pairs |= others or {}
     for split, pair in pairs.items():
         _check_pair(split, pair)
     is_given = num_classes is not None
@@ -268,7 +277,8 @@ def from_arrays(
         splits["test"],
         validation=validation if isinstance(validation, float | str | None) else splits["validation"],
         num_classes=num_classes or math.prod(wanted.targets.shape[1:]),
-        sha256=digest(splits["train"], splits["test"]),
+        sha256=digest(splits["train"], splits["test"], *(splits[split] for split in sorted(others or {}))),
+        others={split: splits[split] for split in others or {}},
         notes=() if is_given or num_classes is None else _gaps(wanted.targets, num_classes),
     )
 
@@ -321,7 +331,7 @@ def as_dataset(given: Any, validation: float | str | None) -> Dataset:
     if not isinstance(given, tuple | list) or len(given) != 2:
         wanted = "a data set, a pair (inputs, targets), or two such pairs to train and to test on"
         raise DataError(f"data: dataset must be {wanted}, got {type(given).__name__}")
-    if not isinstance(given[0], tuple | list):
+    if not isinstance(given[0], tuple | list) or len(given[0]) != 2:
         whole = as_split(given, None, name="dataset")
         cut = int(len(whole.targets) * (1 - TESTED))
         given = [(whole.rows(rows).inputs, np.asarray(given[1])[rows]) for rows in (slice(cut), slice(cut, None))]

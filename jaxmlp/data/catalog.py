@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"
 
-_registered: dict[str, Callable[[], tuple[Pair, Pair]]] = {}
+Splits: TypeAlias = tuple[Pair, Pair] | tuple[Pair, Pair, Mapping[str, Pair]]
+"""Train and test; and more, by name."""
+_registered: dict[str, Callable[[], Splits]] = {}
 
 
 def names() -> list[str]:
@@ -29,12 +31,13 @@ def names() -> list[str]:
     return [*official.SOURCES, EMBEDDED, *_registered]
 
 
-def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
+def register(name: str, function: Callable[[], Splits]) -> None:
     """Makes `function` the data set `name`, for `DataConfig.name`; registering it again replaces it.
 
     Args:
         name: Not one of jaxmlp's own.
-        function: Gives train and test, each examples and targets as `as_inputs` and `as_targets` take them.
+        function: Gives train and test, each examples and targets as `as_inputs` and `as_targets` take them; and, if
+            there are more splits, a mapping of them by name.
 
     Raises:
         ConfigError: The name is one of jaxmlp's own.
@@ -44,7 +47,7 @@ def register(name: str, function: Callable[[], tuple[Pair, Pair]]) -> None:
     _registered[name] = function
 
 
-def registered(name: str) -> Callable[[], tuple[Pair, Pair]] | None:
+def registered(name: str) -> Callable[[], Splits] | None:
     """The function that was registered as the data set `name`, if one was."""
     return _registered.get(name)
 
@@ -77,8 +80,8 @@ def load(
     name = config.name
     _check_known(name)
     if name in _registered:
-        train, test = _registered[name]()
-        return from_arrays(train, test, validation=config.validation, name=name)
+        train, test, *others = _registered[name]()
+        return from_arrays(train, test, validation=config.validation, name=name, others=others[0] if others else None)
     if name == EMBEDDED:
         loaded = prepared.Loaded(*embedded.load(), embedded.SHA256)
         num_classes = embedded.NUM_CLASSES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ from jaxmlp.errors import ConfigError, did_you_mean
 
 CHANNELS = (1, 2, 3, 4)
 """Lengths by which the channel axis of an image is known."""
+SPLITS = ("test", "validation", "train")
+"""Of every data set; the second may be missing."""
 SUM_TOLERANCE = 1e-3
 """How far the sum of a distribution in float32 may be from 1: a thousand classes, each rounded."""
 
@@ -154,9 +157,27 @@ class Dataset:
     test: Split
     num_classes: int
     sha256: str
-    """`digest` of train and test as loaded, before the validation cut."""
+    """`digest` of train, test and the others as loaded, before the validation cut."""
     notes: tuple[str, ...] = ()
     """Lines that people must see."""
+    others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+    """More splits to score, by name."""
+
+    def split(self, name: str) -> Split | None:
+        """`train`, `validation`, `test` or one of the others; None where there is none of that name."""
+        found: Split | None = getattr(self, name) if name in SPLITS else self.others.get(name)
+        return found
+
+    def wanted(self, name: str) -> Split:
+        """The split of this name.
+
+        Raises:
+            ConfigError: There is none; names those there are.
+        """
+        if not (found := self.split(name)):
+            there = [each for each in (*SPLITS, *self.others) if self.split(each)]
+            raise ConfigError("split", f"must be one of {', '.join(there)}, got {name!r}.{did_you_mean(name, there)}")
+        return found
 
     @functools.cached_property
     def facts(self) -> Facts:
@@ -234,6 +255,7 @@ def make_dataset(
     num_classes: int,
     sha256: str,
     notes: tuple[str, ...] = (),
+    others: Mapping[str, Split] | None = None,
 ) -> Dataset:
     """The data set with its validation split cut off, and a note where the cut leaves a class untrained.
 
@@ -247,5 +269,12 @@ def make_dataset(
         cut = f"data.validation {validation} takes the last {len(train.targets) - len(left.targets):,} training images"
         notes += (f"{cut}, and with them all of class {classes}: none is trained on",)
     return Dataset(
-        name=name, train=left, validation=held_out, test=test, num_classes=num_classes, sha256=sha256, notes=notes
+        name=name,
+        train=left,
+        validation=held_out,
+        test=test,
+        num_classes=num_classes,
+        sha256=sha256,
+        notes=notes,
+        others=others or {},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ class Evidence:
     leaves_sha256: dict[str, str] = field(default_factory=dict)
     """By path."""
     checkpoint: Path | None = None
+    ends_epoch: bool = False
+    """Whether an epoch ended there, as a run may end it before its last update."""
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Evidence:
@@ -67,7 +70,8 @@ def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
         RunError: A log is damaged.
     """
     lines = run.digests()
-    found = {piece.step: piece for piece in map(Evidence.from_line, [*run.trace(), *lines])}
+    ends = [dataclasses.replace(Evidence.from_line(line), ends_epoch=True) for line in lines]
+    found = {piece.step: piece for piece in [*map(Evidence.from_line, run.trace()), *ends]}
     for path in run.checkpoints():
         step = int(path.stem.removeprefix("step-"))
         found.setdefault(step, Evidence(step)).checkpoint = path
@@ -98,7 +102,7 @@ def first_difference(
         if epoch != seen and orders.get(epoch, (order := training.order_sha256(epoch))) != order:
             at = (agreed + 1, agreed + 1)
             return FirstDifference(epoch, at, "order", ("order",), None, "the batch order differs")
-        training.advance(piece.step)
+        training.advance(piece.step, ends=piece.ends_epoch)
         if found := _differences(training, piece):
             far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))
             between = (min(agreed + 1, piece.step), piece.step)

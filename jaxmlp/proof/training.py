@@ -77,11 +77,16 @@ class Training:
         """As the run's `digests.jsonl` has it."""
         return digest({"order": self.order(epoch)[: self._programs.examples]})
 
-    def advance(self, step: int) -> None:
-        """Make the updates up to `step`; if it ends an epoch, controllers see the epoch."""
+    def advance(self, step: int, *, ends: bool = False) -> None:
+        """Make the updates up to `step`; if it ends an epoch, controllers see the epoch.
+
+        Args:
+            step: Updates since the start.
+            ends: Whether the run ended there, if within an epoch.
+        """
         epoch = self.epoch_of(step)
         self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
-        if self._position.done == self.steps_per_epoch:
+        if self._position.done == self.steps_per_epoch or (ends and self._position.done):
             self._programs.end_epoch(self._position)
 
     def test(self) -> dict[str, float]:

@@ -181,9 +181,13 @@ class SweepDirectory:
         """Add an epoch's line to the group's log."""
         jsonl.append(self.path / GROUP / EPOCHS, line)
 
-    def epochs(self, before: int) -> list[dict[str, Any]]:
-        """The group's epochs before this one; the others' lines are cut off."""
-        jsonl.cut_back(self.path / GROUP / EPOCHS, lambda line: line["epoch"] < before)
+    def epochs(self, epoch: int, done: int) -> list[dict[str, Any]]:
+        """The group's epochs before this one, and those of lanes that ended in it by update `done`; others are cut."""
+
+        def is_before(line: Mapping[str, Any]) -> bool:
+            return bool(line["epoch"] < epoch or (line["epoch"] == epoch and line.get("done", done + 1) <= done))
+
+        jsonl.cut_back(self.path / GROUP / EPOCHS, is_before)
         return jsonl.read(self.path / GROUP / EPOCHS)
 
     def save_group(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:

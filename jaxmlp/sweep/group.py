@@ -106,7 +106,8 @@ class Group(Loop):
         return {name: array[rows] for name, array in arrays.items()}
 
     def _read_records(self) -> None:
-        lines = self.job.directory.epochs(self.position.epoch) if self.job.directory else []
+        position = self.position
+        lines = self.job.directory.epochs(position.epoch, position.done) if self.job.directory else []
         for line in json.loads(distributed.share(json.dumps(lines).encode())):
             try:
                 found = dict(zip(line["lanes"], line["records"], strict=True))
@@ -146,11 +147,13 @@ class Group(Loop):
         self.job.progress.updates_done(self._where(self.position.epoch), made)
 
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
-        job, epoch = self.job, self.position.epoch - 1
+        job, done = self.job, self.position.done
+        epoch = self.position.epoch - (not done)
         if job.directory:
             lines = [record and record.line() for record in records]
             names = [lane.index for lane in self.lanes]
-            job.directory.append_epoch({"epoch": epoch, "lanes": names, "records": lines})
+            within = {"done": done} if done else {}
+            job.directory.append_epoch({"epoch": epoch, **within, "lanes": names, "records": lines})
         if job.keep_runs:
             self._keep(records, order)
         going = [record for record in records if record]
@@ -174,11 +177,12 @@ class Group(Loop):
             raise
 
     def _keep(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
-        rows = zip(records, *map(self.programs.rows, (self.position.state, self.position.sums, order)), strict=True)
+        zeros = self.programs.zero_sums(self.position)
+        rows = zip(records, *map(self.programs.rows, (self.position.state, zeros, order)), strict=True)
         for kept, (record, state, sums, own_order) in zip(self.kept, rows, strict=False):
             if record:
-                position = Position(state, sums, record.epoch + 1)
-                self.waiting.append(partial(kept.epoch_ended, record, position, own_order[: self.job.examples]))
+                at = Position.at(record.steps, self.programs.steps_per_epoch, state, sums)
+                self.waiting.append(partial(kept.epoch_ended, record, at, own_order[: self.job.examples]))
 
     def _checkpoint(self) -> Callable[[], None]:
         """Of all lanes, gathered by all processes and written by the first; none once they have ended."""
@@ -237,7 +241,8 @@ class Group(Loop):
                 processes=jax.process_count(),
             )
             if self.kept:
-                self.kept[row].finish(history, zeros[row])
+                steps = int(state.step), self.programs.steps_per_epoch
+                self.kept[row].finish(history, Position.at(*steps, state, zeros[row]))
             result = LaneResult(
                 lane=lane.index,
                 seed=lane.seed,

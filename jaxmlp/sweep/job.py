@@ -59,7 +59,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.examples = len(self.dataset.train.targets)
-        self.splits = [name for name in ("train", "validation", "test") if getattr(self.dataset, name)]
+        self.splits = [name for name in ("train", "validation", "test") if self.dataset.split(name)]
         self._feeds: dict[Any, Feed] = {}
         self._compiled: dict[Any, Any] = {}
 
@@ -73,7 +73,7 @@ class Job:
 
     def feed(self, name: str, config: ExperimentConfig, slots: int) -> Feed:
         """A split for lanes of these programs; splits that are shared, and resident ones, are on the devices once."""
-        split = getattr(self.dataset, name)
+        split: data.Split = self.dataset.split(name)  # type: ignore[assignment]
         key = id(split), config.batch_size, config.grad_shards, config.eval_rows, slots
         if key not in self._feeds:
             resident = next((feed.resident for feed in self._feeds.values() if feed.split is split), None)

@@ -68,11 +68,12 @@ class KeptRun:
         """Write the best state, unless it is written; before a checkpoint that knows its score."""
         self._keeper.save(None)
 
-    def finish(self, history: History, sums: Any) -> None:
+    def finish(self, history: History, position: Position) -> None:
         """Write the last state and the result. A lane that diverged has neither: nothing can go on from its state."""
         if history.status == "diverged":
             self.save_best()
             self.run.finish("diverged", None)
             return
-        self._keeper.save(Position(history.state, sums, len(history.records) + 1, stopped=history.stopped))
+        position.stopped = history.stopped
+        self._keeper.save(position)
         self.run.finish(history.status, history.result())

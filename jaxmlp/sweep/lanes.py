@@ -25,6 +25,7 @@ FIXED = {
     "name": "names the sweep, and changes no number",
     "data.name": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
     "data.validation": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
+    "data.also": "cannot vary: the lanes of a sweep are scored on the same splits",
 }
 """Fields that no lane may set, and why."""
 

@@ -108,8 +108,7 @@ def train_lanes(
         configs: The lanes' own, from `ExperimentConfig.on_data`, a row a lane in each leaf.
         states: Before update `start`; donated.
         sums: Sums over the epoch so far; donated.
-        active: Inactive lanes are frozen under `map`. Under `vmap` they keep training and their results are discarded.
-            The states of lanes with controllers are frozen under both.
+        active: The states of other lanes are as they were.
         orders: From `epoch_orders`.
         own: The training examples of each lane, where they stream.
         shared: The training examples of all lanes, where they are resident.
@@ -125,8 +124,7 @@ def train_lanes(
         if batching == "map":
             stop = jnp.where(active, stop, start)
         trained = train.train_steps(config, state, sums, own or shared, order, start, stop)
-        if batching == "vmap" and state.controllers:
-            # A lane that a controller has stopped keeps its state to the end.
+        if batching == "vmap":  # All lanes train there.
             kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), trained[0], state)
             return kept, *trained[1:]
         return trained

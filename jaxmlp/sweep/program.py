@@ -55,7 +55,8 @@ class LanePrograms(Programs):
         self.dataset, self.mesh, self.examples = job.dataset, job.mesh, job.examples
         self.steps_per_epoch = job.steps_per_epoch(lanes[0])
         self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
-        self.feeds = {name: job.feed(name, lanes[0].config, slots) for name in job.splits}
+        splits = dict.fromkeys([*job.splits, *lanes[0].config.data.also])
+        self.feeds = {name: job.feed(name, lanes[0].config, slots) for name in splits}
         self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
