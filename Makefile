@@ -84,7 +84,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy
 
-EXTRAS := report tensorboard keras onnx orbax dev
+EXTRAS := certificates report tensorboard keras onnx orbax dev
 
 # uv writes hashes for every platform, and pip-tools only for this one.
 LOCK = $(BIN)/python -m uv --no-config pip compile pyproject.toml --universal --python-version 3.12 --generate-hashes \
