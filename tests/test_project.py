@@ -73,8 +73,8 @@ ARROWS = {
     "network opening parts programs progress run runtime shards signals train",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
-    "proof": "data experiment feed fitting losses mlp opening optimizers portable position prng programs run runtime schedules "
-    "shards train",
+    "proof": "data experiment feed fitting losses mlp opening optimizers portable position prng programs run "
+    "runtime schedules shards train",
     "sweep": "code controllers data distributed experiment feed fitting history loop "
     "network opening position programs progress run runtime shards signals train",
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",

@@ -30,7 +30,9 @@ PAYLOAD = "application/vnd.in-toto+json"
 """The envelope's `payloadType`."""
 MAX_KEY = 1 << 14
 """Bytes of the longest file of a key that is read."""
-MAKE_A_KEY = "Make one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+MAKE_A_KEY = (
+    "Make one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+)
 
 
 def certify(run: str | Path, key: Path) -> bytes:
@@ -76,13 +78,14 @@ def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
         if text != _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [said]}):
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckFailed(f"{certificate} is no certificate, or was altered: it is not as `certify` writes it.") from None
+        said_why = "is no certificate, or was altered: it is not as `certify` writes it"
+        raise CheckFailed(f"{certificate} {said_why}.") from None
     if public_key:
         _check_signature(certificate, public_key, said["keyid"], signed, body)
     try:
         found = parse_json(body)
         is_ours = (found["_type"], found["predicateType"]) == (STATEMENT, PREDICATE)
-        if is_ours and all(isinstance(found["predicate"][name], dict) for name in ("config", "manifest")):
+        if is_ours and isinstance(found["predicate"]["digests"], list):
             return dict(found)
     except (KeyError, TypeError, ValueError):
         pass
@@ -100,15 +103,15 @@ def check_run(run: Path, stated: Mapping[str, Any]) -> None:
         CheckFailed: It is another; names what differs.
         RunError: It has not ended.
     """
-    there, here = ({each["name"]: each["digest"]["sha256"] for each in subjects} for subjects in _subjects(run, stated))
+    mine = _statement(run)
+    try:
+        there, here = ({each["name"]: each["digest"] for each in told["subject"]} for told in (stated, mine))
+    except (KeyError, TypeError):
+        raise CheckFailed("the certificate states no sums of files.") from None
     if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
         raise CheckFailed(f"{run} is not the run of this certificate: {', '.join(other)} differ.")
-    if stated["predicate"] != _statement(run)["predicate"]:
+    if stated["predicate"] != mine["predicate"]:
         raise CheckFailed(f"{run} is not the run of this certificate: it states another config, result or digest.")
-
-
-def _subjects(run: Path, stated: Mapping[str, Any]) -> tuple[Any, Any]:
-    return stated["subject"], _statement(run)["subject"]
 
 
 @contextlib.contextmanager
@@ -124,7 +127,7 @@ def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
     if (told["manifest"].get("binding") or {}).get("config_sha256") != hashlib.sha256(config).hexdigest():
         raise CheckFailed("the certificate states a config whose SHA-256 is not the one that it states.")
     if told["manifest"].get("start"):
-        raise RunError("the run began with another run's weights, which a certificate does not have: reproduce the RUN.")
+        raise RunError("the run began with another run's weights, which no certificate has: reproduce the run itself.")
     with tempfile.TemporaryDirectory(prefix="jaxmlp-certificate-") as name:
         folder = Path(name)
         lines = "".join(json.dumps(line) + "\n" for line in told["digests"])
