@@ -319,5 +319,6 @@ def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsy
     }  # fmt: skip
     digests = tmp_path / "run" / "digests.jsonl"
     digests.write_text(re.sub('"params_sha256": "..', '"params_sha256": "00', digests.read_text()))
-    assert main(["reproduce", path]) == 3
+    assert main(["reproduce", path, "--html", str(tmp_path / "page.html")]) == 3
+    assert "params: its digest differs" in (tmp_path / "page.html").read_text()
     assert capsys.readouterr().err == "not reproduced (L1): epoch 1, update 1 to 32: params: its digest differs\n"

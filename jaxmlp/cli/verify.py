@@ -43,7 +43,6 @@ def run(argv: Sequence[str]) -> Answer:
         "damaged": [damage._asdict() for damage in found.damaged],
         "not_covered": list(found.not_covered),
         "ended": found.ended,
-        "certified": None,
     }
     if found.not_covered:
         # A report has many plots.

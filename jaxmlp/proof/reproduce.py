@@ -196,7 +196,7 @@ def _between(pieces: list[Evidence], first: int, last: int | None) -> list[Evide
         raise UsageError(f"{said}: {_told(steps)}, got {last}. A trace tells of every one: train --digest-every 1")
     if first and not steps:
         raise UsageError(f"--from-step {first} is the last state that the run tells of: nothing comes after it")
-    return [piece for piece in pieces if (not first or piece.step > first) and piece.step <= (last or max(steps))]
+    return [piece for piece in pieces if first <= piece.step <= (last or piece.step)]
 
 
 def _told(steps: Iterable[int]) -> str:
