@@ -131,8 +131,6 @@ def reproduce(
     if began_at:
         training.start_at(*checkpoint.load(began_at))
     left = promise(there, manifest(config, dataset, devices=training.devices))
-    for changed in left.changed:
-        report(changed)
     if left.level == "L1" and there.get(COMPILED) not in (None, training.compiled_sha256()):
         report("compiled otherwise: XLA made another program of the same experiment than the run's.")
     agreeing: list[Evidence] = []
