@@ -12,8 +12,8 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test chromium test-browser test-accelerator test-portable test-planted test-tpu-programs test-targets \
-	lint lock clean
+.PHONY: help train test chromium test-browser test-accelerator test-portable test-planted test-evidence \
+	test-tpu-programs test-targets lint lock clean
 
 help:
 	@echo 'make train   train a first network'
@@ -24,6 +24,7 @@ help:
 	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
 	@echo 'make test-planted  1,000 wrong primitives, each to be found and named: some 10 minutes'
+	@echo 'make test-evidence  100 runs with a wrong update, to be found by halving; 1,000 altered certificates'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -66,6 +67,10 @@ test-portable: $(READY) .targets/oldest/ready
 	PORTABLE_POINTS=1000000 $(BIN)/python -m pytest -q tests/test_portable_functions.py
 	PORTABLE_OLDEST=.targets/oldest $(BIN)/python tests/portable_everywhere.py
 
+test-evidence: $(READY)
+	JAXMLP_BISECTED=100 JAXMLP_ALTERATIONS=1000 $(BIN)/python -m pytest -q tests/test_reproduce.py \
+		tests/test_certificates.py -k 'halving or alteration'
+
 test-planted: $(READY)
 	$(BIN)/python tests/planted_faults.py 1000
 
@@ -99,7 +104,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check
 	$(BIN)/python -m mypy
 
-EXTRAS := report tensorboard keras onnx orbax dev
+EXTRAS := certificates report tensorboard keras onnx orbax dev
 
 # uv writes hashes for every platform, and pip-tools only for this one.
 LOCK = $(BIN)/python -m uv --no-config pip compile pyproject.toml --universal --python-version 3.12 --generate-hashes \

@@ -25,12 +25,15 @@ KEPT = (
     "JAXMLP_KILLS",
     "JAXMLP_PLANS",
     "JAXMLP_SWEEP",
+    "JAXMLP_BISECTED",
+    "JAXMLP_ALTERATIONS",
     "JAXMLP_FAULTS",
     "JAXMLP_FUZZ_SECONDS",
 )
 """What a user may set: a folder with MNIST's four files; the JAX platform to test on, such as cuda or tpu; what to
 compile for, tpu or gpu; how many processes are killed; how many plans of interruption are tried; how many random
-networks are compared; `all` for every fault of tests/faults; and for how many seconds each parser is fuzzed."""
+networks are compared; how many runs with a wrong update are bisected; how many altered certificates, runs and keys
+are verified; `all` for every fault of tests/faults; and for how many seconds each parser is fuzzed."""
 
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)

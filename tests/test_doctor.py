@@ -48,7 +48,7 @@ def self_test(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_a_recorded_platform_computes_the_reference_bits(recorded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "self-test: quickstart, 16 updates: this machine computes the reference bits\n" in said
+    assert "self-test: quickstart, 16 updates: the same bits as the reference\n" in said
     for fact in ("versions: jaxmlp", "devices: ", "flags: XLA_FLAGS", "data: mnist_5k: ", "GB free for runs"):
         assert fact in said
 

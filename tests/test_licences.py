@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PERMISSIVE = {
-    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "PSF-2.0", "Zlib",
+    "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "MIT-0", "MIT-CMU",
+    "PSF-2.0", "Zlib",
 }  # fmt: skip
 BY_THE_FILE = {"certifi", "hypothesis", "pathspec", "tqdm"}
 """Under MPL-2.0, which asks for the source of changed files of theirs alone; none is changed, and none is shipped."""

@@ -73,14 +73,14 @@ ARROWS = {
     "network opening parts programs progress run runtime shards signals train",
     "export": "data inference mlp modules run",
     "keras": "data history inference mlp position run train",
-    "proof": "data experiment feed fitting losses mlp opening optimizers portable prng programs run runtime schedules "
-    "shards train",
+    "proof": "data experiment feed fitting losses mlp opening optimizers portable position prng programs run "
+    "runtime schedules shards train",
     "sweep": "code controllers data distributed experiment feed fitting history loop "
     "network opening position programs progress run runtime shards signals train",
     "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
     "compile": "data network shards sweep train",
-    "report": "code data experiment fitting history inference jaxmlp mlp opening pictures prng run sweep train",
+    "report": "code data experiment fitting history inference jaxmlp mlp opening pictures prng proof run sweep train",
     "tracking": "history pictures train",
     "cli": "*",
     "__main__": "cli",
@@ -205,7 +205,7 @@ def test_a_lock_pins_everything_with_hashes_and_names_no_source(lock: str) -> No
 def test_the_lock_holds_what_the_project_asks_for() -> None:
     pins = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     extras = PROJECT["optional-dependencies"]
-    locked = ("report", "tensorboard", "keras", "onnx", "orbax", "dev")
+    locked = ("certificates", "report", "tensorboard", "keras", "onnx", "orbax", "dev")
     asked = [
         Requirement(line) for line in [*PROJECT["dependencies"], *(one for name in locked for one in extras[name])]
     ]

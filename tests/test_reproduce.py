@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import random
 import re
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +19,13 @@ import pytest
 
 from jaxmlp import MLP, SGD, ExperimentConfig, data, fitting, loop, runtime, shards, train
 from jaxmlp.cli import main
-from jaxmlp.errors import RunError
+from jaxmlp.errors import RunError, UsageError
 from jaxmlp.proof import reproduce as module
+from jaxmlp.proof.blame import WrongPrimitive
 from jaxmlp.proof.experiments import Band
 from jaxmlp.proof.reproduce import reproduce
+from jaxmlp.proof.training import Training
+from jaxmlp.report.replay import write_replay
 from jaxmlp.run.digest import leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -35,7 +40,9 @@ CONFIG = ExperimentConfig(
     grad_shards=4,
 )
 PARAMS = [f"params/Dense_{layer}/{kind}" for layer in (0, 1) for kind in ("kernel", "bias")]
+MOMENTUM = [f"opt_state/1/trace/{name.removeprefix('params/')}" for name in PARAMS]
 MANIFEST = "manifest.json"
+BISECTED = int(os.environ.get("JAXMLP_BISECTED", "4"))
 
 
 class Flip(NamedTuple):
@@ -46,10 +53,11 @@ class Flip(NamedTuple):
     bit: int
 
     @classmethod
-    def at_random(cls, seed: int) -> Flip:
+    def at_random(cls, seed: int, *, of_optimizer: bool = False) -> Flip:
         """A bit that no rounding of the next update hides, and that leaves the number finite."""
         rng = random.Random(seed)
-        return cls(rng.randint(1, EPOCHS * STEPS), rng.choice(PARAMS), rng.randint(8, 22))
+        leaves = [*PARAMS, *(MOMENTUM if of_optimizer else [])]
+        return cls(rng.randint(1, EPOCHS * STEPS), rng.choice(leaves), rng.randint(8, 22))
 
     def of(self, state: train.TrainState) -> train.TrainState:
         arrays = {name: array.copy() for name, array in leaves(state).items()}
@@ -62,9 +70,15 @@ class Flip(NamedTuple):
 def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains a run, one update a chunk, in which a bit may flip, and which may stop after an update."""
 
-    def trained(flip: Flip | None = None, *, stop_after: int = 0, digest_every: int | None = None) -> Path:
+    def trained(
+        flip: Flip | None = None,
+        *,
+        stop_after: int = 0,
+        digest_every: int | None = None,
+        config: ExperimentConfig = CONFIG,
+    ) -> Path:
         runtime.configure()  # Before the manifest, which has what it sets.
-        facts = manifest(CONFIG, small_dataset, devices=len(shards.pick_devices(CONFIG.grad_shards)))
+        facts = manifest(config, small_dataset, devices=len(shards.pick_devices(config.grad_shards)))
         real, stop, path = train.train_steps, Stop(), tmp_path / "run"
 
         def train_steps(*args: Any, **kwargs: Any) -> Any:
@@ -81,8 +95,8 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
         with monkeypatch.context() as patch:
             patch.setattr(loop.Loop, "chunk_s", 0.0)
             patch.setattr(train, "train_steps", train_steps)
-            with RunDirectory.create(path, CONFIG, facts) as run:
-                fitting.fit(CONFIG, small_dataset, run=run, stop=stop, digest_every=digest_every)
+            with RunDirectory.create(path, config, facts) as run:
+                fitting.fit(config, small_dataset, run=run, stop=stop, digest_every=digest_every)
         return path
 
     return trained
@@ -116,7 +130,7 @@ def test_other_counts_of_devices_leave_the_same_bits(trained: Callable[..., Path
         pytest.skip("needs two devices")
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_flipped_bit_is_found_in_its_epoch(
     seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
@@ -130,14 +144,83 @@ def test_a_flipped_bit_is_found_in_its_epoch(
     assert found.steps == (epoch - 1) * STEPS
 
 
-@pytest.mark.parametrize("seed", range(10))
 def test_with_a_trace_a_flipped_bit_is_found_in_its_update_and_leaf(
-    seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
+    trained: Callable[..., Path], small_dataset: data.Dataset
 ) -> None:
-    flip = Flip.at_random(10 + seed)
+    flip = Flip.at_random(10)
     difference = reproduce(trained(flip, digest_every=1), small_dataset).first_difference
     assert difference
     assert (difference.steps, difference.leaves) == ((flip.step, flip.step), (flip.leaf,))
+
+
+@pytest.mark.parametrize("seed", range(BISECTED))
+def test_halving_finds_the_very_update_in_no_more_updates_than_the_run_has(
+    seed: int, trained: Callable[..., Path], small_dataset: data.Dataset
+) -> None:
+    flip = Flip.at_random(100 + seed, of_optimizer=True)
+    found = reproduce(trained(flip, digest_every=1), small_dataset, bisect=True)
+    assert found.same is False and found.first_difference
+    assert (found.first_difference.steps, found.first_difference.leaves) == ((flip.step, flip.step), (flip.leaf,))
+    assert found.trained <= EPOCHS * STEPS + 1  # One more: the wrong update again, to show its leaves.
+
+
+def test_in_portable_precision_numpy_says_whether_the_run_or_this_machine_is_wrong(
+    trained: Callable[..., Path], small_dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip = Flip(step=2, leaf=PARAMS[0], bit=12)
+    small = dataclasses.replace(
+        CONFIG,
+        model=MLP(hidden_sizes=(), dropout_rate=0.0),
+        optimizer=SGD(),
+        grad_shards=1,
+        epochs=1,
+        precision="portable",
+    )
+    path = trained(flip, digest_every=1, config=small)
+    found = reproduce(path, small_dataset, bisect=True, devices=1)
+    assert found.first_difference and found.first_difference.steps == (2, 2)
+    assert found.operation == "this machine has the right bits, by NumPy, and the run has not"
+    shutil.rmtree(path)
+    trained(digest_every=1, config=small)
+    advance = Training.advance
+
+    def wrong(training: Training, step: int) -> None:
+        before = training.step
+        advance(training, step)
+        if before < flip.step <= step:
+            training._position.state = flip.of(training._position.state)
+
+    monkeypatch.setattr(Training, "advance", wrong)
+    named = WrongPrimitive("dot_general", ("float32[2,2]",), (0, 0), "1", "2", None)
+    monkeypatch.setattr(module, "wrong_primitive", lambda *_: named)
+    found = reproduce(path, small_dataset, bisect=True, devices=1)
+    assert found.first_difference and found.first_difference.steps == (2, 2)
+    assert (
+        found.operation == f"the run has the right bits, by NumPy, and this machine has not; wrong primitive: {named}"
+    )
+
+
+def test_a_part_is_trained_from_a_checkpoint_and_compared(
+    trained: Callable[..., Path], small_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    path = trained(Flip(step=3, leaf=PARAMS[0], bit=12), stop_after=8)
+    shutil.copytree(path / "checkpoints", tmp_path / "kept")
+    fitting.fit(CONFIG, small_dataset, run=path)
+    shutil.copytree(tmp_path / "kept", path / "checkpoints", dirs_exist_ok=True)
+    part = reproduce(path, small_dataset, from_step=8, to_step=10)
+    assert (part.same, part.steps, part.trained) == (True, 10, 2)
+    rest = reproduce(path, small_dataset, from_step=8, bisect=True)
+    assert (rest.same, rest.steps, rest.trained) == (True, 15, 7)
+    whole = reproduce(path, small_dataset, bisect=True)
+    assert whole.first_difference and whole.first_difference.steps == (1, 5)
+    out = tmp_path / "page.html"
+    write_replay(whole, "a run", out)
+    page = out.read_text()
+    assert page.index("The first difference") < page.index("Update by update")
+    assert page.count(PARAMS[0]) >= 2
+    for asked, said in [({"from_step": 7}, r"--from-step must .* got 7"), ({"to_step": 4}, r"--to-step .*5, 8, 10")]:
+        with pytest.raises(UsageError, match=said):
+            reproduce(path, small_dataset, **asked)
 
 
 def test_a_checkpoint_tells_the_leaf_the_values_and_their_distance(
@@ -231,9 +314,11 @@ def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["reproduce", path, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {
-        "level": "L1", "same": True, "first_difference": None, "changed": [], "steps": 32, "judgements": []
+        "level": "L1", "same": True, "first_difference": None, "changed": [], "steps": 32, "judgements": [],
+        "trained": 32, "operation": None,
     }  # fmt: skip
     digests = tmp_path / "run" / "digests.jsonl"
     digests.write_text(re.sub('"params_sha256": "..', '"params_sha256": "00', digests.read_text()))
-    assert main(["reproduce", path]) == 3
+    assert main(["reproduce", path, "--html", str(tmp_path / "page.html")]) == 3
+    assert "params: its digest differs" in (tmp_path / "page.html").read_text()
     assert capsys.readouterr().err == "not reproduced (L1): epoch 1, update 1 to 32: params: its digest differs\n"

@@ -59,6 +59,26 @@ def test_named_runs_are_shown_with_the_values_in_which_they_differ(
     assert err.endswith("They differ in:\n  seed  0  1\n")
 
 
+def test_versions_that_differ_are_shown_and_a_run_that_was_changed_is_marked(
+    two_runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(two_runs[0], other)
+    manifest = json.loads((other / "manifest.json").read_text())
+    here, manifest["binding"]["jax"] = manifest["binding"]["jax"], "0.1.2"
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    capsys.readouterr()
+    assert main(["runs", str(two_runs[0]), str(other), "--json"]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert found["differences"] == {"jax": [here, "0.1.2"]}
+    assert [(run["status"], run["problem"].partition(":")[0]) for run in found["runs"]] == [
+        ("finished", ""),
+        ("damaged", "manifest.json"),
+    ]
+    assert "damaged" in err
+
+
 def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(runs_dir / "no")]) == 5
     assert capsys.readouterr().err.startswith(f"{runs_dir}/no is not there.")

@@ -50,6 +50,7 @@ COMMANDS = {
     "compile": "EXPERIMENT.py   for an accelerator that is not here: memory, work, messages, findings",
     "reproduce": "RUN             train again and compare bit for bit; names the first difference",
     "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
+    "certify": "RUN             sign what a run holds, for `verify --certificate` and `reproduce --certificate`",
     "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",
     "bench": "                how fast it is on this device, and whether it has become slower",
     "data": "status|prepare  where the data is; make it ready before a run",

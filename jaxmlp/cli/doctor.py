@@ -190,9 +190,9 @@ def _test_lines(test: SelfTest) -> Iterator[str]:
     if test.verdict == "differs":
         yield f"{said}: other bits than the reference"
     elif test.verdict == "same" and not test.changed:
-        yield f"{said}: this machine computes the reference bits"
+        yield f"{said}: the same bits as the reference"
     elif test.verdict == "same":
-        yield f"{said}: the bits of the reference for another platform ({'; '.join(test.changed)})"
+        yield f"{said}: the same bits as the reference, which is of another platform ({'; '.join(test.changed)})"
     elif test.verdict == "no reference" and test.reference:
         yield f"{said}: no reference for this platform. The nearest, {test.reference}, has others:"
         yield from (f"  {changed}" for changed in test.changed)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmlp import runtime
-from jaxmlp.cli import Answer, flags, say
-from jaxmlp.errors import CheckFailed
+from jaxmlp.cli import Answer, flags, say, writing_to
+from jaxmlp.cli.shipped import experiment_path
+from jaxmlp.errors import CheckFailed, UsageError
 from jaxmlp.fields import ranged
 from jaxmlp.run.manifest import PROGRAM
 
@@ -28,23 +31,53 @@ class ReproduceFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
     """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
     resident_mb: float = ranged(4096.0, "(0, inf)")
     """Megabytes of a split's inputs up to which it stays on the device; a larger one streams. Changes no bit."""
+    from_step: int = ranged(0, "[0, inf)")
+    """The update after which to begin, from the run's own checkpoint there; 0 is the start."""
+    to_step: int | None = ranged(None, "[1, inf)")
+    """The last update; by default the last one that the run tells of."""
+    bisect: flags.Switch = False
+    """Find the first wrong update by halving; the very one where the run has a trace (train --digest-every 1)."""
+    html: Path | None = None
+    """Write a page: the run and its training here side by side, the first difference in front."""
+    certificate: Path | None = None
+    """Train again from this file of `jaxmlp certify` alone; an EXPERIMENT with its code takes the place of RUN."""
+    public_key: Path | None = None
+    """The ed25519 public key, in PEM, that must have signed the certificate."""
 
 
 def run(argv: Sequence[str]) -> Answer:
     """Reproduce a RUN; one that is not ends with 3."""
     chosen, (name,) = flags.parse(ReproduceFlags(), argv, "reproduce", "RUN")
+    if chosen.public_key and not chosen.certificate:
+        raise UsageError("--public-key goes with --certificate FILE")
     runtime.configure(chosen.device)
     from jaxmlp.proof.reproduce import reproduce
     from jaxmlp.run.find import find_run
 
-    found = reproduce(
-        find_run(name),
-        experiment=chosen.experiment,
-        manual_dir=chosen.manual_dir,
-        devices=chosen.devices,
-        resident_bytes=int(chosen.resident_mb * 2**20),
-        report=say,
-    )
+    with contextlib.ExitStack() as stack:
+        experiment = chosen.experiment
+        if chosen.certificate:
+            from jaxmlp.proof import certificate
+
+            stated = certificate.statement(chosen.certificate, chosen.public_key)
+            if not chosen.public_key:
+                say("The signature is not checked: name who should have signed by --public-key FILE.")
+            path, experiment = stack.enter_context(certificate.as_run(stated)), (experiment_path(name), *experiment)
+        else:
+            path = find_run(name)
+        found = reproduce(
+            path,
+            experiment=experiment,
+            manual_dir=chosen.manual_dir,
+            devices=chosen.devices,
+            resident_bytes=int(chosen.resident_mb * 2**20),
+            from_step=chosen.from_step,
+            to_step=chosen.to_step,
+            bisect=chosen.bisect,
+            report=say,
+        )
+    if chosen.html:
+        _write_page(found, str(chosen.certificate or path), chosen.html)
     difference = found.first_difference
     document = {
         "level": found.level,
@@ -52,6 +85,8 @@ def run(argv: Sequence[str]) -> Answer:
         "first_difference": difference and difference._asdict(),
         "changed": list(found.changed),
         "steps": found.steps,
+        "trained": found.trained,
+        "operation": found.operation,
         "judgements": [judgement._asdict() for judgement in found.judgements],
     }
     lines = "\n".join(_lines(found))
@@ -61,28 +96,39 @@ def run(argv: Sequence[str]) -> Answer:
     return Answer(document, CheckFailed.exit_code, lines)
 
 
+def _write_page(found: Reproduction, name: str, out: Path) -> None:
+    try:
+        from jaxmlp.report.replay import write_replay
+    except ModuleNotFoundError as error:
+        raise UsageError(f"--html needs {error.name}: pip install 'jaxmlp[report]'") from None
+    with writing_to(out):
+        write_replay(found, name, out)
+    say(f"{out}: the run and its training here, side by side")
+
+
 def _lines(found: Reproduction) -> Iterator[str]:
     """What people read, the answer first."""
     if not (difference := found.first_difference):
         yield f"reproduced: {found.steps} updates, the same bits ({found.level})"
-        return
-    if any(changed.startswith(PROGRAM) for changed in found.changed):
-        yield f"another program: not checked ({'; '.join(found.changed)})"
+    elif any(changed.startswith(PROGRAM) for changed in found.changed):
+        yield f"another program: not checked ({found.level})"
         yield "This JAX or flax traces the experiment to other operations, whose bits are others on every machine."
         yield f"The first other bits: {difference}"
-        return
-    if found.level != "L4" or difference.leaf == "order":
+    elif found.level != "L4" or difference.leaf == "order":
         yield f"not reproduced ({found.level}): {difference}"
-        return
-    answers = {
-        True: "reproduced as far as it can be checked",
-        False: "not reproduced",
-        None: "not checked: nothing is known of what is still promised",
-    }
-    yield f"{answers[found.same]} (L4: {'; '.join(found.changed)})"
-    for figure, value, low, high in found.judgements:
-        lies = "in" if low <= value <= high else "outside"
-        yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
-    if not found.judgements:
-        yield "The result was not judged: the run has not finished, or no band over seeds is known for its experiment."
-    yield f"The first other bits: {difference}"
+        if found.operation:
+            yield found.operation
+    else:
+        answers = {
+            True: "reproduced as far as it can be checked",
+            False: "not reproduced",
+            None: "not checked: nothing is known of what is still promised",
+        }
+        yield f"{answers[found.same]} (L4)"
+        for figure, value, low, high in found.judgements:
+            lies = "in" if low <= value <= high else "outside"
+            yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
+        if not found.judgements:
+            yield "The result was not judged: a part was trained, the run has not finished, or no band is known for it."
+        yield f"The first other bits: {difference}"
+    yield from (f"changed: {changed}" for changed in found.changed)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFlags(flags.Flags):
-    """The runs and sweeps in JAXMLP_RUNS_DIR, or in runs; or named runs, with the values in which they differ."""
+    """The runs and sweeps in JAXMLP_RUNS_DIR, or in runs; or named runs, with values and versions in which they differ.
+
+    A run is `damaged` where a small file or a checkpoint's header is not as it was left; verify looks at every byte.
+    """
 
     sort: Literal["begun", "name", "test_accuracy", "test_loss", "val_loss", "train_s"] = "begun"
     """begun: the last one first, or the order given; name; a figure: the best first."""
@@ -34,8 +37,8 @@ def run(argv: Sequence[str]) -> Answer:
         # One that is named must be there.
         RunDirectory.open(path, write=False)
     found = listing.ordered(map(listing.read, paths or list_runs()), chosen.sort)
-    configs = [each.config for each in found if each.config]
-    differences = listing.different_values(configs) if names else {}
+    values = [{**(each.facts or {}), **each.config} for each in found if each.config]
+    differences = listing.different_values(values) if names else {}
     sweeps = [] if names else _sweeps()
     if found:
         say("\n".join(_table(found)))
@@ -91,6 +94,8 @@ def _table(found: Sequence[Listed]) -> Iterator[str]:
         seconds = "-" if each.train_s is None else f"{each.train_s:.1f}"
         digest = (each.params_sha256 or "-")[:12]
         yield f"{begin}  {each.seed:4}  {epochs:>7}  {'  '.join(figures)}  {seconds:>7}  {digest}"
+        if each.problem:
+            yield f"{'':{width}}  {each.problem}"
 
 
 def _figure(value: float | None) -> str:

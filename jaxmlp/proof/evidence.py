@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
+from jaxmlp.position import Position
 from jaxmlp.proof import bits
 from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint
@@ -104,13 +105,58 @@ def first_difference(
             return FirstDifference(epoch, at, "order", ("order",), None, "the batch order differs")
         training.advance(piece.step, ends=piece.ends_epoch)
         if found := _differences(training, piece):
-            far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))
-            between = (min(agreed + 1, piece.step), piece.step)
-            names = tuple(each.leaf for each in found)
-            return FirstDifference(epoch, between, far.leaf, names, far.max_ulp, far.problem)
+            return _first(training, agreed, piece, found)
         agreed, seen = piece.step, epoch
         told(piece)
     return None
+
+
+def bisect(
+    training: Training, evidence: Iterable[Evidence], told: Callable[[Evidence], object]
+) -> tuple[FirstDifference | None, Position]:
+    """Halve the updates until the first one is found whose result is not the recorded one.
+
+    From the last state that agrees, train to the last evidence in the first half of what is left, or else to the first
+    in the second half. What is trained is then no longer left, or, where the states differ, at most half of it was:
+    so in all at most the updates from where the training stands to the last piece are made.
+
+    It takes a difference to last: one that vanishes again before the next piece that is looked at is not seen.
+
+    Args:
+        training: Before the first piece.
+        evidence: In order of the steps.
+        told: Called with each piece that agrees.
+
+    Returns:
+        The difference, and the last position that agrees, from which the training goes on.
+
+    Raises:
+        RunError: A checkpoint is damaged.
+    """
+    agreed, mark, found = training.step, training.mark(), None
+    left = list(evidence)
+    end = left[-1].step + 1 if left else agreed
+    while left:
+        half = (agreed + end) / 2
+        piece = max((each for each in left if each.step <= half), key=lambda each: each.step, default=left[0])
+        training.advance(piece.step)
+        if differs := _differences(training, piece):
+            found, end = _first(training, agreed, piece, differs), piece.step
+            left = [each for each in left if each.step < end]
+            training.go_back(mark)
+        else:
+            told(piece)
+            agreed, mark = piece.step, training.mark()
+            left = [each for each in left if each.step > agreed]
+    return found and found._replace(steps=(min(agreed + 1, found.steps[1]), found.steps[1])), mark
+
+
+def _first(training: Training, agreed: int, piece: Evidence, found: list[bits.Difference]) -> FirstDifference:
+    """What differs in a piece, when the one before agrees."""
+    far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))
+    between = (min(agreed + 1, piece.step), piece.step)
+    names = tuple(each.leaf for each in found)
+    return FirstDifference(training.epoch_of(piece.step), between, far.leaf, names, far.max_ulp, far.problem)
 
 
 def _differences(training: Training, piece: Evidence) -> list[bits.Difference]:

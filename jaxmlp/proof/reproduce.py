@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxmlp import data
-from jaxmlp.errors import RunError
+from jaxmlp.errors import RunError, UsageError
 from jaxmlp.experiment import Experiment
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.opening import open_data, open_run
+from jaxmlp.position import Position
 from jaxmlp.proof import evidence
+from jaxmlp.proof.blame import right_state, wrong_primitive
 from jaxmlp.proof.evidence import Evidence, FirstDifference
 from jaxmlp.proof.experiments import bands
 from jaxmlp.proof.promise import Level, Promise, promise
+from jaxmlp.proof.right_bits import batch_of
 from jaxmlp.proof.training import Training
+from jaxmlp.run import checkpoint
+from jaxmlp.run.digest import digest, leaf_digests
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import COMPILED, manifest
 
 
@@ -32,6 +40,19 @@ class Judgement(NamedTuple):
     def is_in_band(self) -> bool:
         """Whether a right run would give it."""
         return self.low <= self.value <= self.high
+
+
+class Compared(NamedTuple):
+    """A state of the run and of the new training."""
+
+    epoch: int
+    step: int
+    """Updates made."""
+    there: dict[str, str]
+    """SHA-256 by leaf, as far as the run tells."""
+    here: dict[str, str]
+    """The same of the new training."""
+    same: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +71,12 @@ class Reproduction:
     """Of the bits; at L4 it is no failure, unless it is the batch order's and that was promised."""
     judgements: tuple[Judgement, ...] = ()
     """At L4, where the bits differ."""
+    trained: int = 0
+    """Updates made, those made again too."""
+    operation: str | None = None
+    """Of one wrong update in portable precision: whether the run or this machine is wrong, and here in what."""
+    compared: tuple[Compared, ...] = ()
+    """Each state that was, in order of the steps."""
 
 
 def reproduce(
@@ -60,6 +87,9 @@ def reproduce(
     manual_dir: Path | None = None,
     devices: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
+    from_step: int = 0,
+    to_step: int | None = None,
+    bisect: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
     """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
@@ -76,45 +106,121 @@ def reproduce(
         manual_dir: As in `data.load`, where no data set is given.
         devices: How many share a batch; by default as many as divide the gradient shards.
         resident_bytes: As in `fit`.
+        from_step: The update after which to begin, from the run's own checkpoint, which is taken as it is.
+        to_step: The last update to train; by default the last one that the run tells of.
+        bisect: Whether to halve the updates in place of comparing all: with a trace of every update the very update is
+            found, with at most as many updates trained as lie between the two ends.
         report: Told of each epoch that agrees.
 
     Raises:
         ConfigError, DataError, DeviceError: As `fit`.
         CodeError: The run was made with code of the user's own, which is not given.
         RunError: There is no run, it is damaged, or it tells of no state to compare with.
+        UsageError: The run has no checkpoint at `from_step`, or tells nothing of its state at `to_step`.
     """
     with open_run(run, experiment) as stored:
         config, there = stored.config, stored.manifest
         pieces, orders = evidence.of_run(stored)
         start = stored.start()
+        began_at = _checkpoint(stored, from_step) if from_step else None
     if not pieces:
         raise RunError(f"{run} has neither digests nor checkpoints: there is nothing to compare with.")
+    pieces = _between(pieces, from_step, to_step)
     dataset = open_data(stored, dataset, manual_dir=manual_dir, report=report)
     training = Training(config, dataset, devices=devices, resident_bytes=resident_bytes, start=start)
+    if began_at:
+        training.start_at(*checkpoint.load(began_at))
     left = promise(there, manifest(config, dataset, devices=training.devices))
-    for changed in left.changed:
-        report(changed)
     if left.level == "L1" and there.get(COMPILED) not in (None, training.compiled_sha256()):
         report("compiled otherwise: XLA made another program of the same experiment than the run's.")
-    compared = 0
+    agreeing: list[Evidence] = []
 
     def agreed(piece: Evidence) -> None:
-        nonlocal compared
-        compared = piece.step
+        agreeing.append(piece)
         if piece.step % training.steps_per_epoch == 0:
             report(f"epoch {training.epoch_of(piece.step)}: the same bits")
 
-    found = evidence.first_difference(training, pieces, orders if left.same_order else {}, agreed)
+    mark: Position | None = None
+    if bisect:
+        found, mark = evidence.bisect(training, pieces, agreed)
+    else:
+        found = evidence.first_difference(training, pieces, orders if left.same_order else {}, agreed)
+    compared = [
+        Compared(training.epoch_of(piece.step), piece.step, piece.leaves_sha256, piece.leaves_sha256, True)
+        for piece in agreeing
+    ]
+    operation = None
+    if found and found.leaf != "order":
+        (wrong,) = (piece for piece in pieces if piece.step == found.steps[1])
+        if mark:
+            training.advance(wrong.step)
+        here = leaf_digests({part: getattr(training.state(), part) for part in wrong.sha256})
+        compared.append(Compared(found.epoch, wrong.step, wrong.leaves_sha256, here, False))
+        if mark and config.precision == "portable" and left.same_program:
+            operation = _operation(training, dataset, mark, wrong)
     same: bool | None = found is None
     judgements: tuple[Judgement, ...] = ()
-    if found and not left.same_program:
+    if found and (not left.same_program or (left.level == "L4" and (from_step or to_step is not None or bisect))):
         same = None
     elif found and left.level == "L4" and found.leaf != "order":
         report(f"epoch {found.epoch}: other bits, as they may be: on to the end")
         same, judgements = _judge(training, there, left, orders)
     return Reproduction(
-        level=left.level, changed=left.changed, same=same, steps=compared, first_difference=found, judgements=judgements
+        level=left.level,
+        changed=left.changed,
+        same=same,
+        steps=max((piece.step for piece in agreeing), default=0),
+        first_difference=found,
+        judgements=judgements,
+        trained=training.made,
+        operation=operation,
+        compared=tuple(compared),
     )
+
+
+def _checkpoint(run: RunDirectory, step: int) -> Path:
+    """The file of the checkpoint to begin from."""
+    there = {int(path.stem.removeprefix("step-")): path for path in run.checkpoints()}
+    if step not in there:
+        raise UsageError(f"--from-step must be 0 or a checkpoint of {run.path}: {_told(there)}, got {step}")
+    return there[step]
+
+
+def _between(pieces: list[Evidence], first: int, last: int | None) -> list[Evidence]:
+    """What the run tells of its states after update `first`, up to `last`."""
+    steps = [piece.step for piece in pieces if piece.step > first]
+    if last is not None and last not in steps:
+        said = f"--to-step must be an update after {first} whose state the run tells of"
+        raise UsageError(f"{said}: {_told(steps)}, got {last}. A trace tells of every one: train --digest-every 1")
+    if first and not steps:
+        raise UsageError(f"--from-step {first} is the last state that the run tells of: nothing comes after it")
+    return [piece for piece in pieces if first <= piece.step <= (last or piece.step)]
+
+
+def _told(steps: Iterable[int]) -> str:
+    ordered = sorted(steps)
+    more = f", ... {ordered[-1]}" if len(ordered) > 8 else ""
+    return ", ".join(map(str, ordered[:8])) + more or "there is none"
+
+
+def _operation(training: Training, dataset: data.Dataset, mark: Position, wrong: Evidence) -> str | None:
+    """Who is wrong in a portable update: NumPy evaluates it from the state before; here the primitive is named.
+
+    None where more than one update lies between two states, or an epoch's end changed the state of controllers.
+    """
+    here = training.state()
+    if wrong.step - mark.step != 1 or here.controllers:
+        return None
+    training.go_back(mark)
+    before, batch = training.state(), batch_of(training, dataset, wrong.step)
+    right = jax.tree.unflatten(jax.tree.structure(here), right_state(training.on_data, before, batch))
+    if all(digest(getattr(right, part)) == sha256 for part, sha256 in wrong.sha256.items()):
+        named = wrong_primitive(training.on_data, before, batch)
+        said = f"wrong primitive: {named}" if named else "each primitive alone is right"
+        return f"the run has the right bits, by NumPy, and this machine has not; {said}"
+    if digest(right) == digest(here):
+        return "this machine has the right bits, by NumPy, and the run has not"
+    return "NumPy's evaluation has other bits than the run and than this machine"
 
 
 def _judge(

@@ -13,8 +13,10 @@ from jaxmlp import data, runtime, shards, train
 from jaxmlp.config import ExperimentConfig
 from jaxmlp.feed import RESIDENT_BYTES
 from jaxmlp.fitting import check_data
+from jaxmlp.position import Position
 from jaxmlp.programs import Programs, figures
 from jaxmlp.run.digest import digest
+from jaxmlp.run.weights import as_trained
 
 
 class Training:
@@ -50,6 +52,8 @@ class Training:
         self.devices: int = mesh.size
         self.steps_per_epoch = self._programs.steps_per_epoch
         self.last_step = config.epochs * self.steps_per_epoch
+        self.made = 0
+        """Updates made in all, those made again too."""
 
     def compiled_sha256(self) -> str:
         """As a run's manifest has it."""
@@ -59,6 +63,22 @@ class Training:
     def step(self) -> int:
         """Updates made."""
         return self._position.step
+
+    def start_at(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> None:
+        """Stand where a checkpoint stands, in place of before the first update.
+
+        Raises:
+            RunError: It is of other shapes, or not that of a position.
+        """
+        self._position = self._programs.placed(self._programs.first().moved_to(as_trained(arrays), meta))
+
+    def mark(self) -> Position:
+        """Where the training stands, to go back to."""
+        return self._programs.copied(self._position)
+
+    def go_back(self, mark: Position) -> None:
+        """Stand where `mark` was taken, which stays as it is."""
+        self._position = self._programs.copied(mark)
 
     def state(self) -> train.TrainState:
         """The state, on the host."""
@@ -84,7 +104,7 @@ class Training:
             step: Updates since the start.
             ends: Whether the run ended there, if within an epoch.
         """
-        epoch = self.epoch_of(step)
+        epoch, self.made = self.epoch_of(step), self.made + max(0, step - self.step)
         self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
         if self._position.done == self.steps_per_epoch or (ends and self._position.done):
             self._programs.end_epoch(self._position)

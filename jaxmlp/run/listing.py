@@ -9,11 +9,16 @@ from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
 from jaxmlp.fields import dotted
-from jaxmlp.run.directory import RunDirectory
+from jaxmlp.run import checkpoint, sums
+from jaxmlp.run.directory import CHECKPOINTS, SUMS, RunDirectory
+from jaxmlp.run.record import ENDS
+
+SMALL = 1 << 20
+"""Bytes of the largest file that a list of runs hashes."""
 
 
 class Listed(NamedTuple):
-    """A run, as a list of runs shows it; `problem` says why one cannot be read, and then nothing else is known."""
+    """A run, as a list of runs shows it; of one that cannot be read nothing is known but the `problem`."""
 
     run_dir: str
     status: str
@@ -28,20 +33,28 @@ class Listed(NamedTuple):
     params_sha256: str | None = None
     config: dict[str, Any] | None = None
     """Values as JSON types."""
+    facts: dict[str, Any] | None = None
+    """What the manifest tells of versions, flags and devices."""
     problem: str = ""
+    """Why it cannot be read, or which file is not as the run left it."""
 
 
 def read(path: Path) -> Listed:
-    """The run in the folder `path`; one that cannot be read is `damaged`."""
+    """The run in the folder `path`; one that cannot be read, or is not as it was left, is `damaged`.
+
+    Small files are hashed, and of checkpoints the headers are read: a list of runs is to be fast. `verify` hashes all.
+    """
     try:
         run = RunDirectory.open(path, write=False)
         epochs, digests = run.epochs(), run.digests()
     except RunError as error:
         return Listed(str(path), "damaged", problem=str(error))
-    result = run.manifest["result"] or {}
+    result, problem = run.manifest["result"] or {}, _damage(run)
+    kinds = (run.manifest.get(kind) or {} for kind in ("not_binding", "binding"))
+    facts = {name: value for kind in kinds for name, value in kind.items() if name != "config_sha256"}
     return Listed(
         run_dir=str(path),
-        status=run.status,
+        status="damaged" if problem else run.status,
         seed=run.plain_config["seed"],
         epochs=len(epochs),
         val_loss=epochs[-1].get("val_loss") if epochs else None,
@@ -50,7 +63,27 @@ def read(path: Path) -> Listed:
         train_s=result.get("train_s"),
         params_sha256=digests[-1].get("params_sha256") if digests else None,
         config=run.plain_config,
+        facts=facts,
+        problem=problem,
     )
+
+
+def _damage(run: RunDirectory) -> str:
+    """Which file of an ended run is not as it was left, as far as a quick look tells."""
+    if run.status not in ENDS or not (run.path / SUMS).exists():
+        return f"{SUMS} is missing" if run.status == "finished" else ""
+    try:
+        for name, sha256 in sums.read(run.path / SUMS).items():
+            path = run.path / name
+            if not path.is_file() or ".." in path.parts or not path.is_relative_to(run.path):
+                return f"{name} is missing"
+            if name.startswith(CHECKPOINTS):
+                checkpoint.load_meta(path)
+            elif path.stat().st_size <= SMALL and sums.sha256(path) != sha256:
+                return f"{name}: its SHA-256 is not the one in {SUMS}"
+    except (OSError, RunError) as error:
+        return str(error)
+    return ""
 
 
 def _lowest(name: str) -> Callable[[Listed], Any]:

@@ -1,0 +1,217 @@
+"""A signed statement of a run: what its bits depend on, its digests, its results, and the sums of all its files.
+
+An in-toto statement in a DSSE envelope, signed by ed25519. A certificate says who vouches for a run; it does not say
+that the run was trained as its config tells: only `reproduce` shows that.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxmlp.errors import CheckFailed, RunError, UsageError
+from jaxmlp.fields import parse_json
+from jaxmlp.proof.verify import verify
+from jaxmlp.run import files, jsonl, sums
+from jaxmlp.run.directory import DIGESTS, SUMS
+from jaxmlp.run.record import CONFIG, MANIFEST, METRICS, read_manifest, read_plain_config
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "urn:jaxmlp:run:v1"
+PAYLOAD = "application/vnd.in-toto+json"
+"""The envelope's `payloadType`."""
+MAX_KEY = 1 << 14
+"""Bytes of the longest file of a key that is read."""
+MAKE_A_KEY = (
+    "Make one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+)
+
+
+def certify(run: str | Path, key: Path) -> bytes:
+    """The certificate of a run, as the text of a file.
+
+    Args:
+        run: Its folder; the run has ended, and is whole.
+        key: A file with an ed25519 private key in PEM, without a password.
+
+    Raises:
+        RunError: There is no such run, it has not ended, or it is damaged.
+        UsageError: The file has no such key, or the package `cryptography` is not there.
+    """
+    secret, found = _private_key(key), verify(run)
+    if found.damaged:
+        raise RunError(f"{run} is damaged: {found.damaged[0].file}: {found.damaged[0].problem}.")
+    if not found.ended:
+        raise RunError(f"{run} has not ended, so its files have no sums yet. Certify it after its end.")
+    body = json.dumps(_statement(Path(run))).encode()
+    signature = {"keyid": key_id(secret.public_key()), "sig": _in_base64(secret.sign(_signed(body)))}
+    return _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [signature]})
+
+
+def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
+    """What a certificate states, once its signature is found to be that of the key.
+
+    Args:
+        certificate: The file.
+        public_key: A file with an ed25519 public key in PEM; None leaves the signature unchecked.
+
+    Raises:
+        CheckFailed: The file is no certificate, or is not signed by the key.
+        UsageError: A file cannot be read, has no such key, or the package `cryptography` is not there.
+    """
+    text = _file(certificate, files.MAX_TEXT)
+    try:
+        envelope = parse_json(text)
+        (signature,) = envelope["signatures"]
+        body = base64.b64decode(envelope["payload"], validate=True)
+        signed = base64.b64decode(signature["sig"], validate=True)
+        said = {"keyid": str(signature["keyid"]), "sig": _in_base64(signed)}
+        # One text for one content: no byte of the file can be another and mean the same.
+        if text != _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [said]}):
+            raise ValueError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        said_why = "is no certificate, or was altered: it is not as `certify` writes it"
+        raise CheckFailed(f"{certificate} {said_why}.") from None
+    if public_key:
+        _check_signature(certificate, public_key, said["keyid"], signed, body)
+    try:
+        found = parse_json(body)
+        is_ours = (found["_type"], found["predicateType"]) == (STATEMENT, PREDICATE)
+        if is_ours and isinstance(found["predicate"]["digests"], list):
+            return dict(found)
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise CheckFailed(f"{certificate} states nothing of a run of jaxmlp, or not in this version's form.")
+
+
+def check_run(run: Path, stated: Mapping[str, Any]) -> None:
+    """Make sure that a whole run is the one that a certificate states.
+
+    Args:
+        run: Its folder, after `verify` has found no damage.
+        stated: From `statement`.
+
+    Raises:
+        CheckFailed: It is another; names what differs.
+        RunError: It has not ended.
+    """
+    mine = _statement(run)
+    try:
+        there, here = ({each["name"]: each["digest"] for each in told["subject"]} for told in (stated, mine))
+    except (KeyError, TypeError):
+        raise CheckFailed("the certificate states no sums of files.") from None
+    if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
+        raise CheckFailed(f"{run} is not the run of this certificate: {', '.join(other)} differ.")
+    if stated["predicate"] != mine["predicate"]:
+        raise CheckFailed(f"{run} is not the run of this certificate: it states another config, result or digest.")
+
+
+@contextlib.contextmanager
+def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder with what `reproduce` needs of a run, from its certificate alone; gone after the block.
+
+    Raises:
+        CheckFailed: The certificate does not agree with itself.
+        RunError: The run began with weights that no certificate has.
+    """
+    told = stated["predicate"]
+    config = (json.dumps(told["config"], indent=2) + "\n").encode()
+    if (told["manifest"].get("binding") or {}).get("config_sha256") != hashlib.sha256(config).hexdigest():
+        raise CheckFailed("the certificate states a config whose SHA-256 is not the one that it states.")
+    if told["manifest"].get("start"):
+        raise RunError("the run began with another run's weights, which no certificate has: reproduce the run itself.")
+    with tempfile.TemporaryDirectory(prefix="jaxmlp-certificate-") as name:
+        folder = Path(name)
+        lines = "".join(json.dumps(line) + "\n" for line in told["digests"])
+        manifest = json.dumps(told["manifest"])
+        for file, text in [(CONFIG, config), (MANIFEST, manifest.encode()), (DIGESTS, lines.encode()), (METRICS, b"")]:
+            files.write(folder / file, text)
+        (folder / "checkpoints").mkdir()
+        yield folder
+
+
+def key_id(key: Ed25519PublicKey) -> str:
+    """The SHA-256 of a public key's 32 bytes."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()
+
+
+def _statement(run: Path) -> dict[str, Any]:
+    covered = {**sums.read(run / SUMS), SUMS: sums.sha256(run / SUMS)}
+    return {
+        "_type": STATEMENT,
+        "subject": [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in covered.items()],
+        "predicateType": PREDICATE,
+        "predicate": {
+            "config": read_plain_config(run),
+            "manifest": read_manifest(run),
+            "digests": jsonl.read(run / DIGESTS),
+        },
+    }
+
+
+def _check_signature(certificate: Path, public_key: Path, keyid: str, signature: bytes, body: bytes) -> None:
+    serialization, ed25519, invalid = _cryptography()
+    text = _file(public_key, MAX_KEY)
+    try:
+        key = serialization.load_pem_public_key(text)
+        pem = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        if not isinstance(key, ed25519.Ed25519PublicKey) or key.public_bytes(*pem) != text:
+            raise ValueError
+    except Exception:  # What a library of C and Rust raises for bytes that are no key.
+        raise UsageError(f"{public_key} is no ed25519 public key in PEM. {MAKE_A_KEY}") from None
+    try:
+        key.verify(signature, _signed(body))
+    except invalid:
+        raise CheckFailed(f"{certificate} is not signed by {public_key}, or was altered.") from None
+    if keyid != key_id(key):
+        raise CheckFailed(f"{certificate} was altered: its keyid is not that of {public_key}, which signed it.")
+
+
+def _private_key(path: Path) -> Any:
+    serialization, ed25519, _ = _cryptography()
+    text = _file(path, MAX_KEY)
+    try:
+        key = serialization.load_pem_private_key(text, password=None)
+    except Exception:  # As above; a key with a password is a TypeError.
+        key = None
+    if not isinstance(key, ed25519.Ed25519PrivateKey):
+        raise UsageError(f"{path} is no ed25519 private key in PEM without a password. {MAKE_A_KEY}")
+    return key
+
+
+def _cryptography() -> tuple[Any, Any, Any]:
+    try:
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ModuleNotFoundError:
+        raise UsageError("certificates need cryptography: pip install 'jaxmlp[certificates]'") from None
+    return serialization, ed25519, InvalidSignature
+
+
+def _file(path: Path, limit: int) -> bytes:
+    try:
+        return files.read(path, limit)
+    except RunError as error:
+        raise UsageError(str(error)) from None
+
+
+def _signed(body: bytes) -> bytes:
+    """The bytes that DSSE signs: type and body, each after its length."""
+    return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(body), body)
+
+
+def _text(envelope: Mapping[str, Any]) -> bytes:
+    return (json.dumps(envelope, indent=2) + "\n").encode()
+
+
+def _in_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
