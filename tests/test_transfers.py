@@ -13,6 +13,7 @@ import pytest
 from jax._src.array import ArrayImpl  # JAX's guard does not see what is read on a CPU.
 
 from jaxmlp import MLP, SGD, ExperimentConfig, data, evaluate, fitting, loop, predict, programs, train
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep import sweep
 
 CONFIG = ExperimentConfig(
@@ -87,8 +88,8 @@ def test_runs_and_sweeps_train_and_answer_without_a_hidden_transfer(dataset: dat
     assert len(predict(run, dataset.test.inputs[:2])) == 2
 
 
-def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read(
-    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read_or_an_epoch_is_logged(
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     events: list[Any] = []
     advance, rows = programs.Programs.advance, programs.Programs.rows
@@ -102,12 +103,22 @@ def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read(
             events.append("read")
         return rows(self, tree)
 
+    def logged(name: str) -> Any:
+        write = getattr(RunDirectory, name)
+
+        def write_logged(self: Any, *args: Any, **kwargs: Any) -> Any:
+            events.append(name)
+            return write(self, *args, **kwargs)
+
+        return write_logged
+
     monkeypatch.setattr(programs.Programs, "advance", advanced)
     monkeypatch.setattr(programs.Programs, "rows", read)
+    for name in ("append_epoch", "save_checkpoint"):
+        monkeypatch.setattr(RunDirectory, name, logged(name))
     monkeypatch.setattr(loop.Loop, "chunk_s", 1e-9)  # One update a chunk.
-    fitting.fit(CONFIG, dataset)
-    epoch = [
-        ("given", 1),
+    fitting.fit(CONFIG, dataset, out=tmp_path / "run")
+    later = [
         ("given", 2),
         "read",
         ("given", 3),
@@ -118,4 +129,5 @@ def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read(
         "read",
         "read",
     ]
-    assert events == [("given", 0), *epoch, *epoch]
+    first = ("given", 1)
+    assert events == [("given", 0), first, *later, first, "append_epoch", *later, "append_epoch", "save_checkpoint"]

@@ -48,6 +48,13 @@ def run(argv: Sequence[str]) -> Answer:
     seconds = _seconds(chosen.burn_in)
     # A burn-in is to have every core: a device each.
     runtime.configure(chosen.device, cpu_devices=os.cpu_count() if seconds else None)
+    import jax
+
+    with jax.transfer_guard("allow"):  # It goes through programs operation by operation.
+        return _examined(chosen, seconds)
+
+
+def _examined(chosen: DoctorFlags, seconds: float | None) -> Answer:
     from jaxmlp import data
     from jaxmlp.proof import burn_in, probes, references, right_bits
     from jaxmlp.proof.experiments import REFERENCED

@@ -139,7 +139,7 @@ def bisect(
     while left:
         half = (agreed + end) / 2
         piece = max((each for each in left if each.step <= half), key=lambda each: each.step, default=left[0])
-        training.advance(piece.step)
+        training.advance(piece.step, ends=piece.ends_epoch)
         if differs := _differences(training, piece):
             found, end = _first(training, agreed, piece, differs), piece.step
             left = [each for each in left if each.step < end]
