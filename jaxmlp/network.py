@@ -105,8 +105,9 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     check_network(config, facts)
     # Work is counted as the network is written, whatever arithmetic does it.
     on_data = config.without_precision().on_data(facts.outputs, 1)
-    examples = facts.zeros(config.batch_size)
-    inputs, split = examples.inputs, train.Split.of(examples)
+    rows = config.batch_size
+    inputs, one = facts.zeros(rows).inputs, train.Split.of(facts.zeros(1))
+    split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), one)
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, inputs)
     zero = train.zero_sums(on_data, state, split)
