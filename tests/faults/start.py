@@ -11,8 +11,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 def start(argv: list[str]) -> int:
     """Run it, in a process of its own: `mnist` is the stand-in, where it lies in --manual-dir."""
     try:
-        from faults import tiny
         from jaxmlp.cli import main
+        from jaxmlp.signals import kept_interrupts
+
+        with kept_interrupts():
+            from faults import tiny
     except KeyboardInterrupt:  # as main answers, where it is loaded
         return 130
 
