@@ -330,7 +330,7 @@ def test_one_digest_on_any_number_of_devices(name: str) -> None:
     config = dataclasses.replace(experiment(CNNS[name]), grad_shards=8).on_data(CLASSES, 3)
     split = train.Split.of(dataset.train)
     digests = set()
-    for devices in (1, 2, 4, 8):
+    for devices in (1, 8):
         mesh = shards.make_mesh(jax.devices()[:devices])
         state = train.init_state(config, dataset.facts.zeros(1).inputs)
         zeros = train.zero_sums(config, state, split)

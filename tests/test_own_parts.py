@@ -47,10 +47,9 @@ def digests(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "digests.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_the_bits_are_the_same_on_any_number_of_devices(devices: int, own: Path, run: Path, tmp_path: Path) -> None:
+def test_the_bits_are_the_same_on_four_devices(own: Path, run: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
-    assert main(["train", str(own), *SMALL, "--devices", str(devices), "--out", str(path)]) == 0
+    assert main(["train", str(own), *SMALL, "--devices", "4", "--out", str(path)]) == 0
     assert digests(path) == digests(run)
     assert {"params_sha256", "opt_state_sha256", "variables_sha256"} <= digests(run)[0].keys()
 

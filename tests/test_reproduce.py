@@ -184,9 +184,9 @@ def test_in_portable_precision_numpy_says_whether_the_run_or_this_machine_is_wro
     trained(digest_every=1, config=small)
     advance = Training.advance
 
-    def wrong(training: Training, step: int) -> None:
+    def wrong(training: Training, step: int, **ends: bool) -> None:
         before = training.step
-        advance(training, step)
+        advance(training, step, **ends)
         if before < flip.step <= step:
             training._position.state = flip.of(training._position.state)
 

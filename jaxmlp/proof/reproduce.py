@@ -153,7 +153,7 @@ def reproduce(
     if found and found.leaf != "order":
         (wrong,) = (piece for piece in pieces if piece.step == found.steps[1])
         if mark:
-            training.advance(wrong.step)
+            training.advance(wrong.step, ends=wrong.ends_epoch)
         here = leaf_digests({part: getattr(training.state(), part) for part in wrong.sha256})
         compared.append(Compared(found.epoch, wrong.step, wrong.leaves_sha256, here, False))
         if mark and config.precision == "portable" and left.same_program:
