@@ -1,9 +1,10 @@
 """An MLP without convolution on MNIST, with random turns, sizes, shifts and elastic distortions of its images.
 
-    test accuracy 0.9920, held-out accuracy 0.9932: n = 1, seed 0, trained on 54,000 images
-    131 s of training on 2 cores (AMD Zen 4), beside some tests; JAX and jaxlib 0.12.0.1, Python 3.13.0
+    test accuracy 0.9916, standard deviation 0.0004, 0.9910 to 0.9923: n = 10, seeds 0 to 9, trained on 54,000 images
+    held-out accuracy 0.9926, standard deviation 0.0006
+    131 s of training a seed on 2 cores (AMD Zen 4), beside some tests; JAX and jaxlib 0.12.0.1, Python 3.13.0
 
-The mean over seeds is not measured yet. Of 3 recipes that were tried for 5 epochs, by the accuracy of the last 6,000
+The ten were trained before BatchNorm's last bits changed once more. Of 3 recipes that were tried for 5 epochs, by the accuracy of the last 6,000
 training images, which are held out: 0.9785 with more distortion and dropout, 0.9882 this one, 0.9885 with less
 distortion of a wider network, which takes longer. The test images chose nothing.
 
