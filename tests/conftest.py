@@ -85,6 +85,16 @@ def _promote_strictly() -> None:
     optax.tree.bias_correction = standard_bias_correction
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go() -> Iterator[None]:
+    """After each file: those of all files would take 10 GB of memory in each worker."""
+    yield
+    if "jax" in sys.modules:
+        import jax
+
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="module")
 def compiled_with_least_effort() -> Iterator[None]:
     """For portable bits, which no optimisation changes: compiling takes two thirds of the time."""
