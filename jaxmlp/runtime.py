@@ -48,10 +48,9 @@ def prepare(device: Device = "auto", *, exact: bool = True) -> None:
     import jax
 
     if not _is_up():
-        users = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _added]
-        os.environ["XLA_FLAGS"] = " ".join(users)
-        _added[:] = _missing_flags() if exact else []
-        os.environ["XLA_FLAGS"] = " ".join([*users, *_added])
+        users = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _added)
+        _added[:] = _missing_flags(users) if exact else []
+        os.environ["XLA_FLAGS"] = " ".join([users, *_added]).strip()
         if device == "cpu":
             jax.config.update("jax_platforms", "cpu")
 
@@ -67,8 +66,8 @@ def _is_up() -> bool:
     return bool(xla_bridge.backends_are_initialized())
 
 
-def _missing_flags() -> list[str]:
-    return [flag for flag in XLA_FLAGS if flag.split("=")[0] not in os.environ.get("XLA_FLAGS", "")]
+def _missing_flags(given: str) -> list[str]:
+    return [flag for flag in XLA_FLAGS if flag.split("=")[0] not in given]
 
 
 def configure(
@@ -118,7 +117,7 @@ def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exa
     import jax
 
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
-    up, missing = _is_up(), _missing_flags()
+    up, missing = _is_up(), _missing_flags(os.environ.get("XLA_FLAGS", ""))
     prepare(device, exact=exact)
     said = (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ

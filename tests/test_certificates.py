@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -104,6 +105,33 @@ def test_a_certificate_alone_is_enough_to_train_again(
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["level"], found["same"], found["steps"]) == ("L1", True, 64)
+
+
+def test_an_unsigned_statement_of_any_shape_is_refused_or_answered_without_a_traceback(
+    certified: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, signed, _ = certified
+    envelope = json.loads(signed.read_text())
+    stated = json.loads(base64.b64decode(envelope["payload"]))
+    capsys.readouterr()
+    shapes: list[dict[str, Any]] = [
+        {"config": 5},
+        {"config": {}},
+        {"manifest": []},
+        {"manifest": {**stated["predicate"]["manifest"], "binding": 5}},
+        {"manifest": {"binding": stated["predicate"]["manifest"]["binding"]}},
+        {"digests": 5},
+        {"digests": [5]},
+        {"digests": [{"epoch": 1}]},
+    ]
+    for shape in shapes:
+        changed = {**stated, "predicate": {**stated["predicate"], **shape}}
+        payload = base64.b64encode(json.dumps(changed).encode()).decode()
+        signed.write_text(json.dumps({**envelope, "payload": payload}, indent=2) + "\n")
+        code = main(["reproduce", "quickstart", "--certificate", str(signed)])
+        said = capsys.readouterr().err
+        assert code in (3, 5), (shape, said)
+        assert "Traceback" not in said, (shape, said)
 
 
 def test_a_run_that_has_not_ended_and_a_file_that_is_no_key_are_refused(

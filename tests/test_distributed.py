@@ -240,7 +240,7 @@ def left_with_a_stopped_process(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_with_a_stopped_process")
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), *[(4, 1)] * bool(os.environ.get("JAXMLP_KILLS"))])
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
 def test_processes_and_devices_change_no_bit(
     count: int, devices: int, experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:

@@ -42,6 +42,12 @@ def test_flags_are_added_to_the_users_and_the_users_value_stays() -> None:
     assert python(code, XLA_FLAGS=chosen).split() == [chosen]
 
 
+def test_what_need_not_be_exact_has_the_users_flags_alone() -> None:
+    code = "import os\nfrom jaxmlp import configure, runtime\nruntime.prepare()\nconfigure(exact=False)\n"
+    users = "--xla_cpu_enable_fast_math=false"
+    assert python(f"{code}print(os.environ['XLA_FLAGS'])", XLA_FLAGS=users).split() == [users]
+
+
 def test_products_keep_every_bit_of_float32() -> None:
     code = """
 from jaxmlp import configure

@@ -124,6 +124,11 @@ def test_an_epoch_takes_every_example_once_in_a_new_order_each_epoch_and_seed(pr
     assert plain[:EXAMPLES].tolist() == list(range(EXAMPLES))
 
 
+def test_an_evaluation_takes_as_many_rows_at_a_time_as_the_experiment_says_in_whole_shards() -> None:
+    config = replace(CONFIG, eval_rows=10, batch_size=32, grad_shards=4)
+    assert [train.eval_batch_size(config, examples) for examples in (3, 10, 100)] == [4, 12, 12]
+
+
 @pytest.mark.parametrize("examples", [1, 9, EVAL_ROWS, EVAL_ROWS + 1, 2 * EVAL_ROWS + 7])
 def test_evaluation_counts_all_examples(program: Program, examples: int) -> None:
     split = random_split(examples)

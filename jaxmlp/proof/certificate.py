@@ -85,7 +85,9 @@ def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
     try:
         found = parse_json(body)
         is_ours = (found["_type"], found["predicateType"]) == (STATEMENT, PREDICATE)
-        if is_ours and isinstance(found["predicate"]["digests"], list):
+        told = found["predicate"]
+        kinds = {"config": dict, "manifest": dict, "digests": list}
+        if is_ours and all(isinstance(told[name], kind) for name, kind in kinds.items()):
             return dict(found)
     except (KeyError, TypeError, ValueError):
         pass
@@ -124,7 +126,8 @@ def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
     """
     told = stated["predicate"]
     config = (json.dumps(told["config"], indent=2) + "\n").encode()
-    if (told["manifest"].get("binding") or {}).get("config_sha256") != hashlib.sha256(config).hexdigest():
+    binding = told["manifest"].get("binding")
+    if not isinstance(binding, dict) or binding.get("config_sha256") != hashlib.sha256(config).hexdigest():
         raise CheckFailed("the certificate states a config whose SHA-256 is not the one that it states.")
     if told["manifest"].get("start"):
         raise RunError("the run began with another run's weights, which no certificate has: reproduce the run itself.")

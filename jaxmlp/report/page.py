@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
@@ -27,6 +26,7 @@ from jaxmlp.report import plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group
 from jaxmlp.report.scores import Comparison, holm, mcnemar
+from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 
 DETAILED = 8
@@ -153,32 +153,24 @@ def _render(
     figures: Mapping[str, Figure],
     out: Path,
 ) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxmlp.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {
+    found = environment()
+    found.globals |= {
         "about": about,
         "code_of": code_of,
         "command": _command,
         "counted": _counted,
-        "css": Markup(files.read(Path(__file__).parent / "page" / "style.css").decode()),
         "experiment_file": experiment_file,
         "median": statistics.median,
         # From the page's folder, so that both may be moved, and no page names a folder of one machine.
         "quote": lambda path: shlex.quote(os.path.relpath(path.resolve(), out.parent.resolve())),
         "version": jaxmlp.__version__,
     }
-
-    environment.filters["kind_of"] = where
+    found.filters["kind_of"] = where
 
     def plot(name: str, alt: str) -> Markup:
         return Markup(plots.as_inline(figures[name], name, str(escape(alt))))
 
-    return environment.get_template("report.html").render(
+    return found.get_template("report.html").render(
         runs=runs,
         groups=groups,
         drawn=min(len(groups), DRAWN),

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
 from jaxmlp.proof.reproduce import Reproduction
+from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 
 SHOWN = 200
@@ -25,16 +23,10 @@ def write_replay(found: Reproduction, name: str, out: Path) -> None:
     Raises:
         DiskError: It cannot be written.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("jaxmlp.report", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    css = Markup(files.read(Path(__file__).parent / "page" / "style.css").decode())
     compared = sorted(found.compared, key=lambda each: each.step)
-    page = environment.get_template("replay.html").render(
-        css=css, found=found, name=name, compared=compared[-SHOWN:], left_out=max(0, len(compared) - SHOWN)
+    page = (
+        environment()
+        .get_template("replay.html")
+        .render(found=found, name=name, compared=compared[-SHOWN:], left_out=max(0, len(compared) - SHOWN))
     )
     files.write(out, page.encode(errors="backslashreplace"))
