@@ -21,6 +21,7 @@ class SGD(Optimizer):
     """
 
     kind: ClassVar[str] = "sgd"
+    elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.01, "[0, inf)", traced=True)
     """Rate of the first update, times the schedule's factor."""
@@ -44,6 +45,7 @@ class RMSprop(Optimizer):
     """
 
     kind: ClassVar[str] = "rmsprop"
+    elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
     """Rate of the first update, times the schedule's factor."""
@@ -68,6 +70,7 @@ class Adam(Optimizer):
     """
 
     kind: ClassVar[str] = "adam"
+    elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
     """Rate of the first update, times the schedule's factor."""
@@ -89,6 +92,7 @@ class AdamW(Optimizer):
     """Adam, and p = p - rate_t * weight_decay * p. Source: Loshchilov and Hutter 2019; biases decay too."""
 
     kind: ClassVar[str] = "adamw"
+    elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
     """Rate of the first update, times the schedule's factor."""

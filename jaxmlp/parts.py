@@ -195,6 +195,11 @@ class Optimizer(Part):
     path: ClassVar[str] = "optimizer"
     accepts: ClassVar[str] = "an optimizer or an optax.GradientTransformation"
     rule: ClassVar[tuple[str, ...]] = ("transformation",)
+    elementwise: ClassVar[bool] = False
+    """Whether each number's update depends on its own gradient, state and value alone.
+
+    Several devices then share the update: each updates its slice of a row in which all parameters lie.
+    """
 
     @abc.abstractmethod
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:

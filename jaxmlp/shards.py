@@ -7,6 +7,7 @@ others' slices.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -124,6 +125,17 @@ def own_rows(rows: Num[Array, "batch ..."], mesh: Mesh | None) -> Num[Array, "ow
     return lax.dynamic_slice_in_dim(rows, lax.axis_index(AXIS) * own, own)
 
 
+def own_slice(leaf: Num[Array, "..."], mesh: Mesh) -> Num[Array, " own"]:
+    """A device's slice of an array, as `sum_over_shards` cuts it; inside `on_devices`."""
+    return _slices(leaf[None], mesh.size)[0, lax.axis_index(AXIS)]
+
+
+def gathered(own: Any, like: Any) -> Any:
+    """The arrays, of the shapes of `like`, whose slices `own` the devices have; inside `on_devices`."""
+    slices, structure = jax.tree.flatten(own)
+    return jax.tree.unflatten(structure, _gathered(slices, jax.tree.leaves(like))) if slices else own
+
+
 def sum_over_shards(
     function: Callable[[Any, Any, Int[Array, ""]], Any],
     whole: Any,
@@ -132,12 +144,14 @@ def sum_over_shards(
     num_shards: int,
     mesh: Mesh | None = None,
     exact: bool = True,
+    update: Callable[[Any], tuple[Any, Any]] | None = None,
 ) -> Any:
     """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
 
-    Inside `on_devices`. Of D devices with p * 2^k shards each, p odd, a device receives (p + 1)(D - 1) / D of the
-    size of what one shard adds, padded to a multiple of D * LANE words:
-    twice the gradient at most, where p is 1.
+    Inside `on_devices`. Each array is cut into slices, one for each of D devices, of equal length and of at least two
+    numbers, so that XLA takes none for a scalar. Of D devices with p * 2^k shards each, p odd, a device receives
+    (p + 1)(D - 1) / D of the size of what one shard adds, padded to a multiple of D * LANE words: twice the gradient
+    at most, where p is 1.
 
     Args:
         function: What one shard adds: a tree of arrays.
@@ -147,6 +161,12 @@ def sum_over_shards(
         num_shards: Divides the batch, and is divided by the number of devices.
         mesh: From `make_mesh`; by default one device computes all.
         exact: Whether the bits are to be the same. If not, a device's rows are one shard, and the order is XLA's.
+        update: On several devices with `exact`, a function of the device's slices of the sum of the first tree that
+            `function` returns. It returns the slices to gather in their place, and whatever the device keeps.
+
+    Returns:
+        The sum. With `update`, a pair: the sum, whose first tree is gathered from the updated slices, and what the
+        device keeps.
     """
     devices = mesh.size if mesh else 1
     if not exact and devices > 1:
@@ -163,16 +183,16 @@ def sum_over_shards(
         indices += lax.axis_index(AXIS) * count
     shards = jax.tree.map(lambda rows: rows.reshape(count, len(rows) // count, *rows.shape[1:]), own), indices
     parts = _only_turn(part, shards) if count == 1 else lax.map(part, shards)
-    total = _sum_over_devices(parts, devices) if devices > 1 else jax.tree.map(pairwise_sum, parts)
+    total = _sum_over_devices(parts, devices, update) if devices > 1 else jax.tree.map(pairwise_sum, parts)
     # What follows must compile apart from the sum, whose last additions depend on the number of devices: fused with
     # them, XLA contracts other pairs of the optimizer's products and sums into multiply-adds, and last bits change.
     return lax.optimization_barrier(total)
 
 
-def _sum_over_devices(parts: Any, devices: int) -> Any:
-    """`pairwise_sum` over the parts `[own, ...]` of all devices: each adds a slice of all, then all gather the slices.
+def _sum_over_devices(parts: Any, devices: int, update: Callable[[Any], tuple[Any, Any]] | None) -> Any:
+    """`pairwise_sum` over the parts `[own, ...]` of all devices: each adds its slices of all, then all gather them.
 
-    All arrays travel as one row of 32-bit words, type after type; a slice that has several types is added as each.
+    The slices travel as one row of 32-bit words, type after type.
     """
     leaves, structure = jax.tree.flatten(parts)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
@@ -181,22 +201,53 @@ def _sum_over_devices(parts: Any, devices: int) -> Any:
     ]
     while len(leaves[0]) % 2 == 0:  # Neighbours that are a subtree of the whole sum: add them here, send less.
         leaves = [leaf[::2] + leaf[1::2] for leaf in leaves]
-    row = sorted(range(len(leaves)), key=lambda number: str(leaves[number].dtype))
-    ends = np.cumsum([leaves[number][0].size for number in row])
-    padding = jnp.zeros((len(leaves[0]), -int(ends[-1]) % (devices * LANE)), jnp.uint32)
-    words = jnp.concatenate([*(_words(leaves[number]).reshape(len(padding), -1) for number in row), padding], axis=1)
-    own = lax.all_to_all(words, AXIS, split_axis=1, concat_axis=0, tiled=True)
-    place = lax.axis_index(AXIS) * own.shape[1] + jnp.arange(own.shape[1])
-    total = jnp.zeros(own.shape[1], jnp.uint32)
-    for dtype, end in reversed({leaves[number].dtype: end for number, end in zip(row, ends, strict=True)}.items()):
-        total = jnp.where(place < end, _words(pairwise_sum(_of_words(own, dtype))), total)
-    whole = jnp.split(lax.all_gather(total, AXIS, tiled=True), ends)
-    for number, words in zip(row, whole, strict=False):
-        leaves[number] = _of_words(words, leaves[number].dtype).reshape(leaves[number].shape[1:])
+
+    by_type = sorted(range(len(leaves)), key=lambda number: str(leaves[number].dtype))
+    slices = [_slices(leaf, devices) for leaf in leaves]
+    row = _padded(jnp.concatenate([_words(slices[number]) for number in by_type], axis=-1))
+    own = lax.all_to_all(row.reshape(len(row), -1), AXIS, split_axis=1, concat_axis=0, tiled=True)
+    ends = np.cumsum([slices[number].shape[-1] for number in by_type])
+    sums = [jnp.zeros(0)] * len(leaves)
+    for dtype, same in itertools.groupby(zip(by_type, ends, strict=True), lambda each: leaves[each[0]].dtype):
+        numbers, their_ends = zip(*same, strict=True)
+        start = their_ends[0] - slices[numbers[0]].shape[-1]
+        total = pairwise_sum(_of_words(own[:, start : their_ends[-1]], dtype))
+        for number, leaf in zip(numbers, jnp.split(total, np.array(their_ends[:-1]) - start), strict=True):
+            sums[number] = leaf
+
+    kept = None
+    if update:
+        first, *rest = jax.tree.unflatten(structure, sums)
+        first, kept = update(lax.optimization_barrier(first))
+        sums = jax.tree.leaves((first, rest))
+    leaves = _gathered(sums, [jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves])
     leaves = [
         lax.complex(leaf[..., 0], leaf[..., 1]) if pair else leaf for leaf, pair in zip(leaves, is_complex, strict=True)
     ]
-    return jax.tree.unflatten(structure, leaves)
+    whole = jax.tree.unflatten(structure, leaves)
+    return (whole, kept) if update else whole
+
+
+def _slices(parts: Num[Array, "parts ..."], devices: int) -> Num[Array, "parts devices own"]:
+    """The devices' slices of arrays, filled up with zeros."""
+    rows = parts.reshape(len(parts), -1)
+    own = max(2, -(-rows.shape[1] // devices))
+    return jnp.pad(rows, [(0, 0), (0, own * devices - rows.shape[1])]).reshape(len(rows), devices, own)
+
+
+def _gathered(slices: list[Any], like: list[Any]) -> list[Any]:
+    """The arrays, like those given, from the devices' slices."""
+    words = _padded(jnp.concatenate([_words(leaf) for leaf in slices]))
+    whole = lax.all_gather(words, AXIS)
+    ends = np.cumsum([leaf.size for leaf in slices])
+    return [
+        _of_words(whole[:, end - own.size : end].ravel()[: leaf.size], leaf.dtype).reshape(leaf.shape)
+        for own, leaf, end in zip(slices, like, ends, strict=True)
+    ]
+
+
+def _padded(words: UInt32[Array, "... own"]) -> UInt32[Array, "... padded"]:
+    return jnp.pad(words, [*[(0, 0)] * (words.ndim - 1), (0, -words.shape[-1] % LANE)])
 
 
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:

@@ -109,6 +109,16 @@ class Split(NamedTuple):
         return cls(jax.tree.map(rows, split.inputs), split.targets, split.weights, mask)
 
 
+class Shared(NamedTuple):
+    """A device's slices of the parameters and of the optimizer's state, while several devices share the update.
+
+    It takes the place of `TrainState.opt_state` inside a program.
+    """
+
+    params: Any
+    opt_state: optax.OptState
+
+
 class Health(NamedTuple):
     """Whether a run of updates kept to finite numbers."""
 
@@ -197,7 +207,8 @@ def train_step(
 
     def on_device(config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
         own = jax.tree.map(partial(shards.own_rows, mesh=mesh), batch)
-        return _train_step(config, state, own, jnp.sum(batch.mask), key, mesh)
+        after, sums = _train_step(config, share_update(config, state, mesh), own, jnp.sum(batch.mask), key, mesh)
+        return _whole(after, like=state), sums
 
     updated: tuple[TrainState, Sums] = shards.on_devices(on_device, mesh)(config, state, batch, key)
     return updated
@@ -240,14 +251,21 @@ def _train_step(
         dropout_key, augmentation_key = of_the_device(dropout_key), of_the_device(augmentation_key)
     # A product, not a quotient: see losses.py.
     whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
-    grads, sums, variables = shards.sum_over_shards(
-        shard_gradients, whole, own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
+    steered = controllers.steered(config, state.controllers)
+    sum_over_shards = partial(
+        shards.sum_over_shards, whole=whole, own=own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
     )
+    if isinstance(state.opt_state, Shared):
+        update = partial(_update_own, steered, state.opt_state)
+        (params, sums, variables), opt_state = sum_over_shards(shard_gradients, update=update)
+        after = controllers.after_update(steered, state._replace(params=params, opt_state=opt_state))
+        return after._replace(step=state.step + 1, variables=variables), sums
+    grads, sums, variables = sum_over_shards(shard_gradients)
     if config.model.penalty(state.params) is not None:
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
         sums = {**sums, "loss": sums["loss"] + cost * rows}
-    after = _updated(controllers.steered(config, state.controllers), state, grads, rows)
+    after = _updated(steered, state, grads, rows)
     return after._replace(step=state.step + 1, variables=variables), sums
 
 
@@ -275,6 +293,42 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
     is_last = found["batches"] == config.accumulate
     chosen: TrainState = jax.tree.map(lambda new, old: jnp.where(is_last, new, old), after, waiting)
     return chosen
+
+
+def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any, Shared]:
+    """A device's slices of the parameters after the update, twice: to be gathered, and to be kept."""
+    # Behind barriers, as on one device: fused with the cutting and joining of slices, XLA would contract other products
+    # and sums into multiply-adds.
+    grads, own = lax.optimization_barrier((grads, own))
+    updates, opt_state = _optimizer(config).update(grads, own.opt_state, own.params)
+    params = optax.apply_updates(own.params, updates)
+    params, opt_state = lax.optimization_barrier((params, opt_state))
+    return params, Shared(params, opt_state)
+
+
+def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
+    """The state as a program's loop has it: with `Shared`, where each device is to update its slices; on a device."""
+    if not mesh or mesh.size == 1 or not config.exact or not config.optimizer.elementwise:
+        return state
+    if config.clip_norm is not None or config.accumulate > 1 or config.model.penalty(state.params) is not None:
+        return state
+    # XLA may divide by one number in another way than it divides an array by it.
+    if any(leaf.size < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state.params)):
+        return state
+    own_slice = partial(shards.own_slice, mesh=mesh)
+    slices = jax.tree.map(lambda leaf: own_slice(leaf) if leaf.ndim else leaf, state.opt_state)
+    return state._replace(opt_state=Shared(jax.tree.map(own_slice, state.params), slices))
+
+
+def _whole(state: TrainState, like: TrainState) -> TrainState:
+    """The state, of the shapes of `like`, with the optimizer's slices gathered from the devices."""
+    if not isinstance(state.opt_state, Shared):
+        return state
+    slices, structure = jax.tree.flatten(state.opt_state.opt_state)
+    shapes = [leaf for leaf in jax.tree.leaves(like.opt_state) if leaf.ndim]
+    found = iter(shards.gathered([leaf for leaf in slices if leaf.ndim], shapes))
+    opt_state = jax.tree.unflatten(structure, [next(found) if leaf.ndim else leaf for leaf in slices])
+    return state._replace(opt_state=opt_state)
 
 
 def _nothing_accumulated(params: Any) -> dict[str, Any]:
@@ -366,7 +420,7 @@ def _train_steps(
         state, added = _train_step(config, state, own, rows, key, mesh)
         return state, _add(sums, added)
 
-    carry = state, sums
+    before, carry = state, (share_update(config, state, mesh), sums)
     if order.shape[0] // config.batch_size >= BLOCK:
         # A GPU's host waits after every turn of a loop whose length nobody knows. So nearly all turns are in one of
         # known length, and the program is compiled once for every `start` and `stop` nevertheless.
@@ -379,6 +433,7 @@ def _train_steps(
         carry = lax.fori_loop(0, blocks, block, carry)
         start = start + blocks * BLOCK
     state, sums = lax.fori_loop(start, stop, body, carry)
+    state = _whole(state, like=before)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
     return state, sums, Health(finite_params, sums)
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import (
+    EMA,
     MLP,
     SGD,
     Adam,
@@ -30,6 +31,7 @@ from jaxmlp import (
     Elastic,
     ExperimentConfig,
     InverseTime,
+    LayerRates,
     MeanSquaredError,
     Mixup,
     Noise,
@@ -167,6 +169,32 @@ def test_what_is_not_exact_trains_by_plain_sums_and_the_devices_bits() -> None:
     drawn, program = of_two_steps(dropping, 1)
     assert "stablehlo.rng_bit_generator" in program
     assert np.isfinite(drawn.params["Dense_0"]["kernel"]).all()
+
+
+SHARED: dict[str, dict[str, Any]] = {
+    "sgd": {"optimizer": SGD(momentum=0.9, nesterov=True, schedule=InverseTime())},
+    "rmsprop_averaged": {"optimizer": RMSprop(), "controllers": (EMA(decay=0.9),)},
+    "adam_clipped": {"optimizer": Adam(), "clip_value": 0.01},
+    "adamw": {"optimizer": AdamW(schedule=Cosine())},
+}
+NOT_SHARED: dict[str, dict[str, Any]] = {
+    "clipped_by_norm": {"clip_norm": 0.5},
+    "penalty": {"model": MLP(hidden_sizes=(13,), l2=1e-4)},
+    "accumulated": {"accumulate": 2},
+    "by_layers": {"optimizer": LayerRates(patterns=("*/bias",), factors=(0.5,))},
+}
+
+
+@pytest.mark.parametrize("case", [*SHARED, *NOT_SHARED])
+def test_devices_share_an_elementwise_update_and_no_other_to_the_same_bits(case: str) -> None:
+    settings = {"model": MLP(hidden_sizes=(13,)), **(SHARED | NOT_SHARED)[case]}
+    config = ExperimentConfig(batch_size=16, grad_shards=4, **settings)
+    (alone, _), (shared, program) = (of_two_steps(config, devices) for devices in available(1, 4))
+    assert digest({"state": shared}) == digest({"state": alone})
+    whole, own = "64x13", str(64 * 13 // 4)
+    is_updated = {size: bool(re.search(rf"stablehlo.add .* tensor<{size}xf32>", program)) for size in (whole, own)}
+    # The average is of whole parameters.
+    assert is_updated == {whole: case in NOT_SHARED or case == "rmsprop_averaged", own: case in SHARED}
 
 
 def test_no_bits_are_promised_of_what_is_not_exact(small_dataset: Dataset) -> None:

@@ -113,6 +113,8 @@ def training(
         whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
         arguments = tuple(map(whole, (on_data, state, sums, split, order, bound, bound)))
         traced = train.train_steps.trace(*arguments, mesh=mesh)
+        inside = shards.on_devices(partial(train.share_update, mesh=mesh), mesh)
+        carried = jax.tree.leaves((jax.eval_shape(inside, on_data, state), sums))
     else:
         mesh = over_lanes.make_mesh(devices)
         row = partial(_rows, lanes, NamedSharding(mesh, over_lanes.ROWS))
