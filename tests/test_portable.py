@@ -136,8 +136,24 @@ def test_lanes_of_vmap_have_the_bits_of_each_alone(right: Any) -> None:
     assert same_bits(jax.tree.map(lambda leaf: leaf[0], lanes), right)
 
 
-def test_a_zero_made_of_arguments_is_in_the_program_and_not_folded() -> None:
-    program = jax.jit(portable(lambda x, y: x * y + x)).lower(X, X).compile().as_text() or ""
+def contracted(x: jax.Array, y: jax.Array) -> jax.Array:
+    """What a compiler would make a multiply-add of, were there no fence."""
+    fenced: jax.Array = portable(lambda x, y: x * y + x)(x, y)
+    return fenced
+
+
+MESH = Mesh(np.asarray(jax.devices()[:1]), ("d",), axis_types=(AxisType.Auto,))
+AROUND = {
+    "jit": contracted,
+    "scan": lambda x, y: lax.scan(lambda x, _: (contracted(x, y), None), x, length=3),
+    "shard_map": jax.shard_map(contracted, mesh=MESH, in_specs=PartitionSpec(), out_specs=PartitionSpec()),
+    "export": lambda x, y: jax.export.export(jax.jit(contracted))(x, y).call(x, y),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_zero_made_of_arguments_is_in_the_program_and_not_folded(around: str) -> None:
+    program = jax.jit(AROUND[around]).lower(X, X).compile().as_text() or ""
     xors = [line for line in program.splitlines() if " xor(" in line]
     assert xors and not any("constant" in line.split("xor(")[1].split(")")[0] for line in xors)
     # The quadratic residue that is never met: the comparison is still made at run time.
