@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from jaxmlp.compile.hlo import Array
-from jaxmlp.compile.reading import COPIES, Collective, Reading, on_chip
+from jaxmlp.compile.reading import COPIES, Collective, Reading, changed, on_chip
 
 GATHERS = ("all_gather", "all_to_all")
 """Messages of JAX that add nothing, whatever XLA makes of them."""
@@ -99,10 +99,14 @@ def nothing_wide(reading: Reading) -> Iterator[Finding]:
 
 
 def nothing_copied(reading: Reading) -> Iterator[Finding]:
-    """No large array is copied outside the loop; to keep it on the chip for the loop is no copy."""
+    """No large array that the loop only reads is copied outside it; to keep it on the chip for the loop is no copy."""
+    if not reading.loop:
+        return
     entry = reading.module.computations[reading.module.entry]
-    for each in entry.values() if reading.loop else ():
-        if each.op in COPIES and each.nbytes >= LARGE:
+    # Devices that share an update cut parameters and optimizer state into slices, once a call.
+    state = {(array.dtype, array.size) for array in changed(reading.module, reading.loop)}
+    for each in entry.values():
+        if each.op in COPIES and each.nbytes >= LARGE and (each.result.dtype, each.result.size) not in state:
             if on_chip(each.result) or on_chip(entry[each.operands[0]].result):
                 continue
             told = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, outside the loop: {_types([each.result])}"
