@@ -1,7 +1,7 @@
 """Networks in JAX: faithful to Keras, compiled by the epoch, the same bits every time.
 
-Importing this loads no other module: a name loads its module when it is first used. So the command line sets up JAX
-before JAX starts, and the pytest plugin costs a suite nothing.
+Importing the package loads no other module. Each name loads its module on first use. So the command line can set up
+JAX before JAX starts, and the pytest plugin costs a suite nothing.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from jaxmlp.schedules import Piecewise as Piecewise
     from jaxmlp.train import TrainState as TrainState
     from jaxmlp.train import train_step as train_step
-else:  # Hidden from type checkers, which would take every misspelt name to be known.
+else:  # Hidden from type checkers, which would accept every misspelt name.
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
@@ -115,7 +115,7 @@ _ROOMS = {
     "schedules": "Constant Cosine CosineRestarts Exponential InverseTime Piecewise",
     "train": "TrainState train_step",
 }
-"""The names of each module that load when they are used; type checkers read the imports above instead."""
+"""The public names of each module, loaded on first use. Type checkers read the imports above instead."""
 _HOMES = {name: f"jaxmlp.{room}" for room, names in _ROOMS.items() for name in names.split()}
 
 __all__ = [*_HOMES]

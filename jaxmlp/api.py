@@ -1,4 +1,4 @@
-"""Trained models from Python, by whatever people have in hand: a history, a model, or the name of a run."""
+"""What does a trained model answer? For a history, a model, or the name of a run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jaxmlp.opening import open_data
 from jaxmlp.run.find import find_run
 
 Trained: TypeAlias = History | Model | str | Path
-"""What `fit` gave back, a model, or a run: its folder, or `last`."""
+"""A trained network: the `History` that `fit` returned, a `Model`, or a run: its folder, or `last`."""
 
 
 def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: Experiment = ()) -> Model:
-    """The model.
+    """Load a trained model.
 
     Args:
-        trained: What to load.
-        checkpoint: Of a run: `last`, `best` (as the config's `best_by` says), `ema` (the last moving average), or the
-            step of one that is there.
-        experiment: The user's own code that a run was made with: the experiment's file, several files, or an
-            `ExperimentConfig` in hand. Code in a run directory is never run.
+        trained: History, model or run.
+        checkpoint: Checkpoint of a run: `last`; `best`, by the config's `best_by`; `ema`, the last moving average; or
+            the step of a stored checkpoint.
+        experiment: The user's own code that the run used: the experiment's file, several files, or an
+            `ExperimentConfig`. Code inside a run directory is never run.
 
     Raises:
-        CodeError: The run was made with code of the user's own, which is not given.
-        ConfigError: It is nothing trained, or there is no such checkpoint.
-        RunError: There is no such run, or it is damaged.
+        CodeError: The run used code of the user's own, which was not given.
+        ConfigError: `trained` is none of these types, or there is no such checkpoint.
+        RunError: The run does not exist or is damaged.
     """
     if isinstance(trained, str | Path):
         with runtime.settings():
@@ -39,7 +39,9 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
         wanted = "what fit returned, a model, or a run's folder"
         raise ConfigError("trained", f"must be {wanted}, such as evaluate(fit(config)); got {type(trained).__name__}")
     if checkpoint != "last":
-        raise ConfigError("checkpoint", "must be last, as no others are kept. Train with fit(config, out=FOLDER)")
+        raise ConfigError(
+            "checkpoint", "must be last: a history keeps no other checkpoint. Train with fit(config, out=FOLDER)"
+        )
     return trained if isinstance(trained, Model) else inference.model_of(trained)
 
 
@@ -50,18 +52,18 @@ def evaluate(
     dataset: data.Dataset | None = None,
     experiment: Experiment = (),
 ) -> Evaluation:
-    """Loss, accuracy with its interval, confusion matrix and class scores on all examples of a split.
+    """Loss, accuracy with its interval, confusion matrix and class scores over all examples of a split.
 
     Args:
-        trained: What to score.
-        split: `test`, `validation`, `train` or another of the data it was trained on; or other examples with their
-            targets, as a pair of arrays or frames.
-        dataset: The data it was trained on, where that was given in Python; by default what its config names.
-        experiment: As in `load_model`.
+        trained: History, model or run.
+        split: `test`, `validation`, `train` or another split of the training data; or a pair of arrays or frames:
+            examples and their targets.
+        dataset: The data set of the training, if it was passed from Python. Default: the data set in the config.
+        experiment: The user's own code, as in `load_model`.
 
     Raises:
-        ConfigError, RunError: As `load_model`; or there is no such split, or the data is not that of the training.
-        DataError: The data cannot be had.
+        ConfigError, RunError: As `load_model`; or there is no such split, or the model was trained on other data.
+        DataError: The data cannot be loaded.
     """
     model = load_model(trained, experiment=experiment)
     if isinstance(split, data.Split):
@@ -74,23 +76,23 @@ def evaluate(
     if model.run:
         dataset = open_data(model.run, dataset)
     elif not (dataset := model.dataset or dataset):
-        raise ConfigError("dataset", "must be given: the model is of no run that tells of its data")
+        raise ConfigError("dataset", "must be given: this model has no run that names its data")
     return inference.evaluate(model, dataset.wanted(split), split)
 
 
 def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experiment = ()) -> list[Prediction]:
-    """The likeliest classes of each image or other example, with their probabilities; or the numbers it stands for.
+    """The likeliest classes of each example, with their probabilities; or, for a regression, the predicted numbers.
 
     Args:
-        trained: What to ask.
-        images: One or many, as `jaxmlp.data.as_images` takes them; pixels as in training, 0 to 255 for MNIST. Of a
-            model of other inputs, many, as `jaxmlp.data.as_inputs` takes them.
-        top: Classes an image, at most.
-        experiment: As in `load_model`.
+        trained: History, model or run.
+        images: One image or many, as `jaxmlp.data.as_images` takes them, with pixels as in training: 0 to 255 for
+            MNIST. For other inputs, many examples, as `jaxmlp.data.as_inputs` takes them.
+        top: Largest number of classes per image.
+        experiment: The user's own code, as in `load_model`.
 
     Raises:
         ConfigError, RunError: As `load_model`.
-        DataError: Images of another shape, or pixels of 0 to 1 for a model that divides by 255.
+        DataError: The images have another shape, or pixels are 0 to 1 although the model divides by 255.
     """
     model = load_model(trained, experiment=experiment)
     return inference.predict(model, model.given(images), top)

@@ -1,7 +1,7 @@
-"""The augmentations that ship: random changes of images, on the device, of each image by itself.
+"""Which augmentations ship? Each changes every image at random, on the device.
 
-Images are [batch, height, width, channels], scaled and float32. What comes from outside of an image is 0. A new
-position of a pixel is interpolated from its four neighbours. No division is by a traced value that is broadcast: see
+Images are [batch, height, width, channels], scaled and float32. Outside an image all pixels are 0. A pixel at a
+fractional position is interpolated from its four neighbours. No rule divides by a traced value that is broadcast: see
 `losses`.
 """
 
@@ -20,30 +20,30 @@ from jaxmlp.parts import Augmentation, Batch
 
 
 class Shift(Augmentation):
-    """Each image is moved by a whole number of pixels, up to `pixels`, down or up and right or left."""
+    """Shift each image by a random whole number of pixels, at most `pixels`, vertically and horizontally."""
 
     kind: ClassVar[str] = "shift"
 
     pixels: int = ranged(2, "[0, 1024]", traced=True)
-    """Most pixels in each direction."""
+    """Largest shift in each direction, in pixels."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """The moved images."""
+        """The shifted images."""
         rows, columns = _grid(batch)
         by = jax.random.randint(key, (2, rows.shape[0], 1, 1), -self.pixels, self.pixels + 1).astype(jnp.float32)
         return _sampled(batch, rows - by[0], columns - by[1])
 
 
 class Rotate(Augmentation):
-    """Each image is turned about its centre by an angle of up to `degrees`, either way."""
+    """Rotate each image about its centre by a random angle of at most `degrees`, in either direction."""
 
     kind: ClassVar[str] = "rotate"
 
     degrees: float = ranged(10.0, "[0, 180]", traced=True)
-    """Largest angle."""
+    """Largest angle, in degrees."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """The turned images."""
+        """The rotated images."""
         rows, columns = _grid(batch)
         angle = jax.random.uniform(key, (rows.shape[0], 1, 1), minval=-1, maxval=1) * (self.degrees * (np.pi / 180))
         cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -53,12 +53,12 @@ class Rotate(Augmentation):
 
 
 class Scale(Augmentation):
-    """Each image is enlarged or shrunk about its centre, by a factor in [1 - part, 1 + part]."""
+    """Scale each image about its centre by a random factor in [1 - part, 1 + part]."""
 
     kind: ClassVar[str] = "scale"
 
     part: float = ranged(0.1, "[0, 1)", traced=True)
-    """Largest change of a length."""
+    """Largest relative change of a length."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
         """The scaled images."""
@@ -70,7 +70,7 @@ class Scale(Augmentation):
 
 
 class Elastic(Augmentation):
-    """Each pixel comes from a place nearby, which differs smoothly over the image. Source: Simard et al. 2003.
+    """Move each pixel by a small displacement that varies smoothly over the image. Source: Simard et al. 2003.
 
     Displacements are normal noise, smoothed by a Gaussian and scaled to the standard deviation `pixels`.
     """
@@ -78,9 +78,9 @@ class Elastic(Augmentation):
     kind: ClassVar[str] = "elastic"
 
     pixels: float = ranged(1.5, "[0, inf)", traced=True)
-    """Standard deviation of a displacement, down and right each."""
+    """Standard deviation of the displacement along each axis, in pixels."""
     smoothness: float = ranged(4.0, "(0, inf)")
-    """Standard deviation of the Gaussian, in pixels."""
+    """Standard deviation of the smoothing Gaussian, in pixels."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
         """The distorted images."""
@@ -92,12 +92,12 @@ class Elastic(Augmentation):
 
 
 class Noise(Augmentation):
-    """Normal noise is added to each number of the inputs."""
+    """Add normal noise to each number of the inputs."""
 
     kind: ClassVar[str] = "noise"
 
     size: float = ranged(0.1, "[0, inf)", traced=True)
-    """Its standard deviation; scaled pixels are 0 to 1."""
+    """Standard deviation of the noise. Scaled pixels are 0 to 1."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
         """The inputs with noise."""
@@ -106,39 +106,41 @@ class Noise(Augmentation):
 
 
 class CutOut(Augmentation):
-    """A square of each image, which may reach over its border, is set to 0. Source: DeVries and Taylor 2017."""
+    """Set a random square of each image to 0. It may extend over the border. Source: DeVries and Taylor 2017."""
 
     kind: ClassVar[str] = "cut_out"
 
     size: int = ranged(8, "[0, 1024]", traced=True)
-    """Pixels of its side."""
+    """Side of the square, in pixels."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """The images with holes."""
+        """The images with the squares cut out."""
         rows, columns = _grid(batch)
         sides = jnp.asarray(rows.shape[1:], jnp.float32).reshape(2, 1, 1, 1)
         centre = jnp.floor(jax.random.uniform(key, (2, rows.shape[0], 1, 1)) * sides)
         half = jnp.float32(self.size) * 0.5
-        # The pixels whose centres lie in [centre - half, centre + half): as many as the side is long.
+        # Pixels whose centres lie in [centre - half, centre + half): exactly `size` of them along each axis.
         inside = [(-half <= at - own) & (at - own < half) for at, own in ((rows, centre[0]), (columns, centre[1]))]
         return batch._replace(inputs=jnp.where((inside[0] & inside[1])[..., None], 0.0, _images(batch)))
 
 
 def _images(batch: Batch) -> Float[Array, "batch height width channels"]:
     if not isinstance(batch.inputs, jax.Array | np.ndarray) or batch.inputs.ndim != 4:
-        raise ConfigError("augmentation", "must fit the data: this one changes images, and the inputs are none")
+        raise ConfigError(
+            "augmentation", "must fit the data: this augmentation needs images [batch, height, width, channels]"
+        )
     return jnp.asarray(batch.inputs)
 
 
 def _grid(batch: Batch) -> tuple[Float[Array, "batch height width"], Float[Array, "batch height width"]]:
-    """The row and the column of each pixel."""
+    """Row and column of each pixel."""
     shape = _images(batch).shape[:3]
     rows, columns = (jax.lax.broadcasted_iota(jnp.float32, shape, axis) for axis in (1, 2))
     return rows, columns
 
 
 def _sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Float[Array, "..."]) -> Batch:
-    """The images whose pixels come from these places of the given ones, by bilinear interpolation."""
+    """Images that take each pixel from the given position of `batch`, by bilinear interpolation."""
     images = _images(batch)
     count, height, width, channels = images.shape
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(count, -1, channels)
@@ -146,7 +148,7 @@ def _sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Fl
     down, right = (rows - top)[..., None], (columns - left)[..., None]
 
     def at(row: Float[Array, "..."], column: Float[Array, "..."]) -> Float[Array, "batch height width channels"]:
-        # All places outside of the image are in its border of zeros.
+        # Every position outside the image maps to the border of zeros.
         row, column = jnp.clip(row, -1, height) + 1, jnp.clip(column, -1, width) + 1
         places = (row * (width + 2) + column).astype(jnp.int32).reshape(count, -1, 1)
         return jnp.take_along_axis(padded, places, axis=1).reshape(images.shape)
@@ -157,7 +159,7 @@ def _sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Fl
 
 
 def _gaussian(side: int, deviation: float) -> Float[np.ndarray, "side side"]:
-    """Weights that smooth normal noise of `side` pixels, and leave its standard deviation 1 at each of them."""
+    """Matrix that smooths normal noise along one axis and keeps its standard deviation at 1."""
     apart = np.subtract.outer(np.arange(side), np.arange(side))
     weights = np.exp(-(apart**2) / (2 * deviation**2))
     return np.asarray(weights / np.sqrt((weights**2).sum(axis=1, keepdims=True)), np.float32)

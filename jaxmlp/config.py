@@ -1,7 +1,8 @@
-"""The experiment as a value: frozen, hashable, validated where it is made, and the same after JSON.
+"""What is an experiment, and which values may it have?
 
-A config holds everything that decides a run's bits, and nothing else. It is itself the argument of the compiled
-functions: rates, momenta, decays and the seed are leaves of its pytree, all else is compiled in.
+A config is a frozen, hashable value. It is checked when it is made, and survives a round trip through JSON. It holds
+everything that decides a run's bits, and nothing else. The compiled functions take the config itself as an argument:
+rates, momenta, decays and the seed are leaves of its pytree; everything else is compiled in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmlp import augmentations as augmentations  # So that flags and JSON know their kinds.
+from jaxmlp import augmentations as augmentations  # Imported so that flags and JSON know the kinds.
 from jaxmlp import mixing as mixing
 from jaxmlp.controllers import averages, check
 from jaxmlp.errors import ConfigError, did_you_mean
@@ -33,92 +34,100 @@ from jaxmlp.plain import Find, from_plain, to_plain
 
 
 class DataConfig(Part):
-    """Which examples are trained on, which are held out, and what a pixel means."""
+    """The training examples, the held-out examples, and the scale of a pixel."""
 
     path: ClassVar[str] = "data"
 
     name: str = host("mnist")
-    """mnist, fashion_mnist, mnist_5k, or a data set registered by `jaxmlp.data.register`."""
+    """Data set: mnist, fashion_mnist, mnist_5k, or a name registered with `jaxmlp.data.register`."""
     validation: float | str | None = ranged(0.1, "(0, 1)", host=True)
-    """A fraction, taken from the end of the training split before any shuffle; a split's name; or none.
+    """Validation examples: a fraction of the training split, the name of a split, or none.
 
-    By default no test example chooses anything: the last tenth of the training split is held out.
+    A fraction is cut off the end of the training split before any shuffle. The default holds out the last tenth, so
+    no choice depends on test examples.
     """
     also: tuple[str, ...] = optional(())
-    """More splits that each epoch is scored on: train, test, or those that the data set has beside these."""
+    """More splits to score after each epoch: train, test, or another split that the data set has."""
     class_weights: tuple[float, ...] = ranged((), "[0, inf)", traced=True, optional=True)
-    """Of each class, what its examples' losses are multiplied by in training; none counts all alike."""
+    """Weight of each class in the training loss. Default: all classes count alike."""
     pixel_scale: float = ranged(1 / 255, "(0, inf)")
-    """What a pixel of 0 to 255 is multiplied by."""
+    """Factor on each pixel value. Pixels are 0 to 255."""
 
 
 class ExperimentConfig(Part):
-    """One experiment: with the data's bytes and the manifest's software, it decides every bit of a run."""
+    """One experiment. Together with the data's bytes and the manifest's software it decides every bit of a run."""
 
     name: str = host("experiment")
-    """Names the run's directory."""
+    """Name of the experiment. The run's directory is named after it."""
     model: Model = MLP()
     """The network."""
     data: DataConfig = DataConfig()
-    """The examples."""
+    """The data set and its splits."""
     augmentation: tuple[Augmentation, ...] = holding()
-    """Random changes of each training batch, one after the other."""
+    """Random changes of each training batch, applied in this order."""
     optimizer: Optimizer = RMSprop()
     """The update rule and its schedule."""
     accumulate: int = ranged(1, "[1, 65536]", optional=True)
-    """Batches an update: the gradient is the mean over all their examples."""
+    """Number of batches per update. The gradient is the mean over all their examples."""
     clip_norm: float | None = ranged(None, "(0, inf)", traced=True, optional=True)
-    """The longest that the whole gradient may be; a longer one is shortened to it."""
+    """Largest norm of the whole gradient. A longer gradient is scaled down to this norm."""
     clip_value: float | None = ranged(None, "(0, inf)", traced=True, optional=True)
-    """The largest magnitude of a number of the gradient; larger ones are cut to it, before `clip_norm`."""
+    """Largest magnitude of any element of the gradient. Larger elements are clipped, before `clip_norm` applies."""
     loss: Loss = ClippedCrossEntropy()
-    """What is minimised."""
+    """The loss to minimise."""
     metrics: tuple[Metric, ...] = holding(Accuracy())
-    """Figures of each split beside the loss."""
+    """Metrics that each split reports beside the loss."""
     controllers: tuple[Controller, ...] = holding(optional=True)
-    """What steers or follows the run: stopping, rates, averages."""
+    """Controllers, which stop the run early, change its learning rate, or average its parameters."""
     best_by: str = host("loss")
-    """Which figure of validation makes a checkpoint the best: loss or a metric's name, with ema_ before it that of the
-    moving average, with NAME_ before it that of a split in `data.also`."""
+    """Validation figure that selects the best checkpoint: loss or the name of a metric. The prefix ema_ selects the
+    moving average, the prefix NAME_ a split in `data.also`."""
     batch_size: int = ranged(128, "[1, 2147483647]")
-    """Examples an update; the last batch of an epoch may be smaller."""
+    """Number of examples per batch. The last batch of an epoch may be smaller."""
     epochs: int = ranged(20, "[1, 1000000]", host=True)
-    """Passes over the training examples."""
+    """Number of passes over the training examples."""
     shuffle: bool = True
-    """Draw a new order each epoch, without replacement."""
+    """Whether each epoch draws a new order of the examples, without replacement."""
     seed: int = ranged(0, "[0, 4294967295]", traced=True)
-    """Decides initial parameters, dropout masks and batch order."""
+    """Seed of the initial parameters, the dropout masks and the batch order."""
     precision: Literal["float32", "tensorfloat32", "bfloat16", "portable"] = "float32"
-    """float32, or tensorfloat32 (where the device has it) or bfloat16 factors of products; or portable: float32 with
-    the same bits on every machine."""
+    """Arithmetic of matrix products: float32; tensorfloat32, where the device has it; bfloat16 factors; or portable,
+    which is float32 with the same bits on every machine."""
     grad_shards: int = ranged(1, "[1, 65536]")
-    """Parts a batch's gradient is summed from in a fixed order: the most devices that give the same bits."""
+    """Number of shards of a batch, whose gradients are added in a fixed order. Up to this many devices give the same
+    bits."""
     eval_rows: int = ranged(1024, "[1, 2147483647]", optional=True)
-    """Examples evaluated at a time, about; fewer take less memory. Last bits of a loss depend on it."""
+    """Approximate number of examples evaluated at a time. Fewer need less memory. The last bits of a loss depend on
+    it."""
     exact: bool = optional(True)
-    """Whether the same bits are promised; if not, devices add in any order and draw random bits of their own."""
+    """Whether the run promises the same bits. If false, devices add in any order and draw their own random bits."""
     outputs: object = filled_in()
-    """Number of classes, or of numbers in a target; `on_data` fills it in."""
+    """Number of classes, or numbers per target. `on_data` sets it."""
     total_steps: object = filled_in(traced=True)
-    """Updates of the whole run; `on_data` fills it in."""
+    """Number of updates in the whole run. `on_data` sets it."""
     zero: object = filled_in(traced=True)
-    """In portable precision the 0 that no compiler knows (docs/portable.md); `on_data` fills it in."""
+    """In portable precision, a 0 that the compiler cannot see (docs/portable.md). `on_data` sets it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name.startswith("."):
-            raise ConfigError("name", f"must be letters, digits, '.', '_' and '-', got {self.name!r}")
+            raise ConfigError(
+                "name", f"must consist of letters, digits, '.', '_' and '-', and not start with '.', got {self.name!r}"
+            )
         if isinstance(self.metrics, tuple) and all(isinstance(each, Metric) for each in self.metrics):
             names = ["loss", "examples", *(each.name for each in self.metrics)]
             if repeated := sorted({name for name in names if names.count(name) > 1}):
-                raise ConfigError("metrics", f"must have names of their own, got {', '.join(repeated)} twice")
+                repeats = ", ".join(repeated)
+                raise ConfigError(
+                    "metrics", f"must have different names, and none may be loss or examples; repeated: {repeats}"
+                )
             if isinstance(self.controllers, tuple):
                 check(self)
                 if self.best_by not in self.validated:
                     wanted = f"must be one of {', '.join(self.validated)}, got {self.best_by!r}"
                     hint = did_you_mean(self.best_by, self.validated)
                     raise ConfigError("best_by", f"{wanted}.{hint or ' Name its metric in metrics'}")
-        # XLA makes one kernel of a loop over products of one row on CPUs, whose bits are not those of the products.
+        # On CPUs, XLA fuses a loop over one-row products into one kernel, whose bits differ from those of the products.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
             works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
             near = sorted(sorted(works, key=lambda v: abs(v - self.grad_shards))[:2])
@@ -129,13 +138,13 @@ class ExperimentConfig(Part):
             )
 
     def on_data(self, outputs: int, steps_per_epoch: int) -> Self:
-        """The config as compiled functions take it: the facts of the data filled in, the leaves arrays of fixed types.
+        """The config as compiled functions take it: data facts filled in, leaves turned into arrays of fixed types.
 
-        Configs that differ in their leaves alone share every compiled program.
+        Configs that differ only in their leaves share every compiled program.
 
         Args:
-            outputs: Number of classes, or of numbers in a target.
-            steps_per_epoch: Updates of an epoch.
+            outputs: Number of classes, or numbers per target.
+            steps_per_epoch: Number of updates in an epoch.
         """
         total_steps = _as_array(self.epochs * steps_per_epoch, jnp.int32)
         zero = _as_array(0, jnp.int32) if self.precision == "portable" else None
@@ -143,22 +152,22 @@ class ExperimentConfig(Part):
 
     @property
     def factors(self) -> Literal["float32", "bfloat16"]:
-        """The type of the factors of products in a module."""
+        """Type of the factors of the module's matrix products."""
         return "bfloat16" if self.precision == "bfloat16" else "float32"
 
     def without_precision(self) -> Self:
-        """The same experiment as it is written, before any arithmetic is chosen for it: portable becomes float32."""
+        """The same experiment before any arithmetic is chosen for it: portable becomes float32."""
         return dataclasses.replace(self, precision=self.factors, zero=None)
 
     def module(self) -> nn.Module:
-        """The network in flax; `on_data` has filled in the number of its outputs."""
+        """The flax module. `on_data` must have set the number of outputs."""
         return hashable(self.model.module(typing.cast(int, self.outputs), self.factors))
 
     @property
     def validated(self) -> dict[str, bool]:
-        """The figures of validation by their names without `val_`, each with whether more is better.
+        """Maps each validation figure, without its prefix `val_`, to whether larger is better.
 
-        Those of the moving average have `ema_` before their names, those of a split in `data.also` its name.
+        Figures of the moving average start with `ema_`. Figures of a split in `data.also` start with the split's name.
         """
         own = {"loss": False, **{metric.name: metric.larger_is_better for metric in self.metrics}}
         own |= {f"ema_{name}": larger for name, larger in own.items()} if averages(self) else {}
@@ -166,43 +175,43 @@ class ExperimentConfig(Part):
 
     @property
     def best_is_average(self) -> bool:
-        """Whether the best checkpoint is that of the best moving average."""
+        """Whether `best_by` names a figure of the moving average."""
         names = ["loss", *(metric.name for metric in self.metrics)]
         splits = ["", *(f"{split}_" for split in self.data.also)]
         return averages(self) and self.best_by in {f"{split}ema_{name}" for split in splits for name in names}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
-        """What the best checkpoint has the lowest of, from an epoch's figures; None without validation."""
+        """The score of an epoch; lower is better. None without validation."""
         value = figures.get(f"val_{self.best_by}")
         return value if value is None or not self.validated[self.best_by] else -value
 
     def to_dict(self) -> dict[str, Any]:
-        """Every value, defaults too, as JSON types; a part says its own kind under `kind`."""
+        """Every value, defaults included, as JSON types. A part stores its kind under `kind`."""
         return typing.cast(dict[str, Any], to_plain(self))
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any], find: Find | None = None) -> Self:
-        """The config that `to_dict` wrote.
+        """The inverse of `to_dict`.
 
         Args:
             plain: JSON types.
-            find: Finds what a name such as `lion.py:Lion` stands for; without it such a name is refused.
+            find: Resolves a name such as `lion.py:Lion` to code. Without it such a name is an error.
 
         Raises:
-            ConfigError: An unknown or missing field, by name, or a value that breaks its rule.
+            ConfigError: A field is unknown or missing, or a value breaks its rule.
         """
         return typing.cast(Self, from_plain("", cls, plain, find or _no_code))
 
     def to_json(self) -> str:
-        """`to_dict` as indented JSON, ending in a newline; floats keep every bit."""
+        """`to_dict` as indented JSON with a newline at the end. Floats keep every bit."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, find: Find | None = None) -> Self:
-        """The config that `to_json` wrote.
+        """The inverse of `to_json`.
 
         Raises:
-            ConfigError: Not JSON, an unknown or missing field, by name, or a value that breaks its rule.
+            ConfigError: The text is not JSON, a field is unknown or missing, or a value breaks its rule.
         """
         try:
             plain = parse_json(text)
@@ -212,7 +221,7 @@ class ExperimentConfig(Part):
 
 
 def as_arrays[P: Part](part: P) -> P:
-    """The part with strong types in its leaves: a weak Python float would leave bfloat16 in bfloat16."""
+    """The part with strongly typed leaves. A weakly typed Python float would not promote bfloat16 to float32."""
     changes: dict[str, Any] = {}
     for item in dataclasses.fields(part):  # type: ignore[arg-type]
         value = getattr(part, item.name)
@@ -233,7 +242,7 @@ def as_arrays[P: Part](part: P) -> P:
 
 
 def _as_array(number: Any, dtype: Any) -> jax.Array:
-    # Put on the device, which a user's transfer guard allows; not found there by `jnp.asarray`, which it does not.
+    # A user's transfer guard allows an explicit `device_put`, but not the implicit transfer of `jnp.asarray`.
     return jnp.asarray(number, dtype) if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
 
 
@@ -242,7 +251,7 @@ def _hint(part: Part, name: str) -> Any:
 
 
 def _no_code(name: str) -> Any:
-    raise ConfigError("experiment", f"must be given: {name} is code of an experiment's own file")
+    raise ConfigError("experiment", f"must be given: {name} is defined in an experiment's own file")
 
 
 def _divisors(number: int) -> list[int]:

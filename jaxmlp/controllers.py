@@ -1,7 +1,8 @@
-"""The controllers that ship, and how a run's controllers act on its state: after an update, an epoch, and at the end.
+"""Which controllers ship, and how do a run's controllers act on its state?
 
-A controller is one class: its fields, and a state of its own in `TrainState.controllers` by its name. So a resume, a
-lane of a sweep and any number of devices have the bits of a run that was never interrupted.
+They act after an update, after an epoch, and at the end. A controller is one class. Its state lies in
+`TrainState.controllers` under its name. So a resumed run, a lane of a sweep and any number of devices give the bits of
+an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from jaxmlp.parts import Controller, Epoch
 
 
 class EarlyStopping(Controller):
-    """Stop where a figure has not become better for `patience` epochs. Source: Keras 3, `EarlyStopping`.
+    """Stop if a figure has not improved for `patience` epochs. Source: Keras 3, `EarlyStopping`.
 
-    An epoch is better if its figure is better than the best so far by more than `min_delta`. Figures are compared in
-    float32. With `restore_best` the run ends with the parameters and variables of its best epoch, whether it was
-    stopped or not; those of the last epoch are kept in the state, so that the run can go on.
+    An epoch improves if its figure is better than the best so far by more than `min_delta`. Figures are compared in
+    float32. With `restore_best` the run ends with the parameters and variables of its best epoch, even if it was not
+    stopped early. The state keeps those of the last epoch, so that the run can go on.
     """
 
     kind: ClassVar[str] = "early_stopping"
@@ -33,22 +34,22 @@ class EarlyStopping(Controller):
     monitor: str = "val_loss"
     """Figure of an epoch, such as loss, val_loss or val_accuracy."""
     patience: int = ranged(5, "[0, 1000000]", traced=True)
-    """Epochs that may pass without a better one; 0 and 1 both stop at the first that is not better."""
+    """Number of epochs without improvement before the run stops. 0 and 1 both stop at the first such epoch."""
     min_delta: float = ranged(0.0, "[0, inf)", traced=True)
-    """By how much a better figure must be better."""
+    """Smallest change of the figure that counts as an improvement."""
     restore_best: bool = False
-    """End with the weights of the best epoch."""
+    """Whether the run ends with the weights of its best epoch."""
     direction: Literal["auto", "min", "max"] = "auto"
-    """Whether less or more is better; auto asks the metric."""
+    """Whether a smaller (min) or a larger (max) figure is better. auto asks the metric."""
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """No epoch yet."""
+        """The state before the first epoch."""
         begun = {"best": jnp.float32(jnp.inf), "best_epoch": jnp.int32(0), "epoch": jnp.int32(0), "wait": jnp.int32(0)}
         weights = {"params": params, "variables": variables}
         return begun | ({"restored": jnp.int32(0), "weights": weights} if self.restore_best else {})
 
     def after_epoch(self, own: dict[str, Any], epoch: Epoch) -> dict[str, Any]:
-        """The rule."""
+        """The state after an epoch."""
         score, number = _score(self, epoch), own["epoch"] + 1
         is_better = score + self.min_delta < own["best"]
         new = {
@@ -58,27 +59,27 @@ class EarlyStopping(Controller):
             "wait": jnp.where(is_better, 0, own["wait"] + 1),
         }
         if self.restore_best:
-            # Also of a first epoch whose figure is infinite: there are no other weights to go back to.
+            # Also after a first epoch whose figure is infinite: there are no other weights to restore.
             keep = is_better | (number == 1)
             weights = {"params": epoch.params, "variables": epoch.variables}
             new |= {"weights": _where(keep, weights, own["weights"]), "restored": own["restored"]}
         return new
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
-        """Where the patience has run out."""
+        """A message if `patience` epochs passed without improvement."""
         wait, best_epoch = int(own["wait"]), int(own["best_epoch"])
         if wait < max(self.patience, 1) or int(own["epoch"]) < 2:
             return None
         best = next((record.figures[self.monitor] for record in records if record.epoch == best_epoch), None)
         at = f"{best:.6g} in epoch {best_epoch}" if best is not None else "none"
         restored = ", whose weights are restored" if self.restore_best else ""
-        return f"{self.monitor} has not become better for {_counted(wait, 'epoch')}; the best was {at}{restored}"
+        return f"{self.monitor} has not improved for {_counted(wait, 'epoch')}; the best was {at}{restored}"
 
 
 class ReduceOnPlateau(Controller):
-    """Multiply the learning rate by `factor` where a figure has not become better for `patience` epochs.
+    """Multiply the learning rate by `factor` if a figure has not improved for `patience` epochs.
 
-    It is a factor on the rate that the schedule gives. Source: Keras 3, `ReduceLROnPlateau`, whose `min_lr` is
+    The factor applies to the rate that the schedule gives. Source: Keras 3, `ReduceLROnPlateau`. Its `min_lr` equals
     `min_factor` times the learning rate here.
     """
 
@@ -87,25 +88,25 @@ class ReduceOnPlateau(Controller):
     monitor: str = "val_loss"
     """Figure of an epoch, such as loss, val_loss or val_accuracy."""
     factor: float = ranged(0.1, "(0, 1)", traced=True)
-    """What the rate is multiplied by."""
+    """Factor of each reduction of the learning rate."""
     patience: int = ranged(10, "[0, 1000000]", traced=True)
-    """Epochs that may pass without a better one."""
+    """Number of epochs without improvement before a reduction."""
     min_delta: float = ranged(1e-4, "[0, inf)", traced=True)
-    """By how much a better figure must be better."""
+    """Smallest change of the figure that counts as an improvement."""
     cooldown: int = ranged(0, "[0, 1000000]", traced=True)
-    """Epochs after a reduction that count for nothing."""
+    """Number of epochs after a reduction that do not count towards `patience`."""
     min_factor: float = ranged(0.0, "[0, 1]", traced=True)
-    """The least that all reductions come to."""
+    """Smallest product of all reductions."""
     direction: Literal["auto", "min", "max"] = "auto"
-    """Whether less or more is better; auto asks the metric."""
+    """Whether a smaller (min) or a larger (max) figure is better. auto asks the metric."""
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """The whole rate."""
+        """The state before the first epoch: no reduction."""
         counts = {"wait": jnp.int32(0), "cooldown": jnp.int32(0)}
         return {"best": jnp.float32(jnp.inf), "factor": jnp.float32(1), **counts}
 
     def after_epoch(self, own: dict[str, Any], epoch: Epoch) -> dict[str, Any]:
-        """The rule."""
+        """The state after an epoch."""
         score = _score(self, epoch)
         cooldown = jnp.maximum(own["cooldown"] - 1, 0)
         is_better = score + self.min_delta < own["best"]
@@ -120,37 +121,37 @@ class ReduceOnPlateau(Controller):
         }
 
     def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""]:
-        """Of all reductions so far."""
+        """Product of all reductions so far."""
         factor: Float[Array, ""] = own["factor"]
         return factor
 
 
 class Budget(Controller):
-    """Stop where so many seconds or updates are used up, within an epoch too.
+    """Stop after a number of seconds or updates, within an epoch if need be.
 
-    What is made of that epoch is scored, and counts as an epoch. Where `seconds` end a run, a clock decides after how
-    many updates.
+    The partial epoch is evaluated and counts as an epoch. With `seconds`, the clock decides how many updates a run
+    makes.
     """
 
     kind: ClassVar[str] = "budget"
 
     seconds: float | None = ranged(None, "(0, inf)", host=True)
-    """Seconds of training and evaluation, those before an interruption too."""
+    """Limit on the seconds of training and evaluation. Seconds before an interruption count."""
     steps: int | None = ranged(None, "[1, 2147483647]", host=True)
-    """Updates."""
+    """Limit on the number of updates."""
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """None: the run's log tells all."""
+        """Empty: the budget reads the run's log instead."""
         return {}
 
     def steps_left(self, steps: int, seconds: float) -> int | None:
-        """None more where the time is used up."""
+        """Number of updates left: 0 if the time is used up."""
         if self.seconds is not None and seconds >= self.seconds:
             return 0
         return None if self.steps is None else max(0, self.steps - steps)
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
-        """Where one of both is used up."""
+        """A message if a limit is reached."""
         used_s, steps = sum(record.seconds for record in records), records[-1].steps
         if self.seconds is not None and used_s >= self.seconds:
             return f"{self.seconds:g} s are used up"
@@ -160,23 +161,23 @@ class Budget(Controller):
 
 
 class EMA(Controller):
-    """An exponential moving average of the parameters, scored beside the last ones; it changes no update.
+    """Keep an exponential moving average of the parameters and score it beside them. It changes no update.
 
-    average = decay * average + (1 - decay) * params, from the parameters after the first update. Statistics that the
-    module keeps, such as BatchNorm's, are the run's own. Source: Keras 3, `use_ema`.
+    average = decay * average + (1 - decay) * params, starting from the parameters after the first update. Statistics of
+    the module, such as BatchNorm's, are not averaged. Source: Keras 3, `use_ema`.
     """
 
     kind: ClassVar[str] = "ema"
 
     decay: float = ranged(0.999, "[0, 1)", traced=True)
-    """Part of the average kept at each update."""
+    """Weight of the old average in each update."""
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """Replaced by the first update."""
+        """A placeholder, which the first update replaces."""
         return {"params": params, "updates": jnp.int32(0)}
 
     def after_update(self, own: dict[str, Any], params: Any) -> dict[str, Any]:
-        """The rule."""
+        """The state after an update."""
         decay = jnp.where(own["updates"] == 0, jnp.float32(0), self.decay)
 
         def averaged(old: Array, new: Array) -> Array:
@@ -186,7 +187,7 @@ class EMA(Controller):
 
 
 def _score(part: EarlyStopping | ReduceOnPlateau, epoch: Epoch) -> Float[Array, ""]:
-    """The figure that is watched, or its negative: less is better."""
+    """The monitored figure, negated if larger is better. A lower score is better."""
     is_larger = part.monitor in epoch.larger_is_better if part.direction == "auto" else part.direction == "max"
     value = epoch.figures[part.monitor]
     return -value if is_larger else value
@@ -200,11 +201,11 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-# What follows acts for all controllers of an experiment; `config` is the experiment, `state` its `TrainState`.
+# The functions below act for all controllers of an experiment. `config` is the experiment, `state` its `TrainState`.
 
 
 def by_name(config: Any) -> dict[str, Controller]:
-    """The controllers by the names of their states."""
+    """The controllers, by the names of their states."""
     found: dict[str, Controller] = {}
     for each in config.controllers:
         name = each.kind or type(each).__name__
@@ -214,12 +215,12 @@ def by_name(config: Any) -> dict[str, Controller]:
 
 
 def init(config: Any, params: Any, variables: Any) -> dict[str, Any]:
-    """The states before the first update, of the controllers that have one."""
+    """The states before the first update. Controllers with an empty state are left out."""
     return {name: own for name, each in by_name(config).items() if (own := each.init(params, variables))}
 
 
 def steered(config: Any, states: Mapping[str, Any]) -> Any:
-    """The experiment with the learning rate that the controllers leave."""
+    """The experiment with its learning rate multiplied by the controllers' factors."""
     found = [each.rate_factor(states[name]) for name, each in by_name(config).items() if name in states]
     factors = [factor for factor in found if factor is not None]
     if not factors:
@@ -229,7 +230,7 @@ def steered(config: Any, states: Mapping[str, Any]) -> Any:
 
 
 def after_update(config: Any, state: Any) -> Any:
-    """The state once its controllers have seen an update."""
+    """The state after its controllers have seen an update."""
     states, known = state.controllers, by_name(config)
     found = {name: each.after_update(states[name], state.params) for name, each in known.items() if name in states}
     return state._replace(controllers={**states, **found})
@@ -237,7 +238,7 @@ def after_update(config: Any, state: Any) -> Any:
 
 @jax.jit
 def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]) -> Any:
-    """The state once its controllers have seen an epoch, of these figures."""
+    """The state after its controllers have seen an epoch with these figures."""
     names = frozenset(name for name in figures if config.validated.get(name.removeprefix("val_")))
     epoch = Epoch(figures, names, state.params, state.variables)
     states, known = state.controllers, by_name(config)
@@ -247,9 +248,10 @@ def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]
 
 @functools.partial(jax.jit, static_argnames="back")
 def exchanged(state: Any, *, back: bool) -> Any:
-    """The state with the weights of the best epoch in place of the last one's, which are kept; or `back` again.
+    """Swap the weights of the last epoch for those of the best epoch; `back` undoes the swap.
 
-    Twice is once, so that a resume at a run's end changes nothing. Without a controller that restores, it is the state.
+    The last epoch's weights are kept in the controller's state. Swapping twice is the same as once, so a resume at a
+    run's end changes nothing. Without a controller that restores weights, the state is unchanged.
     """
     for name, own in state.controllers.items():
         if "restored" in own:
@@ -267,29 +269,29 @@ def exchanged(state: Any, *, back: bool) -> Any:
 
 
 def averages(config: Any) -> bool:
-    """Whether a moving average of the parameters is kept."""
+    """Whether the experiment keeps a moving average of the parameters."""
     return any(isinstance(each, EMA) for each in config.controllers)
 
 
 def averaged(state: Any) -> Any:
-    """The state with the moving average in place of the parameters; None without one."""
+    """The state with the moving average in place of the parameters; None without a moving average."""
     own = state.controllers.get(EMA.kind)
     return state._replace(params=own["params"]) if own else None
 
 
 def restores(config: Any) -> bool:
-    """Whether a run ends with the weights of its best epoch."""
+    """Whether the run ends with the weights of its best epoch."""
     return any(getattr(each, "restore_best", False) for each in config.controllers)
 
 
 def steps_left(config: Any, steps: int, seconds: float) -> int | None:
-    """How many more updates the run may make, after these updates and seconds; None where nothing sets a bound."""
+    """Number of updates that the run may still make, after `steps` and `seconds`. None without a limit."""
     found = [each.steps_left(steps, seconds) for each in config.controllers]
     return min((left for left in found if left is not None), default=None)
 
 
 def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> str | None:
-    """Why the run is to end after these epochs; `states` are the controllers' on the host, without trees."""
+    """Why the run must end after these epochs, else None. `states` are on the host, without nested trees."""
     for name, each in by_name(config).items():
         if why := each.why_stop(states.get(name, {}), records):
             return f"{name}: {why}"
@@ -297,10 +299,10 @@ def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> 
 
 
 def check(config: Any) -> None:
-    """Make sure that the controllers go with each other and with the optimizer.
+    """Check that the controllers fit each other and the optimizer.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They do not fit.
     """
     restoring = [each for each in config.controllers if getattr(each, "restore_best", False)]
     of_kind_ema = [each for each in config.controllers if isinstance(each, EMA)]
@@ -309,18 +311,18 @@ def check(config: Any) -> None:
             raise ConfigError("controllers", f"must have at most one {what}, got {len(found)}")
     steers = any(type(each).rate_factor is not Controller.rate_factor for each in config.controllers)
     if steers and getattr(config.optimizer, "learning_rate", None) is None:
-        problem = "change the learning rate, but the optimizer has no field learning_rate"
-        raise ConfigError("controllers", f"{problem}. Use an optimizer that has it, such as SGD()")
+        problem = "change the learning rate, but the optimizer has no learning_rate field"
+        raise ConfigError("controllers", f"{problem}. Use an optimizer with this field, such as SGD()")
 
 
 def check_monitors(config: Any, figures: Sequence[str]) -> None:
-    """Make sure that the controllers find what they watch among the names of an epoch's figures.
+    """Check that every figure that a controller monitors is a figure of the epoch.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: A controller monitors an unknown figure.
     """
     for number, each in enumerate(config.controllers):
         monitor = getattr(each, "monitor", None)
         if monitor is not None and monitor not in figures:
             told = f"must be a figure of an epoch, got {monitor!r}.{did_you_mean(monitor, figures)}"
-            raise ConfigError(f"controllers.{number}.monitor", f"{told} There are {', '.join(figures)}")
+            raise ConfigError(f"controllers.{number}.monitor", f"{told} The figures are {', '.join(figures)}")

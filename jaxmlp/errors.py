@@ -1,4 +1,4 @@
-"""Every mistake the program answers for, and the exit code each ends in."""
+"""Which mistakes does the program answer for, and which exit code does each end in?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class JaxmlpError(Exception):
-    """A mistake that has a message for people; the program prints it and ends in `exit_code`."""
+    """A mistake with a message for people. The program prints the message and ends with `exit_code`."""
 
     exit_code = 1
 
@@ -22,8 +22,8 @@ class ConfigError(UsageError, ValueError):
     """A config value that breaks its rule.
 
     Args:
-        field: The dotted path, such as `model.dropout_rate`.
-        problem: The rule, the value and the remedy: `must be in [0, 1), got 50. Did you mean 0.5?`
+        field: Dotted path of the field, such as `model.dropout_rate`.
+        problem: Rule, value and remedy: `must be in [0, 1), got 50. Did you mean 0.5?`
     """
 
     def __init__(self, field: str, problem: str) -> None:
@@ -37,7 +37,7 @@ class ConfigError(UsageError, ValueError):
 
 
 class CheckFailed(JaxmlpError):
-    """A check that was asked for did not hold: not reproduced, slower, below the wanted accuracy."""
+    """A requested check failed: not reproduced, slower, or below the wanted accuracy."""
 
     exit_code = 3
 
@@ -55,11 +55,11 @@ class RunError(JaxmlpError):
 
 
 class CodeError(RunError):
-    """A run made with code of the user's own, which is not given, or is another now.
+    """A run used code of the user's own, which was not given or has changed.
 
     Args:
-        message: What is wrong, and the way on.
-        flags: What to add to the command line.
+        message: What is wrong and what to do.
+        flags: Flags to add to the command line.
     """
 
     def __init__(self, message: str, flags: str) -> None:
@@ -68,7 +68,7 @@ class CodeError(RunError):
 
 
 class DeviceError(JaxmlpError):
-    """A device that is not there, or a JAX that is already up otherwise."""
+    """A device that does not exist, or a JAX that has already started with other settings."""
 
     exit_code = 6
 
@@ -80,7 +80,7 @@ class DivergedError(JaxmlpError):
 
 
 class DiskError(JaxmlpError):
-    """Something that could not be written."""
+    """A file that could not be written."""
 
     exit_code = 8
 
@@ -92,13 +92,13 @@ class PeerLostError(JaxmlpError):
 
 
 def printable(text: object, *, lines: bool = True) -> str:
-    r"""The text with all that could move a terminal, or that no encoding has, as escapes such as `\x1b`.
+    r"""The text with unsafe characters, which could move a terminal or have no encoding, escaped as in `\x1b`.
 
-    Names of files, and what files from strangers say, may hold anything.
+    File names, and the content of files from strangers, may hold any character.
 
     Args:
-        text: What people are to read.
-        lines: Whether it may have several.
+        text: Text for people to read.
+        lines: Whether newlines are kept.
     """
 
     def shown(character: str) -> str:
@@ -109,6 +109,6 @@ def printable(text: object, *, lines: bool = True) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`" Did you mean X?"` for the known word nearest to `word`, or nothing where none is near."""
+    """`" Did you mean X?"` for the known word nearest to `word`; empty if no known word is near."""
     near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.6)
     return f" Did you mean {near[0]}?" if near else ""

@@ -1,4 +1,4 @@
-"""Experiment files: Python files with a CONFIG and parts of their own, and how a run's parts are found in them."""
+"""What is in an experiment's file, and which code is a run made of?"""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from jaxmlp.parts import Part, PlainObject
 from jaxmlp.plain import Placed, is_installed, place_of, where
 
 Experiment: TypeAlias = ExperimentConfig | str | Path | Sequence[str | Path]
-"""The user's own code for a run: the experiment's file, several files, or an experiment in hand."""
+"""Source of the user's code for a run: one experiment file, several files, or an `ExperimentConfig`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentFile:
-    """An experiment's file that was run."""
+    """An experiment's file after it was run."""
 
     path: Path
     modules: Mapping[str, ModuleType]
-    """Its own, and the local ones that it imports, by the names of their files."""
+    """The file's module and the local modules that it imports, by file name."""
     sums: Mapping[str, str]
-    """SHA-256 of each of these files as it was run."""
+    """SHA-256 of each of these files at the time it was run."""
 
     @property
     def config(self) -> ExperimentConfig:
-        """Its CONFIG, named after the file where it has no name of its own.
+        """The file's CONFIG. If it has the default name, it is renamed after the file.
 
         Raises:
-            UsageError: It has none.
+            UsageError: The file has no CONFIG.
         """
         config = getattr(self._module, "CONFIG", None)
         if not isinstance(config, ExperimentConfig):
             found = "has no CONFIG" if config is None else f"has a CONFIG of type {type(config).__name__}"
-            raise UsageError(f"{self.path} {found}. Add: CONFIG = ExperimentConfig(...), from jaxmlp")
+            raise UsageError(f"{self.path} {found}. Add CONFIG = ExperimentConfig(...), imported from jaxmlp")
         if config.name == ExperimentConfig.name:
             config = dataclasses.replace(config, name=self.path.stem)
         placed: ExperimentConfig = self._placed(config, "CONFIG")
@@ -55,7 +55,7 @@ class ExperimentFile:
         return self.modules[self.path.name]
 
     def _placed(self, part: Any, place: str) -> Any:
-        """The part with the places of its plain objects and functions: a name in the file, or where CONFIG has them."""
+        """The part, with the place of each plain object and function: its name in the file, or its path in CONFIG."""
         if isinstance(part, PlainObject):
             own = place_of(part.value)
             return dataclasses.replace(part, source=own if self._has(own) else self._place(part.value, place))
@@ -79,7 +79,7 @@ class ExperimentFile:
         return not place.startswith(f"{NONE}:") and self.find(place) is not None
 
     def find(self, place: str) -> Any:
-        """What the file, or a local module that it imports, has at a place such as `lion.py:Lion`; else None."""
+        """The object at a place such as `lion.py:Lion`, in this file or in an imported local module; else None."""
         file, _, names = place.partition(":")
         modules = [module for name, module in self.modules.items() if Path(name).name == file]
         return next((found for module in modules if (found := _at(module, names.split("."))) is not None), None)
@@ -89,20 +89,20 @@ def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
     """Run an experiment's file.
 
     Raises:
-        UsageError: There is no such file, it raises, or it has no CONFIG where one is needed.
+            UsageError: The file does not exist, it raises, or it has no CONFIG although one is needed.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is not there.{_nearest(path)}")
+        raise UsageError(f"{path} does not exist.{_nearest(path)}")
     whole = path.parent.resolve() / path.name
     content = whole.read_bytes()
-    # Two files of one name are two modules.
+    # Two files with the same name become two modules.
     name = f"experiment_{path.stem}_{hashlib.sha256(content + bytes(whole)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, whole, loader=_AsRead(name, str(whole)))
     if not spec or not spec.loader or whole.suffix != ".py":
-        raise UsageError(f"{path} is not a Python file: an experiment is one, with a CONFIG")
+        raise UsageError(f"{path} is not a Python file. An experiment is a Python file with a CONFIG")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
-    # As Python does for a script: its neighbours can be imported.
+    # Like Python for a script: the file can import its neighbours.
     if sys.path[0] != str(whole.parent):
         sys.path.insert(0, str(whole.parent))
     near = {file: file.read_bytes() for file in local_files(whole)}
@@ -127,7 +127,7 @@ def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
 
 
 def placed(config: ExperimentConfig) -> ExperimentConfig:
-    """The experiment; with the places that its file gives its parts, where it is the CONFIG that Python imported."""
+    """The experiment. If it is an imported file's CONFIG, its parts are tagged with their places in that file."""
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if file and getattr(module, "__dict__", {}).get("CONFIG") is config:
@@ -140,7 +140,7 @@ def placed(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def _file_of(path: Path, module: ModuleType, sources: Mapping[Path, bytes]) -> ExperimentFile:
-    """An experiment's file that was run as `module`; the first of its sources is its own."""
+    """The experiment's file that was run as `module`. The first source is the file itself."""
     whole = next(iter(sources))
     imported = {str(getattr(each, "__file__", "")): each for each in list(sys.modules.values())}
     near = {_name(file, whole.parent): imported[str(file)] for file in sources if str(file) in imported}
@@ -149,10 +149,10 @@ def _file_of(path: Path, module: ModuleType, sources: Mapping[Path, bytes]) -> E
 
 
 class _AsRead(importlib.machinery.SourceFileLoader):
-    """Runs the bytes of the file, and remembers them: a compiled file could be that of an earlier text."""
+    """Compiles the file's current bytes and remembers them. Python's cached bytecode might be of an earlier text."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """The file as it is now, compiled."""
+        """The code of the file's current bytes."""
         content = Path(self.path).read_bytes()
         remember(Path(self.path), content)
         return self.source_to_code(content, self.path)
@@ -163,7 +163,7 @@ def _name(file: Path, folder: Path) -> str:
 
 
 def _forget_others(file: Path, folder: Path) -> None:
-    """Let a file be imported anew whose name is that of another experiment's module, or that was edited since."""
+    """Make Python import a file again if its name belongs to another experiment's module, or if it was edited."""
     words = file.relative_to(folder).with_suffix("").parts
     name = ".".join(words[:-1] if words[-1] == "__init__" else words)
     there = getattr(sys.modules.get(name), "__file__", None)
@@ -173,7 +173,7 @@ def _forget_others(file: Path, folder: Path) -> None:
 
 
 def _nearest(path: Path) -> str:
-    """The most similar of the Python files beside it, here, and in `experiments`."""
+    """A hint with the most similar Python file in the same folder, the current folder, or `experiments`."""
     folders = dict.fromkeys((path.parent, Path(), Path("experiments")))
     there = [file for folder in folders for file in sorted(folder.glob("*.py"))]
     stems = difflib.get_close_matches(path.stem, [file.stem for file in there], n=1)
@@ -182,7 +182,7 @@ def _nearest(path: Path) -> str:
 
 
 def _at(thing: Any, names: Sequence[str]) -> Any:
-    """A global of a module, a class inside of a class, or an object that CONFIG has; None where there is none."""
+    """A global of a module, a class inside a class, or an object in CONFIG; None if there is no such name."""
     is_config = names[0] == "CONFIG" and len(names) > 1
     for place, name in enumerate(names):
         if place and not is_config and not isinstance(thing, type):
@@ -195,21 +195,21 @@ def _at(thing: Any, names: Sequence[str]) -> Any:
 
 
 class Changed(NamedTuple):
-    """A file of a run's code that is another one now."""
+    """A file of a run's code that has changed or is missing."""
 
     file: str
     there: str | None
-    """SHA-256 of the file that the run was made with."""
+    """SHA-256 of the file that the run used."""
     here: str | None
-    """SHA-256 of the file that was given; None where none of this name was."""
+    """SHA-256 of the file that was given; None if no file of this name was given."""
 
     def __str__(self) -> str:
-        here = f"SHA-256 {self.here} here" if self.here else "and is not given here"
-        return f"{self.file} is not the code that the run was made with: SHA-256 {self.there} there, {here}"
+        here = f"SHA-256 {self.here} here" if self.here else "and the file was not given here"
+        return f"{self.file} differs from the code that the run used: SHA-256 {self.there} there, {here}"
 
 
 class Code:
-    """The user's own code for runs: files that the user names, which are run, or an experiment in hand."""
+    """The user's own code for a run: files, which are run, or an `ExperimentConfig`."""
 
     def __init__(self, given: Experiment = ()) -> None:
         self.config = placed(given) if isinstance(given, ExperimentConfig) else None
@@ -217,7 +217,10 @@ class Code:
         self.files = [load_experiment(Path(name), needs_config=False) for name in names]
 
     def changed(self, wanted: Mapping[str, str | None]) -> tuple[Changed, ...]:
-        """The files whose sums are not those wanted; of several files that are given one must have the sum."""
+        """The files whose SHA-256 differs from the wanted sum.
+
+        If several given files share a name, one match is enough.
+        """
         given = [sums_of(code_of(self.config))] if self.config else [file.sums for file in self.files]
         found = []
         for name, there in wanted.items():
@@ -227,16 +230,16 @@ class Code:
         return tuple(found)
 
     def find(self, place: str, wanted: Mapping[str, str | None]) -> Any:
-        """What a run calls `place`, such as `lion.py:Lion`; None where it is not given.
+        """The object that a run calls `place`, such as `lion.py:Lion`; None if it was not given.
 
         Args:
-            place: As `jaxmlp.plain.where` names it.
-            wanted: Sums of the run's code: files that have more of them come first.
+            place: The place, as `jaxmlp.plain.where` names it.
+            wanted: Sums of the run's code. Files that match more of these sums are searched first.
         """
         if self.config:
             found = [thing for name, thing in _things(self.config) if name == place]
             if any(thing is not found[0] for thing in found):
-                raise ConfigError("experiment", f"has several objects that are called {place}: give them names")
+                raise ConfigError("experiment", f"has several objects called {place}. Give each a name of its own")
             return found[0] if found else None
         fits = sorted(self.files, key=lambda file: -len(file.sums.items() & wanted.items()))
         for file in fits:
@@ -249,7 +252,7 @@ class Code:
 
 
 def _things(config: ExperimentConfig) -> list[tuple[str, Any]]:
-    """The places of an experiment's own parts and functions, and the classes and objects themselves."""
+    """The experiment's own parts and functions: the place of each, and its class or object."""
     found: list[tuple[str, Any]] = []
     for part in config.parts():
         found.append((where(part), part.value if isinstance(part, PlainObject) else type(part)))

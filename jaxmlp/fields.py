@@ -1,6 +1,6 @@
-"""How a value of a config or a flag is checked where it is made, and how a config becomes JSON and comes back.
+"""How are the values of configs and flags checked, and how does JSON text become values?
 
-This module starts no JAX: the flags of every command are made of `Checked` classes.
+This module does not import JAX, because the flags of every command are `Checked` classes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from jaxmlp.errors import ConfigError, did_you_mean
 
 
 def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of nested mappings by their dotted paths."""
+    """The values of nested mappings, by dotted path."""
     found: dict[str, Any] = {}
     for name, value in plain.items():
         found |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -29,35 +29,35 @@ def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def ranged(default: Any, interval: str, *, traced: bool = False, host: bool = False, optional: bool = False) -> Any:
-    """A field of one number or more in an interval.
+    """A field that holds a number in an interval, or several such numbers.
 
     Args:
-        default: The field's default.
-        interval: The rule as people write it, such as `[0, 1)` or `(0, inf)`.
-        traced: Whether compiled programs take the value as an argument, so that another value compiles nothing anew.
-        host: Whether compiled programs never see the value, so that it is at its default inside them.
-        optional: Whether JSON leaves the field out while it is at its default.
+        default: Default value.
+        interval: Valid range, such as `[0, 1)` or `(0, inf)`.
+        traced: Whether compiled programs take the value as an argument. Then a new value compiles nothing.
+        host: Whether compiled programs never see the value. Inside them it has its default.
+        optional: Whether JSON leaves the field out at its default.
     """
     return field(default=default, metadata={"interval": interval, "traced": traced, "host": host, "optional": optional})
 
 
 def host(default: Any) -> Any:
-    """A field that compiled programs never see: it is at its default inside them."""
+    """A field that compiled programs never see. Inside them it has its default."""
     return field(default=default, metadata={"host": True})
 
 
 def optional(default: Any) -> Any:
-    """A field that JSON leaves out while it is at its default."""
+    """A field that JSON leaves out at its default."""
     return field(default=default, metadata={"optional": True})
 
 
 def filled_in(*, traced: bool = False) -> Any:
-    """A field that training fills in from the data: no flag, and not in JSON."""
+    """A field that training sets from the data. It has no flag and no JSON key."""
     return field(default=None, metadata={"traced": traced, "filled_in": True})
 
 
 def named(default: str, known: Mapping[str, Callable[..., Any]]) -> Any:
-    """A field that takes the name of a known function, or a function of the user's own."""
+    """A field that takes the name of a known function, or a function."""
     return field(default=default, metadata={"known": known})
 
 
@@ -73,18 +73,18 @@ def join_path(path: str, name: str) -> str:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the one type itself."""
+    """The alternatives of a union; for any other type, the type itself."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 class Checked:
-    """A frozen dataclass whose fields are checked against their type and interval when it is made.
+    """A frozen dataclass that checks each field against its type and interval when it is made.
 
-    Only Python's and NumPy's values are checked: a transformation of JAX puts its own in their place.
+    Only values of Python and NumPy are checked: JAX's transformations put their own objects in the fields.
     """
 
     path: ClassVar[str] = ""
-    """The dotted path of the part in an experiment, for messages."""
+    """Dotted path of the part in an experiment, for error messages."""
 
     def __post_init__(self) -> None:
         types_of = hints(typing.cast(Any, type(self)))
@@ -97,10 +97,13 @@ class Checked:
 
 
 def _is_given(value: Any) -> bool:
-    """Whether a person gave the value: a tracer, a JAX array or a placeholder stands for one that was checked."""
+    """Whether a person gave the value.
+
+    Tracers, JAX arrays and placeholders stand for values that were checked before.
+    """
     if isinstance(value, list | tuple):
         return all(map(_is_given, value))
-    # NumPy's numbers are a person's; its arrays, and all arrays of JAX, are what a transformation put in their place.
+    # A NumPy scalar comes from a person. Arrays, of NumPy or JAX, come from a transformation.
     is_array = (
         hasattr(value, "shape") and hasattr(value, "dtype") and not isinstance(value, Real) and not _is_bool(value)
     )
@@ -108,12 +111,16 @@ def _is_given(value: Any) -> bool:
 
 
 def _is_bool(value: Any) -> bool:
-    """Whether it is Python's or NumPy's; nothing here loads NumPy."""
+    """Whether the value is a bool of Python or NumPy. This module does not import NumPy."""
     return type(value).__name__ in ("bool", "bool_") and type(value).__module__ in ("builtins", "numpy")
 
 
 def _checked(path: str, hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
-    """`value` as its type says, or ConfigError with the rule it breaks."""
+    """`value` converted to its type.
+
+    Raises:
+        ConfigError: The value breaks the field's rule.
+    """
     if "known" in metadata:
         return _named(path, value, metadata["known"])
     is_bool = _is_bool(value)
@@ -158,7 +165,7 @@ def _described(choice: Any) -> str:
 
 
 def _as_float(value: float) -> float:
-    """A whole number may be beyond every float."""
+    """The float, or an infinity if an integer is too large for a float."""
     try:
         return float(value)
     except OverflowError:
@@ -186,7 +193,7 @@ def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
 
     shown = _as_float(value)
     if is_in(shown):
-        # All arithmetic is float32's: a momentum that it rounds to 1 would be one of 1.
+        # Arithmetic is float32: a momentum that rounds to 1 would act as 1.
         if isinstance(value, int) or is_in(rounded := _as_float32(value)):
             return value
         raise ConfigError(path, f"must be in {interval}, got {value!r}, which float32 rounds to {rounded:g}")
@@ -195,10 +202,10 @@ def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text, without what Python alone takes: NaN, Infinity, and halves of surrogate pairs.
+    """The value of a JSON text. Refuses what only Python accepts: NaN, Infinity, and lone surrogates.
 
     Raises:
-        ValueError: It is no such text, or nested too deep.
+        ValueError: The text is not valid JSON, or is nested too deeply.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
@@ -206,9 +213,9 @@ def parse_json(text: str | bytes) -> Any:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        raise ValueError("it is nested too deep") from None
+        raise ValueError("it is nested too deeply") from None
     return value
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")

@@ -1,4 +1,4 @@
-"""Training from Python: `fit` checks what it is given, sets up, and runs the loop."""
+"""How does training start? `fit` checks its arguments, sets up data, devices and the run, and starts the loop."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from jaxmlp.run.weights import WEIGHTS
 from jaxmlp.signals import Stop
 
 CHECKPOINT_S = 60.0
-"""Seconds between two checkpoints."""
+"""Default time between two checkpoints, in seconds."""
 MAX_STEPS = 2**31 - 1
-"""Updates of a run: int32 counts them."""
+"""Largest number of updates in a run, because an int32 counts them."""
 
 
 def fit(
@@ -59,49 +59,53 @@ def fit(
     digest_every: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> History:
-    """Train as `config` says; from the newest good checkpoint of `run`, where it has one.
+    """Train the experiment `config`. If `run` has a checkpoint, go on from its newest good one.
 
     Args:
-        config: The experiment; by default that of `run`.
-        dataset: Its data; by default what `config.data` names. Arrays or frames, as `data.as_dataset` takes them, will
-            do: `(inputs, targets)`, or two such pairs. They may come first, and the experiment second or not at all.
-        out: A new folder for metrics, digests and checkpoints, as of `jaxmlp train`; by default nothing is written.
-        run: In its place, a run to go on with, by its folder; or a run directory that is open, which may be a new one.
-        epochs: Go on with `run`, a finished one too, to so many epochs in all: to the bits of a run that was to have so
-            many from its start, unless the optimizer's rate depends on the number of epochs, which is said.
-        start: The folder of another run, with whose last weights this new one begins in place of its seed's.
-        experiment: The user's own code that `run` was made with, where no `config` is given: the experiment's file,
-            several files, or an experiment in hand.
-        accept_changed_code: Go on with other code than the run was made with; the run records it.
-        verbose: What is printed: 0 only what must be known, such as a download; 1 a live line on a terminal; 2 a line
-            an epoch; `auto` 1 on a terminal, else 2.
-        progress: Told what happens, in place of what `verbose` says.
-        hooks: Called after each epoch.
-        devices: How many share a batch; by default as many as divide `config.grad_shards`.
-        stop: Watched between chunks; once it holds a signal, the run is saved and ends as `interrupted`.
+        config: The experiment. Default: the config of `run`.
+        dataset: The data. Default: the data set that `config.data` names. May also be arrays or frames, as
+            `data.as_dataset` takes them: `(inputs, targets)`, or two such pairs. Arrays may come first, and the
+            experiment second or not at all.
+        out: New folder for metrics, digests and checkpoints, like that of `jaxmlp train`. Default: nothing is written.
+        run: Run to go on with, in place of `out`: its folder, or an open run directory, which may be new.
+        epochs: Total number of epochs that `run` goes on to; it may be finished. The bits equal those of a run with
+            this many epochs from its start, unless the optimizer's rate depends on the number of epochs; then a note
+            says so.
+        start: Folder of another run, whose last weights replace the initial weights of this new run.
+        experiment: The user's own code of `run`, if no `config` is given: the experiment's file, several files, or an
+            `ExperimentConfig`.
+        accept_changed_code: Whether `run` may go on with code that has changed. The run records the change.
+        verbose: What is printed: 0 only essentials, such as a download; 1 a live line on a terminal; 2 a line per
+            epoch; `auto` is 1 on a terminal, else 2.
+        progress: Receives all events of the run, in place of the output that `verbose` selects.
+        hooks: Functions to call after each epoch.
+        devices: Number of devices that split each batch. Default: the largest number that divides `config.grad_shards`.
+        stop: Checked between chunks of updates. If it holds a signal, the run is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints.
-        digest_every: Updates between two digests of the state in the run's `trace.jsonl`; by default none is taken.
-        resident_bytes: Of a split's images up to which it stays on the device; a larger one streams. Changes no bit.
+        digest_every: Number of updates between two digests of the state in the run's `trace.jsonl`. Default: no
+            digests.
+        resident_bytes: Largest size in bytes of a split's images that stay on the device. A larger split is streamed.
+            The bits do not depend on it.
 
     Returns:
         The history, with the last state.
 
     Raises:
-        CodeError: The run is of code that is not given, or of other code, which was not accepted.
+        CodeError: The code of `run` was not given, or has changed and the change was not accepted.
         ConfigError: The config does not fit the data or the devices.
-        DataError: The data cannot be had.
-        DeviceError: The devices are not there.
-        DivergedError: Loss or parameters are no longer finite.
+        DataError: The data cannot be loaded.
+        DeviceError: The devices do not exist.
+        DivergedError: The loss or a parameter is no longer finite.
         DiskError: The run directory cannot be written.
         PeerLostError: Another process of the run is gone.
-        RunError: `out` holds a run; the run is of another config or other data; its checkpoints do not fit, or none is
-            whole; or its processes differ in what binds bits.
+        RunError: `out` already holds a run; `run` has another config or other data; its checkpoints do not fit or are
+            all damaged; or its processes differ in something that the bits depend on.
     """
     config, dataset = _in_order(config, dataset)
     if callable(hooks):
         raise ConfigError("hooks", f"must be a list of functions: hooks=[{getattr(hooks, '__name__', hooks)}]")
     if start is not None and run is not None:
-        raise ConfigError("start", "goes with a new run: one that goes on has its own weights")
+        raise ConfigError("start", "needs a new run: a run that goes on has its own weights")
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.settings(exact=config is None or config.exact))
         if isinstance(run, str | Path):
@@ -110,7 +114,7 @@ def fit(
             run = stack.enter_context(opened)
         if not config:
             if not run:
-                raise ConfigError("config", "must be given, or a run to go on with")
+                raise ConfigError("config", "must be given, unless run names a run to go on with")
             config = run.config
         config = placed(config)
         told = progress or stack.enter_context(make_progress(verbose, epochs or config.epochs))
@@ -135,25 +139,30 @@ def fit(
 
 
 def _not_heard(config: ExperimentConfig) -> list[str]:
-    """What the user's own module hears nothing of."""
+    """Notes on what the user's own module is not told."""
     if config.precision != "bfloat16" or not isinstance(config.model, FlaxModel):
         return []
     name = type(config.model.value).__name__
-    return [f"precision: {name} hears nothing of bfloat16. Give its layers a dtype, or write a Model, which is told."]
+    problem = f"{name} is not told of bfloat16. Give its layers a dtype, or write a Model, whose module() is told"
+    return [f"precision: {problem}."]
 
 
 def _in_order(config: Any, given: Any) -> tuple[ExperimentConfig | None, data.Dataset | None]:
-    """The experiment and the data of a call that may have them the other way round.
+    """The experiment and the data of a call, which may have them in either order.
 
     Raises:
-        ConfigError: The first is neither; says what to write.
+        ConfigError: The first argument is neither; the message says what to write.
         DataError: As `data.as_dataset`.
     """
     if isinstance(config, tuple | list | data.Dataset):
         config, given = given if given is not None else ExperimentConfig(), config
     if config is not None and not isinstance(config, ExperimentConfig):
-        got = type(config).__name__ if given is None or isinstance(given, data.Dataset) else "inputs and targets apart"
-        wanted = "must be an ExperimentConfig: fit(ExperimentConfig(...)), or fit((inputs, targets), config) of arrays"
+        got = (
+            type(config).__name__
+            if given is None or isinstance(given, data.Dataset)
+            else "inputs and targets as two arguments"
+        )
+        wanted = "must be an ExperimentConfig: fit(ExperimentConfig(...)), or fit((inputs, targets), config) for arrays"
         raise ConfigError("config", f"{wanted}; got {got}")
     if given is None:
         return config, None
@@ -176,29 +185,29 @@ def _run(loop: RunLoop) -> History:
 def _longer(
     config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, told: Progress
 ) -> ExperimentConfig:
-    """The config of a run that goes on to so many epochs, once its directory knows."""
+    """The config of a run that goes on to more epochs. Its directory records the new number."""
     if not run:
         if jax.process_count() == 1:
-            raise ConfigError("epochs", "goes with run, which is to go on; a new one has them in its config")
+            raise ConfigError("epochs", "needs run, a run to go on with; for a new run, set epochs in its config")
         return dataclasses.replace(config, epochs=epochs)
     done, before = len(run.epochs()), config.epochs
     if epochs < done:
-        raise ConfigError("epochs", f"must be at least the {done} that are done, got {epochs}")
+        raise ConfigError("epochs", f"must be at least the {done} epochs that are done, got {epochs}")
     config = dataclasses.replace(config, epochs=epochs)
     check_data(config, dataset)
     if epochs != before:
         same_bits = not done or not reads_length(config, dataset)
         if not same_bits:
-            was = f"The rate depends on the number of epochs, and was that of {before}"
-            told.note(f"{was}: the bits are not those of a run of {epochs} epochs from its start.")
+            was = f"The learning rate depends on the number of epochs, which was {before} until now"
+            told.note(f"{was}: the bits differ from those of a run with {epochs} epochs from its start.")
         if why := (run.manifest["result"] or {}).get("stopped"):
-            told.note(f"{run.path} stopped in epoch {done}, and a run of {epochs} epochs would have too: {why}.")
+            told.note(f"{run.path} stopped in epoch {done}, as a run of {epochs} epochs would have: {why}.")
         run.lengthen(epochs, same_bits=same_bits)
     return config
 
 
 def reads_length(config: ExperimentConfig, dataset: data.Dataset) -> bool:
-    """Whether the optimizer's updates depend on the number of updates of the whole run, as those of `Cosine` do."""
+    """Whether the optimizer's updates depend on the length of the run, as with the schedule `Cosine`."""
 
     def update(total_steps: Any, params: Any) -> Any:
         rule = config.optimizer.transformation(total_steps)
@@ -210,9 +219,9 @@ def reads_length(config: ExperimentConfig, dataset: data.Dataset) -> bool:
 
 
 def planned_rates(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple[int, float, float]]:
-    """The learning rate that the schedule gives over a run: at most 101 updates, each with its epoch, from 0, and rate.
+    """The schedule's learning rate over a run: (update, from 0; its epoch; rate) for at most 101 updates.
 
-    Empty where the optimizer's rate is not known.
+    Empty if the optimizer's rate is not known.
     """
     steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
     on_data, last = config.on_data(dataset.num_classes, steps_per_epoch), config.epochs * steps_per_epoch - 1
@@ -223,17 +232,17 @@ def planned_rates(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple
 
 
 def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset) -> dict[str, Any] | None:
-    """The last weights of a run, by their paths in a checkpoint, to begin another with; None but in the first process.
+    """The last weights of a run, by their paths in a checkpoint. None except in the first process.
 
     Raises:
-        RunError: There is no such run, it has no checkpoint, or its weights are of other shapes.
+        RunError: The run does not exist, has no checkpoint, or its weights have other shapes.
     """
     if not distributed.is_first():
         return None
     source = RunDirectory.open(path, write=False)
     found = source.newest_checkpoint(lambda text: None)
     if not found:
-        raise RunError(f"{source.path} has no checkpoint yet: there is nothing to start from.")
+        raise RunError(f"{source.path} has no checkpoint yet, so there are no weights to start from.")
     weights = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
     state = jax.eval_shape(train.init_state, config.on_data(dataset.num_classes, 1), dataset.facts.zeros(1).inputs)
     restore({"state": {"params": state.params, "variables": state.variables}}, weights)
@@ -243,7 +252,9 @@ def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset
 def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code: bool) -> None:
     there, here = run.plain_config, config.to_dict()
     if other := [each for each in {**here, **there} if each != "name" and here.get(each) != there.get(each)]:
-        raise RunError(f"{run.path} is of a config with another {', '.join(other)}. Go on with fit(run=...).")
+        raise RunError(
+            f"{run.path} has a config with another {', '.join(other)}. Go on with fit(run=...), without a config."
+        )
     changed = Code(config).changed(wanted(run.manifest))
     if changed and not accept_changed_code:
         raise refusal(run.path, changed)
@@ -252,23 +263,23 @@ def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code:
 
 
 def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
-    """Make sure that config and data fit: one full batch, updates that int32 can count, a network for the examples.
+    """Check that config and data fit: a full batch, no more updates than int32 counts, a network for the examples.
 
     Raises:
-        ConfigError: They do not.
-        DataError: Numbers of 0 to 1 are scaled as pixels of 0 to 255 would be.
+        ConfigError: They do not fit.
+        DataError: Inputs are 0 to 1, but the config scales them as pixels of 0 to 255.
     """
     examples = len(dataset.train.targets)
     if config.batch_size > examples:
         raise ConfigError("batch_size", f"must be at most the {examples} training examples, got {config.batch_size}")
     most = MAX_STEPS // -(-examples // config.batch_size)
     if config.epochs > most:
-        wanted = f"must be at most {most} of {examples} examples in batches of {config.batch_size}"
-        raise ConfigError("epochs", f"{wanted}, as int32 counts updates, got {config.epochs}")
+        wanted = f"must be at most {most} for {examples} examples in batches of {config.batch_size}"
+        raise ConfigError("epochs", f"{wanted}, because an int32 counts the updates; got {config.epochs}")
     check_network(config, dataset.facts)
     there = ("train", "test", *dataset.others)
     if unknown := [name for name in config.data.also if name not in there]:
-        wanted = f"must be names of {', '.join(there)}, got {unknown[0]!r}"
+        wanted = f"must be names among {', '.join(there)}, got {unknown[0]!r}"
         raise ConfigError("data.also", f"{wanted}.{did_you_mean(unknown[0], there)}")
     names = ["loss", *(metric.name for metric in config.metrics)]
     of_others = tuple(f"{name}_" for name in config.data.also)
@@ -281,5 +292,9 @@ def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
 def _check_class_weights(config: DataConfig, facts: data.Facts) -> None:
     classes = facts.outputs if facts.classes else 0
     if config.class_weights and len(config.class_weights) != classes:
-        wanted = f"must be one of each of the {classes} classes" if classes else "need classes, and targets are numbers"
+        wanted = (
+            f"must be one weight for each of the {classes} classes"
+            if classes
+            else "need classes, but the targets are numbers"
+        )
         raise ConfigError("data.class_weights", f"{wanted}, got {len(config.class_weights)}")

@@ -1,4 +1,4 @@
-"""What a run did, epoch by epoch, and what came out of it."""
+"""What did a run do, epoch by epoch, and what is its result?"""
 
 from __future__ import annotations
 
@@ -22,94 +22,94 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch's figures, a line of `metrics.jsonl`."""
+    """Figures of one epoch: a line of `metrics.jsonl`."""
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, from 1."""
     steps: int
-    """Updates made by its end, since the run's start."""
+    """Number of updates from the run's start to the end of this epoch."""
     figures: Mapping[str, float | None]
-    """`loss` and the metrics by name: in training mode, and those of validation with `val_` before the name."""
+    """`loss` and the metrics by name, in training mode; validation figures have the prefix `val_`."""
     learning_rate: float | None
-    """Rate of its last update; None of an optimizer whose rate is not known."""
+    """Learning rate of the epoch's last update. None if the optimizer's rate is not known."""
     seconds: float
-    """Time of its updates and evaluation."""
+    """Seconds of the epoch's updates and evaluation."""
 
     def __getattr__(self, name: str) -> float | None:
-        """A figure by its name; None where the epoch has no such figure."""
+        """The figure with this name; None if the epoch has no such figure."""
         if name.startswith("_"):
             raise AttributeError(name)
         return self.figures.get(name)
 
     def line(self) -> dict[str, Any]:
-        """All figures by name, flat: JSON values."""
+        """All figures by name, as flat JSON values."""
         head = {"epoch": self.epoch, "steps": self.steps}
         return {**head, **self.figures, "learning_rate": self.learning_rate, "seconds": self.seconds}
 
     @classmethod
     def from_line(cls, line: Any) -> EpochRecord:
-        """The epoch whose line, of JSON values, this is.
+        """The inverse of `line`.
 
         Raises:
-            RunError: It lacks a field, or has one of another type.
+            RunError: A field is missing or has another type.
         """
         named = ("epoch", "steps", "learning_rate", "seconds")
         if not isinstance(line, Mapping) or wrong_fields(line) or not {*named, "loss"} <= {*line}:
-            raise RunError("a log is damaged: it has an epoch without the fields of one")
+            raise RunError("a log is damaged: one of its epochs lacks a field or has a field of another type")
         if any(line[name] is None for name in ("epoch", "steps", "seconds")):
-            raise RunError(f"a log is damaged: its epoch {line['epoch']} lacks a figure")
+            raise RunError(f"a log is damaged: its epoch {line['epoch']} lacks a value")
         figures = {name: value for name, value in line.items() if name not in named}
         if not all(value is None or type(value) in (int, float) for value in figures.values()):
-            raise RunError(f"a log is damaged: its epoch {line['epoch']} has a figure that is no number")
+            raise RunError(f"a log is damaged: its epoch {line['epoch']} has a figure that is not a number")
         return cls(line["epoch"], line["steps"], figures, line["learning_rate"], line["seconds"])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class History:
-    """A run's figures and its last state; `history["val_loss"]` is a list of one figure an epoch."""
+    """Figures and last state of a run. `history["val_loss"]` is a list with one figure per epoch."""
 
     config: ExperimentConfig
     dataset: Dataset
     records: tuple[EpochRecord, ...]
     state: TrainState
-    """Arrays on the host."""
+    """The last state, as arrays on the host."""
     status: str
     """`finished`, or `interrupted` by a stop signal."""
     stopped: str | None = None
-    """Why it finished before its last epoch; None where it did not."""
+    """Why the run finished before its last epoch; None if it did not."""
     test: Mapping[str, float]
-    """Loss and metrics of the last parameters on the test split; empty where the run was interrupted."""
+    """Loss and metrics of the final parameters on the test split. Empty if the run was interrupted."""
     params_sha256: str
     state_sha256: str
     compile_s: float
-    """Of tracing, compiling and loading the programs, before the first update."""
+    """Seconds of tracing, compiling and loading the programs, before the first update."""
     train_s: float
-    """From the first update to the end of the last epoch with its evaluation, digests and checkpoints."""
+    """Seconds from the first update to the end of the last epoch with its evaluation, digests and checkpoints."""
     devices: int
     processes: int
 
     @property
     def test_loss(self) -> float | None:
-        """Loss on the test split; None where the run was interrupted."""
+        """Loss on the test split. None if the run was interrupted."""
         return self.test.get("loss")
 
     @property
     def test_accuracy(self) -> float | None:
-        """Accuracy on the test split; None where the run was interrupted, or has no such metric."""
+        """Accuracy on the test split. None if the run was interrupted or has no such metric."""
         return self.test.get("accuracy")
 
     def __getitem__(self, name: str) -> list[Any]:
-        """One figure an epoch, by its name in a line of `metrics.jsonl`.
+        """One figure per epoch, by its name in `metrics.jsonl`.
 
         Raises:
-            KeyError: There is no such figure; names those there are.
+            KeyError: There is no such figure; the message lists the known names.
         """
         metrics = ("loss", *(metric.name for metric in self.config.metrics))
         validated = [f"val_{each}" for each in self.config.validated]
         known = ("epoch", "steps", *metrics, *validated, "learning_rate", "seconds")
         if name not in known:
             raise KeyError(
-                f"{name} is not a figure of an epoch.{did_you_mean(name, known)} There are {', '.join(known)}"
+                f"{name} is not a figure of an epoch.{did_you_mean(name, known)} The figures are {', '.join(known)}"
             )
         return [record.line().get(name) for record in self.records]
 
@@ -131,7 +131,7 @@ class History:
         return _chart({"loss": self["loss"], "val_loss": self["val_loss"]}) + table
 
     def plot(self) -> Figure:
-        """Loss and metrics by epoch, training dashed: `history.plot().savefig("curves.png")`; a notebook shows it.
+        """A figure of loss and metrics by epoch, training dashed. Save it with `history.plot().savefig("curves.png")`.
 
         Raises:
             UsageError: matplotlib is not installed.
@@ -148,11 +148,11 @@ class History:
                 axis.plot(self["epoch"], self[f"val_{name}"], label="validation")
             axis.set(xlabel="epoch", ylabel=name)
             axis.legend()
-        pyplot.close(figure)  # So that a notebook shows it once, and no window opens.
+        pyplot.close(figure)  # Closed, so that a notebook shows it once and no window opens.
         return figure
 
     def to_pandas(self) -> Any:
-        """The epochs' figures as a `pandas.DataFrame`, a line an epoch.
+        """The figures as a `pandas.DataFrame` with a row per epoch.
 
         Raises:
             UsageError: pandas is not installed.
@@ -164,7 +164,7 @@ class History:
         return pandas.DataFrame([record.line() for record in self.records]).set_index("epoch")
 
     def result(self) -> Mapping[str, Any]:
-        """The run in one flat JSON object, as `train --json` prints it."""
+        """The run as one flat JSON object, as `train --json` prints it."""
         last = self.records[-1] if self.records else None
         return {
             "status": self.status,
@@ -188,7 +188,7 @@ class History:
         }
 
     def metrics(self) -> dict[str, dict[str, float | None]]:
-        """The last figures of each metric, by its name, then by split: `train`, `val`, `test`, `val_` and another's."""
+        """The last figures of each metric, by name and then by split: `train`, `val`, `test`, and `val_NAME`."""
         last = self.records[-1].figures if self.records else {}
         names = [metric.name for metric in self.config.metrics]
         names += [name for name in self.test if name.startswith("ema_")]
@@ -208,7 +208,7 @@ def _cell(value: float | None) -> str:
 
 
 def _chart(curves: Mapping[str, Sequence[float | None]]) -> str:
-    """Curves by epoch as an SVG in the colour of the text around it, dashed but for the last; none of one epoch."""
+    """Curves by epoch as an SVG in the text's colour; all but the last are dashed. Empty for fewer than two epochs."""
     known = {name: [value for value in values if value is not None] for name, values in curves.items()}
     known = {name: values for name, values in known.items() if len(values) > 1 and all(map(math.isfinite, values))}
     if not known:

@@ -1,4 +1,4 @@
-"""Images out of files, as a model takes them: PNG and JPEG, NumPy's `.npy`, MNIST's IDX, and folders of these."""
+"""How are images read from files? PNG and JPEG, NumPy's `.npy`, MNIST's IDX, and folders of these."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from jaxmlp.prepare import LEAST_CONTRAST, SIDE, find_ink, prepare, shows_severa
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")
 OTHERS = (".npy", ".idx", "-ubyte", ".gz")
-"""Ends of the names that a folder is searched for, besides pictures; a file that is named is read whatever its name."""
+"""Suffixes, besides those of pictures, that are read from a folder. A file that is named itself may have any name."""
 UNREAD = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg")
-"""Ends of the names of pictures that cannot be read; a folder's are named, so that nobody misses their answers."""
+"""Suffixes of pictures that cannot be read. Files in a folder with these suffixes are reported, not skipped
+silently."""
 
 READ = ((b"\x89PNG\r\n\x1a\n", "picture"), (b"\xff\xd8\xff", "picture"), (b"\x93NUMPY", "npy"))
-"""What files begin with, and what reads them; names may lie."""
+"""First bytes of files, and the reader for each. The content decides, because names may be wrong."""
 FOREIGN = (
     (rb"RIFF....WEBP", "WebP"),
     (rb"GIF8", "GIF"),
@@ -38,30 +39,30 @@ FOREIGN = (
     (rb"\s*<(svg|\?xml)", "SVG or XML"),
     (rb"\x89HDF", "HDF5"),
 )
-"""Beginnings of files of other kinds, which are named in messages."""
+"""First bytes of other kinds of files, with the names that messages use."""
 
 MAX_BYTES = 1 << 29
-"""Of the images in one file, as they are in memory."""
+"""Largest size of the images in one file, in bytes of memory."""
 MAX_HEADER = 1 << 16
-"""Bytes of an `.npy` file before its array."""
+"""Largest header of an `.npy` file, in bytes."""
 MAX_PIXELS = 1 << 26
-"""Of one picture."""
+"""Largest number of pixels of one picture."""
 
-NO_DIGIT = "shows no digit: wanted one, dark on light or light on dark"
-SEVERAL = "seems to show several digits, and gets one answer: cut it into a picture a digit"
+NO_DIGIT = "shows no digit: wanted one digit, dark on light or light on dark"
+SEVERAL = "seems to show several digits but gets one answer: cut it into one picture per digit"
 
 MODES = {"L": "grey", "RGB": "colour", "LA": "grey with transparency", "RGBA": "colour with transparency"}
-"""What people call Pillow's modes."""
+"""Names of Pillow's modes in messages."""
 
 
 class FileImages(NamedTuple):
-    """What one file holds."""
+    """The images of one file."""
 
     file: Path
     images: np.ndarray[Any, Any]
-    """uint8 or float32 [n, height, width, channels]."""
+    """Images, uint8 or float32 [n, height, width, channels]."""
     warning: str = ""
-    """Why the answer may be worth nothing."""
+    """Why the prediction may be meaningless; empty if there is no doubt."""
 
 
 def read_images(
@@ -71,18 +72,19 @@ def read_images(
     digits: bool = False,
     skip: Callable[[Path, DataError], None] | None = None,
 ) -> list[FileImages]:
-    """The images of a file, or of a folder's files in the order of their names.
+    """The images of a file, or of all files in a folder, sorted by name.
 
     Args:
-        path: PNG, JPEG, `.npy` of one image or many, IDX, gzipped or not, or a folder of these.
+        path: PNG, JPEG, `.npy` with one image or many, IDX, plain or gzipped, or a folder of such files.
         image_shape: Height, width and channels that the model takes.
-        digits: Whether the model takes MNIST's digits. Then a PNG or JPEG may have any size, colours, and dark ink on
-            light paper, and is prepared as MNIST's were; one that is 28 x 28, grey and light on dark is taken as it is.
-        skip: Told of a file that cannot be read and of what is wrong with it; the others are read all the same. Without
-            it, the first such file is an error.
+        digits: Whether the model reads MNIST's digits. Then a PNG or JPEG may have any size and colours, and dark ink
+            on light paper; it is prepared as MNIST's images were. A grey 28 x 28 picture, light on dark, is used as it
+            is.
+        skip: Called with each file that cannot be read, and its error; the other files are read. Default: the first
+            such file raises.
 
     Raises:
-        DataError: Nothing is there, a file is damaged, or holds images of another shape: found and wanted.
+        DataError: The path does not exist, or a file is damaged or holds images of another shape.
     """
     found: list[FileImages] = []
     for file in _files(path) if path.is_dir() else [path]:
@@ -108,11 +110,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> FileImages:
     if not path.is_file():
-        # A pipe would be waited for.
-        raise DataError(f"data: {path} {'is no file' if path.exists() else 'is not there'}")
+        # Reading a pipe would block.
+        raise DataError(f"data: {path} {'is not a file' if path.exists() else 'does not exist'}")
     kind = _kind(path)
     if kind == "picture":
-        # Pillow's are of no use to who cannot change the file.
+        # Pillow's warnings are useless to people who cannot change the file.
         with warnings.catch_warnings(action="ignore"):
             return FileImages(path, *_read_picture(path, image_shape, digits))
     array = _read_npy(path) if kind == "npy" else read_idx(path, limit_bytes=MAX_BYTES)
@@ -125,10 +127,10 @@ def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> FileIm
 
 
 def _kind(path: Path) -> str:
-    """What reads the file: picture, npy or idx, by what it begins with, else by its name.
+    """The reader of a file, picture, npy or idx, by its first bytes, else by its name.
 
     Raises:
-        DataError: It cannot be read, or begins as files of another kind do.
+        DataError: The file cannot be read, or is of another known kind.
     """
     try:
         with path.open("rb") as file:
@@ -149,28 +151,28 @@ def _read_npy(path: Path) -> np.ndarray[Any, Any]:
             raise DataError(f"data: {path} has {size:,} bytes, wanted {MAX_BYTES:,} at most")
         with path.open("rb") as file:
             if file.read(2) == b"PK":
-                raise DataError(f"data: {path} is an archive of arrays, wanted one array: save it with numpy.save")
+                raise DataError(f"data: {path} is an archive of arrays, wanted a single array: save it with numpy.save")
             file.seek(0)
             old = npy.read_magic(file) == (1, 0)
             with warnings.catch_warnings(action="ignore"):
                 shape, _, dtype = (npy.read_array_header_1_0 if old else npy.read_array_header_2_0)(file)
-            if not dtype.itemsize:  # NumPy would divide by it, and the processor end the process.
+            if not dtype.itemsize:  # NumPy would divide by zero, which kills the process.
                 raise DataError(f"data: {path} is an array of nothing ({dtype}), wanted numbers")
             promised, held = math.prod(shape) * dtype.itemsize, size - file.tell()
-            # Before memory is taken for it. Not by mapping the file, which some file systems do not offer.
+            # Checked before memory is allocated. Not every file system can map the file.
             if not 0 <= promised <= held and not dtype.hasobject:
-                raise ValueError(f"its header promises {promised:,} bytes, and {held:,} follow")
+                raise ValueError(f"its header promises {promised:,} bytes, but {held:,} follow")
         with warnings.catch_warnings(action="ignore"):
             array: np.ndarray[Any, Any] = np.load(path, allow_pickle=False)
     except DataError:
         raise
-    except Exception as error:  # Of a header that is no Python, whatever Python's tokenizer and parser raise.
+    except Exception as error:  # A malformed header raises whatever Python's parser raises.
         raise DataError(f"data: {path} is not an array that NumPy saved: {error}") from None
     return array
 
 
 def _read_picture(path: Path, image_shape: tuple[int, int, int], digits: bool) -> tuple[np.ndarray[Any, Any], str]:
-    """The picture as one image, and why its answer may be worth nothing."""
+    """The picture as one image, and why its prediction may be meaningless."""
     height, width, channels = image_shape
     mode, modes = ("L", ("L", "1", "P", "RGB")) if channels == 1 else ("RGB", ("RGB", "P"))
     picture = _decoded(path)
@@ -189,7 +191,7 @@ def _read_picture(path: Path, image_shape: tuple[int, int, int], digits: bool) -
 
 
 def _decoded(path: Path) -> Image.Image:
-    """The picture, whole in memory."""
+    """The picture, decoded into memory."""
     try:
         with Image.open(path, formats=("PNG", "JPEG")) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -201,7 +203,7 @@ def _decoded(path: Path) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise DataError(f"data: {path} is not a PNG or JPEG image") from None
-    except Exception as error:  # Pillow raises whatever its decoders run into.
+    except Exception as error:  # Pillow's decoders raise various errors.
         raise DataError(f"data: {path} cannot be read as an image: {error}") from None
 
 
@@ -213,7 +215,7 @@ def _is_light_on_dark(picture: Image.Image) -> bool:
 def _read_digit(path: Path, picture: Image.Image) -> tuple[np.ndarray[Any, Any], str]:
     try:
         picture = ImageOps.exif_transpose(picture)
-    except Exception as error:  # As `_decoded`, of what the file says of its camera.
+    except Exception as error:  # As in `_decoded`, but from the EXIF data.
         raise DataError(f"data: {path} cannot be read as an image: {error}") from None
     ink = find_ink(picture)
     digit = prepare(ink)

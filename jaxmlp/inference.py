@@ -1,4 +1,4 @@
-"""A finished model: loaded from a run, scored on a split, asked about images."""
+"""What does a trained model answer? It is loaded from a run, scored on a split, and asked about images."""
 
 from __future__ import annotations
 
@@ -42,24 +42,24 @@ Z95 = 1.959963984540054
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A network with its parameters, and all that is needed to use it."""
+    """A network with its parameters and everything needed to use it."""
 
     config: ExperimentConfig
     facts: data.Facts
-    """Shapes and types of the examples that it was trained on."""
+    """Shapes and types of the training examples."""
     params: Any
     variables: dict[str, Any]
     """What the module keeps beside its parameters, by flax collection."""
     step: int
-    """Updates that made the parameters."""
+    """Number of updates that led to these parameters."""
     run: RunDirectory | None = None
-    """Where it was loaded from."""
+    """The run that the model was loaded from."""
     dataset: data.Dataset | None = None
-    """What `fit` has just trained it on."""
+    """The data set that `fit` trained it on."""
 
     @property
     def module(self) -> nn.Module:
-        """The network in flax."""
+        """The flax module."""
         return modules.hashable(self.config.model.module(self.facts.outputs, self.config.factors))
 
     @property
@@ -67,15 +67,17 @@ class Model:
         """Height, width and channels of an image.
 
         Raises:
-            DataError: The model takes something else than images.
+            DataError: The model does not take images.
         """
         if shape := self.facts.image_shape:
             return shape
-        raise DataError(f"data: this needs a model of images, and {self.config.name} takes {_named(self.facts)}")
+        raise DataError(
+            f"data: this needs a model that takes images, but {self.config.name} takes {_named(self.facts)}"
+        )
 
     @property
     def num_classes(self) -> int:
-        """How many probabilities it gives: a network may have more outputs than the data has classes."""
+        """Number of probabilities for each example. A network may have more outputs than the data has classes."""
         logits = jax.eval_shape(partial(_logits, self.module, self.config), self._weights, self.facts.zeros(1).inputs)
         return int(logits.shape[-1])
 
@@ -89,60 +91,60 @@ class Model:
         return f"Model({name}: {_named(self.facts)} to {outputs} {what}, after {self.step} updates)"
 
     def _repr_html_(self) -> str:
-        """Its layers, for notebooks."""
+        """The table of layers, for notebooks."""
         return network.summary(self.config, self.facts)._repr_html_()
 
     def logits(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
         """The network's outputs, float32.
 
         Args:
-            inputs: As the run's data has them; pixels 0 to 255 for MNIST, scaled here. Images may have any shape that
-                `data.as_images` takes, and one alone its own.
+            inputs: Inputs as in the run's data. MNIST's pixels are 0 to 255 and are scaled here. Images may have any
+                shape that `data.as_images` takes; a single image may have its own shape.
 
         Raises:
-            DataError: Inputs of another shape; or pixels of 0 to 1 for a model that divides by 255.
+            DataError: The inputs have another shape, or pixels are 0 to 1 although the model divides by 255.
         """
         return self._answers(self.given(inputs), _logits)
 
     def probabilities(self, inputs: Any) -> Float[np.ndarray, "n classes"]:
-        """The classes' probabilities, float32.
+        """The probabilities of the classes, float32.
 
         Args: As `logits`.
 
         Raises:
-            DataError: As `logits`; or the model answers with numbers, which `logits` gives.
+            DataError: As `logits`; or the model predicts numbers, which `logits` returns.
         """
         if not self.facts.classes:
-            raise DataError(f"data: {self.config.name} answers with numbers, not with classes: ask for its logits")
+            raise DataError(f"data: {self.config.name} predicts numbers, not classes: use its logits")
         return self._answers(self.given(inputs), _probabilities)
 
     def answers(self, inputs: Any) -> Float[np.ndarray, "n outputs"]:
-        """The classes' probabilities; of a model that answers with numbers, these.
+        """The probabilities of the classes; for a model that predicts numbers, these numbers.
 
         Args, Raises: As `logits`.
         """
         return self.probabilities(inputs) if self.facts.classes else self.logits(inputs)
 
     def tensors(self) -> dict[str, Any]:
-        """All that it has learned as one tree, as exports hold it: the parameters, and beside them each collection.
+        """All learned values as one tree, as exports store it: the parameters, and each other collection beside them.
 
         Raises:
-            RunError: A collection is called as a module is.
+            RunError: A collection and a module have the same name.
         """
         if both := sorted(self.params.keys() & self.variables.keys()):
             raise RunError(f"a collection and a module of the network are both called {both[0]}: rename the module.")
         return {**self.params, **self.variables}
 
     def with_tensors(self, tensors: Mapping[str, Any]) -> Model:
-        """The same network with another `tensors()`."""
+        """The same network with the values of another `tensors()`."""
         params = {name: tensors[name] for name in self.params}
         return dataclasses.replace(self, params=params, variables={name: tensors[name] for name in self.variables})
 
     def given(self, inputs: Any) -> Any:
-        """What a user has in hand as the network takes it: arrays, frames, or one image.
+        """The user's inputs as the network takes them: arrays, frames, or one image.
 
         Raises:
-            DataError: They are no such inputs.
+            DataError: The inputs cannot be converted.
         """
         if not self.facts.image_shape:
             return data.as_inputs(inputs, images=False)
@@ -157,7 +159,7 @@ class Model:
         found = [np.zeros((0, self.num_classes), np.float32)]
         for start in range(0, examples, rows):
             batch = jax.tree.map(lambda leaf: leaf[start : start + rows], inputs)  # noqa: B023
-            # Padded to one shape, so that one program serves every number of inputs.
+            # Padded to one shape, so that one program serves any number of inputs.
             padded = jax.tree.map(
                 lambda leaf: np.pad(leaf, [(0, rows - len(leaf)), *[(0, 0)] * (leaf.ndim - 1)]), batch
             )
@@ -168,10 +170,10 @@ class Model:
         return np.concatenate(found)
 
     def check(self, inputs: Any) -> None:
-        """Make sure that these are inputs as the model was trained on.
+        """Check that inputs have the structure, shapes and types of the training inputs.
 
         Raises:
-            DataError: They are not.
+            DataError: They differ.
         """
         wanted = self.facts.zeros(1).inputs
         there: Any = jax.tree.structure(inputs)
@@ -184,27 +186,27 @@ class Model:
                 raise DataError(f"data: {what} must be {_shown(self.facts)}, got [{_times(leaf.shape)}]")
             if (leaf.dtype.kind in "iu" and leaf.dtype != np.uint8) != (known_leaf.dtype.kind == "i"):
                 wanted = f"{known_leaf.dtype}, got {leaf.dtype}"
-                raise DataError(f"data: whole numbers and scaled ones are told apart by their type: wanted {wanted}")
-        # Of other numbers, a few that happen to be small mean nothing.
+                raise DataError(f"data: the type tells integers from scaled numbers: wanted {wanted}")
+        # For other numbers, small values are no sign of a mistake.
         if self.facts.image_shape:
             data.check_pixels(inputs, self.config.data.pixel_scale)
 
 
 def _shown(facts: data.Facts) -> str:
-    """Such as `[n, 28, 28, 1]`."""
+    """The shape of the inputs, such as `[n, 28, 28, 1]`."""
     if isinstance(facts.inputs, dict):
         return ", ".join(f"{name} [n, {_times(each.shape)}]" for name, each in facts.inputs.items())
     return f"[n, {_times(facts.inputs.shape)}]"
 
 
 def _named(facts: data.Facts) -> str:
-    """Such as `images [n, 28, 28, 1]`."""
+    """Kind and shape of the inputs, such as `images [n, 28, 28, 1]`."""
     return f"{'images ' if facts.image_shape else ''}{_shown(facts)}"
 
 
 @functools.lru_cache(maxsize=8)
 def _jitted(function: Any, module: nn.Module, config: ExperimentConfig) -> Any:
-    # By itself, so that the portable program's 0 is an argument.
+    # `portable` wraps the function itself, so that the 0 that it needs is an argument of the program.
     compiled: Any = portable if config.precision == "portable" else jax.jit
     return compiled(partial(function, module, config))
 
@@ -216,12 +218,12 @@ def _logits(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any
 
 
 def _probabilities(module: nn.Module, config: ExperimentConfig, weights: tuple[Any, Any], inputs: Any) -> Array:
-    # jaxlib 0.12 fuses a softmax into a bfloat16 product on CPUs, and gives NaN from 512 rows on.
+    # On CPUs, jaxlib 0.12 fuses a softmax into a bfloat16 product and returns NaN for 512 rows or more.
     return jax.nn.softmax(jax.lax.optimization_barrier(_logits(module, config, weights, inputs)))
 
 
 def answers(model: Model) -> Callable[[Any, Any], Array]:
-    """The function `(weights, inputs) -> model.answers(inputs)`, weights `(params, variables)`, to be exported."""
+    """The function `(weights, inputs) -> model.answers(inputs)` for exports; weights are `(params, variables)`."""
     return partial(_probabilities if model.facts.classes else _logits, model.module, model.config)
 
 
@@ -236,19 +238,20 @@ def load_model(
     experiment: Experiment = (),
     warn: Callable[[str], None] = _warn,
 ) -> Model:
-    """The model of a run.
+    """Load the model of a run.
 
     Args:
         run: The run, or its folder.
-        checkpoint: `last`, `best` (as the config's `best_by` says), `ema` (the moving average of the last), or the step
-            of one that is there.
-        experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment.
-        warn: Told of damaged checkpoints that are passed over for an older one, and of code that is another now.
+        checkpoint: `last`; `best`, by the config's `best_by`; `ema`, the last moving average; or the step of a stored
+            checkpoint.
+        experiment: The user's own code that the run used: the experiment's file, several files, or an
+            `ExperimentConfig`.
+        warn: Called with a warning for each damaged checkpoint that is skipped, and for code that has changed.
 
     Raises:
-        CodeError: The run was made with code of the user's own, which is not given.
+        CodeError: The run used code of the user's own, which was not given.
         ConfigError: `checkpoint` is none of these.
-        RunError: There is no such run or checkpoint, it is damaged, or has other shapes than the config.
+        RunError: The run or checkpoint does not exist, is damaged, or has other shapes than the config.
     """
     run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
     warn_of(run.code_changed, warn)
@@ -279,46 +282,49 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
     if str(which).isdecimal():
         return run.checkpoint_at(int(which))
     if which not in ("last", "best", "ema"):
-        raise ConfigError("checkpoint", f"must be last, best, ema or the step of one, got {which!r}")
+        raise ConfigError("checkpoint", f"must be last, best, ema or the step of a checkpoint, got {which!r}")
     found = run.newest_checkpoint(warn)
     if not found:
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
         resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
         raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
-        raise RunError(f"{run.path} has no best checkpoint, as it has no validation split. Take the last.")
-    if which == "best":  # Also where the run ended in it, and then went back to another epoch's weights.
+        raise RunError(f"{run.path} has no best checkpoint, because it has no validation split. Use the last.")
+    if which == "best":  # Also if the run ended at this checkpoint and then restored another epoch's weights.
         found = found._replace(arrays=as_trained(found.arrays))
     if which == "ema" or (which == "best" and run.config.best_is_average):
         averages = {name: array for name, array in found.arrays.items() if name.startswith(AVERAGE)}
         if not averages:
-            raise RunError(f"{run.path} has no moving average: its controllers have no EMA(). Take the last.")
+            raise RunError(
+                f"{run.path} has no moving average: its controllers contain no EMA(). Use the last checkpoint."
+            )
         params = {f"{WEIGHTS[0]}{name.removeprefix(AVERAGE)}": array for name, array in averages.items()}
         found = found._replace(arrays=found.arrays | params)
     return found
 
 
 class ClassScore(NamedTuple):
-    """How one class fared."""
+    """Counts and scores of one class."""
 
     label: int
     examples: int
     correct: int
     recall: float | None
-    """Part of its examples that were found; none where it has no example."""
+    """Fraction of the class's examples that were found; None if the class has no examples."""
     precision: float | None
-    """Part of the answers with its name that were right; none where it was never answered."""
+    """Fraction of the predictions of this class that were right; None if it was never predicted."""
 
 
 class Evaluation(NamedTuple):
-    """A model's figures on all examples of a split."""
+    """A model's figures over all examples of a split."""
 
     split: str
     examples: int
     loss: float
     """Mean of the config's loss."""
     accuracy: float | None = None
-    """Part of the examples that are answered rightly; None where targets are numbers, as all that follows."""
+    """Fraction of the examples that are predicted right. None if targets are numbers; then the fields below are empty
+    too."""
     ci95: tuple[float, float] | None = None
     """Wilson's 95 % interval of the accuracy."""
     confusion: Int[np.ndarray, "true predicted"] | None = None
@@ -361,11 +367,11 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
 
     Args:
         loaded: The model.
-        split: Labelled images.
-        name: The split's, for people.
+        split: Examples with their targets.
+        name: Name of the split, for people.
 
     Raises:
-        DataError: Images of another shape, or a label that the model has no class for.
+        DataError: The inputs or targets have another shape or type, or a label is not one of the model's classes.
     """
     examples, classes = len(split.targets), loaded.num_classes
     if split.targets.shape[1:] != loaded.facts.targets.shape or split.targets.dtype != loaded.facts.targets.dtype:
@@ -394,7 +400,7 @@ def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation
 
 @runtime.settings()
 def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
-    """Loss and metrics on all examples, as training computes them."""
+    """Loss and metrics over all examples, computed as in training."""
     loaded.check(split.inputs)
     config = loaded.config.on_data(loaded.facts.outputs, 1)
     mesh = shards.make_mesh(jax.devices()[:1])
@@ -419,24 +425,24 @@ def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float,
     p, spread = correct / examples, z * z / examples
     half = z * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
     low, high = ((p + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
-    # Exact where all or none are correct, in spite of rounding.
+    # Exact at the ends, 0 and 1, in spite of rounding.
     return low if correct else 0.0, high if correct < examples else 1.0
 
 
 class Prediction(NamedTuple):
-    """A model's answer for one example."""
+    """A model's prediction for one example."""
 
     label: int | None
-    """The likeliest class; None of a model that answers with numbers, as the probability."""
+    """The likeliest class. None for a model that predicts numbers, like `probability`."""
     probability: float | None
     top: tuple[tuple[int, float], ...]
-    """The likeliest classes with their probabilities, the likeliest first."""
+    """The likeliest classes with their probabilities, in falling order."""
     numbers: tuple[float, ...] = ()
-    """The answer of a model that answers with numbers."""
+    """The prediction of a model that predicts numbers."""
 
 
 def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
-    """The likeliest classes of each example, at most `top` of them; or the numbers that a model answers with.
+    """The likeliest classes of each example, at most `top` of them; or the numbers that the model predicts.
 
     Args, Raises: As `Model.answers`.
     """
@@ -444,7 +450,7 @@ def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
         return [Prediction(None, None, (), tuple(map(float, row))) for row in loaded.answers(inputs)]
     answers = []
     for row in loaded.probabilities(inputs):
-        # Stable, so that the first of equals comes first, as in training.
+        # Stable, so that the first of equal classes comes first, as in training.
         order = np.argsort(-row, stable=True)[:top]
         ranked = tuple((int(label), float(row[label])) for label in order)
         answers.append(Prediction(*ranked[0], ranked))

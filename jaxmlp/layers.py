@@ -1,6 +1,6 @@
-"""The MLP's layers: products in the precision of the experiment, and dropout from few random bits.
+"""What are the MLP's layers? Products in the experiment's precision, and dropout from few random bits.
 
-They compute what flax's `Dense` and `Dropout` do, in forms that compile to less work (docs/performance.md).
+They compute the same as flax's `Dense` and `Dropout`, in forms that compile to less work (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jaxmlp import prng
 
 
 class Dense(nn.Module):
-    """x @ kernel + bias; factors in `dtype`, sums, bias and parameters in float32.
+    """x @ kernel + bias. Factors are rounded to `dtype`; sums, bias and parameters are float32.
 
-    Differs from: flax's `Dense`, which rounds the product and the bias to `dtype` too.
+    Differs from: flax's `Dense`, which also rounds the product and the bias to `dtype`.
     """
 
     features: int
@@ -31,19 +31,20 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch inputs"]) -> Float[Array, "batch features"]:
-        """The layer's outputs, float32."""
+        """The outputs of the layer, float32."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return product(x, kernel, self.dtype) + bias[None]
 
 
 class Dropout(nn.Module):
-    """Drops a unit with probability `rate`, and divides the others by 1 - rate, so that means stay.
+    """Drops each unit with probability `rate` and divides the others by 1 - rate, which keeps the mean.
 
-    They stay to a part of 2^-17 / (1 - rate): the probability to be kept is rounded to a multiple of 2^-16, the divisor
-    is not.
+    The mean is kept up to a relative error of 2^-17 / (1 - rate): the keep probability is rounded to a multiple of
+    2^-16, the divisor is not.
 
-    Differs from: flax's `Dropout` in its random bits, a quarter as many threefry blocks (`prng.bernoulli`).
+    Differs from: flax's `Dropout`, which draws other random bits from four times as many threefry blocks
+    (`prng.bernoulli`).
     """
 
     rate: float
@@ -51,7 +52,7 @@ class Dropout(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch features"]) -> Float[Array, "batch features"]:
-        """The units that are kept, scaled; all of them, as they are, where deterministic."""
+        """The kept units, scaled, and zeros for the dropped units. The input itself if deterministic."""
         if self.rate == 0 or self.deterministic:
             return x
         kept = prng.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
@@ -62,7 +63,7 @@ class Dropout(nn.Module):
 def product(
     x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"], dtype: DTypeLike
 ) -> Float[Array, "batch features"]:
-    """X @ kernel: factors rounded to `dtype`, sums float32; so in its gradients."""
+    """X @ kernel. Factors are rounded to `dtype`, sums are float32; the same holds for the gradients."""
     return _dot(x.astype(dtype), kernel.astype(dtype))
 
 
@@ -87,18 +88,18 @@ def _gradients(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
 
 
 def _gradients_by_rows(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
-    """The same, in products whose factors both lie in memory row by row.
+    """The same gradients, from products whose factors both lie row by row in memory.
 
-    XLA has fast CPU kernels for bfloat16 in these only: others it computes in float32.
+    On CPUs, XLA has fast bfloat16 kernels only for such products. It computes the others in float32.
     """
     of_x = lax.optimization_barrier(_dot(kernel, _transposed(grads)))
     return of_x.T, _dot(_transposed(x), grads)
 
 
 def _transposed(x: Array) -> Array:
-    """x.T in memory of its own: XLA would fold a plain transpose back into the product that uses it.
+    """x.T as a copy in memory. XLA would fold a plain transpose back into the product that uses it.
 
-    An update of a slice whose place is not known is not folded, and compiles alike for one device and for many.
+    XLA does not fold a slice update at an unknown position, and compiles it alike for one device and for many.
     """
     start = lax.optimization_barrier(jnp.int32(0))
     transposed = lax.dynamic_update_slice(jnp.zeros(x.shape[::-1], x.dtype), x.T, (start, start))

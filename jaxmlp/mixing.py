@@ -1,4 +1,4 @@
-"""Augmentations that mix examples with each other, and their targets likewise."""
+"""How are examples mixed with each other, and their targets likewise?"""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from jaxmlp.fields import ranged
 from jaxmlp.parts import Augmentation, Batch
 
 TRIES = 32
-"""Draws of two numbers, of which one at least is taken but for one time in 2^32."""
+"""Number of pairs that are drawn. With probability 1 - 2^-32 or more, at least one of them is accepted."""
 
 
 class Mixup(Augmentation):
-    """part * example + (1 - part) * the next example of its shard, and so the targets; part ~ Beta(alpha, alpha).
+    """part * example + (1 - part) * the next example, and likewise the targets; part ~ Beta(alpha, alpha).
 
-    One part is drawn for each update and gradient shard. Of a shuffled batch the next example is any other. Weights of
-    examples are mixed too. Source: Zhang et al. 2018.
+    The next example is the next row of the same gradient shard, which shuffling makes random. One part is drawn for
+    each update and gradient shard. Weights of examples are mixed too. Source: Zhang et al. 2018.
     """
 
     kind: ClassVar[str] = "mixup"
     mixes_targets: ClassVar[bool] = True
 
     alpha: float = ranged(0.2, "(0, 1]", traced=True)
-    """Both parameters of the beta distribution: small ones leave most examples nearly alone, 1 is uniform."""
+    """Both parameters of the beta distribution. Small values leave most examples almost unmixed; 1 is uniform."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """The rule."""
+        """The mixed batch."""
         part = symmetric_beta(key, self.alpha)
         rows = jnp.sum(batch.mask, dtype=jnp.int32)
         following = (jnp.arange(len(batch.mask), dtype=jnp.int32) + 1) % jnp.maximum(rows, 1)
@@ -44,10 +44,10 @@ class Mixup(Augmentation):
 
 
 def symmetric_beta(key: Key[Array, ""], alpha: float | Float[Array, ""]) -> Float[Array, ""]:
-    """A number of the distribution Beta(alpha, alpha), alpha in (0, 1].
+    """A sample of the distribution Beta(alpha, alpha), alpha in (0, 1].
 
-    u^(1/alpha) / (u^(1/alpha) + v^(1/alpha)) of the first u, v, uniform in (0, 1], for which the divisor is at most 1.
-    Source: Jöhnk 1964. `jax.random.beta` has no portable rule.
+    u^(1/alpha) / (u^(1/alpha) + v^(1/alpha)) for the first u, v, uniform in (0, 1], whose divisor is at most 1. Source:
+    Jöhnk 1964. `jax.random.beta` has no portable rule.
     """
     u, v = jnp.log(1 - jax.random.uniform(key, (2, TRIES))) * (1 / jnp.float32(alpha))
     taken = jnp.argmax(jnp.exp(u) + jnp.exp(v) <= 1)

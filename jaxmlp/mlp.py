@@ -1,4 +1,4 @@
-"""The model that ships: the multilayer perceptron."""
+"""Which model ships? The multilayer perceptron."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jaxmlp.fields import named, optional, ranged
 from jaxmlp.parts import Model
 
 MAX_LAYERS = 1000
-"""Hidden layers that a model may have: tracing more would take hours."""
+"""Largest number of hidden layers. More would take hours to trace."""
 
 ACTIVATIONS: Final[dict[str, Callable[[Array], Array]]] = {
     "relu": nn.relu,
@@ -41,33 +41,34 @@ class MLP(Model):
     kind: ClassVar[str] = "mlp"
 
     hidden_sizes: tuple[int, ...] = ranged((512, 512), "[1, 1000000]")
-    """Units of each hidden layer."""
+    """Number of units in each hidden layer."""
     activation: str | Callable[[Any], Any] = named("relu", ACTIVATIONS)
-    """Function after each hidden layer, or its name."""
+    """Activation after each hidden layer: a function or the name of a function."""
     dropout_rate: float = ranged(0.2, "[0, 1)")
     """Fraction of units dropped after each hidden layer."""
     kernel_init: str | Callable[..., Any] = named("glorot_uniform", INITIALISERS)
-    """Distribution of the initial kernels, or an initialiser (key, shape, dtype) -> kernel; biases start at zero."""
+    """Distribution of the initial kernels, or an initialiser (key, shape, dtype) -> kernel. Biases start at zero."""
     batch_norm: bool = optional(False)
-    """Normalise each hidden layer before its activation: (x - mean) / sqrt(variance + 0.001), scaled and moved.
+    """Whether each hidden layer is normalised before its activation.
 
-    Mean and variance are of a gradient shard's rows in training; in evaluation, running means that keep 0.99 an update.
-    Source: Keras 3, `BatchNormalization`.
+    The rule is (x - mean) / sqrt(variance + 0.001), then a trained scale and shift. In training, mean and variance are
+    those of the rows of a gradient shard. In evaluation they are running means with momentum 0.99 per update. Source:
+    Keras 3, `BatchNormalization`.
     """
     l1: float = ranged(0.0, "[0, inf)")
-    """Adds l1 * sum(|w|) over all kernels to the loss."""
+    """Factor of the L1 penalty: l1 * sum(|w|) over all kernels is added to the loss."""
     l2: float = ranged(0.0, "[0, inf)")
-    """Adds l2 * sum(w^2) over all kernels to the loss."""
+    """Factor of the L2 penalty: l2 * sum(w^2) over all kernels is added to the loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.hidden_sizes) > MAX_LAYERS:
             raise ConfigError(
-                "model.hidden_sizes", f"must be of at most {MAX_LAYERS} layers, got {len(self.hidden_sizes)}"
+                "model.hidden_sizes", f"must have at most {MAX_LAYERS} layers, got {len(self.hidden_sizes)}"
             )
 
     def module(self, outputs: int, precision: str) -> nn.Module:
-        """The network, computing in `precision`."""
+        """The flax module, whose matrix products are computed in `precision`."""
         return MLPModule(
             hidden_sizes=self.hidden_sizes,
             outputs=outputs,
@@ -79,7 +80,7 @@ class MLP(Model):
         )
 
     def penalty(self, params: Any) -> Float[Array, ""] | None:
-        """l1 * sum(|w|) + l2 * sum(w^2) over all leaves named `kernel`. Source: Keras's `kernel_regularizer`."""
+        """l1 * sum(|w|) + l2 * sum(w^2) over all leaves named `kernel`. Source: Keras, `kernel_regularizer`."""
         if not self.l1 and not self.l2:
             return None
         leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -90,9 +91,9 @@ class MLP(Model):
 
 
 class MLPModule(nn.Module):
-    """The MLP in flax.
+    """The MLP as a flax module.
 
-    Parameters and activations are float32 whatever `dtype`, the precision of the factors of products.
+    `dtype` is the type of the factors of matrix products. Parameters and activations are always float32.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -105,7 +106,7 @@ class MLPModule(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Float[Array, "batch ..."], *, train: bool = False) -> Float[Array, "batch outputs"]:
-        """The float32 logits of scaled inputs; with `train`, dropout draws from the `dropout` stream."""
+        """The logits of scaled inputs, float32. With `train`, dropout draws from the `dropout` stream."""
         x = inputs.reshape(inputs.shape[0], -1)
         for size in self.hidden_sizes:
             x = layers.Dense(size, self.kernel_init, self.dtype)(x)

@@ -1,11 +1,11 @@
-"""Any flax module as the step sees it: variables from a key, logits from variables and inputs, in both modes.
+"""How is any flax module called? Variables from a key, logits from variables and inputs, in both modes.
 
-A module says by the parameters of its `__call__` how it is told that it trains; an NNX module in flax's bridge
-(`flax.nnx.bridge.to_linen`) is also put into its training or evaluation mode, as `module.train()` does.
+A parameter of the module's `__call__` sets its mode, training or evaluation. An NNX module in flax's bridge
+(`flax.nnx.bridge.to_linen`) is also put into its mode with `module.train()` or `module.eval()`.
 
-A module that keeps statistics, such as BatchNorm's, keeps them in collections beside its parameters: here, its
-`variables`. Padding enters no statistic. Flax's BatchNorm, linen's and NNX's, is given a mask, so that its statistics
-are over the shard's own rows, each counted once. For any other statistic, rows of padding are copies of own rows.
+A module that keeps statistics, such as BatchNorm's, keeps them in collections beside its parameters: its `variables`.
+Padding enters no statistic. Flax's BatchNorm, in linen and NNX, gets a mask, so that its statistics cover the rows of
+the shard, each counted once. For other statistics, rows of padding are copies of real rows.
 """
 
 from __future__ import annotations
@@ -39,24 +39,25 @@ TRAIN_FLAGS: Final = {
     "inference": False,
     "eval_mode": False,
 }
-"""Parameters of `__call__` by which modules are told the mode, and the value that each has in training."""
+"""Parameters of `__call__` that set the mode, with the value that each has in training."""
 SUSPICIOUS = ("train", "eval", "infer", "determin", "dropout", "running")
-"""Parts of other names that may mean the mode: refused, because an ignored one would turn dropout off in silence."""
+"""Substrings of other names that may set the mode. Such names are refused: ignoring one would silently disable
+dropout."""
 
 
 class Initial(NamedTuple):
-    """What a module starts from."""
+    """The initial values of a module."""
 
     params: dict[str, Any]
     variables: dict[str, Any]
-    """The other collections by name; empty for most modules."""
+    """The other collections, by name. Empty for most modules."""
 
 
 def hashable(module: nn.Module) -> nn.Module:
-    """The module, with tuples for its lists and frozen dicts for its dicts: compiled programs are found by its hash.
+    """The module with lists as tuples and dicts as frozen dicts. Compiled programs are cached by its hash.
 
     Raises:
-        ConfigError: It has something else that has no hash.
+        ConfigError: The module has another value that cannot be hashed.
     """
     if not _has_hash(module):
         module = _frozen(module)
@@ -90,17 +91,17 @@ def _frozen(value: Any) -> Any:
 
 
 def mode(module: nn.Module, train: bool) -> dict[str, Any]:
-    """The keyword arguments that tell the module whether it trains; none for a module without such a parameter.
+    """The keyword arguments that set the module's mode; empty for a module without such a parameter.
 
     Raises:
-        ConfigError: The module may be told its mode in a way that is not known, and would ignore it.
+        ConfigError: The module may take its mode in an unknown way, and would ignore the mode.
     """
     found = _parameters(module)
     known = {name: train is TRAIN_FLAGS[name] for name in found if name in TRAIN_FLAGS}
     named = type(module).__name__ if not isinstance(module, nnx.bridge.ToLinen) else _nnx_class(module).__name__
     for item in dataclasses.fields(module):
         if item.name in TRAIN_FLAGS and item.name not in known:
-            raise ConfigError("model", f"is told its mode in each call: make {item.name} a parameter of its __call__")
+            raise ConfigError("model", f"gets its mode in each call: make {item.name} a parameter of its __call__")
     for name, parameter in found.items():
         if name in known or parameter.kind is parameter.VAR_POSITIONAL:
             continue
@@ -115,17 +116,19 @@ def mode(module: nn.Module, train: bool) -> dict[str, Any]:
 
 
 def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
-    """The parameters of the module's call after its inputs."""
+    """The parameters of the module's call, without its inputs."""
     if isinstance(module, nnx.bridge.ToLinen):
         cls = _nnx_class(module)
-        # Its layers are told their modes as they are: nnx.Sequential hands nothing on.
+        # `_told` sets the mode of the layers inside; nnx.Sequential passes no arguments on.
         parameters = {} if issubclass(cls, nnx.Sequential) else dict(inspect.signature(cls.__call__).parameters)
         parameters.pop("self", None)
     elif type(module) is nn.Sequential:
         for layer in module.layers:
             if isinstance(layer, nn.Module) and (told := mode(layer, True)):
-                problem = f"{type(layer).__name__} of nn.Sequential takes {next(iter(told))}, and is never told it"
-                raise ConfigError("model", f"must tell its layers their mode: {problem}. Write a module with train")
+                problem = f"{type(layer).__name__} takes {next(iter(told))}, which nn.Sequential does not pass on"
+                raise ConfigError(
+                    "model", f"must pass the mode to its layers: {problem}. Write a module that takes train"
+                )
         parameters = {}
     else:
         parameters = dict(inspect.signature(module.__call__).parameters)
@@ -133,16 +136,16 @@ def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
 
 
 def _nnx_class(module: nnx.bridge.ToLinen) -> type[nnx.Module]:
-    """The class of a module in flax's bridge.
+    """The class of the NNX module in flax's bridge.
 
     Raises:
-        ConfigError: The bridge was given something else, whose mode nobody knows.
+        ConfigError: The bridge was given something other than a class.
     """
     cls: Any = module.nnx_class
     while isinstance(cls, functools.partial):
         cls = cls.func
     if not isinstance(cls, type):
-        raise ConfigError("model", f"must bridge a class: give to_linen an nnx.Module, not {cls!r}")
+        raise ConfigError("model", f"must bridge a class: pass a subclass of nnx.Module to to_linen, not {cls!r}")
     return cls
 
 
@@ -151,15 +154,15 @@ def init(module: nn.Module, inputs: Any, key: Key[Array, ""]) -> Initial:
 
     Args:
         module: Maps inputs `[batch, ...]` to logits.
-        inputs: An array of one example, or a tree of them, for its shapes.
-        key: Of the INIT stream.
+        inputs: An array that holds one example, or a tree of such arrays. Only the shapes matter.
+        key: Key of the INIT stream.
     """
-    # NNX modules ask for their streams where they are made, whether they draw from them or not.
+    # NNX modules ask for all their streams when they are made, even for streams that they do not use.
     rngs = {**_streams(jax.random.fold_in(key, 0)), "params": key}
     with _told(False, None):
         variables = dict(flax.core.unfreeze(module.init(rngs, inputs, **mode(module, False))))
     params = dict(variables.pop("params", {}))
-    for name in ("intermediates", "losses", "perturbations"):  # Not state: flax makes them anew in each call.
+    for name in ("intermediates", "losses", "perturbations"):  # Not state: flax creates them in each call.
         variables.pop(name, None)
     return Initial(params, {name: found for name, found in variables.items() if jax.tree.leaves(found)})
 
@@ -176,11 +179,11 @@ def apply_train(
 
     Args:
         module: The module.
-        params: Its parameters.
-        variables: Its other collections.
-        inputs: As the module takes them.
-        dropout_key: Every random stream of the module draws from it.
-        is_row: False in rows of padding, which no BatchNorm counts; None where there is no padding.
+        params: Parameters of the module.
+        variables: Other collections of the module.
+        inputs: Inputs as the module takes them.
+        dropout_key: Key that all random streams of the module derive from.
+        is_row: False for rows of padding, which BatchNorm ignores. None if there is no padding.
     """
     given, rngs = {"params": params, **variables}, _streams(dropout_key)
     with _told(True, is_row if variables else None):
@@ -191,24 +194,24 @@ def apply_train(
 
 
 def apply_eval(module: nn.Module, params: Any, variables: dict[str, Any], inputs: Any) -> Float[Array, "batch outputs"]:
-    """Float32 logits with dropout off and kept statistics."""
+    """Float32 logits with dropout off and the kept statistics."""
     with _told(False, None):
         return jnp.float32(module.apply({"params": params, **variables}, inputs, **mode(module, False)))
 
 
 def _streams(key: Key[Array, ""]) -> dict[str, Key[Array, ""]]:
-    """The random streams of a call. Linen takes `params` for a stream of another name, and NNX takes `default`."""
+    """The random streams of a call. For any other stream, linen falls back to `params` and NNX to `default`."""
     return {"dropout": key, "params": jax.random.fold_in(key, 1), "default": jax.random.fold_in(key, 2)}
 
 
 Interceptor: TypeAlias = Callable[..., Any]
-"""Takes a call in place of its module: `interceptor(call, module, *args, **kwargs)`."""
+"""A function that is called in place of a module: `interceptor(call, module, *args, **kwargs)`."""
 _interceptors: ContextVar[tuple[Interceptor, ...]] = ContextVar("interceptors", default=())
 
 
 @contextlib.contextmanager
 def intercept(interceptor: Interceptor) -> Iterator[None]:
-    """Let the calls of all modules go through `interceptor` while the block lasts, NNX's in flax's bridge too."""
+    """Route the calls of all modules through `interceptor` within the block, NNX modules in flax's bridge included."""
     outer = _interceptors.get()
     token = _interceptors.set((*outer, interceptor))
     try:
@@ -233,7 +236,7 @@ def _through(call: Any, module: Any) -> Any:
 
 
 def _intercepted_method(method: Any) -> Any:
-    """What flax's bridge calls on the NNX module that it has just made, and that is gone after the call."""
+    """What flax's bridge calls on the NNX module, which it creates for one call."""
 
     def on_module(module: nnx.Module, *args: Any, **kwargs: Any) -> Any:
         for _, each in list(nnx.iter_modules(module)):
@@ -246,7 +249,7 @@ def _intercepted_method(method: Any) -> Any:
 
 @functools.cache
 def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
-    """The class, whose calls go through the interceptors: NNX has nothing like linen's `intercept_methods`."""
+    """A subclass whose calls go through the interceptors. NNX has no counterpart to linen's `intercept_methods`."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)
@@ -257,7 +260,7 @@ def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
 
 
 def _told(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:
-    """Modules are in this mode while the block lasts, and BatchNorm counts own rows alone."""
+    """Set the mode of all modules within the block, and let BatchNorm ignore rows of padding."""
 
     def tell(call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(module, nnx.bridge.ToLinen):
@@ -275,27 +278,27 @@ def _call_in_mode(method: Any, train: bool, module: nnx.Module, *args: Any, **kw
 
 
 def _rows_mask(module: Any, x: Any, is_row: Bool[Array, " batch"], mask: Any) -> Any:
-    """The mask of a BatchNorm: the module's own, if it has one, and the rows that are no padding."""
-    if x.shape[:1] != is_row.shape:  # Rows are not its first axis: its padding holds copies of own rows.
+    """The mask of a BatchNorm: rows that are not padding, combined with the module's own mask."""
+    if x.shape[:1] != is_row.shape:  # Rows are not the first axis: here padding holds copies of real rows.
         return mask
     kept = range(x.ndim) if module.axis == () else np.atleast_1d(module.axis) % x.ndim
     shape = [x.shape[axis] if axis in kept else 1 for axis in range(1, x.ndim)]
-    # For each feature, and not one for all: of a quotient by one number XLA makes a product in some programs only.
+    # One count per feature. XLA turns a quotient by a single broadcast number into a product in some programs only.
     rows = lax.optimization_barrier(jnp.broadcast_to(is_row.reshape(-1, *(1,) * len(shape)), (len(is_row), *shape)))
     return rows if mask is None else rows & mask.astype(bool)
 
 
 def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool = False) -> None:
-    """Make sure that the module answers an example with `outputs` numbers at least; nothing is computed.
+    """Check that the module returns at least `outputs` numbers for an example. Nothing is computed.
 
     Args:
         module: The module.
         inputs: Shapes of one example as the module takes it, `[1, ...]` or a tree of them.
-        outputs: Number of classes, or of numbers in a target.
-        exact: Whether more numbers are wrong too.
+        outputs: Number of classes, or numbers per target.
+        exact: Whether more numbers than `outputs` are an error too.
 
     Raises:
-        ConfigError: It does not, or it cannot be called with such inputs.
+        ConfigError: The number of outputs is wrong, or the module cannot be called with such inputs.
     """
 
     def logits_of(key: Key[Array, ""], inputs: Any) -> tuple[Any, Any]:
@@ -314,14 +317,14 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool =
         raise ConfigError("model", f"cannot be called: {problem}") from error
     for found in shapes:
         if len(found) != 2 or found[0] != 1 or found[1] < outputs or (exact and found[1] > outputs):
-            wanted = f"must give an example logits of shape [1, {outputs}]{'' if exact else ' or wider'}"
+            wanted = f"must return logits for one example of shape [1, {outputs}]{'' if exact else ' or wider'}"
             raise ConfigError("model", f"{wanted}, got {list(found)}")
 
 
 def own_rows(tree: Any, is_row: Bool[Array, " batch"]) -> Any:
-    """The tree with its rows of padding replaced by its first rows, in turn, so that no statistic sees the padding.
+    """Replace rows of padding by copies of the first rows, in turn, so that no statistic sees padding.
 
-    Rows of padding come last. With no row at all, all are the first one.
+    Rows of padding come last. If all rows are padding, all become the first row.
     """
     count = jnp.maximum(jnp.sum(is_row, dtype=jnp.int32), 1)
     index = jnp.arange(is_row.shape[0], dtype=jnp.int32) % count
@@ -329,5 +332,5 @@ def own_rows(tree: Any, is_row: Bool[Array, " batch"]) -> Any:
 
 
 def num_params(params: Any) -> int:
-    """How many numbers the parameters are."""
+    """Total number of elements of the parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

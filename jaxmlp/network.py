@@ -1,4 +1,4 @@
-"""What an experiment's network is made of, and what a step of it costs: traced, never run."""
+"""What is a network made of, and what does a step cost? The program is traced, never run."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32
 
 
 class Layer(NamedTuple):
-    """A part of the network, as its table shows it."""
+    """A layer of the network, as a row of the table."""
 
     name: str
     type: str
     output_shape: tuple[int, ...]
-    """Of one example."""
+    """Shape of the output for one example."""
     params: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """An experiment's network and its costs; `str()` is the table that Keras prints, and the costs."""
+    """An experiment's network and its costs. `str()` is the table that Keras prints, followed by the costs."""
 
     name: str
     layers: tuple[Layer, ...]
     params: int
-    """Numbers that are trained."""
+    """Number of trained parameters."""
     variables: int
-    """Numbers that the module keeps beside them, such as BatchNorm's statistics."""
+    """Number of other values that the module keeps, such as BatchNorm's statistics."""
     batch_size: int
     flops_per_step: int
-    """Of the matrix products and convolutions of one update, forward and backward, for a full batch."""
+    """FLOPs of the matrix products and convolutions of one update on a full batch, forward and backward."""
     flops_per_evaluation: int
-    """Of the same for evaluating a full batch."""
+    """FLOPs of the matrix products and convolutions of evaluating a full batch."""
     params_bytes: int
     opt_state_bytes: int
     activations_bytes: int
-    """Outputs of the innermost layers for a full batch; of one inside a loop, of one pass."""
+    """Bytes of the innermost layers' outputs for a full batch. A layer inside a loop counts once."""
 
     def _repr_html_(self) -> str:
         """The table, for notebooks."""
@@ -81,7 +81,7 @@ class Summary:
                 f"Trainable params: {self.params:,}",
                 f"Non-trainable params: {self.variables:,}",
                 "_" * width,
-                f"FLOPs a step of {self.batch_size}: {self.flops_per_step:,}",
+                f"FLOPs per step of {self.batch_size}: {self.flops_per_step:,}",
                 f"Bytes: parameters {self.params_bytes:,}, optimizer state {self.opt_state_bytes:,}, "
                 f"activations {self.activations_bytes:,}",
             ]
@@ -89,21 +89,21 @@ class Summary:
 
 
 def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summary:
-    """What `fit(config)` would train.
+    """The network that `fit(config)` would train, and its costs.
 
     Args:
         config: The experiment.
-        facts: Shapes of an example; by default those of MNIST's.
+        facts: Shapes of an example. Default: MNIST's.
 
     Raises:
-        ConfigError: The network does not fit the example; or `config` is none.
+        ConfigError: The network does not fit the example, or `config` is not an `ExperimentConfig`.
     """
     if not isinstance(config, ExperimentConfig):
-        wanted = "must be an ExperimentConfig. Of a run: summary(load_model(RUN).config)"
+        wanted = "must be an ExperimentConfig. For a run: summary(load_model(RUN).config)"
         raise ConfigError("config", f"{wanted}; got {type(config).__name__}")
     facts = facts or MNIST
     check_network(config, facts)
-    # Work is counted as the network is written, whatever arithmetic does it.
+    # The work is that of the network as written, whatever arithmetic computes it.
     on_data = config.without_precision().on_data(facts.outputs, 1)
     rows = config.batch_size
     inputs, one = facts.zeros(rows).inputs, train.Split.of(facts.zeros(1))
@@ -111,7 +111,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, inputs)
     zero = train.zero_sums(on_data, state, split)
-    # The loop over an epoch's updates, whose body is counted once.
+    # The loop over an epoch's updates. Its body is counted once.
     jaxpr = jax.make_jaxpr(train.train_steps)(on_data, state, zero, split, order, 0, 1)
 
     def evaluate(state: train.TrainState, inputs: Any) -> Any:
@@ -134,11 +134,11 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
 
 
 def facts_of(config: DataConfig) -> data.Facts:
-    """The shapes of an example; of MNIST and its kin without their data.
+    """The shapes of an example. For MNIST and its variants, the data need not be present.
 
     Raises:
-        ConfigError: An unknown data set.
-        DataError: It cannot be read.
+        ConfigError: The data set is unknown.
+        DataError: The data set cannot be read.
     """
     if config.name in SOURCES:
         source = SOURCES[config.name]
@@ -148,10 +148,10 @@ def facts_of(config: DataConfig) -> data.Facts:
 
 
 def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
-    """Make sure that network, loss and metrics fit an example and its target; nothing is computed.
+    """Check that network, loss and metrics fit an example and its target. Nothing is computed.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They do not fit.
     """
     module = modules.hashable(config.model.module(facts.outputs, config.factors))
     example = jax.eval_shape(partial(train.scaled, config), facts.zeros(1).inputs)
@@ -160,7 +160,7 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
         for path, part in (("loss", config.loss), *(("metrics", metric) for metric in config.metrics)):
             if getattr(part, "needs_classes", False):
                 instead = "MeanSquaredError()" if path == "loss" else "(MeanAbsoluteError(),), or ()"
-                problem = f"cannot be {where(part)}: the targets are numbers, and it needs classes"
+                problem = f"cannot be {where(part)}: the targets are numbers, but it needs classes"
                 raise ConfigError(path, f"{problem}. Set {path}={instead}")
     logits, targets = np.zeros((2, facts.outputs), np.float32), facts.zeros(2).targets
     _check_rows("loss", config.loss, logits, targets)
@@ -172,24 +172,24 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
         if isinstance(augment, PlainObject):
             changed = _tried(f"augmentation.{number}", "a key and a Batch", augment, key, batch)
             if not isinstance(changed, train.Batch):
-                raise ConfigError(f"augmentation.{number}", f"must give a Batch, got {type(changed).__name__}")
+                raise ConfigError(f"augmentation.{number}", f"must return a Batch, got {type(changed).__name__}")
     if isinstance(config.optimizer, PlainObject):
         params, _ = jax.eval_shape(partial(modules.init, module), example, key)
         rule = config.optimizer.transformation(1)
-        told = "gradients, its state and the parameters alone"
+        told = "only gradients, its state and the parameters"
         _tried("optimizer", told, lambda params: rule.update(params, rule.init(params), params), params)
 
 
 def _check_rows(path: str, function: Any, logits: Any, targets: Any) -> None:
-    """Make sure that a loss or metric gives a row for each of two examples, and a loss a number."""
+    """Check that a metric returns a row for each of two examples, and a loss one number each."""
     told = f"logits {list(logits.shape)} and targets {targets.dtype}{list(targets.shape)}"
     shapes = [leaf.shape for leaf in jax.tree.leaves(_tried(path, told, function, logits, targets))]
     if any(shape[:1] != (2,) for shape in shapes) or (path == "loss" and shapes != [(2,)]):
-        raise ConfigError(path, f"must give a number for each example, of two: [2], got {shapes}")
+        raise ConfigError(path, f"must return one number for each example: shape [2] for two examples, got {shapes}")
 
 
 def _tried(path: str, given: str, function: Any, *arguments: Any) -> Any:
-    """The shapes of what a function gives."""
+    """The shapes of a function's result."""
     try:
         return jax.eval_shape(function, *arguments)
     except Exception as error:
@@ -200,7 +200,7 @@ _Path = tuple[str, ...]
 
 
 def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_Path, tuple[str, Any]]:
-    """Type and output of every module inside, by path, in the order of their first calls."""
+    """Type and output of every inner module, by path, in the order of first calls."""
     found: dict[_Path, tuple[str, Any]] = {}
     nnx_paths: dict[int, _Path] = {}
     bridges: list[_Path] = []
@@ -211,7 +211,7 @@ def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_P
         if isinstance(module, nn.Module):
             path = module.path
         else:
-            if id(module) not in nnx_paths:  # The module that the bridge has made: it is called before those inside.
+            if id(module) not in nnx_paths:  # The bridge's own module: it is called before its inner modules.
                 inside = nnx.iter_modules(module)
                 nnx_paths.update((id(each), (*bridges[-1], *map(str, below))) for below, each in inside)
             path = nnx_paths[id(module)]
@@ -228,7 +228,7 @@ def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_P
 
 
 def _layers(outputs: dict[_Path, tuple[str, Any]], state: train.TrainState) -> tuple[Layer, ...]:
-    """The modules directly inside, with all numbers below them; and what the outer one holds itself."""
+    """The direct inner modules, each with all numbers below it, and what the outer module holds itself."""
     trees = [state.params, *state.variables.values()]
     layers = []
     for path, (kind, output) in outputs.items():
@@ -244,9 +244,10 @@ def _bytes(tree: Any) -> int:
 
 
 def flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all products that are used.
+    """Multiplications and additions of all products that the result depends on.
 
-    A loop's body counts as often as it runs, once where that is open; of branches the longest counts.
+    A loop's body counts once per iteration, or once if the number of iterations is unknown. Of several branches, the
+    most expensive counts.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -262,7 +263,7 @@ def _equation_flops(equation: Any) -> int:
         return 2 * outputs * math.prod(int(left[axis]) for axis in contracted)
     if name == "conv_general_dilated":
         kernel: tuple[int, ...] = equation.invars[1].aval.shape
-        # A transposed convolution spreads its inputs; the zeros between them are multiplied by nobody.
+        # A transposed convolution inserts zeros between its inputs; products with those zeros do not count.
         spread = int(kernel[params["dimension_numbers"].rhs_spec[0]]) * math.prod(params["lhs_dilation"])
         return int(2 * outputs * math.prod(kernel) // spread)
     inner = [flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]

@@ -1,8 +1,8 @@
-"""Every schedule of optax whose arguments are numbers, by its name, such as `optax.cosine_decay_schedule`.
+"""How does an optax schedule become a part by its name, such as `optax.cosine_decay_schedule`?
 
-The part is made from the factory's signature, as `optax_parts` makes optimizers. What the schedule says is a factor on
-the optimizer's learning rate, so its height begins at 1. Numbers are traced where the factory takes traced values;
-numbers of updates are not.
+All schedules whose arguments are numbers are available. The part's fields come from the factory's signature, as in
+`optax_parts`. The schedule's value is a factor on the optimizer's learning rate, so heights default to 1. A number is
+traced if the factory accepts traced values; numbers of updates are not traced.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ NAMES = {
     if name != "scale_by_schedule"
 }
 STARTS = {"init_value": 1.0, "peak_value": 1.0, "value": 1.0, "end_value": 0.0, "power": 1.0, "decay_rate": 0.96}
-"""Defaults of required numbers; an `init_value` before a warm-up is 0."""
+"""Defaults of required numbers. `init_value` before a warm-up defaults to 0."""
 STEPS = {"warmup_steps": 100}
-"""Defaults of required numbers of updates; of all others 1,000."""
+"""Defaults of required numbers of updates. All others default to 1,000."""
 REFUSED = {
-    "optax.piecewise_constant_schedule": "its boundaries are a table: take piecewise",
+    "optax.piecewise_constant_schedule": "its boundaries are a table. Use piecewise",
     "optax.piecewise_interpolate_schedule": "its boundaries are a table",
-    "optax.sgdr_schedule": "its cycles are tables: take cosine_restarts",
+    "optax.sgdr_schedule": "its cycles are tables. Use cosine_restarts",
 }
-"""Schedules whose arguments no flag can say, and what to do."""
+"""Schedules whose arguments cannot be flags, and what to use instead."""
 
 
 def optax_schedule(name: str, **arguments: Any) -> Schedule:
-    """A schedule of optax.
+    """Make a part from an optax schedule.
 
     Args:
-        name: The factory's, such as `optax.cosine_decay_schedule`.
-        arguments: The factory's. Its values are factors on the optimizer's learning rate.
+        name: Name of the factory, such as `optax.cosine_decay_schedule`.
+        arguments: Arguments of the factory. Its values are factors on the optimizer's learning rate.
 
     Raises:
         ConfigError: There is no such schedule, or an argument is wrong.
@@ -53,10 +53,10 @@ def optax_schedule(name: str, **arguments: Any) -> Schedule:
 
 
 def of_arguments[P: Part](cls: type[P], arguments: Mapping[str, Any]) -> P:
-    """The part that a factory of optax makes of these arguments.
+    """The part of class `cls` with these arguments.
 
     Raises:
-        ConfigError: One of them is not the factory's, or is wrong.
+        ConfigError: An argument is unknown or wrong.
     """
     known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for each in arguments:
@@ -67,33 +67,33 @@ def of_arguments[P: Part](cls: type[P], arguments: Mapping[str, Any]) -> P:
 
 @functools.cache
 def schedule_class(name: str) -> type[Schedule]:
-    """The class of part for a schedule of optax.
+    """The class of part for an optax schedule.
 
     Raises:
-        ConfigError: There is no such schedule, or its arguments are no numbers.
+        ConfigError: There is no such schedule, or its arguments are not numbers.
     """
     path = Schedule.path
     if name in REFUSED:
-        raise ConfigError(path, f"cannot be {name} by name: {REFUSED[name]}. In Python, give the function itself")
+        raise ConfigError(path, f"cannot be {name} by name: {REFUSED[name]}. In Python, pass the function itself")
     if name not in NAMES:
         raise ConfigError(path, f"is {name}, which optax {optax.__version__} lacks.{did_you_mean(name, NAMES)}")
     factory: Callable[..., Any] = NAMES[name]
     fields = {each.name: _field(each, "warmup" in name) for each in inspect.signature(factory).parameters.values()}
 
     def factor(self: Any, step: Step, total_steps: Step) -> Float[Array, ""]:
-        """Optax's."""
+        """The value of the optax schedule."""
         values = {each: getattr(self, each) for each in fields}
-        # Optax adds flags to numbers, which a process may have forbidden.
+        # Optax adds booleans to numbers, which the process may have forbidden.
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return jnp.asarray(factory(**values)(jnp.float32(step)), jnp.float32)
 
     def takes(argument: str) -> bool:
-        """Whether the factory takes a traced number here."""
+        """Whether the factory accepts a traced number for this argument."""
         plain = {each: value for each, (_, value) in fields.items()}
         number = jax.ShapeDtypeStruct((), jnp.float32)
         try:
             jax.eval_shape(lambda traced: factory(**{**plain, argument: traced})(jnp.float32(1)), number)
-        except Exception:  # Whatever a factory raises where it wants Python's number.
+        except Exception:  # Factories raise various errors if they need a Python number.
             return False
         return True
 
@@ -111,7 +111,7 @@ def schedule_class(name: str) -> type[Schedule]:
 
 
 def _field(argument: inspect.Parameter, warms_up: bool) -> tuple[Any, Any]:
-    """The type and default of the field for an argument."""
+    """Type and default of the field for an argument."""
     name, default = argument.name, argument.default
     if default is argument.empty:
         if argument.annotation is int or "steps" in name:

@@ -1,8 +1,9 @@
-"""What an experiment is made of: a part is one class, whose docstring, fields and methods are all there is to it.
+"""What is a part of an experiment, and which roles are there?
 
-A part may lie in the package or in the file of an experiment. Its fields are flags, JSON and values of a sweep; those
-marked `traced` are arguments of the compiled programs, because a part is a JAX pytree whose traced fields are leaves.
-A role, such as `Optimizer`, is a base class that says which methods the rule of its parts is.
+A part is one class: its docstring, its fields and its methods. It may live in the package or in an experiment's file.
+Its fields become flags, JSON keys and values of a sweep. A part is a JAX pytree whose leaves are the fields marked
+`traced`: compiled programs take them as arguments. A role, such as `Optimizer`, is a base class that names the methods
+its parts define.
 
     class Lion(Optimizer):
         "Sign of an interpolated momentum. Source: Chen et al. 2023."
@@ -14,7 +15,7 @@ A role, such as `Optimizer`, is a base class that says which methods the rule of
         def transformation(self, total_steps):
             return optax.lion(self.rate(total_steps), self.b1)
 
-Where a role is wanted, the plain object will do as well: a flax module, an optax transformation, a function.
+A plain object works too wherever a role is wanted: a flax module, an optax transformation, a function.
 """
 
 from __future__ import annotations
@@ -46,43 +47,43 @@ Inputs: TypeAlias = Any
 
 
 class Batch(NamedTuple):
-    """The rows of an update, or of one shard of it."""
+    """The rows of one update, or of one shard of it."""
 
     inputs: Inputs
     targets: Num[Array, "batch ..."]
     mask: Float[Array, " batch"]
-    """1 for an example, 0 for padding."""
+    """1 for an example, 0 for a row of padding."""
     weights: Float[Array, " batch"] | None = None
-    """Of each example's loss, apart from the mask; None counts all alike."""
+    """Weight of each example's loss, apart from the mask. None: all examples count alike."""
 
 
 class Epoch(NamedTuple):
-    """What a controller sees of an epoch that has ended."""
+    """What a controller sees after an epoch."""
 
     figures: Mapping[str, Float[Array, ""]]
-    """By the names that a line of `metrics.jsonl` has, float32; those of splits that are not there are absent."""
+    """Figures of the epoch, float32, named as in `metrics.jsonl`. Figures of missing splits are absent."""
     larger_is_better: frozenset[str]
-    """The names of the figures of which more is better."""
+    """Names of the figures for which larger is better."""
     params: Any
     variables: Any
 
 
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True)
 class Part(Checked, abc.ABC):
-    """A value of an experiment with fields of its own. Every subclass is a frozen dataclass and a JAX pytree.
+    """A part of an experiment. Every subclass is a frozen dataclass and a JAX pytree.
 
-    Fields marked `traced`, and fields that hold parts, are the pytree's children. Fields marked `host` are left out of
-    it. All other fields are static: compiled programs depend on their values.
+    Fields marked `traced`, and fields that hold parts, are the pytree's children. The pytree leaves out fields marked
+    `host`. All other fields are static: compiled programs depend on their values.
     """
 
     kind: ClassVar[str] = ""
     """Name of a shipped part in JSON and flags."""
     accepts: ClassVar[str] = ""
-    """What a field of this role takes, for messages."""
+    """What a field of this role accepts, in the words of error messages."""
     rule: ClassVar[tuple[str, ...]] = ()
-    """The methods that a part of this role is made of; empty where the class is no role."""
+    """Names of the methods that define a part of this role. Empty if the class is not a role."""
     static_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields that compiled programs are found by."""
+    """Names of the static fields. Compiled programs are cached by their values."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -99,15 +100,15 @@ class Part(Checked, abc.ABC):
         _check_rule(cls)
 
     def __new__(cls, *positional: Any, **named: Any) -> typing.Self:
-        """Refuse values without names.
+        """Refuse positional arguments.
 
         Raises:
-            TypeError: There are such values.
+            TypeError: There are positional arguments.
         """
         if positional:
             names = (item.name for item in dataclasses.fields(cls))  # type: ignore[arg-type]
             shown = ", ".join(f"{name}={value!r}" for name, value in zip(names, positional, strict=False))
-            raise TypeError(f"{cls.__name__} takes its values by their names: {cls.__name__}({shown})")
+            raise TypeError(f"{cls.__name__} takes keyword arguments only: {cls.__name__}({shown})")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -124,26 +125,28 @@ class Part(Checked, abc.ABC):
 
     @classmethod
     def of(cls, given: Any) -> Any:
-        """The part of this role that is given, or a plain object as one; a placeholder stays.
+        """The given part of this role, or a part that wraps the given plain object. A placeholder is returned as it is.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: The value is neither a part of this role nor a plain object that fits it.
         """
         if isinstance(given, cls) or type(given) is object:
             return given
         if isinstance(given, type) and issubclass(given, Part):
-            raise ConfigError(cls.path, f"must be a value, got the class {given.__name__}. Write {given.__name__}()")
+            raise ConfigError(
+                cls.path, f"must be an instance, got the class {given.__name__}. Write {given.__name__}()"
+            )
         if isinstance(given, Part) or not cls.fits(given):
             raise ConfigError(cls.path, f"must be {cls.accepts}, got {given!r}")
         return next(each for each in cls.__subclasses__() if issubclass(each, PlainObject))(value=given)
 
     @staticmethod
     def fits(value: Any) -> bool:
-        """Whether a plain object may stand for a part of this role."""
+        """Whether a plain object can stand for a part of this role."""
         return callable(value)
 
     def parts(self) -> Iterator[Part]:
-        """This part, and all parts in its fields, however deep."""
+        """This part and all parts in its fields, at any depth."""
         yield self
         for item in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, item.name)
@@ -153,7 +156,7 @@ class Part(Checked, abc.ABC):
 
 
 def _check_rule(cls: type[Part]) -> None:
-    """Refuse a subclass of a whole part without a rule of its own: it would train as its parent."""
+    """Refuse a subclass of a concrete part that defines no rule of its own: it would train as its parent."""
     parent: Any = cls.__bases__[0]
     is_whole = bool(getattr(parent, "rule", ())) and "rule" not in parent.__dict__ and not parent.__abstractmethods__
     if is_whole and not any(name in cls.__dict__ for name in cls.rule):
@@ -169,11 +172,11 @@ def _check_hash(path: str, value: Any) -> None:
     try:
         hash(value)
     except TypeError as error:
-        raise ConfigError(path, f"must be hashable, as compiled programs are found by it: {error}") from None
+        raise ConfigError(path, f"must be hashable, because compiled programs are cached by it: {error}") from None
 
 
 def holding(*parts: Part, optional: bool = False) -> Any:
-    """A field that holds several parts of one role; an `optional` one is not in JSON while it is at its default."""
+    """A field that holds several parts of one role. JSON leaves out an `optional` field at its default."""
     return dataclasses.field(default=parts, metadata={"parts": True, "optional": optional})
 
 
@@ -186,11 +189,11 @@ class Schedule(Part):
 
     @abc.abstractmethod
     def factor(self, step: Step, total_steps: Step) -> Float[Array, ""]:
-        """The factor on the rate of the update after `step` others, of `total_steps` in the whole run; float32."""
+        """Factor on the learning rate of the update that follows `step` updates, in a run of `total_steps`; float32."""
 
 
 class Optimizer(Part):
-    """An update rule: from gradients to what is added to the parameters."""
+    """An update rule: it turns gradients into what is added to the parameters."""
 
     path: ClassVar[str] = "optimizer"
     accepts: ClassVar[str] = "an optimizer or an optax.GradientTransformation"
@@ -203,10 +206,10 @@ class Optimizer(Part):
 
     @abc.abstractmethod
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """The rule as optax states it, for a run of `total_steps` updates."""
+        """The rule as an optax transformation, for a run of `total_steps` updates."""
 
     def rate(self, total_steps: Step) -> RateFn:
-        """The learning rate as a function of the updates already made: `learning_rate` times `schedule`'s factor."""
+        """Learning rate as a function of the updates made so far: `learning_rate` times `schedule`'s factor."""
         learning_rate, schedule = (getattr(self, name, None) for name in ("learning_rate", "schedule"))
         if learning_rate is None:
             return lambda step: jnp.float32(jnp.nan)
@@ -216,15 +219,15 @@ class Optimizer(Part):
 
     @staticmethod
     def fits(value: Any) -> bool:
-        """Whether it is an optax transformation."""
+        """Whether the value is an optax transformation."""
         return isinstance(value, tuple) and hasattr(value, "init") and hasattr(value, "update")
 
 
 class Loss(Part):
-    """What is minimised, example by example; the mean over a batch is taken where its rows are known."""
+    """The loss of each example. The caller takes the mean over a batch, because it knows which rows are padding."""
 
     path: ClassVar[str] = "loss"
-    accepts: ClassVar[str] = "a loss or a function (logits, targets) -> loss an example"
+    accepts: ClassVar[str] = "a loss or a function (logits, targets) -> the loss of each example"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
 
     @abc.abstractmethod
@@ -232,91 +235,91 @@ class Loss(Part):
         """The loss of each example, float32.
 
         Args:
-            logits: The module's outputs, float32.
-            targets: Class ids, distributions over the classes, or numbers.
+                logits: Outputs of the module, float32.
+                targets: Class ids, distributions over the classes, or numbers.
         """
 
 
 class Metric(Part):
-    """A figure of a split: something of each example, summed over all of them in a fixed order, then reduced once."""
+    """A figure of a split: values of each example, summed over all examples in a fixed order, then reduced once."""
 
     path: ClassVar[str] = "metrics"
-    accepts: ClassVar[str] = "a metric or a function (logits, targets) -> a number an example"
+    accepts: ClassVar[str] = "a metric or a function (logits, targets) -> a number for each example"
     rule: ClassVar[tuple[str, ...]] = ("of_examples",)
     larger_is_better: ClassVar[bool] = True
-    """Which way is better, for `best`."""
+    """Whether a larger figure is better. `best` depends on it."""
     needs_classes: ClassVar[bool] = False
-    """Whether targets must be class ids or distributions over the classes."""
+    """Whether the metric needs targets that are class ids or distributions over the classes."""
 
     @abc.abstractmethod
     def of_examples(self, logits: Logits, targets: Targets) -> Any:
-        """An array `[batch, ...]`, or a tree of them, whose sum over the examples the figure is made of."""
+        """An array `[batch, ...]`, or a tree of such arrays. The figure is computed from its sums over the examples."""
 
     def result(self, sums: Any, examples: int) -> float:
-        """The figure, on the host: of the sums over the examples, and their number. Here, the mean."""
+        """The figure, from the sums over the examples and their number; computed on the host. Default: the mean."""
         return float(sums) / examples
 
     @property
     def name(self) -> str:
-        """The figure's name in logs, JSON and reports."""
+        """Name of the figure in logs, JSON and reports."""
         return _snake_case(type(self).__name__)
 
     @property
     def sums_name(self) -> str:
-        """The sums' name in a checkpoint."""
+        """Name of the sums in a checkpoint."""
         return self.name
 
 
 class Augmentation(Part):
-    """A random change of a batch before it is trained on, on the device and within a gradient shard."""
+    """A random change of a training batch, made on the device within a gradient shard."""
 
     path: ClassVar[str] = "augmentation"
     accepts: ClassVar[str] = "an augmentation or a function (key, batch) -> batch"
     rule: ClassVar[tuple[str, ...]] = ("__call__",)
     mixes_targets: ClassVar[bool] = False
-    """Whether it takes class ids as distributions over the classes; all augmentations beside it get them so too."""
+    """Whether the augmentation needs class ids as distributions. If so, all augmentations beside it get them too."""
 
     @abc.abstractmethod
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """The batch as it is trained on. Rows of padding have mask 0 and must stay.
+        """The changed batch. Rows of padding have mask 0 and must stay.
 
         Args:
-            key: Of this augmentation, step and shard.
-            batch: The shard's rows; inputs are scaled and float32.
+            key: Key of this augmentation, step and shard.
+            batch: Rows of the shard. Inputs are scaled and float32.
         """
 
 
 class Model(Part):
-    """A network."""
+    """A network, as a rule that makes a flax module."""
 
     path: ClassVar[str] = "model"
-    accepts: ClassVar[str] = "a model or a flax.linen module (of NNX: flax.nnx.bridge.to_linen)"
+    accepts: ClassVar[str] = "a model or a flax.linen module (for NNX: flax.nnx.bridge.to_linen)"
     rule: ClassVar[tuple[str, ...]] = ("module",)
 
     @abc.abstractmethod
     def module(self, outputs: int, precision: str) -> nn.Module:
-        """The flax module: from inputs `[batch, ...]`, scaled and float32, to logits `[batch, outputs]`.
+        """The flax module, from inputs `[batch, ...]`, scaled and float32, to logits `[batch, outputs]`.
 
         Args:
-            outputs: Number of classes, or of numbers in a target.
-            precision: bfloat16 where the experiment's is, else float32.
+            outputs: Number of classes, or numbers per target.
+            precision: bfloat16 if the experiment's precision is bfloat16, else float32.
         """
 
     def penalty(self, params: Any) -> Float[Array, ""] | None:
-        """What is added to the mean loss for the parameters alone; None adds nothing."""
+        """Penalty on the parameters, added to the mean loss. None adds nothing."""
         return None
 
     @staticmethod
     def fits(value: Any) -> bool:
-        """Whether it is a flax module."""
+        """Whether the value is a flax module."""
         return isinstance(value, nn.Module)
 
 
 class Controller(Part):
-    """What steers or follows a run.
+    """Stops a run, changes its learning rate, or follows it.
 
-    Its state is a dict of arrays in `TrainState.controllers`: checkpointed, digested, and in a sweep a row a lane. All
-    methods but `steps_left` and `why_stop` are traced.
+    The state of a controller is a dict of arrays in `TrainState.controllers`. It is checkpointed and digested, and in a
+    sweep it has a row per lane. All methods but `steps_left` and `why_stop` are traced.
     """
 
     path: ClassVar[str] = "controllers"
@@ -325,10 +328,10 @@ class Controller(Part):
 
     @abc.abstractmethod
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """The state before the first update; empty where it needs none."""
+        """The state before the first update. Empty if the controller needs no state."""
 
     def after_update(self, own: dict[str, Any], params: Any) -> dict[str, Any]:
-        """The state after an update that led to `params`."""
+        """The state after an update, whose result is `params`."""
         return own
 
     def after_epoch(self, own: dict[str, Any], epoch: Epoch) -> dict[str, Any]:
@@ -336,88 +339,88 @@ class Controller(Part):
         return own
 
     def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""] | None:
-        """What the learning rate of the next update is multiplied by; None leaves it alone."""
+        """Factor on the learning rate of the next update. None leaves the rate alone."""
         return None
 
     def steps_left(self, steps: int, seconds: float) -> int | None:
-        """How many more updates the run may make, asked between the updates of an epoch; None sets no bound.
+        """How many more updates the run may make. Asked between the updates of an epoch. None sets no limit.
 
         Args:
-            steps: Made since the run's start.
-            seconds: Of training and evaluation since then.
+            steps: Number of updates since the run's start.
+            seconds: Seconds of training and evaluation since the run's start.
         """
         return None
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
-        """Why the run is to end here; None while it is to go on.
+        """Why the run must end after this epoch; None if it goes on.
 
         Args:
-            own: The state after the epoch, on the host, without the trees in it.
-            records: An `EpochRecord` of each epoch so far.
+            own: The controller's state after the epoch, on the host, without nested trees.
+            records: One `EpochRecord` for each epoch so far.
         """
         return None
 
     @staticmethod
     def fits(value: Any) -> bool:
-        """No plain object says how its state begins."""
+        """False: a plain object cannot say what its initial state is."""
         return False
 
 
 class PlainObject(Part):
-    """What stands for a plain object of the user's own. Each role has one."""
+    """Wraps a plain object of the user's own. Each role has a subclass."""
 
     value: object = None
     source: str = host("")
-    """The object's place in the experiment's file."""
+    """Place of the object in the experiment's file."""
 
 
 class FunctionSchedule(PlainObject, Schedule):
-    """A function of the user's own as a schedule."""
+    """Wraps a function as a schedule."""
 
     def factor(self, step: Step, total_steps: Step) -> Float[Array, ""]:
-        """What the function says."""
+        """The function's value at `step`."""
         return jnp.asarray(self.value(step), jnp.float32)  # type: ignore[operator]
 
 
 class OptaxOptimizer(PlainObject, Optimizer):
-    """A transformation of the user's own as an optimizer; its learning rate is not known."""
+    """Wraps an optax transformation as an optimizer. Its learning rate is not known."""
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """The transformation itself."""
+        """The wrapped transformation."""
         return typing.cast(optax.GradientTransformation, self.value)
 
 
 class FunctionLoss(PlainObject, Loss):
-    """A function of the user's own as a loss."""
+    """Wraps a function as a loss."""
 
     def __call__(self, logits: Array, targets: Array) -> Float[Array, " batch"]:
-        """What the function says."""
+        """The function's value."""
         return jnp.asarray(self.value(logits, targets), jnp.float32)  # type: ignore[operator]
 
 
 class FunctionMetric(PlainObject, Metric):
-    """A function of the user's own as a metric."""
+    """Wraps a function as a metric."""
 
     def of_examples(self, logits: Array, targets: Array) -> Any:
-        """What the function says."""
+        """The function's value."""
         return self.value(logits, targets)  # type: ignore[operator]
 
     @property
     def name(self) -> str:
-        """The function's name."""
+        """Name of the function."""
         return str(getattr(self.value, "__name__", type(self.value).__name__))
 
 
 class FunctionAugmentation(PlainObject, Augmentation):
-    """A function of the user's own as an augmentation."""
+    """Wraps a function as an augmentation."""
 
     def __call__(self, key: Key[Array, ""], batch: Batch) -> Batch:
-        """What the function makes of the batch."""
+        """The batch that the function returns."""
         return typing.cast(Batch, self.value(key, batch))  # type: ignore[operator]
 
 
 class FlaxModel(PlainObject, Model):
-    """A flax module of the user's own as a model; it does not hear of the experiment's precision."""
+    """Wraps a flax module as a model. The module is not told the experiment's precision."""
 
     def __post_init__(self) -> None:
         if isinstance(self.value, nn.Module):
@@ -425,7 +428,7 @@ class FlaxModel(PlainObject, Model):
         super().__post_init__()
 
     def module(self, outputs: int, precision: str) -> nn.Module:
-        """The module itself."""
+        """The wrapped module."""
         return typing.cast(nn.Module, self.value)
 
 
@@ -435,7 +438,7 @@ def role_of(cls: type[Part]) -> type[Part]:
 
 
 def role_of_several(part: Part | type[Part], name: str) -> Any:
-    """The role of a field that holds several parts; None of other fields."""
+    """The role of a field that holds several parts; None for any other field."""
     element = typing.get_args(hint_of(part if isinstance(part, type) else type(part), name))[:1]
     is_role = bool(element) and isinstance(element[0], type) and issubclass(element[0], Part)
     return element[0] if is_role else None

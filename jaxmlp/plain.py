@@ -1,4 +1,4 @@
-"""Parts as plain values: their kinds, their JSON, the places of the user's own code, and the dotted paths of fields."""
+"""How is a part said in JSON: by its kind, by the place of the user's code, and by dotted paths of fields?"""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from jaxmlp.optax_schedules import schedule_class
 from jaxmlp.parts import Optimizer, Part, PlainObject, Schedule, hint_of, role_of, role_of_several
 
 OF_OPTAX: Mapping[Any, Callable[[str], type[Part]]] = {Optimizer: optax_class, Schedule: schedule_class}
-"""What makes the parts of a role from optax's names."""
+"""For each role, the function that makes a class of parts from an optax name."""
 Find: TypeAlias = Callable[[str], Any]
-"""The class, function or object of a user's own file that a name such as `lion.py:Lion` stands for."""
+"""Resolves a place such as `lion.py:Lion` to the class, function or object in the user's file."""
 
 
 def where(part: Part) -> str:
-    """What JSON calls a part: its `kind` if it ships with the package, else its place, such as `lion.py:Lion`."""
+    """Name of a part in JSON: its `kind` if it ships with the package, else its place, such as `lion.py:Lion`."""
     if isinstance(part, PlainObject):
         return part.source or place_of(part.value)
     cls = type(part)
@@ -35,31 +35,31 @@ def where(part: Part) -> str:
 
 
 def is_shipped(thing: Any) -> bool:
-    """Whether a class or function is the package's own."""
+    """Whether a class or function belongs to this package."""
     return str(getattr(thing, "__module__", "")).partition(".")[0] == __name__.partition(".")[0]
 
 
 def is_installed(file: str | Path) -> bool:
-    """Whether a file belongs to Python or to an installed package: then it is nobody's own code."""
+    """Whether a file belongs to Python or to an installed package, and so is not the user's own code."""
     path = Path(file)
     stdlib = Path(sysconfig.get_path("stdlib"))
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts) or path.is_relative_to(stdlib)
 
 
 class Placed:
-    """A function that an experiment's file has, but does not define by a name: a lambda, or a library's function.
+    """A function that an experiment's file uses but does not define by name: a lambda or a library's function.
 
     Args:
-        function: The function; it is what is called.
-        place: Where the file has it, such as `exp.py:CONFIG.model.activation`.
-        file: The file.
+        function: The wrapped function.
+        place: Place in the file, such as `exp.py:CONFIG.model.activation`.
+        file: Path of the file.
     """
 
     def __init__(self, function: Callable[..., Any], place: str, file: str) -> None:
         self.function, self.place, self.file = function, place, file
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        """What the function says."""
+        """The function's value."""
         return self.function(*arguments, **named)
 
     def __eq__(self, other: object) -> bool:
@@ -70,11 +70,11 @@ class Placed:
 
 
 def place_of(thing: Any) -> str:
-    """The file and name of a class or function, such as `lion.py:Lion`; `none:Lion` where no file has it by a name."""
+    """File and name of a class or function, such as `lion.py:Lion`; `none:Lion` if no file defines it by name."""
     if isinstance(thing, Placed):
         return thing.place
     defined = defined_by(thing)
-    # An object is made with arguments, which no class knows.
+    # An object was made with arguments, which its class does not know.
     is_named = defined is thing and "<" not in defined.__qualname__
     file = file_of(defined) if is_named else None
     is_part = isinstance(thing, type) and issubclass(thing, Part)
@@ -83,11 +83,11 @@ def place_of(thing: Any) -> str:
 
 
 def file_of(thing: Any) -> str | None:
-    """The file that defines a class or function, or the class of an object."""
+    """The file that defines a class or function, or an object's class."""
     if isinstance(thing, Placed):
         return thing.file
     thing = defined_by(thing)
-    # A module that is imported anew leaves sys.modules to the new one, but its classes keep its globals.
+    # After a second import, sys.modules holds the new module, but old classes keep the globals of the old one.
     function = vars(thing).get("__init__") if isinstance(thing, type) else thing
     scope: Mapping[str, Any] = getattr(function, "__globals__", {})
     if scope.get("__name__") != thing.__module__:
@@ -96,7 +96,7 @@ def file_of(thing: Any) -> str | None:
 
 
 def defined_by(thing: Any) -> Any:
-    """The class or function that says what a thing is: of an NNX module in flax's bridge, the module's class."""
+    """The class or function that defines a thing. For an NNX module in flax's bridge: the module's class."""
     if isinstance(thing, nnx.bridge.ToLinen):
         thing = thing.nnx_class
     while isinstance(thing, functools.partial):
@@ -105,7 +105,7 @@ def defined_by(thing: Any) -> Any:
 
 
 def kinds(role: type[Part]) -> dict[str, type[Part]]:
-    """The shipped parts of a role, by kind; those of optax are made as they are asked for: see `optax_class`."""
+    """The shipped parts of a role, by kind. Parts from optax are made on demand: see `optax_class`."""
     found = {}
     for cls in role.__subclasses__():
         if is_shipped(cls) and cls.kind and not cls.kind.startswith(PREFIX) and not cls.__abstractmethods__:
@@ -115,7 +115,7 @@ def kinds(role: type[Part]) -> dict[str, type[Part]]:
 
 
 def to_plain(value: Any) -> Any:
-    """A part or value as JSON types. A part of a role says its kind; a plain object is its place alone."""
+    """A part or value as JSON types. A part of a role includes its kind; a plain object is only its place."""
     if isinstance(value, PlainObject):
         return {"kind": where(value)}
     if isinstance(value, Part):
@@ -127,14 +127,14 @@ def to_plain(value: Any) -> Any:
 
 
 def stored_fields(part: Part | type[Part]) -> list[dataclasses.Field[Any]]:
-    """The fields that JSON has: all but those that training fills in."""
+    """The fields that JSON may hold: all except those that training sets."""
     return [item for item in dataclasses.fields(part) if not item.metadata.get("filled_in")]  # type: ignore[arg-type]
 
 
 def told_fields(part: Part) -> list[dataclasses.Field[Any]]:
-    """The fields that the part's JSON has: an optional one that is at its default is left out.
+    """The fields in the part's JSON. Optional fields at their defaults are left out.
 
-    So a new field changes no sum of an experiment that does not use it.
+    So a new optional field changes no hash of an experiment that does not use it.
     """
     return [
         item
@@ -144,10 +144,10 @@ def told_fields(part: Part) -> list[dataclasses.Field[Any]]:
 
 
 def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
-    """The part or value of type `hint` that `plain`, read from JSON, stands for.
+    """The inverse of `to_plain`: the part or value of type `hint`.
 
     Raises:
-        ConfigError: A field that is unknown or missing, or a value that breaks its rule.
+        ConfigError: A field is unknown or missing, or a value breaks its rule.
     """
     if typing.get_origin(hint) is tuple and isinstance(plain, list):
         element = typing.get_args(hint)[0]
@@ -178,7 +178,7 @@ def from_plain(path: str, hint: Any, plain: Any, find: Find) -> Any:
 
 
 def is_place(value: Any) -> bool:
-    """Whether a JSON value is the place of code, such as `lion.py:Lion`."""
+    """Whether a JSON value is a place of code, such as `lion.py:Lion`."""
     return isinstance(value, str) and re.fullmatch(r"[^/:]+:[\w.<>]+", value) is not None
 
 
@@ -187,7 +187,7 @@ def _takes_functions(hint: Any) -> bool:
 
 
 def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
-    """The class of a kind, or the part that wraps a plain object."""
+    """The class with this kind, or the part that wraps a plain object."""
     shipped = kinds(role)
     if isinstance(kind, str) and kind in shipped:
         return shipped[kind]
@@ -199,13 +199,13 @@ def _class(path: str, role: Any, kind: Any, find: Find) -> Any:
     found = found.function if isinstance(found, Placed) else found
     if isinstance(found, type) and issubclass(found, Part):
         if not issubclass(found, role):
-            raise ConfigError(path, f"must be {role.__name__}, got {kind}, which is not")
+            raise ConfigError(path, f"must be a subclass of {role.__name__}, got {kind}")
         return found
     return role.of(found)
 
 
 def roles_of(part: Part, prefix: str = "") -> dict[str, Part]:
-    """The parts that have a role in an experiment, by the dotted paths of their fields."""
+    """The parts of an experiment that have a role, by the dotted paths of their fields."""
     found: dict[str, Part] = {}
     for item in dataclasses.fields(part):  # type: ignore[arg-type]
         value = getattr(part, item.name)
@@ -216,7 +216,7 @@ def roles_of(part: Part, prefix: str = "") -> dict[str, Part]:
 
 
 def of_kind(role: type[Part], path: str, kind: str) -> Part:
-    """A part of a role by the word for its kind, with its defaults: a shipped kind, or a class of the user's own.
+    """A part of a role with its defaults, by its kind: a shipped kind, or the name of a class of the user's own.
 
     Raises:
         ConfigError: There is no such kind.
@@ -234,26 +234,26 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
 
 
 def _own_parts(role: type[Part]) -> Iterator[type[Part]]:
-    """The user's own parts of a role, in the order in which they were made."""
+    """The user's own parts of a role, in the order of their definitions."""
     for cls in role.__subclasses__():
-        # A class that was refused while it was made has no list of abstract methods.
+        # A class whose definition was refused has no list of abstract methods.
         if not is_shipped(cls) and not getattr(cls, "__abstractmethods__", True):
             yield cls
         yield from _own_parts(cls)
 
 
 def _find_own(place: str) -> type[Part]:
-    """The class of the user's own, among those that are loaded, at a place; the newest of several."""
+    """The user's own loaded class at a place; the newest if there are several."""
     found = [cls for cls in _own_parts(Part) if place_of(cls) == place]
     if not found:
-        raise ConfigError("kind", f"is {place}, and no part of that place is loaded")
+        raise ConfigError("kind", f"is {place}, but no part with that place is loaded")
     return found[-1]
 
 
 def with_value[P: Part](part: P, path: str, value: Any) -> P:
-    """The part with another value in a field, by its dotted path.
+    """The part with a new value in the field at a dotted path.
 
-    In a role's field, a word chooses a kind of part, and a mapping as JSON has it is the whole part.
+    For the field of a role, a string is the kind of a part, and a mapping is a whole part in its JSON form.
 
     Raises:
         ConfigError: There is no such field, or the value breaks its rule.
@@ -279,7 +279,7 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
     elif rest:
         changed = _with_value(old, rest, value, path)
     elif isinstance(old, Part) and isinstance(value, str) and old.rule:
-        # The same place keeps its values: `--optimizer lion` of a file whose optimizer is Lion changes nothing.
+        # The current kind keeps its values: `--optimizer lion` changes nothing if the file's optimizer is Lion.
         role = role_of(type(old))
         changed = old if value in (where(old), type(old).__name__) else of_kind(role, path, value)
     elif isinstance(old, Part) and isinstance(value, Mapping) and old.rule:
@@ -290,7 +290,7 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
 
 
 def value_at(part: Part, path: str) -> Any:
-    """The value of a field by its dotted path, as JSON says it; a part of a role is its kind.
+    """The JSON value of the field at a dotted path. For a part of a role: its kind.
 
     Raises:
         ConfigError: There is no such field.
@@ -307,7 +307,7 @@ def value_at(part: Part, path: str) -> Any:
 
 
 def paths(part: Part, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all fields that JSON has, those of parts too."""
+    """The dotted paths of all fields in JSON, including those of nested parts."""
     for item in stored_fields(part):
         value = getattr(part, item.name)
         yield prefix + item.name

@@ -132,9 +132,9 @@ def test_numbers_as_targets_want_a_loss_and_metrics_of_numbers() -> None:
     with pytest.raises(ConfigError, match=r"metrics cannot be accuracy: the targets are numbers.*Set metrics="):
         network.check_network(experiment(loss=MeanSquaredError()), facts)
     network.check_network(experiment(**NUMBERS), facts)
-    with pytest.raises(ConfigError, match=r"must give an example logits of shape \[1, 2\], got \[1, 3\]"):
+    with pytest.raises(ConfigError, match=r"logits for one example of shape \[1, 2\], got \[1, 3\]"):
         network.check_network(experiment(**{**NUMBERS, "model": nn.Dense(3)}), facts)
-    with pytest.raises(ConfigError, match=r"loss must give a number for each example.*\[2\], got \[\(\)\]"):
+    with pytest.raises(ConfigError, match=r"loss must return one number for each example.*\[2\].*got \[\(\)\]"):
         network.check_network(experiment(loss=lambda logits, targets: jnp.mean(logits)), split(X).facts)
 
 
@@ -158,7 +158,7 @@ def test_numbers_are_learned_scored_asked_exported_and_reported(tmp_path: Path) 
     np.testing.assert_allclose(found.metrics["mean_absolute_error"], np.abs(outputs - Y).mean(), rtol=1e-5)
     assert trained["val_mean_absolute_error"][-1] == trained.test["mean_absolute_error"]
     assert [each.numbers for each in api.predict(trained, X[:2])] == [tuple(map(float, row)) for row in outputs[:2]]
-    with pytest.raises(DataError, match="answers with numbers"):
+    with pytest.raises(DataError, match="predicts numbers"):
         model_of(trained).probabilities(X)
     export(model_of(trained), "stablehlo", tmp_path / "model.stablehlo")
     with pytest.raises(RunError, match="with numbers"):

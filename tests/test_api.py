@@ -137,7 +137,7 @@ def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None
 def test_a_module_without_a_logit_for_each_image_and_class_is_refused(
     module: nn.Module, shape: list[int], small_dataset: data.Dataset, tmp_path: Path
 ) -> None:
-    wanted = re.escape(f"model must give an example logits of shape [1, 10] or wider, got {shape}")
+    wanted = re.escape(f"logits for one example of shape [1, 10] or wider, got {shape}")
     with pytest.raises(ConfigError, match=wanted):
         fit(with_model(module), small_dataset, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -263,9 +263,9 @@ def test_a_wrong_call_says_the_right_one(history: History) -> None:
     images, labels, _ = data.load(CONFIG.data).test
     call: Any
     for call, said in [
-        (lambda: fit(images, labels), r"fit\(\(inputs, targets\), config\) of arrays; got inputs and targets apart"),  # type: ignore[arg-type]
+        (lambda: fit(images, labels), r"fit\(\(inputs, targets\), config\) for arrays; got inputs and targets as two"),  # type: ignore[arg-type]
         (lambda: fit("quickstart"), "must be an ExperimentConfig: .* got str"),  # type: ignore[arg-type]
-        (lambda: summary("run"), r"Of a run: summary\(load_model\(RUN\).config\); got str"),  # type: ignore[arg-type]
+        (lambda: summary("run"), r"For a run: summary\(load_model\(RUN\).config\); got str"),  # type: ignore[arg-type]
         (lambda: jaxmlp.evaluate(CONFIG), r"such as evaluate\(fit\(config\)\); got ExperimentConfig"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ConfigError, match=said):

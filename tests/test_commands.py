@@ -178,7 +178,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         (
             "evaluate {run} --checkpoint first",
             2,
-            "--checkpoint must be last, best, ema or the step of one, got 'first'",
+            "--checkpoint must be last, best, ema or the step of a checkpoint, got 'first'",
         ),
         ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints has no checkpoint of step 7. It has: 32."),
         ("evaluate {run}x", 5, "{run}x is not there. `jaxmlp runs` lists the runs."),

@@ -339,8 +339,8 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
             "must be one of sgd, rmsprop, adam, adamw, layer_rates, got 'adamx'. Did you mean adam?",
         ),
         ("loss", None, "must be a JSON object, got None"),
-        ("name", "../up", "must be letters, digits, '.', '_' and '-', got '../up'"),
-        ("name", "", "must be letters, digits, '.', '_' and '-', got ''"),
+        ("name", "../up", "must consist of letters, digits, '.', '_' and '-', and not start with '.', got '../up'"),
+        ("name", "", "must consist of letters, digits, '.', '_' and '-', and not start with '.', got ''"),
         (
             "grad_shards",
             7,
@@ -365,7 +365,7 @@ def test_a_wrong_value_is_answered_with_the_rule_and_the_remedy(field: str, wron
 @pytest.mark.parametrize(
     ("boundaries", "factors", "message"),
     [
-        ((5, 5), (1, 1, 1), "optimizer.schedule.boundaries must rise, got (5, 5)"),
+        ((5, 5), (1, 1, 1), "optimizer.schedule.boundaries must be in rising order, got (5, 5)"),
         ((5, 6), (1, 1), "optimizer.schedule.factors must hold one more than boundaries (3), got 2"),
     ],
 )

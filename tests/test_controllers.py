@@ -144,10 +144,10 @@ def test_stopping_and_plateau_are_those_of_keras_3() -> None:
 def test_a_controller_that_finds_nothing_to_watch_or_to_change_is_refused_by_name() -> None:
     import optax
 
-    for monitor, hint in (("val_acuracy", "Did you mean val_accuracy"), ("val_ema_loss", "There are loss, accuracy")):
+    for monitor, hint in (("val_acuracy", "Did you mean val_accuracy"), ("val_ema_loss", "figures are loss, accuracy")):
         with pytest.raises(ConfigError, match=rf"controllers\.0\.monitor must be a figure.*{hint}"):
             fit(experiment(EarlyStopping(monitor=monitor)), noise())
-    with pytest.raises(ConfigError, match="no field learning_rate"):
+    with pytest.raises(ConfigError, match="no learning_rate field"):
         experiment(ReduceOnPlateau(), optimizer=optax.sgd(0.1))
     with pytest.raises(ConfigError, match="at most one with restore_best, got 2"):
         experiment(STOPS, dataclasses.replace(STOPS, monitor="loss"))
@@ -296,7 +296,7 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
         of_loss = min(run.epochs(), key=lambda line: line["val_loss"])["epoch"]
         best_sha256 = run.digests()[of_loss - 1]["params_sha256"]
         assert run.manifest["result"]["stopped"] == history.stopped
-        assert str(history.stopped).startswith("early_stopping: val_accuracy has not become better for 2 epochs;")
+        assert str(history.stopped).startswith("early_stopping: val_accuracy has not improved for 2 epochs;")
     # The last weights are those of the best epoch; the log tells of the epochs as they were trained.
     assert best["epoch"] < len(history.records)
     assert history.params_sha256 == digest(history.state.params) == told["params_sha256"]

@@ -49,10 +49,10 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("goood.py", "goood.py is not there. Did you mean good.py?"),
-        ("nothing/like/it.py", "nothing/like/it.py is not there."),
-        ("empty.py", "empty.py has no CONFIG. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
-        ("other.py", "other.py has a CONFIG of type dict. Add: CONFIG = ExperimentConfig(...), from jaxmlp"),
+        ("goood.py", "goood.py does not exist. Did you mean good.py?"),
+        ("nothing/like/it.py", "nothing/like/it.py does not exist."),
+        ("empty.py", "empty.py has no CONFIG. Add CONFIG = ExperimentConfig(...), imported from jaxmlp"),
+        ("other.py", "other.py has a CONFIG of type dict. Add CONFIG = ExperimentConfig(...), imported from jaxmlp"),
         ("raises.py", "raises.py, line 2 raised ZeroDivisionError: division by zero"),
         ("leaves.py", "leaves.py, line 2 raised SystemExit: no"),
         ("wrong.py", "wrong.py: model.dropout_rate must be in [0, 1), got 50. Did you mean 0.5?"),
@@ -121,7 +121,7 @@ def test_a_mistake_in_a_command_line_is_said_first_on_stderr_and_exits_2(
 
 def test_a_name_that_is_no_folders_name_is_refused(program: Program, experiments: Path) -> None:
     ended = program("train", "bad name.py")
-    assert (ended.code, ended.first_line.partition(",")[0]) == (2, "bad name.py: name must be letters")
+    assert (ended.code, ended.first_line.partition(",")[0]) == (2, "bad name.py: name must consist of letters")
 
 
 def test_an_experiment_is_named_after_its_file_unless_it_has_a_name_and_finds_its_neighbours(experiments: Path) -> None:

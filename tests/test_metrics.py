@@ -145,7 +145,7 @@ def test_figures_are_those_of_scikit_learn_on_1000_random_cases(classes: int) ->
 
 
 def test_a_class_that_is_not_there_is_refused_and_each_figure_has_a_name_of_its_own() -> None:
-    with pytest.raises(ConfigError, match="has label 10, and there are 10 classes"):
+    with pytest.raises(ConfigError, match="has label 10, but there are only 10 classes"):
         Recall(label=10).result({name: np.ones(10) for name in ("labels", "answers", "correct")}, 10)
     assert [metric.name for metric in OF_CASES[:6]] == ["precision", "precision_1", "recall", "recall_1", "f1", "f1_0"]
     assert [metric.larger_is_better for metric in OF_CASES] == [True] * 6 + [False] * 2 + [True] * 2

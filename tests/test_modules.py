@@ -166,7 +166,7 @@ class NnxIsTrain(nnx.Module):
         (Open(), r"Open.__call__ takes \*\*kwargs"),
         (Needs(), "takes other"),
         (Field(), "make train a parameter of its __call__"),
-        (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), "Dropout of nn.Sequential takes deterministic"),
+        (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), "Dropout takes deterministic"),
         (nnx.bridge.to_linen(NnxIsTrain), "NnxIsTrain.__call__ takes is_train"),
         (nnx.bridge.to_linen(functools.partial(NnxIsTrain)), "NnxIsTrain.__call__ takes is_train"),
         (nnx.bridge.to_linen(lambda rngs: nnx.Linear(1, 1, rngs=rngs)), "must bridge a class"),

@@ -324,7 +324,7 @@ def test_every_schedule_of_optax_is_its_own_by_its_name_or_refused_with_the_way(
     made = 0
     for name, factory in NAMES.items():
         if name in REFUSED:
-            with pytest.raises(ConfigError, match=r"by name: its .* In Python, give the function"):
+            with pytest.raises(ConfigError, match=r"by name: its .* In Python, pass the function"):
                 optax_schedule(name)
             continue
         schedule: Any = optax_schedule(name)

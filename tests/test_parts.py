@@ -138,7 +138,7 @@ def test_a_part_of_ones_own_comes_back_from_json_where_its_file_is_given(role: s
     assert f'"kind": "{FILE}:' in text
     found = ExperimentConfig.from_json(text, lambda place: Code(config).find(place, {}))
     assert (found, found.to_json()) == (config, text)
-    with pytest.raises(ConfigError, match=rf"experiment must be given: {FILE}:\w+ is code of an experiment's own file"):
+    with pytest.raises(ConfigError, match=rf"experiment must be given: {FILE}:\w+ is defined in an experiment"):
         ExperimentConfig.from_json(text)
     source = code_of(config)[FILE]
     assert source and source.path == Path(str(sys.modules[__name__].__file__))

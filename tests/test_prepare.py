@@ -206,7 +206,7 @@ def test_what_is_no_picture_of_a_digit_is_named_and_exits_4(
     Image.new("L", (9, 9)).save(tmp_path / "gif.png", "gif")
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
     for name, message in {
-        "blank.png": "shows no digit: wanted one, dark on light or light on dark",
+        "blank.png": "shows no digit: wanted one digit, dark on light or light on dark",
         "cut.jpg": "cannot be read as an image: ",
         "text.png": "is not a PNG or JPEG image",
         "gif.png": "is a GIF file, wanted PNG, JPEG, .npy or IDX. Save it as PNG",
