@@ -1,4 +1,4 @@
-"""`python -m jaxmlp`: the program without its script."""
+"""`python -m jaxmlp`: the same program as the script `jaxmlp`."""
 
 from jaxmlp.cli import program
 

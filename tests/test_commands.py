@@ -199,7 +199,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
             2,
             "--min-accuracy cannot be checked: the metrics are",
         ),
-        ("data prepair", 2, "data does status or prepare, not prepair. Did you mean prepare?"),
+        ("data prepair", 2, "data takes status or prepare, not prepair. Did you mean prepare?"),
         ("data prepare mnits", 2, "--data.name must be one of mnist, fashion_mnist, mnist_5k"),
         ("train {quick} --batch-size 4001", 2, "--batch-size must be at most the 4000 training examples, got 4001"),
         (

@@ -76,7 +76,7 @@ def test_a_platform_without_a_reference_is_told_which_facts_have_none(
     change(recorded, "experiments", "quickstart", "points", 0, "params_sha256", to="0" * 64)
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert f"no reference for this platform. The nearest, {recorded.name}, has others:\n  isa: another there" in said
+    assert f"no reference for this platform. The nearest, {recorded.name}, differs in:\n  isa: another there" in said
     assert f"{here} here\n" in said and "jaxmlp doctor --record" in said
 
 

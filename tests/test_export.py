@@ -260,6 +260,6 @@ def test_the_command_writes_into_the_run_and_says_how_near_it_is(
     assert set(document) == {"format", "path", "bytes", "difference", "rounding", "code_changed"}
     assert (document["path"], document["format"]) == (str(digits_run / "model.stablehlo"), "stablehlo")
     assert Path(document["path"]).stat().st_size == document["bytes"]
-    assert "read back, and on 256 examples" in said.err
+    assert "read back: on 256 examples" in said.err
     assert main(["export", str(digits_run), "--format", "tflite"]) == 2
     assert "must be one of safetensors, stablehlo, web, onnx, orbax" in capsys.readouterr().err

@@ -102,12 +102,12 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
         ),
         (
             "--resume last --seed 3",
-            "--seed is not a flag of train --resume DIR. The run's stored config holds; another one is another run.",
+            "--seed is not a flag of train --resume DIR. The run's stored config applies; other values need a new run.",
         ),
         (
             "--resume last good.py",
             "train --resume DIR takes no 'good.py': jaxmlp train --resume DIR. "
-            "The run's stored config holds; another one is another run.",
+            "The run's stored config applies; other values need a new run.",
         ),
     ],
 )

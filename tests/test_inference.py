@@ -195,7 +195,7 @@ def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
 def test_a_checkpoint_that_is_not_there_is_refused(
     tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
 ) -> None:
-    with pytest.raises(ConfigError, match="checkpoint must be last, best, ema or the step .*'worst'"):
+    with pytest.raises(ConfigError, match=r"checkpoint must be last, best, ema or the step .*'worst'"):
         load_model(trained[0], "worst")
     with RunDirectory.create(tmp_path / "a run", CONFIG, manifest(CONFIG, dataset)) as run:
         with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):

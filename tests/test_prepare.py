@@ -181,7 +181,7 @@ def test_predict_answers_a_folder_all_but_what_it_cannot_read(
     skipped = {Path(each["file"]).name: each["problem"] for each in document["skipped"]}
     assert sorted(skipped) == ["black.png", "blank.png", "nothing.png", "photo.webp", "text.png"]
     assert all(problem in err for problem in skipped.values())
-    assert err.endswith("files without an answer: 5; with one: 4\n")
+    assert err.endswith("files without an answer: 5; with an answer: 4\n")
     assert "photo.webp is a WebP file" in skipped["photo.webp"]
     assert [Path(each["file"]).name for each in document["warnings"]] == ["2.png"]
     assert "2.png seems to show several digits" in err

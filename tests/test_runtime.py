@@ -276,4 +276,4 @@ def test_an_experiment_that_starts_jax_is_told_of_and_no_other(
         up = iter([before, after])
         monkeypatch.setattr(experiment, "started_by", up.__next__)
         assert main(["summary", quickstart, "--json"]) == 0
-        assert ("starts JAX by itself" in capsys.readouterr().err) == (after and not before)
+        assert ("starts JAX itself" in capsys.readouterr().err) == (after and not before)

@@ -98,6 +98,6 @@ def test_a_stop_signal_saves_and_tells_how_to_go_on(experiment: Path, whole: tup
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert f"SIGTERM: 0 of 6 lanes are done, those in training saved. Go on: jaxmlp sweep --resume {path}" in err
+    assert f"SIGTERM: 0 of 6 lanes are done, lanes in training are saved. Go on: jaxmlp sweep --resume {path}" in err
     assert json.loads(out)["status"] == "interrupted"
     assert json.loads((path / "manifest.json").read_text())["status"] == "interrupted"

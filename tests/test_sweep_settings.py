@@ -108,7 +108,7 @@ def test_seeds_are_a_range_a_number_or_a_list() -> None:
     [
         ((), "sweep needs --seeds or --set"),
         (("--seeds", "4:4"), "--seeds must not be empty, got 4:4"),
-        (("--seeds", "a"), "--seeds must be such as 0:16, 3 or 1,5,7, got 'a'"),
+        (("--seeds", "a"), "--seeds must look like 0:16, 3 or 1,5,7, got 'a'"),
         (("--seeds", "1,1"), "--seeds must all differ, got 1 2 times"),
         (("--seeds", "0:99999999999"), "--seeds must be at most 65,536"),
         (("--set", "optimizer.learning-rate"), "--set must be FIELD=a,b,..."),
@@ -116,7 +116,7 @@ def test_seeds_are_a_range_a_number_or_a_list() -> None:
         (("--set", "optimizer.learning-rate=0.1,fast"), "--optimizer.learning-rate must be a number, got 'fast'"),
         (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of one value or more"),
         (("--set", "epochs=1", "--set", "epochs=2"), "--epochs is set twice"),
-        (("--set", "data=mnist_5k"), "--data is a part of the experiment, and no value: set its fields"),
+        (("--set", "data=mnist_5k"), "--data is a part of the experiment, not a value: set its fields"),
         (("--set", "optimizer=adma"), "--optimizer must be one of sgd, rmsprop, adam, adamw"),
         (("--set", "optimizer.learning-rate=log(1,x)"), "--optimizer.learning-rate must have two numbers"),
         (("--set", "optimizer.learning-rate=log(1e-4,1)"), "--optimizer.learning-rate is drawn from log(0.0001,1)"),

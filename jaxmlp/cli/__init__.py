@@ -1,7 +1,7 @@
-"""The program `jaxmlp`: finds the command, and turns its answer or its mistake into text, JSON and an exit code.
+"""How does the program `jaxmlp` find a command and turn its answer or mistake into text, JSON and an exit code?
 
-Every command is a module of this package with `run(argv) -> Answer`. It prints what people read to `sys.stdout`;
-under `--json` that is the standard error stream, and the answer's document alone goes to the real stdout.
+Every command is a module of this package with a function `run(argv) -> Answer`. It prints text for people to
+`sys.stdout`. Under `--json` that text goes to stderr instead, and stdout gets only the answer's document.
 """
 
 from __future__ import annotations
@@ -34,31 +34,31 @@ from jaxmlp.errors import (
 from jaxmlp.signals import kept_interrupts
 
 STARTED = time.perf_counter()
-"""When the program began, for `total_s`."""
+"""Time at which the program began, for `total_s`."""
 
 COMMANDS = {
     "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR goes on)",
     "sweep": "EXPERIMENT.py   many seeds and values in few programs (sweep --resume DIR goes on)",
-    "new": "FILE.py         a commented experiment with a part of each role, to start from",
+    "new": "FILE.py         write a commented experiment with a part of each role",
     "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
-    "predict": "RUN FILE...     the classes of images: photographs and scans, .npy, IDX, folders",
-    "export": "RUN             its model for other programs: safetensors, stablehlo, web, onnx, orbax",
-    "import-keras": "FILE            a network that Keras trained becomes a run: .h5, .weights.h5, .keras",
+    "predict": "RUN FILE...     classes of images: photographs and scans, .npy, IDX, folders",
+    "export": "RUN             write its model for other programs: safetensors, stablehlo, web, onnx, orbax",
+    "import-keras": "FILE            make a run from a network that Keras trained: .h5, .weights.h5, .keras",
     "report": "RUN...          one HTML file: result, curves, mistakes, weights; several runs side by side",
-    "runs": "[RUN]...        the runs and sweeps, sorted; runs that are named, with the values in which they differ",
-    "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; of a RUN too",
+    "runs": "[RUN]...        list runs and sweeps; for named runs also the values that differ",
+    "summary": "EXPERIMENT.py   layers, parameters, FLOPs and bytes; also for a RUN",
     "compile": "EXPERIMENT.py   for an accelerator that is not here: memory, work, messages, findings",
-    "reproduce": "RUN             train again and compare bit for bit; names the first difference",
-    "verify": "RUN             hash every file and tensor again; says which is damaged. Trains nothing",
-    "certify": "RUN             sign what a run holds, for `verify --certificate` and `reproduce --certificate`",
+    "reproduce": "RUN             train again and compare bit for bit; name the first difference",
+    "verify": "RUN             hash every file and tensor again and name damaged ones; nothing is trained",
+    "certify": "RUN             sign a run's contents, for `verify --certificate` and `reproduce --certificate`",
     "doctor": "                devices, versions, flags, data, disk; do the bits here equal the reference?",
-    "bench": "                how fast it is on this device, and whether it has become slower",
-    "data": "status|prepare  where the data is; make it ready before a run",
-    "completion": "bash|zsh        a script by which the shell finishes words",
+    "bench": "                how fast is it on this device, and has it become slower?",
+    "data": "status|prepare  where the data is; prepare it before a run",
+    "completion": "bash|zsh        print a script with which the shell completes words",
 }
-"""What each command does; its module has its name, `_` for `-`."""
+"""One line of help for each command. Its module has the command's name, with `_` for `-`."""
 SCRIPTS = ("peers", "speedrun")
-"""Modules like a command's, which a file in `experiments` runs."""
+"""Modules like those of commands, run by files in `experiments`."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]
@@ -70,36 +70,36 @@ commands:
 
 flags of every command:
   --help        what the command does, and all its flags
-  --json        one JSON document on stdout; what people read goes to stderr
-  --no-color    no colours; so does the environment variable NO_COLOR
+  --json        one JSON document on stdout; text for people goes to stderr
+  --no-color    no colours, like the environment variable NO_COLOR
   --version     (without a command) the version
 
-An EXPERIMENT.py is a file of yours, or the name of one that ships. A RUN is the folder of a run, or `last`.
+An EXPERIMENT.py is a file of yours, or the name of an experiment that ships. A RUN is the folder of a run, or `last`.
 Start with: jaxmlp train quickstart
 """
 
 CLOSED_PIPE = 128 + 13
-"""As shells count a program that SIGPIPE ended."""
+"""Exit code that shells report for a program ended by SIGPIPE."""
 INTERRUPTED = 128 + 2
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-"""What a disk says that takes no more; of a file, or of the output where that is one."""
+"""Error codes of a disk that accepts no more data, for a file or for the output."""
 
 
 class Answer(NamedTuple):
-    """What a command came to."""
+    """The result of a command."""
 
     document: Mapping[str, Any]
-    """For `--json`."""
+    """JSON document that `--json` prints."""
     exit_code: int = 0
     message: str = ""
-    """For stderr."""
+    """Text for stderr."""
 
 
 @contextlib.contextmanager
 def writing_to(out: object) -> Iterator[None]:
-    """Say of a place that cannot be written that another can be named, if nobody has named one by `--out`.
+    """If the block cannot write and no `--out` was given, add to the error that `--out` can name another place.
 
-    A run may be another user's, or lie on a disk that is only read.
+    The run may belong to another user or lie on a read-only disk.
 
     Raises:
         DiskError: As the block.
@@ -113,29 +113,32 @@ def writing_to(out: object) -> Iterator[None]:
 
 
 def say(text: object) -> None:
-    """Print what people read, in which a name or a stranger's file can move no terminal."""
+    """Print text for people. Control characters in names and in strangers' files are escaped."""
     print(printable(text))
 
 
 def program(run: Callable[[list[str]], int] | None = None) -> None:
-    """The process: `main`, or `run`, and an end that does not take JAX and Python apart, a third of a second's work."""
+    """Run `main`, or `run`, as the whole process.
+
+    It ends without tearing down JAX and Python, which saves a third of a second.
+    """
     code = 1
 
     def leave() -> None:
-        with contextlib.suppress(OSError, ValueError):  # Of a stream that is closed.
+        with contextlib.suppress(OSError, ValueError):  # The stream may be closed.
             sys.stdout.flush()
         os._exit(code)
 
-    atexit.register(leave)  # First, so that it runs last.
+    atexit.register(leave)  # Registered first, so that it runs last.
     code = (run or main)(sys.argv[1:])
     sys.exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return the exit code.
+    """Run a command and return its exit code.
 
     Args:
-        argv: The command and its arguments; by default the process's own.
+        argv: The command and its arguments. Default: those of the process.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _open_closed_streams()
@@ -146,9 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         try:
             code = _run(argv)
-        except SystemExit as end:  # tyro's, after it has printed the help
+        except SystemExit as end:  # tyro raises it after it has printed the help
             code = int(end.code or 0)
-        # Here, where a closed pipe is caught.
+        # Flush here, where a closed pipe is caught.
         stdout.flush()
     except BrokenPipeError:
         code = CLOSED_PIPE
@@ -157,13 +160,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             _tell(_refusal(error))
         code = DiskError.exit_code
     for stream in filter(_is_full, (stdout, sys.stderr)):
-        # Python flushes it once more at exit, and would complain.
+        # Python flushes the stream again at exit and would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     return code
 
 
 def _open_closed_streams() -> None:
-    """Let a stream that the caller closed lead nowhere: the next file opened would take its place, and its words."""
+    """Open closed standard streams on /dev/null. Else the next opened file would receive what is printed."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(descriptor)
@@ -172,14 +175,14 @@ def _open_closed_streams() -> None:
 
 
 def _escape_what_the_streams_cannot_say() -> None:
-    r"""Let a character that the terminal's encoding lacks come out as an escape such as `\xe9`, not as an error."""
+    r"""Escape characters that the terminal's encoding lacks, as in `\xe9`, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def _tell(message: str) -> None:
-    """On stderr; the exit code alone where that takes nothing."""
+    """Print to stderr. If stderr cannot be written, the exit code must do."""
     with contextlib.suppress(OSError):
         print(message, file=sys.stderr, flush=True)
 
@@ -204,7 +207,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_full(stream: TextIO) -> bool:
-    """Whether it takes no more of what was printed: the disk is full, or nobody reads it any more."""
+    """Whether the stream rejects output: the disk is full, or the pipe is closed."""
     try:
         stream.flush()
     except OSError:
@@ -219,7 +222,7 @@ def _refusal(error: OSError) -> str:
 def _answer(command: str, argv: list[str]) -> Answer:
     try:
         if command not in (*COMMANDS, *SCRIPTS):
-            known = f"The commands: {', '.join(COMMANDS)}"
+            known = f"The commands are: {', '.join(COMMANDS)}"
             raise UsageError(f"{command} is not a command of jaxmlp.{did_you_mean(command, COMMANDS)} {known}")
         with kept_interrupts():
             answer: Answer = importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(argv)

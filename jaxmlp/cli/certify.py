@@ -1,4 +1,4 @@
-"""`jaxmlp certify`: a run's files, digests and results, signed."""
+"""`jaxmlp certify`: sign a run's files, digests and results."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from jaxmlp.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class CertifyFlags(flags.Flags):
-    """Sign what binds a run's bits, its digests, its results and the sums of its files. Verifies it first.
+    """Verify a run, then sign what its bits depend on, its digests, its results and the hashes of its files.
 
-    A key: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem
+    To make a key: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem
     """
 
     key: Path | None = None
-    """The file of an ed25519 private key, in PEM, without a password."""
+    """File of an ed25519 private key, in PEM, without a password."""
     out: Path | None = None
-    """The file; by default beside the run, RUN.certificate.json."""
+    """File to write. Default: RUN.certificate.json beside the run."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -37,6 +37,6 @@ def run(argv: Sequence[str]) -> Answer:
     out = chosen.out or path.parent / f"{path.name}.certificate.json"
     with writing_to(chosen.out):
         files.write(out, text)
-    say(f"{out}: what {path} holds, signed. Who trusts your public key can check it:")
+    say(f"{out}: the signed contents of {path}. Anyone with your public key can check them:")
     say(f"jaxmlp verify {path} --certificate {out} --public-key FILE")
     return Answer({"certificate": str(out)})

@@ -1,4 +1,4 @@
-"""`jaxmlp compile`: what a target that is not here would run."""
+"""`jaxmlp compile`: what would a target that is not here run?"""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CompileFlags(flags.Flags):
-    """Compile an experiment's program for an accelerator that need not be here: memory, work, messages, findings.
+    """Compile an experiment's program for an accelerator, which need not be here: memory, work, messages, findings.
 
-    Nothing is trained. Of MNIST's images only the shapes are needed.
+    Nothing is trained. For MNIST the data need not be present, because only its shapes matter.
     """
 
     for_target: Annotated[str, tyro.conf.arg(name="for")] = "cpu"
-    """The target: tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, b200, cpu; of TPUs any slice."""
+    """Target: tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, b200 or cpu. TPUs may have any slice."""
     devices: int | None = ranged(None, "[1, 65536]")
-    """How many of its devices share a batch, or the lanes; by default the largest number that divides the gradient
-    shards, of GPUs and CPUs one."""
+    """Number of devices that split each batch, or the lanes. Default: for TPUs the largest number that divides the
+    gradient shards, for GPUs and CPUs one."""
     lanes: int | None = ranged(None, "[1, 65536]")
-    """Compile a sweep of so many lanes."""
+    """Number of lanes of a sweep to compile. Default: a single run."""
     batching: Literal["map", "vmap"] = "map"
-    """How a device trains its lanes."""
+    """How a device trains its lanes: one after another (map) or together (vmap)."""
     evaluate: flags.Switch = False
-    """Compile the evaluation of the test split, in place of training."""
+    """Compile the evaluation of the test split instead of training."""
     hlo: Path | None = None
-    """Write the compiler's optimised program to this file."""
+    """File to write the compiler's optimised program to."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Compile, and answer with the report; 6 where the compiler is missing or the device's memory is too small."""
+    """Compile and report. Exit code 6 if the compiler is missing or the program does not fit the device's memory."""
     targets.prepare(_devices(argv))
     chosen, config = parse_experiment(CompileFlags, argv, "compile")
     target = targets.Target.of(chosen.for_target)
@@ -69,7 +69,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def _devices(argv: Sequence[str]) -> int | None:
-    """The value of --devices, before the flags are parsed, because JAX may start then."""
+    """The value of --devices. It is read before the flags are parsed, because JAX may start then."""
     for word, following in zip(argv, [*argv[1:], ""], strict=True):
         value = following if word == "--devices" else word.removeprefix("--devices=")
         if word.startswith("--devices") and value.isdigit():
@@ -79,9 +79,9 @@ def _devices(argv: Sequence[str]) -> int | None:
 
 def _too_small(found: Report) -> str:
     memory = (found.compiled.memory if found.compiled else found.counted).total
-    needs = f"{memory / 1e9:,.2f} GB, and a device of {found.target.name} has {found.target.memory() / 1e9:,.2f} GB"
+    needs = f"{memory / 1e9:,.2f} GB, but a device of {found.target.name} has {found.target.memory() / 1e9:,.2f} GB"
     what = "lanes" if found.program.lanes else "batch size"
-    told = f"The largest {what} that fits, as counted: {found.largest:,}" if found.largest else f"No {what} fits"
+    told = f"The largest {what} that fits is {found.largest:,}, by counting" if found.largest else f"No {what} fits"
     return f"device: the program needs {needs}. {told}" + (f"\nThe compiler: {found.refusal}" if found.refusal else "")
 
 

@@ -1,4 +1,4 @@
-"""`jaxmlp completion`: what a shell needs to finish words of a command line."""
+"""`jaxmlp completion`: a script with which a shell completes command lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jaxmlp.cli import COMMANDS, Answer, flags
 from jaxmlp.errors import UsageError, did_you_mean
 
 SHELLS = {"bash": "", "zsh": "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"}
-"""What comes before the script: zsh reads bash's."""
+"""Lines before the script. zsh loads its support for bash's completions."""
 SCRIPT = """\
 _jaxmlp() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} known=
@@ -31,7 +31,7 @@ complete -o default -F _jaxmlp jaxmlp
 
 @dataclass(frozen=True, kw_only=True)
 class CompletionFlags(flags.Flags):
-    """Print a script by which bash or zsh finishes commands, flags and file names.
+    """Print a script with which bash or zsh completes commands, flags and file names.
 
     bash: jaxmlp completion bash > ~/.local/share/bash-completion/completions/jaxmlp
     zsh: jaxmlp completion zsh >> ~/.zshrc
@@ -39,7 +39,7 @@ class CompletionFlags(flags.Flags):
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Print the script of a shell."""
+    """Print the script for a shell."""
     _, (shell,) = flags.parse(CompletionFlags(), argv, "completion", "bash|zsh")
     if shell not in SHELLS:
         raise UsageError(f"completion is for {' and '.join(SHELLS)}, not {shell}.{did_you_mean(shell, SHELLS)}")
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def _flags_of(command: str) -> list[str]:
-    """As the command's help has them."""
+    """The flags of a command, read from its help."""
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
         importlib.import_module(f"jaxmlp.cli.{command.replace('-', '_')}").run(["--help"])

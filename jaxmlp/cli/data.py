@@ -1,4 +1,4 @@
-"""`jaxmlp data`: where the data is, and making it ready before a run."""
+"""`jaxmlp data`: where is the data? Prepare it before a run."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ ACTIONS = ("status", "prepare")
 
 @dataclass(frozen=True, kw_only=True)
 class DataCommandFlags(flags.DataFlags):
-    """status: where each data set is, and its sum. prepare: make those named, or mnist, ready before a run."""
+    """status: where each data set is, and its hash. prepare: prepare the named data sets, or mnist, before a run."""
 
     data_dir: Path | None = None
-    """Folder of prepared and decoded data; else JAXMLP_DATA_DIR; else in the user's cache."""
+    """Folder of prepared and decoded data. Default: JAXMLP_DATA_DIR, else the user's cache."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Tell where the data is, or prepare some."""
+    """Show where the data is, or prepare it."""
     chosen, (action, *names) = flags.parse(DataCommandFlags(), argv, "data", "status|prepare", "[NAME]...")
     if action not in ACTIONS:
-        raise UsageError(f"data does {' or '.join(ACTIONS)}, not {action}.{did_you_mean(action, ACTIONS)}")
+        raise UsageError(f"data takes {' or '.join(ACTIONS)}, not {action}.{did_you_mean(action, ACTIONS)}")
     from jaxmlp import data
 
     folders = {"manual_dir": chosen.manual_dir, "data_dir": chosen.data_dir}
@@ -42,10 +42,10 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def _lines(status: Status) -> list[str]:
-    """What people read of one data set."""
+    """The lines about one data set, for people."""
     if not status.where:
         return [f"{status.name}: {status.problem or 'not on this machine'}"]
-    ready = "ready" if status.prepared else "prepared at its first use"
+    ready = "ready" if status.prepared else "prepared on first use"
     lines = [f"{status.name}: {ready}, {status.bytes / 1e6:.1f} MB, {status.where}"]
     lines += [f"  SHA-256 {status.sha256}"] if status.sha256 else []
     return [*lines, f"  {status.problem}"] if status.problem else lines

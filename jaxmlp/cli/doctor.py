@@ -1,4 +1,4 @@
-"""`jaxmlp doctor`: what is on this machine, and whether it computes the right bits, and its platform's."""
+"""`jaxmlp doctor`: what is on this machine, and does it compute the right bits and its platform's reference bits?"""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorFlags(flags.DataFlags, flags.DeviceFlags):
-    """Show what is on this machine, and train for seconds: are the bits right, and those of its platform's reference?
+    """Show this machine, and train for seconds: are the bits right, and do they match the platform's reference?
 
-    In portable precision there is one right answer on every machine. A wrong one is named: the update, the leaf, and
-    the primitive that computes it.
+    In portable precision there is one right answer on every machine. If an answer is wrong, doctor names the update,
+    the leaf, and the primitive that computes it.
     """
 
     full: flags.Switch = False
-    """Train both experiments of the tutorial too, to their end: some minutes, on MNIST."""
+    """Also train both experiments of the tutorial to their end: some minutes, on MNIST."""
     burn_in: str | None = None
-    """For so long, such as 30s, 10m or 2h, train on every device at once, and report each state that is not right."""
+    """Duration, such as 30s, 10m or 2h, to train on every device at once. Every wrong state is reported."""
     record: flags.Switch = False
-    """Write what is trained as this platform's reference, into the package; add the file to the repository."""
+    """Write the results into the package as this platform's reference. Add the file to the repository."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Examine this machine; one that computes wrong bits, or leaves its platform's, ends with 3."""
+    """Examine this machine. Exit code 3 if it computes wrong bits or differs from its platform's reference."""
     chosen, _ = flags.parse(DoctorFlags(), argv, "doctor")
     seconds = _seconds(chosen.burn_in)
-    # A burn-in is to have every core: a device each.
+    # A burn-in uses every core, as one device each.
     runtime.configure(chosen.device, cpu_devices=os.cpu_count() if seconds else None)
     import jax
 
-    with jax.transfer_guard("allow"):  # It goes through programs operation by operation.
+    with jax.transfer_guard("allow"):  # The checks run programs operation by operation.
         return _examined(chosen, seconds)
 
 
@@ -62,7 +62,10 @@ def _examined(chosen: DoctorFlags, seconds: float | None) -> Answer:
     found = facts(chosen.manual_dir)
     say("\n".join(_fact_lines(found)))
     wrong_answers = probes.run_probes()
-    say("\n".join(map(str, wrong_answers)) or f"probes: {len(probes.probes())} answers known from integers: right")
+    say(
+        "\n".join(map(str, wrong_answers))
+        or f"probes: all {len(probes.probes())} answers, known from integers, are right"
+    )
     checks = [_check(name, chosen) for name in right_bits.GOLDEN if chosen.full or name == "quickstart"]
     say("\n".join(map(_check_line, checks)))
     tests = []
@@ -95,11 +98,11 @@ def _examined(chosen: DoctorFlags, seconds: float | None) -> Answer:
     left = [test.experiment for test in tests if test.verdict == "differs"]
     if not left:
         return Answer(document)
-    return Answer(document, CheckFailed.exit_code, f"this machine leaves the reference bits: {', '.join(left)}")
+    return Answer(document, CheckFailed.exit_code, f"this machine differs from the reference bits: {', '.join(left)}")
 
 
 def _seconds(duration: str | None) -> float | None:
-    """Of a duration such as 30s, 10m or 2h."""
+    """Seconds of a duration such as 30s, 10m or 2h."""
     if duration is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", str(duration))
@@ -132,7 +135,7 @@ def _check_line(check: Check) -> str:
 
 
 def _together(checks: Sequence[Check]) -> dict[str, Any]:
-    """All checks as one: false where one is, true where one is and none is false."""
+    """All checks as one: false if any check is false, else true if any is true, else None."""
     answers = [check.same for check in checks]
     same = False if False in answers else True if True in answers else None
     found = [check.to_plain() for check in checks]
@@ -146,7 +149,7 @@ def _burn_in_line(burnt: BurnIn) -> str:
 
 
 def facts(manual_dir: Path | None) -> dict[str, Any]:
-    """What is here, as JSON values."""
+    """What is on this machine, as JSON values."""
     import jax
 
     from jaxmlp import data
@@ -176,14 +179,14 @@ def facts(manual_dir: Path | None) -> dict[str, Any]:
 
 
 def _free(path: Path) -> int:
-    """Where the folder is, or would be made."""
+    """Free bytes on the disk where the folder is or would be created."""
     return shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
 
 
 def _fact_lines(found: dict[str, Any]) -> Iterator[str]:
     yield "versions: " + ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     kinds = [f"{device['platform']} ({device['kind']})" for device in found["devices"]]
-    yield f"devices: {len(kinds)} of {', '.join(sorted(set(kinds)))}; processor {found['isa']}"
+    yield f"devices: {len(kinds)} x {', '.join(sorted(set(kinds)))}; processor {found['isa']}"
     yield "flags: " + ", ".join(f"{name} {value}" for name, value in found["flags"].items())
     for each in found["data"]:
         said = " - ".join(filter(None, (each["where"], each["problem"]))) or "not on this machine"
@@ -195,21 +198,21 @@ def _fact_lines(found: dict[str, Any]) -> Iterator[str]:
 def _test_lines(test: SelfTest) -> Iterator[str]:
     said = f"self-test: {test.experiment}, {test.steps} updates"
     if test.verdict == "differs":
-        yield f"{said}: other bits than the reference"
+        yield f"{said}: the bits differ from the reference"
     elif test.verdict == "same" and not test.changed:
         yield f"{said}: the same bits as the reference"
     elif test.verdict == "same":
-        yield f"{said}: the same bits as the reference, which is of another platform ({'; '.join(test.changed)})"
+        yield f"{said}: the same bits as the reference of another platform ({'; '.join(test.changed)})"
     elif test.verdict == "no reference" and test.reference:
-        yield f"{said}: no reference for this platform. The nearest, {test.reference}, has others:"
+        yield f"{said}: no reference for this platform. The nearest, {test.reference}, differs in:"
         yield from (f"  {changed}" for changed in test.changed)
     elif test.verdict == "no reference":
         yield f"{said}: no reference for this experiment"
     if test.first_difference:
-        yield f"  leaves the bits of {test.reference} in {test.first_difference}"
+        yield f"  first difference from {test.reference}: {test.first_difference}"
     yield f"  params_sha256 {test.params_sha256}"
     if test.verdict == "no reference":
-        yield "  jaxmlp doctor --record adds this platform's reference"
+        yield "  `jaxmlp doctor --record` adds a reference for this platform"
 
 
 def _plain(test: SelfTest) -> dict[str, Any]:

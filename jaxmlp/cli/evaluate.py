@@ -1,4 +1,4 @@
-"""`jaxmlp evaluate`: how good a run's model is, on all examples of a split."""
+"""`jaxmlp evaluate`: how good is a run's model on all examples of a split?"""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from jaxmlp.fields import ranged
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Loss, accuracy with Wilson's 95 % interval, classes and confusion matrix of a run's model, on all examples."""
+    """Score a run's model on all examples: loss, accuracy with Wilson's 95 % interval, classes, confusion matrix."""
 
     split: str = "test"
-    """Which examples: test, validation, train, or another split of the data set."""
+    """Split to score: test, validation, train, or another split of the data set."""
     checkpoint: str = "last"
-    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
+    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
+    checkpoint."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
-    """Exit with 3 where the accuracy is lower."""
+    """Exit with 3 if the accuracy is lower."""
 
 
 def run(argv: Sequence[str]) -> Answer:

@@ -1,4 +1,4 @@
-"""The experiment that a command line names and changes: every value of its CONFIG is a flag."""
+"""How do flags name and change an experiment? Every value of its CONFIG is a flag."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 def parse_experiment[Chosen: flags.Flags](
     kind: type[Chosen], argv: Sequence[str], command: str
 ) -> tuple[Chosen, ExperimentConfig]:
-    """The flags of a command whose one word is an EXPERIMENT.py, and the file's config as the flags change it.
+    """Parse a command line that names an EXPERIMENT.py: the command's flags, and the file's config changed by them.
 
-    The file is the first word, or the first that ends in `.py`; `experiment_path` says which file a word
-    means. Without a file the command's own help is shown.
+    The file is the first word, or the first word that ends in `.py`. `experiment_path` says which file a word means.
+    Without a file the command's own help is shown.
 
     Args:
         kind: The command's own flags.
-        argv: After the command.
-        command: For the help and for messages.
+        argv: Words after the command.
+        command: Name of the command, for help and messages.
 
     Raises:
         ConfigError, UsageError, SystemExit: As `flags.parse` and `load_experiment`.
     """
     at = next((i for i, word in enumerate(argv) if word.endswith(".py") and not word.startswith("-")), 0)
-    # To the front, because a flag of many values would take the word for one.
+    # Moved to the front, because a flag with many values would take the file as a value.
     words = [*argv[at : at + 1], *argv[:at], *argv[at + 1 :]]
     name = "EXPERIMENT.py"
     if not words or words[0].startswith("-"):
@@ -46,7 +46,7 @@ def parse_experiment[Chosen: flags.Flags](
 
             config, words = _with_kinds(ExperimentConfig(), words)
             default = _with_config(kind, config)
-        hint = f" The flags of its values: jaxmlp {command} {name} --help"
+        hint = f" For the flags of its values: jaxmlp {command} {name} --help"
         (word,) = flags.parse(default, words, command, name, hint=hint)[1]
         raise UsageError(f"{word} must come before the flags, or end in .py: jaxmlp {command} {word} ...")
     chosen, _ = parse_changes(kind, words, command, name, _loaded(experiment_path(words[0]), words))
@@ -56,7 +56,7 @@ def parse_experiment[Chosen: flags.Flags](
 def parse_changes[Chosen: flags.Flags](
     kind: type[Chosen], words: Sequence[str], command: str, name: str, config: ExperimentConfig
 ) -> tuple[Chosen, list[str]]:
-    """The command's flags, whose `config` is the given one as the flags change it, and the words that are none.
+    """The command's flags, whose `config` is the given config changed by the flags, and the remaining words.
 
     Raises:
         ConfigError, UsageError, SystemExit: As `flags.parse`.
@@ -71,19 +71,19 @@ def parse_changes[Chosen: flags.Flags](
 
 
 def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
-    """The file's config. The device and XLA's flags are set before the file's own imports can start JAX."""
+    """The file's config. Device and XLA's flags are set first, because the file's imports may start JAX."""
     prepare(_device(words))
     from jaxmlp.experiment import load_experiment
 
     was_up = started_by()
     config = load_experiment(path).config
     if started_by() and not was_up:
-        say(f"{path} starts JAX by itself, before jaxmlp can choose its devices. Make arrays inside functions.")
+        say(f"{path} starts JAX itself, before jaxmlp can choose the devices. Create arrays inside functions.")
     return config
 
 
 def _device(words: Sequence[str]) -> Any:
-    """The value of --device, before the flags are parsed; a wrong one is refused then."""
+    """The value of --device, before the flags are parsed. Parsing refuses a wrong value later."""
     for word, following in itertools.pairwise([*words, ""]):
         value = following if word == "--device" else word.removeprefix("--device=")
         if word.startswith("--device") and value in ("cpu", "gpu", "tpu"):
@@ -92,10 +92,10 @@ def _device(words: Sequence[str]) -> Any:
 
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
-    """The command's flags with those of the experiment's values."""
+    """The command's flags together with the flags of the experiment's values."""
     from jaxmlp.parts import PlainObject
 
-    # A plain object has no flags; tyro would look into it.
+    # A plain object has no flags. tyro would look inside it.
     PlainObject.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
     hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
@@ -108,7 +108,7 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
-    """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the words that are left."""
+    """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the remaining words."""
     from jaxmlp.parts import role_of_several
     from jaxmlp.plain import roles_of, with_value
 
@@ -136,7 +136,7 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
 
 
 def other_kinds(config: ExperimentConfig, flag: str) -> Iterator[str]:
-    """The kinds of part that have this flag, where the experiment's part is of another kind."""
+    """Other kinds of part that have this flag, when the experiment's part does not."""
     from jaxmlp.parts import role_of
     from jaxmlp.plain import kinds, roles_of
 

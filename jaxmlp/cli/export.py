@@ -1,4 +1,4 @@
-"""`jaxmlp export`: a run's model in the format of another program, read back and compared."""
+"""`jaxmlp export`: write a run's model in another program's format, read it back and compare."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from jaxmlp.cli import Answer, flags, say, writing_to
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFlags(flags.CodeFlags, flags.DeviceFlags):
-    """Write a run's model for other programs; each file is read back and compared on 256 examples before it counts."""
+    """Write a run's model for other programs. Each file is read back and compared on 256 examples before it counts."""
 
     format: Literal["safetensors", "stablehlo", "web", "onnx", "orbax"] = "safetensors"
-    """safetensors and orbax: the parameters and variables. stablehlo: the network, from inputs to probabilities. onnx:
-    the same of an MLP. web: a page that reads digits as they are drawn."""
+    """Format. safetensors and orbax: parameters and variables. stablehlo: the network, from inputs to probabilities.
+    onnx: the same, for an MLP. web: a page that reads digits as they are drawn."""
     out: Path | None = None
-    """What to write; by default model.FORMAT in the RUN."""
+    """Path to write. Default: model.FORMAT in RUN."""
     checkpoint: str = "last"
-    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
+    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
+    checkpoint."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -40,10 +41,10 @@ def run(argv: Sequence[str]) -> Answer:
     with writing_to(chosen.out):
         found = export(model, chosen.format, path)
     if found.difference:
-        same = f"no answer more than {found.difference:.1e} from predict's"
+        same = f"no answer differs by more than {found.difference:.1e} from predict's"
         same += f", whose own rounding is up to {found.rounding:.1e}"
     else:
         same = "the same bits as predict's"
-    say(f"{path}: {found.bytes:,} bytes; read back, and on 256 examples {same}")
+    say(f"{path}: {found.bytes:,} bytes; read back: on 256 examples {same}")
     changed = [each._asdict() for each in run.code_changed]
     return Answer({"format": chosen.format, **found._asdict(), "path": str(path), "code_changed": changed})

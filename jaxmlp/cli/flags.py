@@ -1,7 +1,7 @@
-"""Flags by tyro over the same dataclasses as the API, with every mistake said in one line, ours.
+"""How do dataclasses become flags? tyro parses them, and every mistake is one line of ours.
 
-tyro splits the words and prints the help. Values reach the dataclasses as they were typed, so that a wrong one is
-refused by the same rule, and in the same words, as in Python.
+tyro splits the words and prints the help. Values reach the dataclasses as they were typed. So a wrong value is refused
+by the same rule, and in the same words, as in Python.
 """
 
 from __future__ import annotations
@@ -27,62 +27,62 @@ from jaxmlp.fields import Checked
 from jaxmlp.runtime import Device
 
 Switch: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
-"""A flag that turns something on, without a second one that turns it off."""
+"""A flag that turns something on, without a counterpart that turns it off."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flags(Checked):
-    """Of every command."""
+    """Flags of every command."""
 
     json: Switch = False
-    """One JSON document on stdout; what people read goes to stderr."""
+    """Print one JSON document to stdout; text for people goes to stderr."""
     no_color: Switch = False
-    """No colours; so does the environment variable NO_COLOR."""
+    """Print no colours, like the environment variable NO_COLOR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFlags(Flags):
-    """Of every command that computes."""
+    """Flags of every command that computes."""
 
     device: Device = "auto"
-    """auto, cpu, gpu or tpu; auto takes what JAX prefers: TPU, GPU, CPU."""
+    """Device: auto, cpu, gpu or tpu. auto takes the first that JAX finds of TPU, GPU, CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodeFlags(Flags):
-    """Of every command that takes a run."""
+    """Flags of every command that takes a run."""
 
     experiment: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """The experiment's file that a RUN was made with, where it has parts of its own; may be given several times. The
-    copy that a RUN keeps is never run."""
+    """Experiment file that RUN used, if it has parts of its own. May be given several times. The copy inside RUN is
+    never run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataFlags(Flags):
-    """Of every command that reads a data set."""
+    """Flags of every command that reads a data set."""
 
     manual_dir: Path | None = None
-    """Folder of the data's original files, DIR/<data name>/ or DIR itself; else JAXMLP_MANUAL_DIR."""
+    """Folder of the data's original files: DIR/<data name>/ or DIR itself. Default: JAXMLP_MANUAL_DIR."""
 
 
 RENAMED = {"for_target": "for", "from_run": "from"}
-"""Flags whose word is one of Python's own."""
+"""Flags whose names are Python keywords."""
 FLAG = re.compile(r"--|-[^\d.]")
-"""Starts a flag, and no negative number."""
+"""Matches the start of a flag, but not a negative number."""
 
 ONCE = ("json", "no_color", "resume", "experiment", "accept_changed_code", "distributed")
-"""Flags that are said anew, or not again, where a command goes on."""
+"""Flags that a command to go on sets anew or leaves out."""
 
 registry = ConstructorRegistry()
 
 
 @registry.primitive_rule
 def _as_typed(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """How a value is made of words: a number where its type takes one and the word is one, else the word."""
+    """Converts words to a value: a number if the type allows numbers and the word is a number, else the word."""
     kinds = _alternatives(info.type)
     if info.type is bool or not all(_is_plain(kind) for kind in kinds):
         return None
-    if tyro.conf.UseAppendAction in info.markers:  # A flag said several times is tyro's own.
+    if tyro.conf.UseAppendAction in info.markers:  # tyro handles flags that are given several times.
         return None
     is_tuple = typing.get_origin(info.type) is tuple
     item_kinds = _alternatives(typing.get_args(info.type)[0]) if is_tuple else kinds
@@ -97,14 +97,14 @@ def _as_typed(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
 
 
 def value_of(words: Sequence[str], kind: Any) -> Any:
-    """What these words stand for where a value of this type is wanted; what is no such value stays as it was typed."""
+    """The value of these words for a type. A word that does not fit the type stays a string."""
     if typing.get_origin(kind) is tuple:
         return tuple(_value(word, _alternatives(typing.get_args(kind)[0])) for word in words)
     return _value(" ".join(words), _alternatives(kind))
 
 
 def _is_plain(kind: Any) -> bool:
-    """Whether values of this type are words: tyro asks about parts, and about the arguments of types, too."""
+    """Whether values of this type are words. tyro also asks about parts and about the arguments of types."""
     origin = typing.get_origin(kind)
     if origin is None:
         return isinstance(kind, type) and kind is not object and not issubclass(kind, Checked)
@@ -114,7 +114,7 @@ def _is_plain(kind: Any) -> bool:
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The types of a union. No word stands for a function, so where a text will do its name alone is a flag's value."""
+    """The types of a union. A function has no word, so Callable is dropped if the union also allows a string."""
     kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     return tuple(kind for kind in kinds if str not in kinds or typing.get_origin(kind) is not Callable)
 
@@ -126,7 +126,7 @@ def _value(word: str, kinds: Sequence[Any]) -> Any:
         if kind in kinds:
             with contextlib.suppress(ValueError):
                 return kind(word)
-    return Path(word).expanduser() if Path in kinds else word  # The shell leaves `--out=~/runs` as it is.
+    return Path(word).expanduser() if Path in kinds else word  # The shell does not expand the ~ in `--out=~/runs`.
 
 
 def _shown(value: Any) -> str:
@@ -134,7 +134,7 @@ def _shown(value: Any) -> str:
 
 
 def _metavar(kinds: Sequence[Any]) -> str:
-    """What the help shows for a value: `FLOAT|STR|none`, `{relu,tanh}`."""
+    """The placeholder of a value in the help, such as `FLOAT|STR|none` or `{relu,tanh}`."""
     shown = []
     for kind in kinds:
         if typing.get_origin(kind) is Callable:
@@ -154,21 +154,20 @@ def parse[Chosen: Flags](
     hint: str = "",
     unknown: Callable[[str], str] = lambda flag: "",
 ) -> tuple[Chosen, list[str]]:
-    """The flags, and the words that are none.
+    """Parse flags. Returns them and the remaining words.
 
     Args:
-        default: What the flags change; its type has their names and help.
-        argv: After the command.
-        command: For the help and for messages.
-        names: Of the words wanted, as people read them: one in brackets may be left out, and there may be more of one
-            that ends in `...`.
-        hint: Why a flag or word that is none of these will not do.
-        unknown: What to say of an unknown flag, where more is known of it.
+        default: The defaults. Their type gives the names and the help.
+        argv: Words after the command.
+        command: Name of the command, for help and messages.
+        names: Names of the expected words. A name in brackets is optional; a name that ends in `...` may repeat.
+        hint: Text for the message about an unknown flag or an extra word.
+        unknown: Returns a message for an unknown flag, or an empty string.
 
     Raises:
-        ConfigError: A value that breaks its rule.
-        UsageError: An unknown flag, with the nearest; a value, or a word, that is missing or too many.
-        SystemExit: The help was asked for, and is printed.
+        ConfigError: A value breaks its rule.
+        UsageError: A flag is unknown (the message names the nearest), or a value or word is missing or superfluous.
+        SystemExit: The help was requested and has been printed.
     """
     known = dict(_names(default))
     for word, following in itertools.pairwise([*argv, "--"]):
@@ -202,7 +201,7 @@ def parse[Chosen: Flags](
 
 
 def repeated(chosen: Flags, kind: type[Flags]) -> str:
-    """The flags of `kind` that a command line repeats to go on: those whose values are not the defaults."""
+    """The flags of `kind` to repeat when a command goes on: those whose values differ from the defaults."""
     said = []
     for item in dataclasses.fields(kind):
         value = getattr(chosen, item.name)
@@ -213,9 +212,9 @@ def repeated(chosen: Flags, kind: type[Flags]) -> str:
 
 
 def _mistake(error: BaseException, argv: Sequence[str]) -> ConfigError | None:
-    """The mistake that made tyro end the program: one that it caught on the way.
+    """The ConfigError that made tyro end the program.
 
-    The class of a part knows not which of several it is: the one that has such a flag.
+    A part's class does not know its position in a tuple of parts. It is found from the flag in `argv`.
     """
     cause: BaseException | None = error
     while cause:
@@ -230,7 +229,7 @@ def _mistake(error: BaseException, argv: Sequence[str]) -> ConfigError | None:
 
 
 def _names(flags: Checked, prefix: str = "--") -> Iterator[tuple[str, bool]]:
-    """Every flag, and whether a value must follow."""
+    """Every flag, and whether a value must follow it."""
     for item in dataclasses.fields(flags):  # type: ignore[arg-type]
         value, name = getattr(flags, item.name), RENAMED.get(item.name, item.name.replace("_", "-"))
         if isinstance(value, tuple) and value and isinstance(value[0], Checked):

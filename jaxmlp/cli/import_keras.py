@@ -1,4 +1,4 @@
-"""`jaxmlp import-keras`: a network that Keras trained becomes a run."""
+"""`jaxmlp import-keras`: make a run from a network that Keras trained."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from jaxmlp.cli.experiment import parse_changes
 
 @dataclass(frozen=True, kw_only=True)
 class ImportFlags(flags.DataFlags, flags.DeviceFlags):
-    """Make a run of a Keras file (.h5, .weights.h5, .keras) of Dense layers and a softmax.
+    """Make a run from a Keras file (.h5, .weights.h5, .keras) with Dense layers and a softmax.
 
-    The experiment's values are what `train --resume` trains it further with.
+    The experiment's values apply when `train --resume` trains it further.
     """
 
     out: Path | None = None
-    """Folder of the run; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
+    """Folder of the run. Default: a new folder in JAXMLP_RUNS_DIR, or in runs."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Import FILE, and score it on the test split."""
+    """Import FILE and score it on the test split."""
     if {"-h", "--help"} & {*argv}:
-        flags.parse(ImportFlags(), argv, "import-keras", "FILE")  # Ends here, before JAX is loaded for the values.
+        flags.parse(ImportFlags(), argv, "import-keras", "FILE")  # Prints the help and exits, before JAX is loaded.
     from jaxmlp.config import ExperimentConfig
     from jaxmlp.keras.apart import read_keras
     from jaxmlp.mlp import MLP
 
-    # The values of the config are flags too; their defaults are the file's.
+    # The values of the config are flags too. Their defaults come from the file.
     file = Path(parse_changes(ImportFlags, argv, "import-keras", "FILE", ExperimentConfig())[1][0])
     network = read_keras(file)
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")

@@ -1,4 +1,4 @@
-"""`jaxmlp new`: a commented experiment to start from."""
+"""`jaxmlp new`: write a commented experiment to start from."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class NewFlags(flags.Flags):
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Write FILE.py, which must not be there."""
+    """Write FILE.py, which must not exist."""
     _, (name,) = flags.parse(NewFlags(), argv, "new", "FILE.py")
     path = Path(name)
     if path.suffix != ".py":
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> Answer:
         with path.open("x", encoding="utf-8") as file:
             file.write(TEMPLATE.read_text(encoding="utf-8"))
     except FileExistsError:
-        raise UsageError(f"{name} is there already: name a new file") from None
+        raise UsageError(f"{name} already exists: name a new file") from None
     except OSError as error:
         raise DiskError(f"could not write {name}: {error.strerror}.") from error
     say(f"{name}: an experiment. Train it: jaxmlp train {shlex.quote(name)}")

@@ -1,4 +1,4 @@
-"""`experiments/benchmark_peers.py`: the experiment's time here and with other libraries, in turns."""
+"""`experiments/benchmark_peers.py`: time the experiment here and in other libraries, in turns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmlp.fields import ranged
 
 @dataclass(frozen=True, kw_only=True)
 class PeersFlags(flags.DataFlags, flags.DeviceFlags):
-    """Train the experiment with several libraries, an epoch of each in turns, and show times and accuracies."""
+    """Train the experiment with several libraries, one epoch each in turns, and show times and accuracies."""
 
     peers: tuple[str, ...] = (
         "jaxmlp",
@@ -26,20 +26,20 @@ class PeersFlags(flags.DataFlags, flags.DeviceFlags):
         "torch-compiled",
         "torch-compiled-bfloat16",
     )
-    """Which, the first as the base of the ratios; those not installed are left out. There is sklearn too: slow, and of
-    another rule."""
+    """Libraries to compare. The first is the base of the ratios. Libraries that are not installed are left out. sklearn
+    is available too: it is slow and has another update rule."""
     python_keras: Path | None = None
-    """The interpreter that has Keras 3 and JAX, by default this one."""
+    """Python interpreter that has Keras 3 and JAX. Default: this one."""
     python_torch: Path | None = None
-    """The interpreter that has PyTorch, by default this one."""
+    """Python interpreter that has PyTorch. Default: this one."""
     python_sklearn: Path | None = None
-    """The interpreter that has scikit-learn, by default this one."""
+    """Python interpreter that has scikit-learn. Default: this one."""
     whole_runs: int = ranged(2, "[0, 100]")
-    """How often each trains the whole experiment alone, the first time with nothing compiled before."""
+    """Number of times that each library trains the whole experiment alone. The first time nothing is compiled yet."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Measure, and answer with every time."""
+    """Measure, and return every time."""
     chosen, config = parse_experiment(PeersFlags, argv, "peers")
     from jaxmlp import data
     from jaxmlp.bench.race import race, table
@@ -50,6 +50,6 @@ def run(argv: Sequence[str]) -> Answer:
     pythons = {library: python for library, python in given.items() if python}
     peers = race(config, dataset, chosen.peers, pythons=pythons, device=chosen.device, whole_runs=chosen.whole_runs)
     print(table(peers))
-    runtime.configure(chosen.device)  # Not before: JAX would take an accelerator's memory for this process.
+    runtime.configure(chosen.device)  # Not earlier: JAX would reserve the accelerator's memory for this process.
     facts = manifest(config, dataset)
     return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": facts})

@@ -1,4 +1,4 @@
-"""`jaxmlp predict`: what a run's model takes images for."""
+"""`jaxmlp predict`: which classes does a run's model see in images?"""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ if TYPE_CHECKING:
     import numpy as np
 
 SHADES = " .:-=+*#%@"
-"""From the darkest to the brightest."""
+"""Characters from the darkest to the brightest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
-    """The likeliest classes of images: PNG and JPEG, .npy of one or many, IDX, and folders of these.
+    """The likeliest classes of images: PNG and JPEG, .npy with one image or many, IDX, and folders of these.
 
-    Photographs and scans of digits may have any size and colours: they are prepared as MNIST was. One upright digit a
-    picture. Files that cannot be read are named at the end, and the others answered all the same; the code is then 4.
+    Photographs and scans of digits may have any size and colours: they are prepared as MNIST was. Each picture must
+    show one upright digit. Files that cannot be read are named at the end, the others are answered, and the exit code
+    is 4.
     """
 
     checkpoint: str = "last"
-    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
+    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
+    checkpoint."""
     top: int = ranged(3, "[1, 1000]")
-    """How many classes to tell of each image."""
+    """Number of classes to show for each image."""
     show: flags.Switch = False
     """Draw each image in characters, as the model sees it."""
     csv: Path | None = None
-    """Write the answers to this file too."""
+    """File to write the answers to, as CSV."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Ask the model of a RUN about the images in FILEs."""
+    """Predict the classes of the images in FILEs with the model of RUN."""
     chosen, (name, *names) = flags.parse(PredictFlags(), argv, "predict", "RUN", "FILE...")
     runtime.configure(chosen.device)
     import numpy as np
@@ -87,13 +89,16 @@ def run(argv: Sequence[str]) -> Answer:
     if not skipped:
         return Answer(document)
     message = "\n".join(
-        [*(str(error) for _, error in skipped), f"files without an answer: {len(skipped)}; with one: {len(found)}"]
+        [
+            *(str(error) for _, error in skipped),
+            f"files without an answer: {len(skipped)}; with an answer: {len(found)}",
+        ]
     )
     return Answer(document, DataError.exit_code, message)
 
 
 def _drawn(image: np.ndarray[Any, Any]) -> str:
-    """A line of characters a row, each twice, because characters are about twice as high as wide."""
+    """The image as text, one line per row. Each pixel is two characters, which are about twice as high as wide."""
     brightness = image.mean(axis=-1)
     shades = brightness / max(float(brightness.max()), 1.0) * (len(SHADES) - 1)
     return "\n".join("".join(2 * SHADES[shade] for shade in row).rstrip() for row in shades.round().astype(int))

@@ -1,4 +1,4 @@
-"""`jaxmlp report`: what there is to know of runs, in one HTML file."""
+"""`jaxmlp report`: everything about runs in one HTML file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from jaxmlp.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """One self-contained HTML file about runs, or folders of runs such as a sweep's: result, curves, mistakes, weights.
+    """Write one self-contained HTML file about runs: results, curves, mistakes, weights.
 
-    Several are shown side by side, and compared on the same test images. The plots are also in plots/, beside it.
+    A folder of runs, such as a sweep, counts as its runs.
+
+    Several runs are shown side by side and compared on the same test images. The plots are also written to plots/
+    beside the file.
     """
 
     out: Path | None = None
-    """The file; by default report.html in RUN, or in the current folder where there are several."""
+    """File to write. Default: report.html in RUN, or in the current folder for several runs."""
     checkpoint: str = "last"
-    """last, best (by the experiment's best_by), ema (the moving average of the last), or the step of one."""
+    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
+    checkpoint."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -48,10 +52,12 @@ def run(argv: Sequence[str]) -> Answer:
             low, high = run.ci95
             say(f"{run.name}: test_accuracy: {run.test_accuracy:.4f} (95 % interval {low:.4f} to {high:.4f})")
     if lanes := [run for run in runs if run.lane and run.status != "diverged"]:
-        say(f"{lanes[0].path} kept no runs: no mistakes, calibration and weights. Sweep with --keep-runs for them.")
+        say(
+            f"{lanes[0].path} kept no runs: the report lacks mistakes, calibration and weights. Sweep with --keep-runs."
+        )
     first = next((run.name for run in runs if run.answers), "")
     for each in written.versus:
-        split = f"{each.comparison.only_second} right here alone, {each.comparison.only_first} there"
+        split = f"{each.comparison.only_second} images right only here, {each.comparison.only_first} only there"
         say(f"{each.run.name} against {first}: {split}, McNemar p = {each.comparison.p:.3g}")
     say(f"{written.report}: {written.bytes / 1e6:.1f} MB")
     return Answer(

@@ -1,4 +1,4 @@
-"""`jaxmlp reproduce`: a run trained again, and compared with what it left."""
+"""`jaxmlp reproduce`: train a run again and compare with what it left."""
 
 from __future__ import annotations
 
@@ -21,35 +21,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ReproduceFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Train a run again from its stored config, and compare its digests and checkpoints until one differs.
+    """Train a run again from its stored config and compare digests and checkpoints up to the first difference.
 
-    Where versions, hardware or flags are others, bits are not promised: then the batch order and the result's place in
-    the experiment's band over seeds are checked.
+    If versions, hardware or flags differ, bits are not promised. Then the batch order is checked, and whether the
+    result lies in the experiment's band over seeds.
     """
 
     devices: int | None = ranged(None, "[1, 65536]")
-    """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+    """Number of devices that split each batch. Default: the largest available number that divides the gradient
+    shards."""
     resident_mb: float = ranged(4096.0, "(0, inf)")
-    """Megabytes of a split's inputs up to which it stays on the device; a larger one streams. Changes no bit."""
+    """Largest size in megabytes of a split's inputs that stay on the device. A larger split is streamed. The bits do
+    not depend on it."""
     from_step: int = ranged(0, "[0, inf)")
-    """The update after which to begin, from the run's own checkpoint there; 0 is the start."""
+    """Update after which to begin, from the run's own checkpoint there. 0 is the start."""
     to_step: int | None = ranged(None, "[1, inf)")
-    """The last update; by default the last one that the run tells of."""
+    """Last update to train. Default: the last update that the run recorded."""
     bisect: flags.Switch = False
-    """Find the first wrong update by halving; the very one where the run has a trace (train --digest-every 1)."""
+    """Find the first wrong update by halving. It is exact if the run has a trace (train --digest-every 1)."""
     html: Path | None = None
-    """Write a page: the run and its training here side by side, the first difference in front."""
+    """HTML file to write: the run and its training here side by side, the first difference in front."""
     certificate: Path | None = None
-    """Train again from this file of `jaxmlp certify` alone; an EXPERIMENT with its code takes the place of RUN."""
+    """File from `jaxmlp certify` to reproduce without the run. Then an EXPERIMENT with its code takes the place of
+    RUN."""
     public_key: Path | None = None
-    """The ed25519 public key, in PEM, that must have signed the certificate."""
+    """Ed25519 public key, in PEM, that must have signed the certificate."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Reproduce a RUN; one that is not ends with 3."""
+    """Reproduce RUN. Exit code 3 if it is not reproduced."""
     chosen, (name,) = flags.parse(ReproduceFlags(), argv, "reproduce", "RUN")
     if chosen.public_key and not chosen.certificate:
-        raise UsageError("--public-key goes with --certificate FILE")
+        raise UsageError("--public-key needs --certificate FILE")
     runtime.configure(chosen.device)
     from jaxmlp.proof.reproduce import reproduce
     from jaxmlp.run.find import find_run
@@ -61,7 +64,7 @@ def run(argv: Sequence[str]) -> Answer:
 
             stated = certificate.statement(chosen.certificate, chosen.public_key)
             if not chosen.public_key:
-                say("The signature is not checked: name who should have signed by --public-key FILE.")
+                say("The signature is not checked: give the signer's key with --public-key FILE.")
             path, experiment = stack.enter_context(certificate.as_run(stated)), (experiment_path(name), *experiment)
         else:
             path = find_run(name)
@@ -107,13 +110,13 @@ def _write_page(found: Reproduction, name: str, out: Path) -> None:
 
 
 def _lines(found: Reproduction) -> Iterator[str]:
-    """What people read, the answer first."""
+    """Lines for people, the answer first."""
     if not (difference := found.first_difference):
         yield f"reproduced: {found.steps} updates, the same bits ({found.level})"
     elif any(changed.startswith(PROGRAM) for changed in found.changed):
         yield f"another program: not checked ({found.level})"
-        yield "This JAX or flax traces the experiment to other operations, whose bits are others on every machine."
-        yield f"The first other bits: {difference}"
+        yield "This JAX or flax traces the experiment to other operations, whose bits differ on every machine."
+        yield f"The first difference: {difference}"
     elif found.level != "L4" or difference.leaf == "order":
         yield f"not reproduced ({found.level}): {difference}"
         if found.operation:
@@ -122,13 +125,13 @@ def _lines(found: Reproduction) -> Iterator[str]:
         answers = {
             True: "reproduced as far as it can be checked",
             False: "not reproduced",
-            None: "not checked: nothing is known of what is still promised",
+            None: "not checked: nothing is known about what is still promised",
         }
         yield f"{answers[found.same]} (L4)"
         for figure, value, low, high in found.judgements:
             lies = "in" if low <= value <= high else "outside"
             yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
         if not found.judgements:
-            yield "The result was not judged: a part was trained, the run has not finished, or no band is known for it."
-        yield f"The first other bits: {difference}"
+            yield "The result was not judged: only a part was trained, the run has not finished, or its band is unknown."
+        yield f"The first difference: {difference}"
     yield from (f"changed: {changed}" for changed in found.changed)

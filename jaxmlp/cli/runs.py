@@ -1,4 +1,4 @@
-"""`jaxmlp runs`: the runs, sorted; and what sets those named apart."""
+"""`jaxmlp runs`: list the runs, sorted, and show what differs between named runs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsFlags(flags.Flags):
-    """The runs and sweeps in JAXMLP_RUNS_DIR, or in runs; or named runs, with values and versions in which they differ.
+    """List the runs and sweeps in JAXMLP_RUNS_DIR, or in runs; or named runs, with the values and versions that differ.
 
-    A run is `damaged` where a small file or a checkpoint's header is not as it was left; verify looks at every byte.
+    A run is `damaged` if a small file or a checkpoint's header has changed. `jaxmlp verify` checks every byte.
     """
 
     sort: Literal["begun", "name", "test_accuracy", "test_loss", "val_loss", "train_s"] = "begun"
-    """begun: the last one first, or the order given; name; a figure: the best first."""
+    """Order: begun, the latest first, or as named; name; or a figure, the best first."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> Answer:
 
     paths = [find_run(name) for name in names]
     for path in paths:
-        # One that is named must be there.
+        # A named run must exist.
         RunDirectory.open(path, write=False)
     found = listing.ordered(map(listing.read, paths or list_runs()), chosen.sort)
     values = [{**(each.facts or {}), **each.config} for each in found if each.config]
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def _sweeps() -> list[dict[str, Any]]:
-    """Each as JSON values."""
+    """Each sweep as JSON values."""
     from jaxmlp.errors import CodeError, RunError
     from jaxmlp.run.lock import is_held
     from jaxmlp.sweep.directory import LOCK, list_sweeps, load, read_manifest, standing

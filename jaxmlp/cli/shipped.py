@@ -1,4 +1,4 @@
-"""The experiments that ship with the package, and the file that a word of a command line means."""
+"""Which experiments ship with the package, and which file does a word of a command line mean?"""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from jaxmlp.errors import UsageError
 
 PACKAGE = Path(jaxmlp.__file__).resolve().parent
 FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
-"""Where the experiments lie: a wheel has them inside the package, a checkout or an editable install beside it."""
+"""Folders of the experiments: inside the package in a wheel, beside it in a checkout or editable install."""
 
 
 def shipped() -> dict[str, Path]:
-    """The files of the experiments that ship, by name."""
+    """The files of the shipped experiments, by name."""
     folder = next(filter(Path.is_dir, FOLDERS), None)
     return {path.stem: path for path in sorted(folder.glob("*.py"))} if folder else {}
 
 
 def experiment_path(word: str) -> Path:
-    """The file that a word means: a word with a `/`, or that ends in `.py`, is a path; any other is a shipped name.
+    """The file that a word means.
+
+    A word with a `/`, or that ends in `.py`, is a path; any other word is a shipped name.
 
     Raises:
         UsageError: No experiment of this name ships.
@@ -35,5 +37,5 @@ def experiment_path(word: str) -> Path:
     meant = f" Did you mean {' or '.join(near)}?" if near else ""
     raise UsageError(
         f"{word} is not an experiment that ships with jaxmlp.{meant} "
-        f"These ship: {', '.join(files)}. A file of your own has a / in its name, or ends in .py"
+        f"These ship: {', '.join(files)}. To name your own file, write a path that has a / or ends in .py"
     )

@@ -1,4 +1,4 @@
-"""`experiments/speedrun.py`: seconds to a mean test accuracy, beside another recipe's."""
+"""`experiments/speedrun.py`: seconds to a mean test accuracy, compared with another recipe."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ P_MAX = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
-    """Train a recipe with many seeds; exit with 3 where their mean test accuracy is not above the target, p < 0.05."""
+    """Train a recipe with many seeds. Exit with 3 unless their mean test accuracy is above the target with p < 0.05."""
 
     seeds: int = ranged(50, "[2, 10000]")
-    """How many, counted from 0."""
+    """Number of seeds, counted from 0."""
     target: float = ranged(0.9805, "(0, 1)")
-    """Mean test accuracy to reach."""
+    """Mean test accuracy to exceed."""
     beside: str | None = None
-    """An EXPERIMENT.py to time as well, or the name of one that ships."""
+    """Another EXPERIMENT.py to time, or the name of an experiment that ships."""
     beside_seeds: int = ranged(5, "[0, 10000]")
-    """How many seeds of it; 0 leaves it out."""
+    """Number of seeds of the other experiment; 0 leaves it out."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Time the recipes, and check the target."""
+    """Time the recipes and check the target."""
     chosen, config = parse_experiment(SpeedrunFlags, argv, "speedrun")
     from jaxmlp.experiment import load_experiment
 
@@ -50,5 +50,5 @@ def run(argv: Sequence[str]) -> Answer:
         print(line(beside.name, document[beside.name]))
     if found["p"] < P_MAX:
         return Answer(document)
-    missed = f"a mean test accuracy above {chosen.target} is not shown: p = {found['p']:.2g}, wanted < {P_MAX}"
+    missed = f"the mean test accuracy is not shown to be above {chosen.target}: p = {found['p']:.2g}, wanted < {P_MAX}"
     return Answer(document, CheckFailed.exit_code, missed)

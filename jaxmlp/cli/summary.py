@@ -1,4 +1,4 @@
-"""`jaxmlp summary`: what an experiment, or a run, is made of."""
+"""`jaxmlp summary`: what is an experiment, or a run, made of?"""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from jaxmlp.data import Dataset, Facts
 
 BARS, WIDTH = 25, 40
-"""Lines of the drawing of rates, about, and characters of its longest bar."""
+"""Approximate number of lines in the drawing of rates, and the length of its longest bar in characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SummaryFlags(flags.DeviceFlags):
-    """Show the layers of an experiment or a run, as Keras does, and what a step costs; nothing is trained."""
+    """Show the layers of an experiment or a run, as Keras does, and the cost of a step. Nothing is trained."""
 
     rates: flags.Switch = False
-    """Show the learning rate that the schedule gives over the run, too."""
+    """Also show the schedule's learning rate over the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSummaryFlags(flags.CodeFlags, flags.DeviceFlags):
-    """Show the layers of a run, as Keras does, and what a step costs."""
+    """Show the layers of a run, as Keras does, and the cost of a step."""
 
     rates: flags.Switch = False
-    """Show the learning rate that the schedule gives over the run, too."""
+    """Also show the schedule's learning rate over the run."""
 
 
 def run(argv: Sequence[str]) -> Answer:
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> Answer:
 
         run = open_run(find_run(name), chosen.experiment)
         for each in run.code_changed:
-            say(f"{each}: the network may be another than the run's.")
+            say(f"{each}: the network may differ from the run's.")
         answer = show(run.config, run.facts)
         return with_rates(answer, run.config, open_data(run)) if chosen.rates else answer
     experiment, config = parse_experiment(SummaryFlags, argv, "summary")
@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> Answer:
-    """The answer with the run's rates, which are shown as bars."""
+    """The answer with the run's learning rates, which are also drawn as bars."""
     from jaxmlp.fitting import planned_rates
 
     rates = planned_rates(config, dataset)
@@ -71,13 +71,13 @@ def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> An
     for _, epoch, rate in rates[:: max(1, len(rates) // BARS)]:
         say(f"epoch {epoch:7.2f}  {rate:<12.6g} {'▇' * round(WIDTH * rate / most)}")
     if any(each.kind == "reduce_on_plateau" for each in config.controllers):
-        say("These are the schedule's; reduce_on_plateau lowers them as the figures say.")
+        say("These are the schedule's rates; reduce_on_plateau may lower them.")
     told = [{"step": step, "epoch": epoch, "learning_rate": rate} for step, epoch, rate in rates]
     return answer._replace(document={**answer.document, "rates": told})
 
 
 def show(config: ExperimentConfig, facts: Facts | None = None) -> Answer:
-    """The table, and its figures; of the examples that the config names, or of these facts."""
+    """The table and its figures, for the config's data set or for the given facts."""
     from jaxmlp.network import facts_of, summary
 
     found = summary(config, facts or facts_of(config.data))

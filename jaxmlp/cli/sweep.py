@@ -1,4 +1,4 @@
-"""`jaxmlp sweep`: many seeds and values of an experiment, or the rest of a sweep that was interrupted."""
+"""`jaxmlp sweep`: train many seeds and values of an experiment, or go on with an interrupted sweep."""
 
 from __future__ import annotations
 
@@ -34,57 +34,60 @@ RANGE = re.compile(r"(log|uniform)\(([^,()]+),([^,()]+)\)")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Go on with a sweep, lane by lane, to the same bits; a finished sweep shows its result."""
+    """Go on with a sweep, lane by lane, to the same bits. For a finished sweep, show its result."""
 
     resume: str | None = None
-    """Go on with this sweep, a folder or `last`, in place of EXPERIMENT.py."""
+    """Sweep to go on with, a folder or `last`, in place of EXPERIMENT.py."""
     accept_changed_code: flags.Switch = False
-    """Go on with other code than the sweep was made with; the sweep records it."""
+    """Go on although the code has changed since the sweep began. The sweep records the change."""
     devices: int | None = ranged(None, "[1, 65536]")
-    """How many devices share the lanes; by default all, on the CPU one a core."""
+    """Number of devices that share the lanes. Default: all; on the CPU one per core."""
     distributed: str | None = None
-    """Join other processes, as for train: auto or HOST:PORT,PROCESSES,INDEX. The port of process 0 asks for no
-    password: keep it inside a network that you trust."""
+    """Join other processes, as for train: auto or HOST:PORT,PROCESSES,INDEX. The port of process 0 has no password:
+    keep it inside a network that you trust."""
     checkpoint_s: float = ranged(60.0, "[0, inf)")
     """Seconds between two checkpoints of the lanes in training."""
     digest_every: int | None = ranged(None, "[1, 2147483647]")
-    """Updates between two digests in the trace.jsonl of kept runs; by default only epochs have theirs."""
+    """Number of updates between two digests in the trace.jsonl of kept runs. Default: digests of epochs only."""
     resident_mb: float = ranged(4096.0, "(0, inf)")
-    """Megabytes of a split's inputs up to which it stays on the devices; a larger one streams. Changes no bit."""
+    """Largest size in megabytes of a split's inputs that stay on the devices. A larger split is streamed. The bits do
+    not depend on it."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
-    """0: the table alone; 1: a live line on a terminal; 2: one line an epoch; auto: 1 on a terminal, 2 elsewhere."""
+    """What is shown: 0 only the table, 1 a live line on a terminal, 2 a line per epoch; auto is 1 on a terminal, else
+    2."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags(SweepResumeFlags):
-    """Train every seed of every setting of an experiment's CONFIG. Or go on with a sweep: --resume DIR.
+    """Train every seed of every setting of an experiment's CONFIG, or go on with a sweep: --resume DIR.
 
-    Lanes that differ in seed, rates, momenta and decays are one compiled program; other values compile once each.
+    Lanes that differ only in seed, rates, momenta and decays share one compiled program. Other values compile once
+    each.
     """
 
     seeds: str | None = None
-    """Such as 0:16 (0 to 15), 3, or 1,5,7; by default the experiment's own."""
+    """Seeds, such as 0:16 (0 to 15), 3, or 1,5,7. Default: the experiment's own seed."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """FIELD=a,b,...: a lane for each value, such as optimizer.learning-rate=0.001,0.003; several --set make all
-    combinations. A list is several words: "model.hidden-sizes=512 512,256". With --random, FIELD=log(1e-4,1e-1) or
-    FIELD=uniform(0,0.9) is a range to draw from."""
+    """FIELD=a,b,...: a lane for each value, such as optimizer.learning-rate=0.001,0.003. Several --set give all
+    combinations. A list is written as several words: "model.hidden-sizes=512 512,256". With --random,
+    FIELD=log(1e-4,1e-1) or FIELD=uniform(0,0.9) is a range to draw from."""
     random: int | None = ranged(None, "[1, 65536]")
-    """Draw so many settings from the ranges, in place of all combinations."""
+    """Number of settings to draw from the ranges, in place of all combinations."""
     random_seed: int = ranged(0, "[0, inf)")
-    """Decides what is drawn."""
+    """Seed of the drawn settings."""
     batching: Literal["map", "vmap"] = "map"
-    """map: a lane has the bits of its solo run. vmap: a device trains its lanes at once, for accelerators; last bits
-    may differ from the solo run's."""
+    """map: a lane has the bits of its solo run. vmap: a device trains its lanes together, for accelerators; the last
+    bits may differ from a solo run."""
     out: Path | None = None
-    """Folder of the sweep; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
+    """Folder of the sweep. Default: a new folder in JAXMLP_RUNS_DIR, or in runs."""
     keep_runs: flags.Switch = False
-    """Leave a run directory of each lane in the sweep's folder."""
+    """Keep a run directory for each lane in the sweep's folder."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Sweep, and answer with the result."""
+    """Sweep, and return the result."""
     if any(word.partition("=")[0] == "--resume" for word in argv):
-        hint = " The stored sweep holds; another one is another sweep."
+        hint = " The stored sweep applies; other values need a new sweep."
         chosen = flags.parse(SweepResumeFlags(), argv, "sweep --resume DIR", hint=hint)[0]
         return _resume(chosen, argv)
     return _begin(*parse_experiment(SweepFlags, argv, "sweep"), argv)
@@ -99,7 +102,7 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
     vary = parse_vary(chosen.set, config)
     from jaxmlp.sweep.lanes import make_plan, make_settings, with_values
 
-    # Mistakes are told before JAX starts.
+    # Report mistakes before JAX starts.
     settings = make_settings(config, vary, draws=chosen.random, random_seed=chosen.random_seed)
     make_plan(config, seeds, settings)
     _configure(chosen, argv, len(seeds) * len(settings), config.exact)
@@ -155,7 +158,7 @@ def _train(
     chosen: SweepResumeFlags,
     experiment: Sequence[Path],
 ) -> Answer:
-    """Train, and tell of it in the first process, which alone has a path."""
+    """Train and report. Only the first process has a path."""
     from jaxmlp import distributed
     from jaxmlp.run import code
     from jaxmlp.signals import stop_signals
@@ -172,7 +175,7 @@ def _train(
         say(f"{result.table()}\n{told}")
     if result.status != "finished":
         assert stop.signal
-        saved = f"{len(result.lanes)} of {result.total} lanes are done, those in training saved"
+        saved = f"{len(result.lanes)} of {result.total} lanes are done, lanes in training are saved"
         go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}{again}"
         return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {go_on}")
     if all(lane.status == "diverged" for lane in result.lanes):
@@ -182,16 +185,16 @@ def _train(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """From `0:16`, `3`, `1,5,7`, or several of these joined by commas.
+    """Seeds from `0:16`, `3`, `1,5,7`, or several of these joined by commas.
 
     Raises:
-        ConfigError: It is none of these, or a range is empty or too long.
+        ConfigError: The text has another form, or a range is empty or too long.
     """
     seeds: list[int] = []
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", word)
         if not match:
-            raise ConfigError("seeds", f"must be such as 0:16, 3 or 1,5,7, got {text!r}")
+            raise ConfigError("seeds", f"must look like 0:16, 3 or 1,5,7, got {text!r}")
         first, end = int(match[1]), int(match[2] or int(match[1]) + 1)
         if first >= end:
             raise ConfigError("seeds", f"must not be empty, got {word.strip()}, which ends before it begins")
@@ -202,11 +205,11 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def parse_vary(words: Sequence[str], config: ExperimentConfig) -> dict[str, Choices]:
-    """What each `--set` says, by the field's path.
+    """The values of each `--set`, by the field's path.
 
     Raises:
-        ConfigError: A field that is set twice, or is a part with fields of its own.
-        UsageError: A word that is not FIELD=VALUES.
+        ConfigError: A field is set twice, or is a part with fields of its own.
+        UsageError: A word is not FIELD=VALUES.
     """
     vary: dict[str, Choices] = {}
     for word in words:
@@ -227,7 +230,7 @@ def parse_vary(words: Sequence[str], config: ExperimentConfig) -> dict[str, Choi
 
 
 def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
-    """The value that these words stand for, by the field's type; an unknown field's are left to be refused."""
+    """The value of these words, by the field's type. For an unknown field they are left for a later check to refuse."""
     from jaxmlp.parts import Part
 
     *parts, last = name.split(".")
@@ -241,7 +244,7 @@ def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
         if value.rule:
             return " ".join(words)
         such = f"{name}.{dataclasses.fields(value)[0].name}"  # type: ignore[arg-type]
-        raise ConfigError(name, f"is a part of the experiment, and no value: set its fields, such as {such}")
+        raise ConfigError(name, f"is a part of the experiment, not a value: set its fields, such as {such}")
     if hint is bool:
         return {"true": True, "false": False}.get(" ".join(words).lower(), " ".join(words))
     return flags.value_of(words, hint)

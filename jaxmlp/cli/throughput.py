@@ -1,4 +1,4 @@
-"""`python -m jaxmlp.cli.throughput EXPERIMENT.py`: a sweep over seeds beside the same runs one after another."""
+"""`python -m jaxmlp.cli.throughput EXPERIMENT.py`: compare a sweep over seeds with the same runs one after another."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from jaxmlp.fields import ranged
 
 @dataclass(frozen=True, kw_only=True)
 class ThroughputFlags(flags.DataFlags):
-    """Train seeds as a sweep and by themselves, in turns, and print the medians and digests' equality as JSON."""
+    """Train seeds as a sweep and as solo runs, in turns.
+
+    Print the medians, and whether the digests are equal, as JSON.
+    """
 
     lanes: int = ranged(16, "[1, 65536]")
-    """Seeds 0 to LANES - 1."""
+    """Number of lanes. Their seeds are 0 to LANES - 1."""
     rounds: int = ranged(3, "[1, 1000]")
-    """How often both ways are taken."""
+    """Number of times that both ways are measured."""
     batching: Literal["map", "vmap"] = "map"
-    """Of the sweep."""
+    """How the sweep trains its lanes: one after another (map) or together (vmap)."""
 
 
 def main() -> None:
-    """Compare, and print."""
+    """Compare and print."""
     chosen, config = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
     runtime.configure(cpu_devices=chosen.lanes)
     from jaxmlp import data

@@ -1,4 +1,4 @@
-"""`jaxmlp train`: a new run of an experiment, or the rest of one that was interrupted."""
+"""`jaxmlp train`: train a new run of an experiment, or go on with an interrupted run."""
 
 from __future__ import annotations
 
@@ -28,37 +28,40 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Go on from the newest good checkpoint of a run, with its stored config; a finished run shows its result."""
+    """Go on from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
 
     resume: str | None = None
-    """Go on with this run, a folder or `last`, in place of EXPERIMENT.py."""
+    """Run to go on with, a folder or `last`, in place of EXPERIMENT.py."""
     accept_changed_code: flags.Switch = False
-    """Go on with other code than the run was made with; the run records it."""
+    """Go on although the code has changed since the run began. The run records the change."""
     devices: int | None = ranged(None, "[1, 65536]")
-    """How many devices share a batch; by default the largest number there is that divides the gradient shards."""
+    """Number of devices that split each batch. Default: the largest available number that divides the gradient
+    shards."""
     distributed: str | None = None
     """Join other processes: auto (Slurm, Open MPI, Kubernetes, TPU pods) or HOST:PORT,PROCESSES,INDEX. The port of
-    process 0 asks for no password: keep it inside a network that you trust."""
+    process 0 has no password: keep it inside a network that you trust."""
     checkpoint_s: float = ranged(60.0, "[0, inf)")
     """Seconds between two checkpoints."""
     digest_every: int | None = ranged(None, "[1, 2147483647]")
-    """Updates between two digests of the state in trace.jsonl; by default only epochs have theirs, in digests.jsonl."""
+    """Number of updates between two digests of the state in trace.jsonl. Default: digests of epochs only, in
+    digests.jsonl."""
     resident_mb: float = ranged(4096.0, "(0, inf)")
-    """Megabytes of a split's images up to which it stays on the device; a larger one streams. Changes no bit."""
+    """Largest size in megabytes of a split's images that stay on the device. A larger split is streamed. The bits do
+    not depend on it."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
-    """Exit with 3 where the test accuracy is lower."""
+    """Exit with 3 if the test accuracy is lower."""
     verbose: Literal["auto", "0", "1", "2"] = "auto"
-    """0: silent; 1: a live line on a terminal; 2: one line an epoch; auto: 1 on a terminal, 2 elsewhere."""
+    """What is shown: 0 nothing, 1 a live line on a terminal, 2 a line per epoch; auto is 1 on a terminal, else 2."""
     tensorboard: flags.Switch = False
-    """Write TensorBoard's files too, into tensorboard/ of the run; needs the extra jaxmlp[tensorboard]."""
+    """Also write TensorBoard's files, to tensorboard/ in the run. Needs the extra jaxmlp[tensorboard]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GoOnFlags(ResumeFlags):
-    """Go on from the newest good checkpoint of a run, with its stored config; a finished run shows its result."""
+    """Go on from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
 
     epochs: int | None = ranged(None, "[1, 1000000]")
-    """Go on to so many epochs in all, with a finished run too."""
+    """Total number of epochs to go on to, also with a finished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +69,17 @@ class TrainFlags(ResumeFlags):
     """Train the CONFIG of an experiment's file; every value of it is a flag. Or go on with a run: --resume DIR."""
 
     from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Begin with the last weights of this run, a folder or `last`, in place of the seed's."""
+    """Run whose last weights replace the initial weights: a folder or `last`."""
     out: Path | None = None
-    """Folder of the run; by default a new one in JAXMLP_RUNS_DIR, or in runs."""
+    """Folder of the run. Default: a new folder in JAXMLP_RUNS_DIR, or in runs."""
     dry_run: flags.Switch = False
-    """Show layers, parameters and FLOPs; train and write nothing."""
+    """Show layers, parameters and FLOPs. Train and write nothing."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Train, and answer with the run's result."""
+    """Train, and return the run's result."""
     if any(word.partition("=")[0] == "--resume" for word in argv):
-        hint = " The run's stored config holds; another one is another run."
+        hint = " The run's stored config applies; other values need a new run."
         resumed = flags.parse(GoOnFlags(), argv, "train --resume DIR", hint=hint)[0]
         join("train", argv, resumed.device, resumed.distributed)
         return _resume(resumed)
@@ -91,13 +94,13 @@ def run(argv: Sequence[str]) -> Answer:
 
 
 def refuse_code(chosen: flags.CodeFlags) -> None:
-    """Say what `--experiment` is for where nothing goes on.
+    """Refuse `--experiment` for a new run, and say what it is for.
 
     Raises:
         UsageError: It was given.
     """
     if chosen.experiment:
-        raise UsageError("--experiment goes with --resume: the code of a run. A new one names its file first")
+        raise UsageError("--experiment needs --resume: it names the code of a run. For a new run, name the file first")
 
 
 def join(
@@ -109,7 +112,10 @@ def join(
     cpu_devices: int | None = None,
     exact: bool = True,
 ) -> None:
-    """With an address of `--distributed`: supervise a child in this process's place; in the child, meet the others."""
+    """Join the other processes of `--distributed`, if it was given.
+
+    The process that the user started becomes the supervisor of a child. The child connects to the other processes.
+    """
     if not address:
         return
     from jaxmlp import distributed
@@ -145,7 +151,7 @@ def _resume(chosen: GoOnFlags) -> Answer:
     from jaxmlp.run.find import find_run
 
     if chosen.experiment:
-        runtime.configure(chosen.device)  # Before the file's own imports can start JAX.
+        runtime.configure(chosen.device)  # Set first, because the file's imports may start JAX.
     code = Code(chosen.experiment)
     if chosen.distributed and not distributed.is_first():
         told = json.loads(distributed.share(b""))
@@ -183,7 +189,7 @@ def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirector
         dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     facts = _facts(config, dataset, chosen)
     for difference in differences(stored.manifest, facts) if stored else []:
-        say(f"The bits may differ from an uninterrupted run's: {difference}.")
+        say(f"The bits may differ from those of an uninterrupted run: {difference}.")
     return _train(config, dataset, chosen, stored)
 
 
@@ -195,7 +201,7 @@ def _facts(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags) -> d
 
 
 def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
-    """Train, and write to `stored` in the first process; the others have none."""
+    """Train. Only the first process has `stored` and writes to it."""
     import jax
 
     from jaxmlp import distributed, shards

@@ -1,4 +1,4 @@
-"""`jaxmlp verify`: whether a run directory is as its run left it."""
+"""`jaxmlp verify`: is a run directory as its run left it?"""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jaxmlp.errors import RunError, UsageError, printable
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyFlags(flags.Flags):
-    """Hash every file and tensor of a run again, and compare what its files tell of each other. Trains nothing."""
+    """Hash every file and tensor of a run again, and check that its files agree with each other. Nothing is trained."""
 
     certificate: Path | None = None
-    """A file of `jaxmlp certify`: is it of this run, and signed by the key?"""
+    """File from `jaxmlp certify`: check that it belongs to this run and was signed with the key."""
     public_key: Path | None = None
-    """The file of the ed25519 public key, in PEM, of who signed it."""
+    """File of the signer's ed25519 public key, in PEM."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Verify a RUN; one that is damaged ends as one that cannot be used does, with 5."""
+    """Verify RUN. Exit code 5 if it is damaged, as for a run that cannot be used."""
     chosen, (name,) = flags.parse(VerifyFlags(), argv, "verify", "RUN")
     if bool(chosen.certificate) != bool(chosen.public_key):
         raise UsageError("--certificate FILE and --public-key FILE go together")
@@ -45,12 +45,12 @@ def run(argv: Sequence[str]) -> Answer:
         "ended": found.ended,
     }
     if found.not_covered:
-        # A report has many plots.
+        # A report has many plots, so files are counted by folder.
         tops = Counter(name.partition("/")[0] + "/" * ("/" in name) for name in found.not_covered)
         told = ", ".join(f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
-        say(f"not the run's own, so nothing vouches for it: {told}")
+        say(f"not covered by the run's hashes, so not checked: {told}")
     if not found.ended:
-        say(f"The run has not ended: its logs have no sums until {SUMS} is written.")
+        say(f"The run has not ended: its logs have no hashes until {SUMS} is written.")
     if found.damaged:
         problems = [f"{path} is damaged: {len(found.damaged)} of {found.files} files"]
         problems += [f"{printable(damage.file, lines=False)}: {damage.problem}" for damage in found.damaged]
@@ -59,6 +59,6 @@ def run(argv: Sequence[str]) -> Answer:
     if stated:
         certificate.check_run(path, stated)
         document["certified"] = True
-        say(f"{chosen.certificate} is of this run, and signed by {chosen.public_key}.")
-        say("That says who vouches for it. Only `jaxmlp reproduce` shows that it was trained so.")
+        say(f"{chosen.certificate} belongs to this run and was signed with the key of {chosen.public_key}.")
+        say("That shows who vouches for the run. Only `jaxmlp reproduce` shows that it was trained as it says.")
     return Answer(document)
