@@ -88,13 +88,13 @@ def test_what_is_an_image_can_be_said() -> None:
         (lambda: split(np.full((60, 3), 1 << 40)), "inputs must be in int32"),
         (lambda: split(np.full((60, 3), "a")), "inputs must be numbers"),
         (lambda: split({"ids": IDS, "x": X[1:]}), "a label for each example, got 59 examples and 60 labels"),
-        (lambda: split({}), "must have one, got none"),
+        (lambda: split({}), "must not be empty"),
         (lambda: split(X, np.full(60, np.inf)), "targets must be finite"),
         (lambda: split(X, Y, num_classes=3), r"distributions must be \[n, 3\]"),
         (lambda: split(X, LABELS, weights=-np.ones(60)), "weights must be"),
         (lambda: split(X, LABELS, weights=np.ones(59)), "weights must be"),
-        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must be as train's, float32 \(2,\)"),
-        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must be as train's"),
+        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must match those of train: float32 \(2,\)"),
+        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must match those of train"),
     ],
 )
 def test_arrays_that_are_no_examples_are_refused(made: Any, told: str) -> None:

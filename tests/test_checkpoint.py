@@ -132,7 +132,7 @@ def test_none_of_100_files_cut_off_loads(saved: Path) -> None:
 def test_a_file_with_a_byte_added_does_not_load(saved: Path) -> None:
     size = saved.stat().st_size
     saved.write_bytes(saved.read_bytes() + b"\0")
-    with pytest.raises(RunError, match=f"it has {size + 1} bytes, but its header tells {size}"):
+    with pytest.raises(RunError, match=f"it has {size + 1} bytes, but its header says {size}"):
         checkpoint.load(saved)
 
 
@@ -157,7 +157,7 @@ def test_a_header_bomb_is_refused_before_anything_is_allocated(path: Path, lengt
     with open(path, "wb") as file:
         file.write(length.to_bytes(8, "little"))
         file.truncate(2**41)  # Takes no room on the disk.
-    with pytest.raises(RunError, match="the length it tells is too large"):
+    with pytest.raises(RunError, match="its stated length is too large"):
         checkpoint.load(path)
 
 
@@ -197,11 +197,11 @@ def test_a_header_that_no_checkpoint_has_is_refused(path: Path, header: dict[str
     [
         (header_of("x", ENTRY, meta="[]"), "its meta is not a JSON object"),
         (header_of("x", ENTRY, body=b"other"), "tensor x is damaged"),
-        (header_of("x", ENTRY | {"shape": [3]}), "tensor x is not where"),
-        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [4, 8]}), "tensor x is not where"),
-        (header_of("x", ENTRY | {"data_offsets": [4, 8]}), "tensor x is not where"),
-        (header_of("x", ENTRY | {"shape": [2**40], "data_offsets": [0, 2**42]}), "cut off or added to"),
-        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [0, 4]}), "cut off or added to"),
+        (header_of("x", ENTRY | {"shape": [3]}), "tensor x does not start where"),
+        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [4, 8]}), "tensor x does not start where"),
+        (header_of("x", ENTRY | {"data_offsets": [4, 8]}), "tensor x does not start where"),
+        (header_of("x", ENTRY | {"shape": [2**40], "data_offsets": [0, 2**42]}), "cut off or extended"),
+        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [0, 4]}), "cut off or extended"),
     ],
 )
 def test_a_header_that_does_not_fit_the_file_is_refused(path: Path, header: dict[str, Any], problem: str) -> None:
@@ -222,7 +222,7 @@ def test_tensors_that_overlap_are_refused(path: Path) -> None:
     header["y"] = ENTRY
     header["__metadata__"]["sha256:y"] = header["__metadata__"]["sha256:x"]
     hand_made(path, header, DATA)
-    with pytest.raises(RunError, match="tensor y is not where the tensors before it end"):
+    with pytest.raises(RunError, match="tensor y does not start where the one before it ends"):
         checkpoint.load(path)
 
 

@@ -181,7 +181,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
             "--checkpoint must be last, best, ema or the step of a checkpoint, got 'first'",
         ),
         ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints has no checkpoint of step 7. It has: 32."),
-        ("evaluate {run}x", 5, "{run}x is not there. `jaxmlp runs` lists the runs."),
+        ("evaluate {run}x", 5, "{run}x does not exist. `jaxmlp runs` lists the runs."),
         ("evaluate {here}", 5, "{here} is not a run directory: it has no config.json. `jaxmlp runs` lists the runs."),
         ("evaluate last", 5, "there is no last run: {here}/runs has none."),
         ("evaluate", 2, "evaluate needs RUN: jaxmlp evaluate RUN"),

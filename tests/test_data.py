@@ -65,7 +65,7 @@ def test_images_that_are_as_wanted_are_not_copied() -> None:
     [
         (np.zeros(784, np.uint8), None, "must be .* got \\(784,\\)"),
         (np.zeros((0, 28, 28), np.uint8), None, "got \\(0, 28, 28\\)"),
-        (np.zeros((2, 785), np.uint8), None, "785 pixels a row are no square image"),
+        (np.zeros((2, 785), np.uint8), None, "785 pixels per row do not form a square image"),
         (np.zeros((2, 784), np.uint8), (28, 29), "must be \\[n, 28, 29, 1\\] or flat \\[n, 812\\], got \\(2, 784\\)"),
         (np.zeros((2, 28, 28, 9), np.uint8), None, "1 to 4 channels"),
         (np.zeros((2, 28, 28, 1, 1), np.uint8), None, "1 to 4 channels"),
@@ -122,8 +122,8 @@ def test_arrays_make_a_data_set() -> None:
     ("test", "message"),
     [
         ((GREY[:2], [0]), "test must have a label for each image, got 2 images and 1 labels"),
-        ((PICTURES[:2], [0, 1]), "test images must be as train's, uint8 \\(6, 6, 1\\), got uint8 \\(6, 6, 3\\)"),
-        ((GREY[:2] / 255, [0, 1]), "test images must be as train's, uint8"),
+        ((PICTURES[:2], [0, 1]), "test images must match those of train: uint8 \\(6, 6, 1\\), got uint8 \\(6, 6, 3\\)"),
+        ((GREY[:2] / 255, [0, 1]), "test images must match those of train: uint8"),
         (GREY, "test must be a pair of images and labels, got ndarray"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_cut_that_leaves_a_class_untrained_is_said() -> None:
 def test_labels_that_are_ids_of_something_else_are_said() -> None:
     ids = [3000, 17, 17, 901, 3000]
     (note,) = data.from_arrays((GREY, ids), (GREY[:2], ids[:2])).notes
-    assert "of the 3,001 classes that the labels number, 3 have training examples" in note
+    assert "only 3 of the 3,001 classes in the labels' range have training examples" in note
     assert data.from_arrays((GREY, ids), (GREY[:2], ids[:2]), num_classes=3001).notes == ()
     assert data.from_arrays((GREY, np.unique(ids, return_inverse=True)[1]), (GREY[:2], [0, 1])).notes == ()
 
@@ -244,7 +244,7 @@ def test_embedded_digits_that_are_altered_or_absent_are_refused(
     table[0] ^= 1
     (tmp_path / "mnist_5k.csv.gz").write_bytes(gzip.compress(table, 1))
     monkeypatch.setattr(embedded, "path", lambda: tmp_path / "mnist_5k.csv.gz")
-    with pytest.raises(DataError, match=r"mnist_5k.csv.gz is another: SHA-256"):
+    with pytest.raises(DataError, match=r"mnist_5k.csv.gz is not the known file: SHA-256"):
         load("mnist_5k")
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

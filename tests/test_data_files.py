@@ -55,10 +55,10 @@ ZIPPED = gzip.compress(HEADER + bytes(range(10)), mtime=0)
         (b"\0\0\x07\x01" + HEADER[4:] + bytes(10), "is not an IDX file: it starts with 0x00000701"),
         (b"\x89PNG" + bytes(100), "is not an IDX file: it starts with 0x89504e47"),
         (HEADER[:6], "is cut off in its header: 2 of 4"),
-        (HEADER + bytes(9), "10 bytes, and 9 is the most"),
+        (HEADER + bytes(9), "10 bytes, but it can hold at most 9"),
         (HEADER + bytes(11), "holds more than 10 bytes"),
-        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), "bytes, and 10 is the most"),
-        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), mtime=0), "is the most it may hold"),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), "bytes, but it can hold at most 10"),
+        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), mtime=0), "but it can hold at most"),
         (gzip.compress(HEADER + bytes(9), mtime=0), "holds 9 bytes after its header, which says 10"),
         (ZIPPED[:-9], "is cut off: the gzip stream ends early"),
         (ZIPPED[:-8] + b"oh no..!", "its gzip stream does not decompress"),
@@ -176,7 +176,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "unreadable": (lambda f: replaced(f / LABELS, lambda path: path.symlink_to(path)), LABELS, "cannot be read"),
     "not gzip": (lambda f: (f / LABELS).write_bytes(b"\x1f\x8b" + bytes(99)), LABELS, "does not decompress"),
     "wrong folder": (lambda f: [path.rename(path.with_suffix(".txt")) for path in f.iterdir()], "files", "has none of"),
-    "no folder": (lambda f: f.rename(f.with_name("moved")), "files", "is not a folder, wanted one with mnist's files"),
+    "no folder": (lambda f: f.rename(f.with_name("moved")), "files", "is not a folder, wanted a folder with mnist's"),
 }
 
 

@@ -114,7 +114,7 @@ def png(image: np.ndarray) -> bytes:
         ("x.npy", npy_header((1 << 40, 28, 28)), "x.npy is not an array that NumPy saved"),
         ("x.npy", npy_header((-1,), "|V0") + bytes(64), "x.npy is an array of nothing"),
         ("x.npy", npy(np.full((1, 28, 28), np.nan)), "x.npy: images must be finite"),
-        ("x.npy", npy(np.full((1, 28, 28), 256)), r"x.npy: whole-number pixels must be in \[0, 255\], got 256 to 256"),
+        ("x.npy", npy(np.full((1, 28, 28), 256)), r"x.npy: integer pixels must be in \[0, 255\], got 256 to 256"),
         ("labels", b"".join(idx_parts(np.zeros(5, np.uint8))), r"labels: images must be .*, got \(5,\)"),
         ("README", b"# Read me", "README is not an IDX file"),
     ],

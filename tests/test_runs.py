@@ -81,7 +81,7 @@ def test_versions_that_differ_are_shown_and_a_run_that_was_changed_is_marked(
 
 def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(runs_dir / "no")]) == 5
-    assert capsys.readouterr().err.startswith(f"{runs_dir}/no is not there.")
+    assert capsys.readouterr().err.startswith(f"{runs_dir}/no does not exist.")
 
 
 def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

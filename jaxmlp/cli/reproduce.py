@@ -132,6 +132,6 @@ def _lines(found: Reproduction) -> Iterator[str]:
             lies = "in" if low <= value <= high else "outside"
             yield f"{figure} {value:.4f} lies {lies} the experiment's band over seeds, {low:.4f} to {high:.4f}"
         if not found.judgements:
-            yield "The result was not judged: only a part was trained, the run has not finished, or its band is unknown."
+            yield "The result was not judged: only a part was trained, the run has not finished, or no band is known."
         yield f"The first difference: {difference}"
     yield from (f"changed: {changed}" for changed in found.changed)

@@ -1,4 +1,4 @@
-"""Data sets in host memory: loaded by name or made of arrays, checked against known sums, split as Keras splits."""
+"""Where do the examples come from, and are they the right ones? Data sets are held in host memory."""
 
 from jaxmlp.data.arrays import (
     Pair,

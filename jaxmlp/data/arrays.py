@@ -1,4 +1,4 @@
-"""Whether arrays are examples and targets: checked once, on the host, before anything is compiled."""
+"""Are arrays valid examples and targets? They are checked once, on the host, before anything is compiled."""
 
 from __future__ import annotations
 
@@ -12,29 +12,31 @@ from jaxmlp.data.dataset import CHANNELS, SPLITS, Dataset, Split, arrays_of, dig
 from jaxmlp.errors import DataError
 
 Pair: TypeAlias = Sequence[Any]
-"""Two: examples and targets, as `as_inputs` and `as_targets` take them."""
+"""A pair of examples and targets, as `as_inputs` and `as_targets` take them."""
 LEAST_SIDE = 8
-"""Pixels of the side of the smallest image that a flat row can be."""
+"""Side, in pixels, of the smallest square image that a flat row is taken for."""
 TESTED = 0.1
-"""Part of a lone pair of examples and targets that is taken from its end as the test split."""
+"""Fraction of a single pair of examples and targets that becomes the test split, cut off its end."""
 SMALL_SCALE = 0.01
-"""A pixel scale below it is made for pixels of 0 to 255."""
+"""A pixel scale below this value is meant for pixels of 0 to 255."""
 
 
 def as_images(array: Any, *, shape: tuple[int, ...] | None = None) -> np.ndarray:
-    """Images as the models take them.
+    """Convert an array to images as the models take them.
 
     Args:
-        array: [n, height, width, channels], [n, channels, height, width], [n, height, width], or flat
-            [n, height * width]. Integers must be in [0, 255]; floats must be finite.
-        shape: (height, width) or (height, width, channels) of one image. Without it flat rows are square, and four
+        array: [n, height, width, channels], [n, channels, height, width], [n, height, width], or flat [n, height *
+            width]. Integers must be in [0, 255]; floats must be finite.
+        shape: (height, width) or (height, width, channels) of one image. Without it, flat rows are square, and four
             axes are channels last unless only the second axis has 1 to 4 entries.
 
     Returns:
-        uint8, or float32 for floats, [n, height, width, channels]; the given array itself where it is that already.
+        [n, height, width, channels], float32 for floats, else uint8. An array that already has this form is returned
+        itself.
 
     Raises:
-        DataError: Another shape or type, no example, or a value out of range: found and wanted.
+        DataError: The shape or type is wrong, there is no example, or a value is out of range. The message says what
+            was found and wanted.
     """
     images = _as_pixels(np.asarray(array))
     if images.ndim < 2 or not images.size:
@@ -58,11 +60,11 @@ def _as_pixels(images: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             images = images.astype(np.float32, copy=False)
         if not np.isfinite(images).all():
-            raise DataError("data: images must be finite, got nan or inf, or a number beyond float32")
+            raise DataError("data: images must be finite, got nan or inf, or a number too large for float32")
         return images
     if np.issubdtype(images.dtype, np.integer) or images.dtype == np.bool_:
         if images.size and not 0 <= images.min() <= images.max() <= 255:
-            raise DataError(f"data: whole-number pixels must be in [0, 255], got {images.min()} to {images.max()}")
+            raise DataError(f"data: integer pixels must be in [0, 255], got {images.min()} to {images.max()}")
         return images.astype(np.uint8)
     raise DataError(f"data: images must be numbers, got an array of {images.dtype}")
 
@@ -78,7 +80,7 @@ def _image_shape(images: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int
     if len(found) == 1:
         side = math.isqrt(found[0])
         if side * side != found[0]:
-            raise DataError(f"data: {found[0]} pixels a row are no square image: give shape=(height, width)")
+            raise DataError(f"data: {found[0]} pixels per row do not form a square image: pass shape=(height, width)")
         return side, side, 1
     if len(found) == 2:
         return found[0], found[1], 1
@@ -90,17 +92,18 @@ def _image_shape(images: np.ndarray, shape: tuple[int, ...] | None) -> tuple[int
 
 
 def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
-    """Labels as the losses take them.
+    """Convert an array to labels as the losses take them.
 
     Args:
-        array: Integers [n] or [n, 1] in [0, num_classes), or one-hot [n, num_classes].
-        num_classes: None takes any number of classes.
+        array: Integers [n] or [n, 1] in [0, num_classes), or one-hot rows [n, num_classes].
+        num_classes: Number of classes. None allows any number.
 
     Returns:
         int32 [n].
 
     Raises:
-        DataError: Another shape or type, a label out of range, or a row that is not one-hot, by its index.
+        DataError: The shape or type is wrong, a label is out of range, or a row is not one-hot. The message gives the
+            index.
     """
     labels = np.asarray(array)
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -111,7 +114,7 @@ def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
         wrong = np.flatnonzero(((labels != 0) & (labels != 1)).any(axis=1) | ((labels == 1).sum(axis=1) != 1))
         if wrong.size:
             found = f"row {wrong[0]}: {labels[wrong[0]]}"
-            raise DataError(f"data: one-hot labels must be zeros and a single one, got {found}")
+            raise DataError(f"data: one-hot labels must have a single 1 and zeros elsewhere, got {found}")
         return labels.argmax(axis=1).astype(np.int32)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
         way = ". Number them: np.unique(labels, return_inverse=True)[1]" if labels.dtype.kind in "OTUS" else ""
@@ -125,24 +128,23 @@ def as_labels(array: Any, num_classes: int | None) -> np.ndarray:
 
 
 def as_inputs(array: Any, *, images: bool | None = None) -> Any:
-    """Examples as the models take them: images, or arrays of any other shape.
+    """Convert arrays to examples as the models take them: images, or arrays of any other shape.
 
     Args:
-        array: An array whose first axis is the examples, or a mapping of such arrays by name, which are no images.
-        images: Whether the array holds images, as `as_images` takes them. By default it does if it has the axes
-            [n, height, width], with 1 to 4 channels last or first where there are four axes, or flat rows of a square
-            of 8 x 8 or more.
+        array: An array whose first axis is the examples, or a mapping of names to such arrays, which are not images.
+        images: Whether the array holds images, as `as_images` takes them. Default: it does if its axes are [n, height,
+            width], or four axes with 1 to 4 channels last or first, or flat rows that form squares of 8 x 8 or more.
 
     Returns:
-        Images as of `as_images`. Else floats, and true and false, as float32, uint8 as it is, and other integers as
-        int32, which no step scales.
+        Images as `as_images` returns them. Other floats and booleans become float32, uint8 stays, and other integers
+        become int32, which the training step does not scale.
 
     Raises:
-        DataError: Another type, no example, or a number that is not finite or beyond int32.
+        DataError: The type is wrong, there is no example, or a number is not finite or does not fit int32.
     """
     if isinstance(array, Mapping):
         if not array:
-            raise DataError("data: a mapping of arrays must have one, got none")
+            raise DataError("data: a mapping of arrays must not be empty")
         return {str(name): _as_numbers(each, f"inputs {name}") for name, each in sorted(array.items())}
     inputs = np.asarray(array)
     return as_images(inputs) if _are_images(inputs, images) else _as_numbers(inputs, "inputs")
@@ -166,30 +168,30 @@ def _as_numbers(array: Any, name: str) -> np.ndarray:
     if numbers.dtype.kind in "iu":
         limits = np.iinfo(np.int32)
         if not limits.min <= numbers.min() <= numbers.max() <= limits.max:
-            raise DataError(f"data: {name} must be in int32, got {numbers.min()} to {numbers.max()}")
+            raise DataError(f"data: {name} must fit int32, got {numbers.min()} to {numbers.max()}")
         return numbers.astype(np.int32, copy=False)
     if numbers.dtype.kind in "fb":
         with np.errstate(over="ignore"):
             numbers = numbers.astype(np.float32, copy=False)
         if not np.isfinite(numbers).all():
-            raise DataError(f"data: {name} must be finite, got nan or inf, or a number beyond float32")
+            raise DataError(f"data: {name} must be finite, got nan or inf, or a number too large for float32")
         return numbers
     raise DataError(f"data: {name} must be numbers, got an array of {numbers.dtype}")
 
 
 def as_targets(array: Any, num_classes: int | None) -> np.ndarray:
-    """Targets as the losses take them.
+    """Convert an array to targets as the losses take them.
 
     Args:
-        array: Labels, as `as_labels` takes them; or floats that are not one-hot: distributions over the classes
-            [n, num_classes], or numbers [n, ...].
-        num_classes: None takes any number of classes.
+        array: Labels, as `as_labels` takes them; or floats that are not one-hot: distributions over the classes [n,
+            num_classes], or numbers [n, ...].
+        num_classes: Number of classes. None allows any number.
 
     Returns:
-        int32 [n] of labels; else float32 in the given shape.
+        int32 [n] for labels, else float32 in the given shape.
 
     Raises:
-        DataError: Labels out of range, floats that are not finite, or distributions over other classes.
+        DataError: A label is out of range, a float is not finite, or distributions have another number of classes.
     """
     targets = np.asarray(array)
     if targets.dtype.kind != "f" or _is_one_hot(targets):
@@ -206,18 +208,18 @@ def _is_one_hot(targets: np.ndarray) -> bool:
 
 
 def check_pixels(inputs: Any, scale: float) -> None:
-    """Make sure that floats of 0 to 1 are not scaled as pixels of 0 to 255 would be.
+    """Check that floats of 0 to 1 are not scaled as if they were pixels of 0 to 255.
 
     Args:
         inputs: An array, or a mapping of arrays.
         scale: The experiment's `data.pixel_scale`.
 
     Raises:
-        DataError: They are, so that a network would see next to nothing.
+        DataError: They are scaled so; a network would see almost nothing.
     """
     for leaf in arrays_of(inputs):
         if leaf.dtype.kind == "f" and scale < SMALL_SCALE and 0 < leaf.max(initial=0) <= 1:
-            wanted = f"pixels must be 0 to 255, as the model scales them by {scale:g}, got 0 to 1"
+            wanted = f"pixels must be 0 to 255, because the model scales them by {scale:g}; got 0 to 1"
             raise DataError(f"data: {wanted}. Train with data.pixel_scale=1 (--data.pixel-scale 1) for such numbers")
 
 
@@ -232,29 +234,31 @@ def from_arrays(
     images: bool | None = None,
     others: Mapping[str, Pair] | None = None,
 ) -> Dataset:
-    """A data set of arrays in memory.
+    """Make a data set from arrays in memory.
 
     Args:
         train: Examples and targets, as `as_inputs` and `as_targets` take them.
-        test: The same, of arrays of the same shapes and types.
-        validation: Examples and targets; or what `DataConfig.validation` may be.
-        name: Shown to people.
-        num_classes: None takes one more than the largest label, or the width of one-hot labels and of distributions.
-        weights: Of the training examples' losses, [n], 0 or more; by default all count alike.
-        images: Whether examples are images; by default their shape tells, as in `as_inputs`.
-        others: More examples and targets by the name of their split, which `DataConfig.also` may score each epoch on.
+        test: The same, with the same shapes and types.
+        validation: Examples and targets, or any value of `DataConfig.validation`.
+        name: Name for people.
+        num_classes: Number of classes. Default: the largest label plus one, or the width of one-hot labels or
+            distributions.
+        weights: Weights of the training examples' losses, [n], 0 or more. Default: all examples count alike.
+        images: Whether the examples are images. Default: their shape decides, as in `as_inputs`.
+        others: Further examples and targets, by the name of their split. `DataConfig.also` can score them after each
+            epoch.
 
     Raises:
-        DataError: Arrays that are no examples and targets, or do not fit each other: found and wanted; or a name of
-            `others` that another split has, or that is no word of letters, digits and _.
-        ConfigError: A validation that is no fraction in (0, 1), no split's name, or leaves a side empty.
+        DataError: Arrays are not valid examples and targets, or do not fit each other; or a name in `others` belongs to
+            another split or has characters other than letters, digits and _.
+        ConfigError: The validation is neither a fraction in (0, 1) nor a split's name, or leaves one side empty.
     """
     pairs = {"train": train, "test": test}
     if not isinstance(validation, float | str | None):
         pairs["validation"] = validation
     for split in others or {}:
         if split in (*SPLITS, "ema") or not split.isidentifier():
-            raise DataError(f"data: others must have names of their own, of letters, digits and _, got {split!r}")
+            raise DataError(f"data: others must have new names, of letters, digits and _, got {split!r}")
     pairs |= others or {}
     for split, pair in pairs.items():
         _check_pair(split, pair)
@@ -266,10 +270,10 @@ def from_arrays(
     for split, found in splits.items():
         if _shown(found.inputs) != _shown(wanted.inputs):
             told = f"{_shown(wanted.inputs)}, got {_shown(found.inputs)}"
-            raise DataError(f"data: {split} {_noun(wanted.inputs)} must be as train's, {told}")
+            raise DataError(f"data: {split} {_noun(wanted.inputs)} must match those of train: {told}")
         if _shown(found.targets) != _shown(wanted.targets):
             told = f"{_shown(wanted.targets)}, got {_shown(found.targets)}"
-            raise DataError(f"data: {split} targets must be as train's, {told}")
+            raise DataError(f"data: {split} targets must match those of train: {told}")
     splits["train"] = wanted._replace(weights=_as_weights(weights, len(wanted.targets)))
     return make_dataset(
         name,
@@ -284,26 +288,26 @@ def from_arrays(
 
 
 def _gaps(targets: np.ndarray, outputs: int) -> tuple[str, ...]:
-    """A note where most class ids have no training example, as when labels are ids of something else."""
+    """A note if most class ids have no training example, as when labels are ids of something else."""
     present = len(np.unique(targets)) if targets.dtype.kind == "i" else outputs
     if 2 * present >= outputs:
         return ()
-    told = f"of the {outputs:,} classes that the labels number, {present:,} have training examples"
-    way = "Number them from 0 without gaps: np.unique(labels, return_inverse=True)[1]. Or give num_classes"
+    told = f"only {present:,} of the {outputs:,} classes in the labels' range have training examples"
+    way = "Number them from 0 without gaps: np.unique(labels, return_inverse=True)[1]. Or pass num_classes"
     return (f"{told}, and the network has {outputs:,} outputs. {way}",)
 
 
 def as_split(pair: Pair, num_classes: int | None, *, images: bool | None = None, name: str = "given") -> Split:
-    """Examples and targets of a model's or of any kind.
+    """Check a pair of examples and targets and make a split of it.
 
     Args:
         pair: Examples and targets, as `as_inputs` and `as_targets` take them.
-        num_classes: None takes any number of classes.
+        num_classes: Number of classes. None allows any number.
         images: As in `as_inputs`.
-        name: The split's, for messages.
+        name: Name of the split, for messages.
 
     Raises:
-        DataError: They are no examples and targets, or do not fit each other.
+        DataError: They are not valid examples and targets, or do not fit each other.
     """
     _check_pair(name, pair)
     return _as_split(name, pair, num_classes, images)
@@ -315,21 +319,21 @@ def _check_pair(split: str, pair: Any) -> None:
 
 
 def as_dataset(given: Any, validation: float | str | None) -> Dataset:
-    """The data set that is given, or made of arrays or frames.
+    """The given data set, or a data set made from arrays or frames.
 
     Args:
-        given: A data set; a pair of examples and targets, of which the last tenth becomes the test split; or two such
-            pairs, to train on and to test on. Examples and targets are as `from_arrays` takes them; of a pandas or
-            polars frame, the columns.
+        given: A data set; a pair of examples and targets, whose last tenth becomes the test split; or two such pairs,
+            for training and test. Examples and targets are as `from_arrays` takes them. For a pandas or polars frame,
+            pass its columns.
         validation: As `DataConfig.validation`.
 
     Raises:
-        ConfigError, DataError: As `from_arrays`; or it is none of these.
+        ConfigError, DataError: As `from_arrays`; or `given` is none of these.
     """
     if isinstance(given, Dataset):
         return given
     if not isinstance(given, tuple | list) or len(given) != 2:
-        wanted = "a data set, a pair (inputs, targets), or two such pairs to train and to test on"
+        wanted = "a data set, a pair (inputs, targets), or two such pairs, for training and test"
         raise DataError(f"data: dataset must be {wanted}, got {type(given).__name__}")
     if not isinstance(given[0], tuple | list) or len(given[0]) != 2:
         whole = as_split(given, None, name="dataset")
@@ -339,7 +343,7 @@ def as_dataset(given: Any, validation: float | str | None) -> Dataset:
 
 
 def _classes(targets: Iterable[Any]) -> int | None:
-    """The number of classes of labels; None of other targets."""
+    """The number of classes if the targets are labels, else None."""
     given = [np.asarray(each) for each in targets]
     if any(each.dtype.kind == "f" and not _is_one_hot(each) for each in given):
         return None

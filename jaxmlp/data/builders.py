@@ -1,7 +1,8 @@
-"""MNIST and Fashion-MNIST as tensorflow-datasets prepares and reads them, TensorFlow never loaded.
+"""How does tensorflow-datasets prepare and read MNIST and Fashion-MNIST without loading TensorFlow?
 
-tfds's own builders need TensorFlow to decompress and to encode PNG, and shuffle what they write. These write plain
-uint8 tensors in the files' order. Their names differ from tfds's, whose registry and folders they share.
+tfds's own builders need TensorFlow to decompress and to encode PNG, and they shuffle what they write. The builders here
+write plain uint8 tensors in the files' order. Their names differ from those of tfds, with which they share a registry
+and folders.
 """
 
 from __future__ import annotations
@@ -23,27 +24,30 @@ from jaxmlp.errors import DataError
 from jaxmlp.fields import parse_json
 
 FEATURES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_]+\.[A-Za-z]+")
-"""Names of the classes that a folder's features may be of: tfds imports the module of whatever name it finds."""
+"""Names of the feature classes that a folder may use. tfds would import the module of any name that it finds."""
 READ_AT_ONCE = 2000
-"""Records; one at a time takes six times as long."""
+"""Number of records to read at a time. Reading single records takes six times as long."""
 
 
 class _Info(tfds.core.DatasetInfo):  # type: ignore[misc]
-    """What tfds knows of a data set."""
+    """tfds's description of a data set."""
 
     def initialize_from_bucket(self) -> None:
-        """Nothing: tfds's bucket knows none of these, and its own method leaves an empty folder in /tmp."""
+        """Do nothing.
+
+        tfds's bucket does not know these data sets, and its own method leaves an empty folder in /tmp.
+        """
 
 
 class _IdxBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
-    """A data set of `official.SOURCES`, from four verified files, or from where tfds finds or downloads them."""
+    """A data set in `official.SOURCES`, made from four verified files, or from files that tfds finds or downloads."""
 
     VERSION = tfds.core.Version("1.0.0")
     source: str
     files: Sequence[Path] | None = None
 
     def _info(self) -> Any:
-        # Bytes, because the default writes each pixel as an integer of its own and takes three times as long.
+        # Bytes: the default encoding writes each pixel as an integer of its own and takes three times as long.
         features = {
             "image": tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="bytes"),
             "label": tfds.features.ClassLabel(num_classes=SOURCES[self.source].num_classes),
@@ -81,18 +85,18 @@ BUILDERS = {builder.source: builder for builder in (JaxmlpMnist, JaxmlpFashionMn
 
 
 def write(name: str, files: Sequence[Path], data_dir: Path) -> Path:
-    """Prepares data set `name` under `data_dir` as array_record.
+    """Prepare data set `name` under `data_dir` as array_record.
 
     Args:
         name: A key of `BUILDERS`.
         files: Its four files, verified.
-        data_dir: Where tfds makes the folder `<builder>/<version>`.
+        data_dir: Folder in which tfds makes `<builder>/<version>`.
 
     Returns:
-        That folder.
+        The folder `<builder>/<version>`.
 
     Raises:
-        OSError: Nothing can be written there.
+        OSError: The folder cannot be written.
     """
     builder = BUILDERS[name](data_dir=data_dir, file_format="array_record")
     builder.files = files
@@ -102,31 +106,31 @@ def write(name: str, files: Sequence[Path], data_dir: Path) -> Path:
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             builder.download_and_prepare(download_dir=data_dir / "downloads", download_config=config)
-        except RuntimeError as error:  # array_record's, for a full disk
+        except RuntimeError as error:  # array_record raises it if the disk is full
             raise OSError(str(error)) from error
     return Path(builder.data_dir)
 
 
 def read(folder: Path) -> tuple[Split, Split]:
-    """Train and test of an array_record folder that tfds or `write` made, in the order of its records.
+    """Read train and test from an array_record folder made by tfds or `write`, in the order of its records.
 
     Raises:
-        DataError: It is damaged, or holds other than images and labels.
+        DataError: The folder is damaged, or holds something other than images and labels.
     """
     try:
         _check_features(parse_json((folder / "features.json").read_bytes()))
         builder = tfds.builder_from_directory(folder)
         return _read_split(builder, "train"), _read_split(builder, "test")
-    # tfds, protobuf, array_record's C++ and Pillow each raise classes of their own for a damaged file.
+    # For a damaged file, tfds, protobuf, array_record and Pillow each raise exceptions of their own.
     except Exception as error:
         raise DataError(f"data: {folder} cannot be read: {str(error).strip() or type(error).__name__}") from error
 
 
 def _check_features(plain: Any) -> None:
-    """Raise ValueError where a class would come from elsewhere than tfds's own features."""
+    """Raise ValueError if the description names a class that is not one of tfds's features."""
     for key, value in plain.items() if isinstance(plain, dict) else enumerate(plain) if isinstance(plain, list) else ():
         if key in ("pythonClassName", "python_class_name", "type") and not FEATURES.fullmatch(str(value)):
-            raise ValueError(f"features.json names the class {value!r}, which is none of tfds's features")
+            raise ValueError(f"features.json names the class {value!r}, which is not one of tfds's features")
         _check_features(value)
 
 
@@ -145,7 +149,7 @@ def _read_split(builder: Any, split: str) -> Split:
 
 
 def _decoded(png: bytes) -> np.ndarray:
-    """One image, uint8 [28, 28, 1]."""
+    """Decode one image to uint8 [28, 28, 1]."""
     from PIL import Image
 
     with Image.open(io.BytesIO(png), formats=["png"]) as image:

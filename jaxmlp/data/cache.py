@@ -1,7 +1,7 @@
-"""Where decoded copies lie, and how several processes share the folder.
+"""Where do decoded copies lie, and how do several processes share the folder?
 
-A decoded copy is the four IDX files of a data set, uncompressed, one after the other: what `dataset.digest` is over.
-It is checked against a known sum whenever it is read, so that a damaged one is never used.
+A decoded copy is the concatenation of a data set's four uncompressed IDX files: the bytes that `dataset.digest` hashes.
+Its hash is checked at every read, so a damaged copy is never used.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from jaxmlp.errors import DataError, DiskError
 from jaxmlp.folders import chosen_folder, user_cache
 
 MAKING = ".making-"
-"""Starts the name of a folder in which something is being made."""
+"""Prefix of a folder whose content is not complete yet."""
 
 
 def data_folder(given: str | os.PathLike[str] | None) -> Path:
-    """Where prepared and decoded data lies: given, JAXMLP_DATA_DIR, or `jaxmlp/data` in the user's cache folder."""
+    """Folder of prepared and decoded data: `given`, JAXMLP_DATA_DIR, or `jaxmlp/data` in the user's cache folder."""
     if folder := chosen_folder(given, "JAXMLP_DATA_DIR"):
         return folder
     if cache := user_cache():
         return cache / "data"
-    raise DataError("data: there is no home folder to keep data in. Name a folder by JAXMLP_DATA_DIR")
+    raise DataError("data: there is no home folder for the data. Name a folder with JAXMLP_DATA_DIR")
 
 
 def read_copy(path: Path, source: Source) -> tuple[Split, Split, str] | None:
-    """Train, test and their digest from a decoded copy; None where there is none.
+    """Train, test and their digest from a decoded copy; None if there is no copy.
 
     The images are read-only.
 
     Raises:
-        DataError: It is damaged, or not of this data set.
+        DataError: The copy is damaged, or belongs to another data set.
     """
     try:
         content = path.read_bytes()
@@ -62,10 +62,10 @@ def read_copy(path: Path, source: Source) -> tuple[Split, Split, str] | None:
 
 
 def checked_digest(origin: Path, source: Source, train: Split, test: Split) -> str:
-    """The digest of train and test; it differs from the source's where their order does.
+    """The digest of train and test. It differs from the source's digest only if their order differs.
 
     Raises:
-        DataError: They are not the source's examples, in whatever order.
+        DataError: They are not the source's examples in any order.
     """
     sha256 = digest(train, test)
     if sha256 != source.sha256 and contents_digest(train, test) != source.contents_sha256:
@@ -74,10 +74,10 @@ def checked_digest(origin: Path, source: Source, train: Split, test: Split) -> s
 
 
 def write_copy(path: Path, train: Split, test: Split) -> None:
-    """Makes the decoded copy, whole or not at all; the last of several writers wins.
+    """Write the decoded copy, whole or not at all. Of several writers, the last wins.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The copy cannot be written.
     """
     with making(path.parent) as folder:
         partial = folder / path.name
@@ -88,7 +88,7 @@ def write_copy(path: Path, train: Split, test: Split) -> None:
 
 @contextlib.contextmanager
 def making(data_dir: Path) -> Iterator[Path]:
-    """A folder beside the final ones, to make something in and move it out; gone afterwards."""
+    """A temporary folder in `data_dir`. What is made in it can be moved out; the rest is deleted."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=MAKING, dir=data_dir) as folder:
         yield Path(folder)
@@ -96,14 +96,14 @@ def making(data_dir: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_one(data_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
-    """Lets one process at a time prepare in `data_dir`; the system frees the lock of one that dies.
+    """Let only one process at a time prepare data in `data_dir`. The system frees the lock of a process that dies.
 
-    Where the file system has no locks several may prepare at once, and the last to finish wins.
+    On a file system without locks, several processes may prepare at once, and the last to finish wins.
 
     Raises:
         DiskError: The folder cannot be made or written.
     """
-    import fcntl  # Not on Windows, where nothing can be prepared either.
+    import fcntl  # Windows lacks it, and cannot prepare data either.
 
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -125,6 +125,6 @@ def only_one(data_dir: Path, report: Callable[[str], None]) -> Iterator[None]:
 
 
 def unwritable(data_dir: Path, error: OSError) -> DiskError:
-    """The error for a data folder that takes no files."""
+    """The error for a data folder that cannot be written."""
     reason = error.strerror or str(error)
-    return DiskError(f"data: {data_dir} cannot be written: {reason}. Name another folder by JAXMLP_DATA_DIR")
+    return DiskError(f"data: {data_dir} cannot be written: {reason}. Name another folder with JAXMLP_DATA_DIR")

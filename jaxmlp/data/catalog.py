@@ -1,4 +1,4 @@
-"""Which data sets there are by name, and how one is loaded, prepared or looked up."""
+"""Which data sets are known by name, and how is one loaded, prepared or looked up?"""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"
 
 Splits: TypeAlias = tuple[Pair, Pair] | tuple[Pair, Pair, Mapping[str, Pair]]
-"""Train and test; and more, by name."""
+"""Pairs for train and test, and optionally further splits by name."""
 _registered: dict[str, Callable[[], Splits]] = {}
 
 
 def names() -> list[str]:
-    """The known data sets."""
+    """Names of the known data sets."""
     return [*official.SOURCES, EMBEDDED, *_registered]
 
 
 def register(name: str, function: Callable[[], Splits]) -> None:
-    """Makes `function` the data set `name`, for `DataConfig.name`; registering it again replaces it.
+    """Register `function` as the data set `name` for `DataConfig.name`. A second registration replaces the first.
 
     Args:
-        name: Not one of jaxmlp's own.
-        function: Gives train and test, each examples and targets as `as_inputs` and `as_targets` take them; and, if
-            there are more splits, a mapping of them by name.
+        name: A name that jaxmlp does not use itself.
+        function: Returns train and test, each a pair of examples and targets as `as_inputs` and `as_targets` take them;
+            optionally also a mapping of further splits by name.
 
     Raises:
-        ConfigError: The name is one of jaxmlp's own.
+        ConfigError: jaxmlp uses the name itself.
     """
     if name in official.SOURCES or name == EMBEDDED:
-        raise ConfigError("data.name", f"must be a new name, got {name!r}, which jaxmlp has already")
+        raise ConfigError("data.name", f"must be a new name, got {name!r}, which jaxmlp uses already")
     _registered[name] = function
 
 
 def registered(name: str) -> Callable[[], Splits] | None:
-    """The function that was registered as the data set `name`, if one was."""
+    """The function registered as the data set `name`, or None."""
     return _registered.get(name)
 
 
@@ -63,18 +63,18 @@ def load(
     data_dir: StrPath | None = None,
     report: Report = _say,
 ) -> Dataset:
-    """The data set that `config` names, with its validation split, in host memory.
+    """Load the data set that `config` names, with its validation split, into host memory.
 
     Args:
-        config: Name and validation; the pixel scale is the training step's business.
-        manual_dir: Folder of original files, or one that tfds prepared; else JAXMLP_MANUAL_DIR. Looked for in
-            `manual_dir/name`, then `manual_dir`.
-        data_dir: Folder of prepared and decoded data; else JAXMLP_DATA_DIR; else `jaxmlp/data` in the user's cache.
-        report: Told what takes long, and what was damaged.
+        config: Name and validation. The pixel scale applies later, in the training step.
+        manual_dir: Folder of original files, or a folder that tfds prepared: `manual_dir/name`, else `manual_dir`.
+            Default: JAXMLP_MANUAL_DIR.
+        data_dir: Folder of prepared and decoded data. Default: JAXMLP_DATA_DIR, else `jaxmlp/data` in the user's cache.
+        report: Called with a line about anything that takes long or is damaged.
 
     Raises:
-        ConfigError: An unknown name or validation split.
-        DataError: Data that is not there, damaged, or another.
+        ConfigError: The name or the validation split is unknown.
+        DataError: The data is missing, damaged, or another data set.
         DiskError: Prepared data cannot be written.
     """
     name = config.name
@@ -106,7 +106,7 @@ def prepare(
     data_dir: StrPath | None = None,
     report: Report = _say,
 ) -> Status:
-    """Makes the decoded copy of data set `name` now, in the files' order unless `manual_dir` is a stock tfds folder.
+    """Make the decoded copy of data set `name` now, in the files' order unless `manual_dir` is a stock tfds folder.
 
     Args, Raises: As `load`.
     """
@@ -117,7 +117,7 @@ def prepare(
 
 
 def status(*, manual_dir: StrPath | None = None, data_dir: StrPath | None = None) -> list[Status]:
-    """Where each known data set is; decoded copies are read and checked, nothing is made or fetched.
+    """Where each known data set is. Decoded copies are read and checked; nothing is made or downloaded.
 
     Args: As `load`.
     """

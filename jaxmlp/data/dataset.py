@@ -1,4 +1,4 @@
-"""What a data set is: its splits in host memory, their digest, and how a validation split is cut off."""
+"""What is a data set? Splits in host memory, their digest, and a validation split that is cut off."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jaxmlp.data.idx import idx_parts
 from jaxmlp.errors import ConfigError, did_you_mean
 
 CHANNELS = (1, 2, 3, 4)
-"""Lengths by which the channel axis of an image is known."""
+"""Sizes of the last axis by which an array is recognised as an image."""
 SPLITS = ("test", "validation", "train")
-"""Of every data set; the second may be missing."""
+"""Splits of every data set. The validation split may be missing."""
 SUM_TOLERANCE = 1e-3
-"""How far the sum of a distribution in float32 may be from 1: a thousand classes, each rounded."""
+"""Largest deviation from 1 of a distribution's float32 sum: a thousand classes, each rounded."""
 
 
 class Split(NamedTuple):
@@ -30,7 +30,7 @@ class Split(NamedTuple):
     targets: np.ndarray
     """Class ids, int32 [examples]; distributions, float32 [examples, classes]; or numbers, float32 [examples, ...]."""
     weights: np.ndarray | None = None
-    """Weight of each example's loss, float32 [examples]; None counts all alike."""
+    """Weight of each example's loss, float32 [examples]. None: all examples count alike."""
 
     def __repr__(self) -> str:
         shown = " and ".join(f"{leaf.dtype} {leaf.shape[1:]}" for leaf in arrays_of(self.inputs))
@@ -38,11 +38,11 @@ class Split(NamedTuple):
 
     @property
     def labels(self) -> np.ndarray:
-        """Class ids [examples]; of distributions, the likeliest class, the first of equals."""
+        """Class ids [examples]. A distribution becomes its likeliest class, the first of equals."""
         return self.targets if self.targets.dtype.kind in "iu" else self.targets.argmax(axis=1)
 
     def rows(self, index: Any) -> Split:
-        """These examples."""
+        """The examples at `index`."""
         inputs = self.inputs
         taken = {name: leaf[index] for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else inputs[index]
         return Split(taken, self.targets[index], None if self.weights is None else self.weights[index])
@@ -54,29 +54,29 @@ def arrays_of(inputs: Any) -> list[np.ndarray]:
 
 
 class ArrayFacts(NamedTuple):
-    """What is known of an array without its values."""
+    """Type and shape of an array."""
 
     dtype: str
     shape: tuple[int, ...]
     """Shape of one example."""
 
     def zeros(self, rows: int) -> np.ndarray:
-        """An array of this type and shape, `[rows, ...]`, that takes no memory."""
+        """An array `[rows, ...]` of this type and shape that takes no memory."""
         return np.broadcast_to(np.zeros((), np.dtype(self.dtype)), (rows, *self.shape))
 
 
 class Facts(NamedTuple):
-    """What a network must know of its data: shapes and types of one example, and the number of outputs."""
+    """What a network must know of its data: types and shapes of one example, and the number of outputs."""
 
     inputs: ArrayFacts | dict[str, ArrayFacts]
     targets: ArrayFacts
     outputs: int
-    """Number of classes, or of numbers in a target."""
+    """Number of classes, or numbers per target."""
     classes: bool = True
-    """Whether targets are classes, by id or as distributions; else they are numbers."""
+    """Whether targets are classes, as ids or distributions. If false, targets are numbers."""
 
     def zeros(self, rows: int) -> Split:
-        """Examples of zeros."""
+        """A split of zeros."""
         if isinstance(self.inputs, dict):
             inputs: Any = {name: facts.zeros(rows) for name, facts in self.inputs.items()}
         else:
@@ -85,12 +85,12 @@ class Facts(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
-        """Height, width and channels where an input is an image, else None."""
+        """Height, width and channels if the input is an image, else None."""
         shape = () if isinstance(self.inputs, dict) else self.inputs.shape
         return (shape[0], shape[1], shape[2]) if len(shape) == 3 and shape[2] in CHANNELS else None
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON types."""
+        """The facts as JSON types."""
         of_inputs = self.inputs if isinstance(self.inputs, dict) else {"": self.inputs}
         plain = {name: [facts.dtype, list(facts.shape)] for name, facts in of_inputs.items()}
         return {
@@ -102,27 +102,27 @@ class Facts(NamedTuple):
 
     @classmethod
     def from_plain(cls, plain: Any) -> Facts:
-        """The facts that `to_plain` wrote.
+        """The inverse of `to_plain`.
 
         Raises:
-            ValueError: They are none.
+            ValueError: The value is not what `to_plain` returns.
         """
 
         def of(found: Any) -> ArrayFacts:
             dtype, shape = found
             if not isinstance(shape, list) or not all(type(size) is int and 0 < size < 1 << 31 for size in shape):
-                raise ValueError(f"a shape is {shape}")
+                raise ValueError(f"invalid shape {shape}")
             if np.dtype(dtype).kind not in "uifb":
-                raise ValueError(f"a type is {dtype}")
+                raise ValueError(f"invalid type {dtype}")
             return ArrayFacts(np.dtype(dtype).name, tuple(shape))
 
         try:
             inputs = plain["inputs"]
             named = {name: of(found) for name, found in inputs.items()} if isinstance(inputs, dict) else of(inputs)
             if type(plain["outputs"]) is not int or not 0 < plain["outputs"] < 1 << 31:
-                raise ValueError(f"outputs are {plain['outputs']}")
+                raise ValueError(f"invalid outputs {plain['outputs']}")
             if type(plain["classes"]) is not bool:
-                raise ValueError(f"classes are {plain['classes']}")
+                raise ValueError(f"invalid classes {plain['classes']}")
             return cls(named, of(plain["targets"]), plain["outputs"], plain["classes"])
         except (KeyError, TypeError) as error:
             raise ValueError(str(error)) from error
@@ -149,7 +149,7 @@ def _are_distributions(targets: np.ndarray) -> bool:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Everything a run reads. A validation split may be `train` or `test` itself, shared and not copied."""
+    """All data that a run reads. A validation split may be `train` or `test` itself, shared and not copied."""
 
     name: str
     train: Split
@@ -157,14 +157,14 @@ class Dataset:
     test: Split
     num_classes: int
     sha256: str
-    """`digest` of train, test and the others as loaded, before the validation cut."""
+    """`digest` of train, test and the others as loaded, before the validation split is cut off."""
     notes: tuple[str, ...] = ()
-    """Lines that people must see."""
+    """Notes that people must see."""
     others: Mapping[str, Split] = dataclasses.field(default_factory=dict)
-    """More splits to score, by name."""
+    """Further splits to score, by name."""
 
     def split(self, name: str) -> Split | None:
-        """`train`, `validation`, `test` or one of the others; None where there is none of that name."""
+        """`train`, `validation`, `test` or another split; None if there is no split of this name."""
         found: Split | None = getattr(self, name) if name in SPLITS else self.others.get(name)
         return found
 
@@ -172,7 +172,7 @@ class Dataset:
         """The split of this name.
 
         Raises:
-            ConfigError: There is none; names those there are.
+            ConfigError: There is no such split; the message lists the known names.
         """
         if not (found := self.split(name)):
             there = [each for each in (*SPLITS, *self.others) if self.split(each)]
@@ -186,16 +186,17 @@ class Dataset:
 
 
 def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
-    r"""The bytes that a data set's SHA-256 is over: each split's inputs, targets and weights as uncompressed IDX files.
+    r"""The bytes that a data set's SHA-256 covers: each split's inputs, targets and weights as uncompressed IDX files.
 
-    Images of one channel have the axes examples, height, width; others have channels last. Labels are unsigned bytes
-    where all are below 256, else 32-bit. So the digest of MNIST is that of its four files, one after the other:
+    Images with one channel have the axes examples, height, width; other images have channels last. Labels are unsigned
+    bytes if all are below 256, else 32-bit integers. So the digest of MNIST is that of its four files, one after the
+    other:
 
         zcat train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \
              t10k-images-idx3-ubyte.gz t10k-labels-idx1-ubyte.gz | sha256sum
 
-    Other inputs and targets are as they are. Before each array of a mapping stands its name with a zero byte after it.
-    Weights are there where a split has them.
+    Other inputs and targets are written as they are. In a mapping, each array follows its name and a zero byte. Weights
+    are included if the split has them.
     """
     for inputs, targets, weights in splits:
         named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]
@@ -210,7 +211,7 @@ def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
 
 
 def digest(*splits: Split) -> str:
-    """SHA-256 over `serialized`, in hexadecimal."""
+    """SHA-256 of `serialized`, in hexadecimal."""
     sha256 = hashlib.sha256()
     for part in serialized(*splits):
         sha256.update(part)
@@ -218,17 +219,16 @@ def digest(*splits: Split) -> str:
 
 
 def cut_validation(train: Split, test: Split, validation: Split | float | str | None) -> tuple[Split, Split | None]:
-    """The training split that is left, and the validation split.
+    """Cut off the validation split. Returns the remaining training split and the validation split.
 
     Args:
         train: n examples.
         test: The test split, for `validation="test"`.
-        validation: A fraction f in (0, 1): examples `int(n * (1 - f))` to n, the last ones, cut off before any
-            shuffle; `train` or `test`: that split, shared; another split; or None.
-            Source: Keras 2.2.4, `validation_split`.
+        validation: A fraction f in (0, 1): the last examples, `int(n * (1 - f))` to n, cut off before any shuffle;
+            `train` or `test`: that split, shared; another split; or None. Source: Keras 2.2.4, `validation_split`.
 
     Raises:
-        ConfigError: An unknown split, or a fraction that leaves no example on one side.
+        ConfigError: The split is unknown, or a fraction leaves no example on one side.
     """
     if isinstance(validation, str):
         named = {"train": train, "test": test}
@@ -257,7 +257,7 @@ def make_dataset(
     notes: tuple[str, ...] = (),
     others: Mapping[str, Split] | None = None,
 ) -> Dataset:
-    """The data set with its validation split cut off, and a note where the cut leaves a class untrained.
+    """The data set with its validation split cut off, and a note if the cut leaves a class untrained.
 
     Raises:
         ConfigError: As `cut_validation`.
@@ -267,7 +267,7 @@ def make_dataset(
     if untrained.size and train.targets.dtype.kind in "iu":
         classes = ", ".join(map(str, untrained))
         cut = f"data.validation {validation} takes the last {len(train.targets) - len(left.targets):,} training images"
-        notes += (f"{cut}, and with them all of class {classes}: none is trained on",)
+        notes += (f"{cut}, which are all images of class {classes}: the class is not trained",)
     return Dataset(
         name=name,
         train=left,

@@ -1,6 +1,6 @@
-"""How the four files come over the network, with a time limit and a sum for every byte.
+"""How are the four files downloaded, with a time limit and a hash for every byte?
 
-tfds's own downloader waits 204 s without a network, and for ever on a server that stalls.
+tfds's own downloader waits 204 s without a network, and forever on a server that stalls.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from jaxmlp.data.official import SOURCES, File
 from jaxmlp.errors import DataError
 
 CONNECT_LIMIT_S = 3.0
-"""Until the first connection to the server."""
+"""Limit, in seconds, on the first connection to the server."""
 STALL_LIMIT_S = 10.0
-"""Without a byte, once connected."""
+"""Limit, in seconds, on the time without a byte once connected."""
 
 
 def unavailable(name: str, reason: str) -> DataError:
-    """The error for data that is neither here nor to be had, with the ways on."""
+    """The error for data that is neither here nor can be downloaded, with what to do."""
     files = ", ".join(f"{file.name}.gz" for file in SOURCES[name].files)
     return DataError(
         f"data: {name} is not on this machine and cannot be downloaded ({reason}).\n"
-        f"Any of these goes on:\n"
+        f"Any of these will do:\n"
         f"  a folder with the four files, named by JAXMLP_MANUAL_DIR: {files}\n"
         f"  --data.name mnist_5k: 5,000 MNIST digits that need no download\n"
         f"  a folder prepared on another machine by `jaxmlp data prepare {name}`, named by JAXMLP_DATA_DIR"
@@ -38,13 +38,14 @@ def unavailable(name: str, reason: str) -> DataError:
 
 
 def download(name: str, into: Path, report: Callable[[str], None]) -> tuple[Path, ...]:
-    """Fetches data set `name`'s four files.
+    """Download data set `name`'s four files.
 
     Returns:
         Their paths in `into`, verified, in the order of `official.Source.files`.
 
     Raises:
-        DataError: No connection, an error or silence from the server, or bytes that are not the wanted ones.
+        DataError: There is no connection, the server returns an error or stalls, or the bytes are not the expected
+            ones.
         OSError: A file cannot be written.
     """
     source = SOURCES[name]
@@ -63,13 +64,13 @@ def _fetch(name: str, url: str, file: File, into: Path) -> Path:
         error.close()
         raise unavailable(name, f"its server answers {error.code} {error.reason} for {file.name}.gz") from None
     except TimeoutError:
-        raise unavailable(name, f"its server fell silent; gave up after {STALL_LIMIT_S:g} s") from None
+        raise unavailable(name, f"its server stopped sending; gave up after {STALL_LIMIT_S:g} s") from None
     except (OSError, http.client.HTTPException) as error:
         raise unavailable(name, f"the download of {file.name}.gz broke off: {error}") from None
     found = hashlib.sha256(content).hexdigest()
     if found != file.gz_sha256:
         sums = f"SHA-256 {found}, wanted {file.gz_sha256}"
-        raise unavailable(name, f"what its server sends as {file.name}.gz is something else: {sums}")
+        raise unavailable(name, f"its server sent another file as {file.name}.gz: {sums}")
     path = into / f"{file.name}.gz"
     path.write_bytes(content)
     return path
@@ -89,7 +90,7 @@ def _reachable(url: str) -> bool:
             except OSError:
                 time.sleep(0.1)
 
-    # A name lookup takes no time limit, so it waits in a thread that is left behind.
+    # A name lookup has no time limit, so it runs in a thread that may be left behind.
     threading.Thread(target=connect, daemon=True).start()
     return opened.wait(CONNECT_LIMIT_S)
 

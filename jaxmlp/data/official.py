@@ -1,4 +1,4 @@
-"""Which files are MNIST and Fashion-MNIST, and whether the ones in a folder are they."""
+"""Which files are MNIST and Fashion-MNIST, and are the files in a folder the right ones?"""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ class File(NamedTuple):
     """One of a data set's four files."""
 
     name: str
-    """Without `.gz`."""
+    """Name without `.gz`."""
     shape: tuple[int, ...]
     gz_bytes: int
     gz_sha256: str
-    """Of the file as its server sends it. Source: tensorflow-datasets 4.9.10, `url_checksums`."""
+    """SHA-256 of the file as its server sends it. Source: tensorflow-datasets 4.9.10, `url_checksums`."""
     sha256: str
-    """Of the decompressed bytes, which a file gzipped anew (Debian's `dataset-fashion-mnist`) shares."""
+    """SHA-256 of the decompressed bytes. Files that were gzipped again (Debian's `dataset-fashion-mnist`) share it."""
 
 
 class Source(NamedTuple):
-    """Where a data set comes from, and what it must be."""
+    """Where a data set comes from, and its hashes."""
 
     url: str
-    """The folder of the four files, ending in a slash."""
+    """URL of the folder with the four files, ending in a slash."""
     files: tuple[File, File, File, File]
     """Train images, train labels, test images, test labels."""
     sha256: str
     """`dataset.digest` in the files' order."""
     contents_sha256: str
-    """`contents_digest`: the same examples in any order."""
+    """`contents_digest`, which is the same for any order of the examples."""
     num_classes: int = 10
 
 
@@ -115,7 +115,7 @@ SOURCES = {
 
 
 def contents_digest(*splits: Split) -> str:
-    """SHA-256 over the sorted SHA-256 sums of each split's examples: pixels, then the label as a byte."""
+    """SHA-256 over the sorted SHA-256 hashes of each split's examples: pixels, then the label as a byte."""
     sha256 = hashlib.sha256()
     for images, labels, _ in splits:
         rows = (image.tobytes() + bytes((label,)) for image, label in zip(images, labels.tolist(), strict=True))
@@ -124,10 +124,10 @@ def contents_digest(*splits: Split) -> str:
 
 
 def find(name: str, folder: Path) -> tuple[Path, ...] | None:
-    """The four files of data set `name` in `folder`, gzipped or not; None where it has none of them.
+    """The four files of data set `name` in `folder`, gzipped or not; None if it has none of them.
 
     Raises:
-        DataError: Some are there and others are not, or the folder cannot be read.
+        DataError: Only some of the files are there, or the folder cannot be read.
     """
     try:
         present = set(os.listdir(folder))
@@ -146,10 +146,11 @@ def find(name: str, folder: Path) -> tuple[Path, ...] | None:
 
 
 def verify(name: str, paths: tuple[Path, ...]) -> None:
-    """Compares each of the four files with data set `name`'s SHA-256 sums.
+    """Compare each of the four files with data set `name`'s SHA-256.
 
     Raises:
-        DataError: The first file that is damaged, cut off, altered or another: its name, what was found and wanted.
+        DataError: A file is damaged, cut off, altered or another file. The message says which, and what was found and
+            wanted.
     """
     for path, wanted in zip(paths, SOURCES[name].files, strict=True):
         with opened(path, decompress=False) as file:

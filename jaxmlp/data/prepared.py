@@ -1,8 +1,8 @@
-"""How MNIST and Fashion-MNIST get from where they are into memory.
+"""How do MNIST and Fashion-MNIST get from their source into memory?
 
-Sources in order: the folder that the user names, verified before anything else; the decoded copy; what was prepared
-before; the network. Files and downloads are prepared through tensorflow-datasets (`builders`), which is imported for
-that alone; the copy decoded from it serves every later start.
+Sources, in this order: the folder that the user names, verified before anything else; the decoded copy; data prepared
+before; the network. tensorflow-datasets prepares files and downloads (`builders`) and is imported only for that. Later
+starts read the copy decoded from the prepared data.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jaxmlp.errors import DataError
 from jaxmlp.fields import parse_json
 
 Report: TypeAlias = Callable[[str], None]
-"""Told, line by line, what takes long and what was damaged."""
+"""Called with a line about anything that takes long or is damaged."""
 SHUFFLED = "stock tfds order: a validation fraction takes other images than Keras"
 
 
 class Loaded(NamedTuple):
-    """A data set as it was found."""
+    """A loaded data set."""
 
     train: Split
     test: Split
@@ -40,22 +40,22 @@ class Status(NamedTuple):
 
     name: str
     where: str
-    """A file, a folder, or what it comes from; empty if there is nothing here that could be loaded."""
+    """A file, a folder, or another source. Empty if there is nothing here to load."""
     prepared: bool
-    """Whether it loads from there as it is; original files are prepared first."""
+    """Whether the data loads as it is. Original files must be prepared first."""
     bytes: int
-    """Of the file or files at `where`."""
+    """Bytes of the file or files at `where`."""
     sha256: str | None
-    """`Dataset.sha256` of what is there; None where only loading it shows that."""
+    """`Dataset.sha256` of the data. None if it is known only after loading."""
     problem: str = ""
-    """What is damaged, or cannot be used. If `where` is empty, loading the data set fails with this message."""
+    """What is damaged or cannot be used. If `where` is empty, loading fails with this message."""
 
 
 def status(name: str, manual_dir: Path | None, data_dir: Path) -> Status:
-    """Where data set `name` would be loaded from, nothing made and nothing fetched.
+    """Where data set `name` would be loaded from. Nothing is made or downloaded.
 
     Raises:
-        DataError: What would be loaded is not there, damaged, or cannot be read here; loading it says the same.
+        DataError: The source is missing, damaged, or cannot be read here. Loading fails with the same message.
     """
     damaged: list[str] = []
     path = copy_path(name, data_dir)
@@ -81,22 +81,22 @@ def _size(paths: Iterable[Path]) -> int:
 
 
 def copy_path(name: str, data_dir: Path) -> Path:
-    """The decoded copy in the files' order."""
+    """Path of the decoded copy in the files' order."""
     return data_dir / f"{name}.idx"
 
 
 def load(name: str, manual_dir: Path | None, data_dir: Path, report: Report, *, stock: bool = True) -> Loaded:
-    """Data set `name` of `official.SOURCES`.
+    """Load data set `name` of `official.SOURCES`.
 
     Args:
-        name: Which.
-        manual_dir: The folder that the user names, or None.
-        data_dir: Where prepared and decoded data lies, and is put.
-        report: Told what happens.
-        stock: Whether a folder that tfds itself prepared in `data_dir` will do.
+        name: Name of the data set.
+        manual_dir: Folder that the user names, or None.
+        data_dir: Folder of prepared and decoded data, to read and to write.
+        report: Called with a line about what happens.
+        stock: Whether to accept a folder in `data_dir` that tfds itself prepared.
 
     Raises:
-        DataError: A source is damaged or another, or there is none and no network.
+        DataError: A source is damaged or another data set, or there is no source and no network.
         DiskError: Prepared data cannot be written.
     """
     files = None
@@ -110,13 +110,13 @@ def load(name: str, manual_dir: Path | None, data_dir: Path, report: Report, *, 
     if loaded := _from_copy(name, data_dir, damaged):
         return loaded
     for line in damaged:
-        report(f"{line}; it is made again")
+        report(f"{line}; it will be made again")
     own = data_dir / f"jaxmlp_{name}"
     if stock and not files and not newest_version(own) and (folder := newest_version(data_dir / name)):
         return _from_folder(name, folder, data_dir, report)
     if not importlib.util.find_spec("array_record"):
         needs = "tensorflow-datasets installs array_record on Linux only"
-        remedy = f"Copy {name}.idx there from a Linux machine, or take --data.name mnist_5k"
+        remedy = f"Copy {name}.idx there from a Linux machine, or use --data.name mnist_5k"
         raise DataError(f"data: {name} is not in {data_dir} and cannot be prepared here: {needs}. {remedy}")
     try:
         with cache.only_one(data_dir, report):
@@ -136,14 +136,14 @@ def find_named(name: str, manual_dir: Path) -> tuple[Path, ...] | Path:
             return found
     wanted = ", ".join(f"{file.name}.gz" for file in SOURCES[name].files)
     if not manual_dir.is_dir():
-        raise DataError(f"data: {manual_dir} is not a folder, wanted one with {name}'s files: {wanted}")
+        raise DataError(f"data: {manual_dir} is not a folder, wanted a folder with {name}'s files: {wanted}")
     there = sorted(path.name for path in manual_dir.iterdir())
     found_names = ", ".join(there[:5]) + (" and more" if len(there) > 5 else "") or "nothing"
     raise DataError(f"data: {manual_dir} has none of {name}'s files: found {found_names}; wanted {wanted}")
 
 
 def newest_version(folder: Path) -> Path | None:
-    """`folder`, or the newest of the version folders in it, if tfds prepared it."""
+    """`folder` if tfds prepared it, or the newest version folder in it that tfds prepared."""
 
     def version(path: Path) -> list[int]:
         return [int(number) for number in path.name.split(".") if number.isdecimal()]
@@ -153,7 +153,7 @@ def newest_version(folder: Path) -> Path | None:
 
 
 def _from_copy(name: str, data_dir: Path, damaged: list[str]) -> Loaded | None:
-    """The decoded copy in the files' order; one that is damaged counts as none and adds a line."""
+    """The decoded copy in the files' order. A damaged copy is skipped and adds a line to `damaged`."""
     path, source = copy_path(name, data_dir), SOURCES[name]
     try:
         copy = cache.read_copy(path, source)
@@ -166,7 +166,7 @@ def _from_copy(name: str, data_dir: Path, damaged: list[str]) -> Loaded | None:
 
 
 def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loaded:
-    """What an array_record folder holds, decoded once: the copy's name has the sum of the folder's files."""
+    """The content of an array_record folder. It is decoded once; the copy's name has the hash of the folder's files."""
     _check_format(name, folder)
     try:
         files = sorted(path for path in folder.iterdir() if path.is_file())
@@ -177,7 +177,7 @@ def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loa
     try:
         copy = cache.read_copy(path, SOURCES[name])
     except DataError as error:
-        report(f"{error}; it is made again")
+        report(f"{error}; it will be made again")
         copy = None
     if not copy:
         from jaxmlp.data import builders
@@ -188,7 +188,7 @@ def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loa
         try:
             cache.write_copy(path, train, test)
         except OSError as error:
-            report(f"data: {path} cannot be written ({error.strerror}), so the next start decodes again")
+            report(f"data: {path} cannot be written ({error.strerror}), so the next start must decode again")
     return Loaded(*copy, notes=() if copy[2] == SOURCES[name].sha256 else (f"{folder}: {SHUFFLED}",))
 
 
@@ -207,17 +207,17 @@ def _check_format(name: str, folder: Path) -> None:
         raise DataError(f"data: {folder} holds {held}, wanted {name}")
     if file_format != "array_record":
         found = f"{folder} holds {name} as {str(file_format).upper()}, which only TensorFlow reads"
-        raise DataError(f"data: {found}. Make a copy that needs none: jaxmlp data prepare {name}")
+        raise DataError(f"data: {found}. Make a copy without TensorFlow: jaxmlp data prepare {name}")
 
 
 def _prepare(name: str, files: tuple[Path, ...] | None, own: Path, report: Report) -> Loaded:
-    """Reads the folder `own` that was prepared before, or prepares it, and makes the decoded copy."""
+    """Read the folder `own` if it was prepared before, else prepare it; then make the decoded copy."""
     data_dir = own.parent
     if folder := newest_version(own):
         try:
             return _decode(name, folder, data_dir)
         except DataError as error:
-            report(f"{error}; it is prepared again")
+            report(f"{error}; it will be prepared again")
     try:
         with cache.making(data_dir) as temporary:
             if not files:
@@ -230,7 +230,8 @@ def _prepare(name: str, files: tuple[Path, ...] | None, own: Path, report: Repor
             prepared = builders.write(name, files, temporary)
             loaded = _decode(name, prepared, data_dir)
             shutil.rmtree(own, ignore_errors=True)
-            # Without locks another process may have put its own there since; the copy, already made, is the same.
+            # Without locks, another process may have created `own` meanwhile. The decoded copy exists already and is
+            # the same.
             with contextlib.suppress(OSError):
                 prepared.parent.rename(own)
     except OSError as error:

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: its directory, checkpoints, digests and manifest. Reading one needs no JAX."""
+"""What does a run leave on disk, and how is damage found? Nothing here needs JAX to read a run."""

@@ -1,13 +1,13 @@
-"""A checkpoint: one safetensors file that proves its own bytes before any of them is used.
+"""What is a checkpoint? One safetensors file that proves its own bytes before any of them is used.
 
 Any safetensors reader opens it. Its `__metadata__` holds:
 
-    header_sha256   SHA-256 of the header (the JSON text with its padding), these 64 digits set to zeros
+    header_sha256   SHA-256 of the header (the JSON text with its padding), with these 64 digits set to zeros
     sha256:NAME     SHA-256 of the bytes of tensor NAME
     meta            the caller's own values, as JSON text
 
-The header's sum covers names, dtypes, shapes, places, `meta` and the other sums; the tensors must tile the rest of
-the file. So every bit is covered, and equal arrays and meta make equal files.
+The header's hash covers names, dtypes, shapes, offsets, `meta` and the other hashes. The tensors must fill the rest of
+the file without gaps. So every bit is covered, and equal arrays and meta make equal files.
 
 Source: the format of safetensors 0.8, https://github.com/huggingface/safetensors#format.
 """
@@ -35,7 +35,7 @@ from jaxmlp.run.digest import little_endian_bytes
 from jaxmlp.run.known import wrong_fields
 
 MAX_HEADER = 1 << 22
-"""Bytes of the longest header that is read."""
+"""Largest header that is read, in bytes."""
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype("<f8"),
@@ -75,19 +75,19 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
     """Write a checkpoint, whole or not at all, and wait until it is on the disk.
 
     Args:
-        path: Its name; a file there is replaced.
-        arrays: By name: printable parts joined by `/`, none of them empty, `.` or `..`.
-        meta: Anything that JSON can say.
+        path: File to write. An existing file is replaced.
+        arrays: Arrays by name. A name is printable parts joined by `/`, none of them empty, `.` or `..`.
+        meta: Any JSON values.
 
     Raises:
-        DiskError: It could not be written; a former file of this name is as it was.
-        ValueError: A name or dtype that a checkpoint cannot hold, or `meta` is not JSON.
+        DiskError: The file could not be written. An existing file is unchanged.
+        ValueError: A checkpoint cannot hold a name or dtype, or `meta` is not JSON.
     """
     metadata = {"header_sha256": _ZEROS.decode(), "meta": json.dumps(meta, allow_nan=False)}
     header: dict[str, Any] = {"__metadata__": metadata}
     chunks: list[NDArray[np.uint8]] = []
     end = 0
-    # Wide elements first, as the safetensors library does: each tensor then starts at a multiple of its item size.
+    # Wide elements first, as in the safetensors library: then each tensor starts at a multiple of its item size.
     for name in sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name)):
         array = arrays[name]
         if not _is_name(name) or array.dtype.name not in _CODES:
@@ -106,10 +106,10 @@ def save(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
 
 
 def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-    """The arrays by name, and the meta, after every byte of the file was checked.
+    """Read the arrays by name, and the meta, after checking every byte of the file.
 
     Raises:
-        RunError: It cannot be read, or is damaged; names the file, and the tensor where it is one's bytes.
+        RunError: The file cannot be read or is damaged. The message names the file, and the tensor if one is damaged.
     """
     try:
         with files.open_plain(path) as file:
@@ -120,10 +120,10 @@ def load(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
 
 
 def load_meta(path: Path) -> dict[str, Any]:
-    """The meta alone, after the header was checked.
+    """Read only the meta, after checking the header.
 
     Raises:
-        RunError: It cannot be read, or its header is damaged.
+        RunError: The file cannot be read, or its header is damaged.
     """
     try:
         with files.open_plain(path) as file:
@@ -142,11 +142,11 @@ def _is_name(name: str) -> bool:
 
 
 def _read_header(file: BufferedReader) -> tuple[list[_Tensor], dict[str, Any]]:
-    """The tensors in the order of their bytes, which tile the rest of the file; and the meta."""
+    """The tensors in the order of their bytes, which fill the rest of the file, and the meta."""
     rest = os.fstat(file.fileno()).st_size - 8
     length = int.from_bytes(file.read(8), "little")
     if length > min(rest, MAX_HEADER):
-        raise _Damaged("its header is damaged or cut off (the length it tells is too large)")
+        raise _Damaged("its header is damaged or cut off (its stated length is too large)")
     text = file.read(length)
     told = _HEADER_SHA256.search(text)
     if not told:
@@ -158,9 +158,11 @@ def _read_header(file: BufferedReader) -> tuple[list[_Tensor], dict[str, Any]]:
     for tensor in tensors:
         start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
         if (tensor.start, tensor.end) != (start, end):
-            raise _Damaged(f"tensor {tensor.name} is not where the tensors before it end, or not of its shape's size")
+            raise _Damaged(
+                f"tensor {tensor.name} does not start where the one before it ends, or its size does not fit its shape"
+            )
     if length + end != rest:
-        raise _Damaged(f"it has {rest + 8} bytes, but its header tells {length + end + 8}: cut off or added to")
+        raise _Damaged(f"it has {rest + 8} bytes, but its header says {length + end + 8}: it was cut off or extended")
     return tensors, meta
 
 
@@ -171,11 +173,11 @@ def _parse(text: bytes) -> tuple[list[_Tensor], dict[str, Any]]:
         meta = parse_json(metadata["meta"])
         tensors = [_parse_tensor(name, entry, metadata[f"sha256:{name}"]) for name, entry in header.items()]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _Damaged("its header is not that of a checkpoint") from error
+        raise _Damaged("its header is not a checkpoint's header") from error
     if not isinstance(meta, dict):
         raise _Damaged("its meta is not a JSON object")
     if wrong := wrong_fields(meta):
-        raise _Damaged(f"its meta has no such {', '.join(wrong)}")
+        raise _Damaged(f"its meta has an invalid {', '.join(wrong)}")
     return sorted(tensors, key=lambda tensor: (tensor.start, tensor.end)), meta
 
 

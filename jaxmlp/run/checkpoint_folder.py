@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are kept, which is the best, and which good one a resume goes on from."""
+"""Which checkpoints of a run are kept, which is the best, and from which does a resume go on?"""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointFolder:
-    """Files `step-00009380.safetensors`: the last two, and the best.
+    """Files such as `step-00009380.safetensors`: the last two and the best.
 
-    Each one's meta says whether it was the best so far when it was written. So the best is the newest that says so,
-    and there is no second record that a crash could part from the files.
+    The meta of each checkpoint says whether it was the best so far when it was written. So the newest one that says so
+    is the best. There is no second record that a crash could separate from the files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,32 +39,33 @@ class CheckpointFolder:
         """The folder.
 
         Raises:
-            RunError: It is a symbolic link, which could lead out of the run.
+            RunError: The folder is a symbolic link, which could lead out of the run.
         """
         if self._path.is_symlink():
             raise RunError(f"{self._path} is a symbolic link: checkpoints must lie in the run directory.")
         return self._path
 
     def paths(self) -> list[Path]:
-        """The files, newest first; not opened yet."""
+        """The files, newest first, not opened yet."""
         return sorted(filter(_is_checkpoint, self.path.glob("step-*")), key=_step, reverse=True)
 
     def save(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool) -> Path:
         """Write the checkpoint of `step`, then remove all but the last two and the best.
 
         Args:
-            step: Updates made; names the file.
-            arrays: By name.
-            meta: JSON values; `step` and `best` are added to it.
-            best: Whether it is better than all before.
+            step: Number of updates made. It names the file.
+            arrays: Arrays by name.
+            meta: JSON values. `step` and `best` are added.
+            best: Whether this checkpoint is better than all before.
 
         Raises:
-            DiskError: It could not be written; names one that is intact. Or an older one could not be removed.
+            DiskError: The checkpoint could not be written (the message names an intact checkpoint), or an older
+                checkpoint could not be removed.
         """
         path = self.path / f"step-{step:08d}.safetensors"
         before = self.paths()
         try:
-            # Written once more, the best stays the best.
+            # If the best checkpoint is written again, it stays the best.
             checkpoint.save(path, arrays, {**meta, "step": step, "best": best or _is_best(path)})
         except DiskError as error:
             intact = f" {before[0].name} is intact: make room for more, and go on with --resume." if before else ""
@@ -78,15 +79,16 @@ class CheckpointFolder:
         return path
 
     def newest(self, warn: Callable[[str], None], *, set_aside: bool) -> Checkpoint | None:
-        """The newest good checkpoint, or none where there is no file of one.
+        """The newest good checkpoint; None if there are no checkpoint files.
 
         Args:
-            warn: Told of each damaged file that is newer, and which is used in its place.
-            set_aside: Add `.damaged` to the names of these files, so that they do not count as the last two.
+            warn: Called for each damaged newer file, with the checkpoint that is used instead.
+            set_aside: Whether `.damaged` is added to the names of damaged files, so that they do not count as the last
+                two.
 
         Raises:
-            DiskError: A damaged one could not be set aside.
-            RunError: There are checkpoints, but none is good; names them.
+            DiskError: A damaged file could not be set aside.
+            RunError: There are checkpoints, but all are damaged. The message names them.
         """
         damaged: list[tuple[Path, RunError]] = []
         for path in self.paths():
@@ -94,12 +96,12 @@ class CheckpointFolder:
                 good = _load(path)
             except RunError as error:
                 if not path.exists():
-                    # A process that writes here has newer ones, and has removed it since.
+                    # A process that writes here has removed it since, because it has newer checkpoints.
                     return self.newest(warn, set_aside=set_aside)
                 damaged.append((path, error))
                 continue
             for bad, problem in damaged:
-                warn(f"{problem}. {path.name} is used, the next older good one.")
+                warn(f"{problem}. Using {path.name}, the next older good checkpoint.")
                 if set_aside:
                     with files.trying_to(f"set aside the damaged {bad}"):
                         bad.rename(f"{bad}.damaged")
@@ -110,10 +112,10 @@ class CheckpointFolder:
         return None
 
     def best(self) -> Checkpoint | None:
-        """The best checkpoint, or none where none was called so.
+        """The best checkpoint; None if no checkpoint is marked as best.
 
         Raises:
-            RunError: It is damaged, or a damaged newer one could be it.
+            RunError: The best checkpoint is damaged, or a damaged newer checkpoint might be the best.
         """
         for path in self.paths():
             try:
@@ -122,7 +124,7 @@ class CheckpointFolder:
             except RunError:
                 if path.exists():
                     raise
-                # A process that writes here has newer ones, and has removed it since.
+                # A process that writes here has removed it since, because it has newer checkpoints.
                 return self.best()
         return None
 
@@ -130,7 +132,7 @@ class CheckpointFolder:
         """The checkpoint of `step`.
 
         Raises:
-            RunError: It is damaged, or not there; names those that are.
+            RunError: The checkpoint is damaged or does not exist. The message lists the existing steps.
         """
         found = {_step(path): path for path in self.paths()}
         if step not in found:
@@ -157,5 +159,5 @@ def _is_best(path: Path) -> bool:
 def _load(path: Path) -> Checkpoint:
     arrays, meta = checkpoint.load(path)
     if meta.get("step") != _step(path):
-        raise RunError(f"checkpoint {path.name}: it is that of step {meta.get('step')} under another name")
+        raise RunError(f"checkpoint {path.name}: it is the checkpoint of step {meta.get('step')} under another name")
     return Checkpoint(path, _step(path), arrays, meta)

@@ -1,7 +1,7 @@
-"""The user's own code in a run directory: copies and their SHA-256, to read and to compare. Nothing here runs it.
+"""How does a run directory keep copies of the user's own code, to read and to compare? Nothing here runs it.
 
 code/lion.py             what the run was made with
-code/accepted-1/lion.py  what it went on with, where that was another and was accepted
+code/accepted-1/lion.py  changed code that the run went on with, after the change was accepted
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PLACE = re.compile(r"[^/:]+:[\w.<>]+")
 
 
 def copy(folder: Path, sources: Sources) -> None:
-    """Write the sources below `folder`, which is a run's.
+    """Write the sources into `folder`, which belongs to a run.
 
     Raises:
         DiskError: They could not be written.
@@ -42,18 +42,18 @@ def copy(folder: Path, sources: Sources) -> None:
 
 
 def wanted(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """The sums of the code that a run goes on with: the last that was accepted, or what it was made with."""
+    """Hashes of the code that the run must go on with: the last accepted code, else the original code."""
     accepted = manifest.get(ACCEPTED) or [manifest.get("binding") or {}]
     return dict(accepted[-1].get(CODE) or {})
 
 
 def data_code(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """The sums of the files that register the run's data set."""
+    """Hashes of the files that register the run's data set."""
     return dict((manifest.get("not_binding") or {}).get(DATA_CODE) or {})
 
 
 def copies(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every copy, by its name from the run's folder."""
+    """SHA-256 of every copy, by its path in the run's folder."""
     folders = {CODE: {**data_code(manifest), **((manifest.get("binding") or {}).get(CODE) or {})}}
     for number, accepted in enumerate(manifest.get(ACCEPTED) or [], 1):
         folders[f"{CODE}/accepted-{number}"] = accepted.get(CODE) or {}
@@ -61,7 +61,7 @@ def copies(manifest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def accept(path: Path, manifest: dict[str, Any], told: Mapping[str, Any], sources: Sources) -> None:
-    """Copy other code that the run or sweep in the folder `path` goes on with, and add to the manifest what is told.
+    """Copy changed code into the run or sweep at `path`, and record `told` in its manifest.
 
     Raises:
         DiskError, RunError: As `copy`.
@@ -72,18 +72,18 @@ def accept(path: Path, manifest: dict[str, Any], told: Mapping[str, Any], source
 
 
 def files_to_name(plain_config: Any, manifest: Mapping[str, Any]) -> list[str]:
-    """The names of the files that later commands need: those that define parts of the config, or register the data."""
+    """Names of the files that later commands need: files that define parts of the config, or register the data."""
     named = [file for place in places(plain_config) if (file := place.partition(":")[0]) in wanted(manifest)]
     return list(dict.fromkeys([*named, *list(data_code(manifest))[:1]]))
 
 
 def flags(names: Iterable[str | Path]) -> str:
-    """Such as ` --experiment lion.py`, for a command line; nothing where there are none."""
+    """Flags such as ` --experiment lion.py`, for a command line. Empty if there are no names."""
     return "".join(f" --experiment {shlex.quote(str(name))}" for name in names)
 
 
 def places(plain: Any) -> Iterator[str]:
-    """The places of the user's own code in a config or a sweep's settings, such as `lion.py:Lion`, however deep."""
+    """Places of the user's own code in a config or a sweep's settings, such as `lion.py:Lion`, at any depth."""
     if isinstance(plain, Mapping | list):
         for value in plain.values() if isinstance(plain, Mapping) else plain:
             yield from places(value)

@@ -1,4 +1,4 @@
-"""One SHA-256 that says which bits a tree of arrays holds, and the names of its leaves."""
+"""Which bits does a tree of arrays hold? One SHA-256 says it. Here are also the names of its leaves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmlp.errors import RunError
 
 
 def leaves(tree: Any) -> dict[str, NDArray[Any]]:
-    """The arrays of a tree, on the host, by path, in sorted order of the paths.
+    """The arrays of a tree, on the host, by path, sorted by path.
 
     A path joins the dict keys, field names and indices that lead to a leaf: `params/Dense_0/kernel`, `opt_state/0/nu`.
 
@@ -22,7 +22,7 @@ def leaves(tree: Any) -> dict[str, NDArray[Any]]:
         tree: Any JAX pytree. A tree of plain containers with NumPy arrays and numbers is read without JAX.
 
     Raises:
-        ValueError: Two leaves have one path, as those of `{"a/b": x, "a": {"b": y}}`.
+        ValueError: Two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
     """
     found: dict[str, NDArray[Any]] = {}
     for path, leaf in _walk(tree, ""):
@@ -49,7 +49,7 @@ def _walk(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _walk_plain(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """As JAX walks these; without JAX in the process, no other rule can be registered for a kind of list or tuple."""
+    """Walk containers as JAX does. Without JAX in the process, no type of list or tuple can have a rule of its own."""
     if isinstance(tree, list | tuple):
         for key, value in zip(getattr(tree, "_fields", range(len(tree))), tree, strict=True):
             yield from _walk(value, f"{prefix}/{key}" if prefix else str(key))
@@ -58,11 +58,11 @@ def _walk_plain(tree: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def restore[Tree](tree: Tree, arrays: Mapping[str, NDArray[Any]]) -> Tree:
-    """`tree` with each leaf replaced by the array of its path: undoes `leaves`.
+    """`tree` with each leaf replaced by the array of its path. The inverse of `leaves`.
 
     Args:
-        tree: A JAX pytree of the wanted structure, shapes and dtypes; its values are not used.
-        arrays: By path, as `leaves` names them.
+        tree: A JAX pytree of the wanted structure, shapes and dtypes. Its values are not used.
+        arrays: Arrays by path, as `leaves` names them.
 
     Raises:
         RunError: An array is missing, has another shape or dtype, or belongs to no leaf.
@@ -84,32 +84,32 @@ def _described(leaf: Any) -> str:
 
 
 def little_endian_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The elements in C order, little-endian, as one row of bytes; a view where the array is stored so."""
+    """The elements in C order, little-endian, as a flat array of bytes. A view if they are stored so already."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
 
 
 def leaf_digests(tree: Any) -> dict[str, str]:
-    """The digest of each leaf by its path: that of a tree of this leaf alone, under its whole path."""
+    """The digest of each leaf by path: the digest of a tree that holds only this leaf, at its whole path."""
     return {path: digest({path: array}) for path, array in leaves(tree).items()}
 
 
 def digest(tree: Any) -> str:
-    r"""SHA-256 of a tree's leaves, as 64 hexadecimal digits: equal where all paths, dtypes, shapes and bits are.
+    r"""SHA-256 of a tree's leaves, as 64 hexadecimal digits. Equal if all paths, dtypes, shapes and bits are equal.
 
-    The hashed bytes are, for each leaf in sorted order of the paths (by code point), without anything between:
+    The hash covers these bytes for each leaf, sorted by path (by code point), without separators between leaves:
 
         path in UTF-8, 0x00, dtype as NumPy names it (`float32`, `bfloat16`), 0x00,
         shape in decimal joined by commas (nothing for a scalar), 0x00, elements in C order, little-endian
 
-    No path holds 0x00, and dtype and shape tell how many bytes the elements take, so other leaves are other bytes.
-    For `{"b": np.float32([[1, -2]]), "a": {"n": np.int32(7)}}` they are
+    No path holds 0x00, and dtype and shape determine the number of bytes, so different leaves give different bytes. For
+    `{"b": np.float32([[1, -2]]), "a": {"n": np.int32(7)}}` the bytes are
 
         b"a/n\0int32\0\0" + b"\x07\0\0\0" + b"b\0float32\0" + b"1,2\0" + b"\0\0\x80\x3f" + b"\0\0\0\xc0"
 
-    whose SHA-256 is a30d180f9af2ac77cf050b1d3ac60528d3f2b064c576d1f95eadfdcd8c0960d7.
+    and their SHA-256 is a30d180f9af2ac77cf050b1d3ac60528d3f2b064c576d1f95eadfdcd8c0960d7.
 
     Raises:
-        ValueError: Two leaves have one path, a path holds 0x00, or a leaf is not an array of numbers.
+        ValueError: Two leaves have the same path, a path holds 0x00, or a leaf is not an array of numbers.
     """
     sha256 = hashlib.sha256()
     for path, array in leaves(tree).items():

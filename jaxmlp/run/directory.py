@@ -1,11 +1,11 @@
-"""A run directory: everything that a run leaves, and all that a resume needs.
+"""What is in a run directory? Everything that a run leaves and a resume needs.
 
 config.json       every value, written once           manifest.json   what the bits depend on, status and result
-metrics.jsonl     one line an epoch                   digests.jsonl   SHA-256 of state and batch order after each epoch
-history.csv       the metrics as a table              trace.jsonl     SHA-256 of state every N updates, where asked
-SHA256SUMS        of all these files, at the end      lock            who writes here
+metrics.jsonl     one line per epoch                  digests.jsonl   SHA-256 of state and batch order after each epoch
+history.csv       the metrics as a table              trace.jsonl     SHA-256 of the state every N updates, on request
+SHA256SUMS        of all these files, at the end      lock            the process that writes here
 code/             the user's own code, to compare: nothing here is ever run
-start.safetensors the weights that the run began with, where they are another run's
+start.safetensors the initial weights, if they come from another run
 checkpoints/step-00009380.safetensors: the last two and the best
 """
 
@@ -56,13 +56,13 @@ CHECKPOINTS, LOCK, START = "checkpoints", "lock", "start.safetensors"
 
 
 class RunDirectory:
-    """One run on disk. Made by `create` or `open`; close it, or use it in a `with`, to let its lock go.
+    """One run on disk. Made by `create` or `open`. Close it, or use it in a `with` block, to release its lock.
 
     Attributes:
         path: The folder.
         plain_config: The experiment's values as JSON types.
-        manifest: `binding`, `not_binding`, `data`, `status` and `result`, as `manifest.json` holds them.
-        code_changed: Files of the user's own code that are others than the run was made with.
+        manifest: `binding`, `not_binding`, `data`, `status` and `result`, as in `manifest.json`.
+        code_changed: Files of the user's own code that have changed since the run was made.
     """
 
     def __init__(
@@ -90,16 +90,18 @@ class RunDirectory:
         manifest: Mapping[str, Any],
         start: Mapping[str, NDArray[Any]] | None = None,
     ) -> RunDirectory:
-        """Begin a run in a new folder, or in one without `config.json`; what a run would write over is set aside.
+        """Begin a run in a new folder, or in a folder without `config.json`.
+
+        Files that the run would overwrite are set aside.
 
         Args:
             path: The folder.
             config: The experiment.
             manifest: From `jaxmlp.run.manifest.manifest`.
-            start: The weights to begin with, by their paths in a checkpoint; by default those of the seed.
+            start: Initial weights, by their paths in a checkpoint. Default: the weights of the seed.
 
         Raises:
-            RunError: A run is there already, or another process is at it; names it, and the ways on.
+            RunError: The folder already holds a run, or another process uses it. The message says what to do.
             DiskError: The folder cannot be written.
         """
         path = Path(path)
@@ -139,28 +141,27 @@ class RunDirectory:
         self._write_manifest()
         files.write(self.path / METRICS)
         files.write(self.path / DIGESTS)
-        # Last, because its presence makes the folder a run.
+        # Last, because config.json makes the folder a run.
         files.write(self.path / CONFIG, (json.dumps(self.plain_config, indent=2) + "\n").encode())
 
     @classmethod
     def open(cls, path: str | Path, *, write: bool, find: Find | None = None) -> RunDirectory:
-        """Open a run that is there; for writing, one process at a time.
+        """Open an existing run. Only one process at a time may open it for writing.
 
-        Opened for writing, a run that has not finished is `running` again, and what a killed process left half
-        written is gone.
+        Opening for writing makes an unfinished run `running` again and removes what a killed process left half written.
 
         Args:
             path: The folder.
-            write: Whether it is opened for writing.
-            find: Finds the user's own parts of the config, as in `ExperimentConfig.from_dict`.
+            write: Whether to open the run for writing.
+            find: Resolves the user's own parts of the config, as in `ExperimentConfig.from_dict`.
 
         Raises:
-            RunError: There is no run, it cannot be read, or another process is at it, which is named.
+            RunError: There is no run, it cannot be read, or another process uses it; the message names the process.
             DiskError: The folder cannot be written.
         """
         path = Path(path)
         if not path.is_dir():
-            raise RunError(f"{path} is not there. `jaxmlp runs` lists the runs.")
+            raise RunError(f"{path} does not exist. `jaxmlp runs` lists the runs.")
         if not os.path.lexists(path / CONFIG):
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
         lock = Lock(path / LOCK) if write else None
@@ -175,22 +176,22 @@ class RunDirectory:
             raise
 
     def begin_again(self) -> None:
-        """Make the run, which is open for writing, `running` again: its result and its sums are gone."""
+        """Make the run, which is open for writing, `running` again. Its result and its hashes are removed."""
         with files.trying_to(f"write in {self.path}"):
             files.remove_temporaries(self.path)
             files.remove_temporaries(self._checkpoints.path)
-            # Before the files that it vouches for change.
+            # Before any file changes that the hashes cover.
             (self.path / SUMS).unlink(missing_ok=True)
         self.cut_back()
         self.manifest.update(status="running", result=None)
         self._write_manifest()
 
     def lengthen(self, epochs: int, *, same_bits: bool) -> None:
-        """Let the run, which is open for writing, go on to another number of epochs; its config and manifest say so.
+        """Let the run, which is open for writing, go on to another number of epochs. Config and manifest record it.
 
         Args:
-            epochs: Of the whole run.
-            same_bits: Whether a run of so many epochs from its start would have the bits that this one has so far.
+            epochs: Total number of epochs.
+            same_bits: Whether a run with this many epochs from its start would have the same bits so far.
 
         Raises:
             DiskError: It cannot be written.
@@ -209,17 +210,17 @@ class RunDirectory:
         self._write_manifest()
 
     def start(self) -> dict[str, NDArray[Any]] | None:
-        """The weights that the run began with, by their paths in a checkpoint; None where they are the seed's.
+        """The initial weights, by their paths in a checkpoint; None if they are the seed's weights.
 
         Raises:
-            RunError: They are damaged, or gone.
+            RunError: They are damaged or missing.
         """
         told = self.manifest.get("start")
         if not told:
             return None
         arrays = checkpoint.load(self.path / START)[0]
         if digest(arrays) != told.get("sha256"):
-            raise RunError(f"{self.path / START} is not what {MANIFEST} tells of. Restore it from a copy.")
+            raise RunError(f"{self.path / START} differs from its digest in {MANIFEST}. Restore it from a copy.")
         return arrays
 
     def __enter__(self) -> Self:
@@ -231,7 +232,7 @@ class RunDirectory:
         self.close()
 
     def close(self) -> None:
-        """Let the lock go. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._lock:
             self._lock.release()
             self._lock = None
@@ -251,12 +252,15 @@ class RunDirectory:
         self._config = config
 
     def compiled_as(self, sha256: str) -> None:
-        """Record which program XLA made of the experiment here: it binds nothing, but tells why bits differ."""
+        """Record the hash of the program that XLA compiled here.
+
+        Bits do not depend on it, but it can explain differences.
+        """
         self.manifest[COMPILED] = sha256
         self._write_manifest()
 
     def accept_code(self, sources: Sources) -> None:
-        """Record that the run, which is open for writing, goes on with other code than it was made with."""
+        """Record that the run, which is open for writing, goes on with changed code."""
         from jaxmlp.code import sums_of
 
         told = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
@@ -265,22 +269,22 @@ class RunDirectory:
 
     @property
     def facts(self) -> Facts:
-        """Shapes and types of the examples that the run was trained on.
+        """Shapes and types of the training examples.
 
         Raises:
-            RunError: The manifest does not say.
+            RunError: The manifest does not have them.
         """
         from jaxmlp.data import Facts
 
         try:
             return Facts.from_plain(self.manifest.get("data"))
         except ValueError as error:
-            problem = f"{self.path / MANIFEST} does not say what examples the run was trained on ({error})"
+            problem = f"{self.path / MANIFEST} does not say which examples the run was trained on ({error})"
             raise RunError(f"{problem}. Create runs with manifest().") from error
 
     @property
     def status(self) -> str:
-        """How the run stands; one that nobody is at any more, killed before it could say so, is `interrupted`."""
+        """Status of the run. A run that was killed is `interrupted`, although it could not record that."""
         status: str = self.manifest["status"]
         if status == "running" and not self._lock and not is_held(self.path / LOCK):
             return "interrupted"
@@ -295,23 +299,26 @@ class RunDirectory:
         return jsonl.read(self.path / DIGESTS)
 
     def append_epoch(self, metrics: Mapping[str, Any], digests: Mapping[str, Any]) -> None:
-        """Add an epoch's line to both logs; each has the `epoch` in it. A figure that is not finite becomes null."""
+        """Add an epoch's line to both logs. Each line has the `epoch`. A figure that is not finite becomes null."""
         jsonl.append(self.path / METRICS, metrics)
         jsonl.append(self.path / DIGESTS, digests)
 
     def trace(self) -> list[dict[str, Any]]:
-        """The digests taken within epochs; none where they were not asked for."""
+        """The digests taken within epochs. Empty if none were requested."""
         return jsonl.read(self.path / TRACE) if TRACE in self._logs() else []
 
     def append_trace(self, digests: Mapping[str, Any]) -> None:
-        """Add a line to the trace, with the `epoch` and the `steps` made in it."""
+        """Add a line to the trace. It has the `epoch` and the number of `steps`."""
         if TRACE not in self._logs():
-            # So that a power cut leaves it its name.
+            # Created in full first, so that a power cut cannot lose the file's name.
             files.write(self.path / TRACE)
         jsonl.append(self.path / TRACE, digests)
 
     def cut_back(self, epoch: float = math.inf, steps: float = math.inf) -> None:
-        """Keep the logs' lines before `epoch`, and the trace's up to `steps`; a resume writes the others anew."""
+        """Keep the logs' lines before `epoch`, and the trace's lines up to `steps`.
+
+        A resume writes the others again.
+        """
         for name in self._logs():
             if name == TRACE:
                 jsonl.cut_back(self.path / name, lambda line: line.get("steps", 0) <= steps)
@@ -322,35 +329,35 @@ class RunDirectory:
         return [METRICS, DIGESTS, *([TRACE] if os.path.lexists(self.path / TRACE) else [])]
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoint files, newest first; not opened yet."""
+        """The checkpoint files, newest first, not opened yet."""
         return self._checkpoints.paths()
 
     def save_checkpoint(
         self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool = False
     ) -> Path:
-        """Write the checkpoint of `step`, and keep the last two and the best; as `CheckpointFolder.save`."""
-        # A power cut must not take epochs from the logs that a checkpoint knows.
+        """Write the checkpoint of `step`, and keep the last two and the best. See `CheckpointFolder.save`."""
+        # After a power cut, the logs must hold every epoch that a checkpoint covers.
         self.sync_logs()
         return self._checkpoints.save(step, arrays, meta, best=best)
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The newest good checkpoint, or none where there is no file of one; as `CheckpointFolder.newest`."""
+        """The newest good checkpoint; None if there are no checkpoint files. See `CheckpointFolder.newest`."""
         return self._checkpoints.newest(warn, set_aside=self._lock is not None)
 
     def best_checkpoint(self) -> Checkpoint | None:
-        """The best checkpoint, or none where none was called so; as `CheckpointFolder.best`."""
+        """The best checkpoint; None if no checkpoint is marked as best. See `CheckpointFolder.best`."""
         return self._checkpoints.best()
 
     def checkpoint_at(self, step: int) -> Checkpoint:
-        """The checkpoint of `step`; as `CheckpointFolder.at`."""
+        """The checkpoint of `step`. See `CheckpointFolder.at`."""
         return self._checkpoints.at(step)
 
     def finish(self, status: str, result: Mapping[str, Any] | None) -> None:
-        """Record how the run ended, and the sums of its files, as `sha256sum -c SHA256SUMS` reads them.
+        """Record how the run ended, and the hashes of its files in the format of `sha256sum -c SHA256SUMS`.
 
         Args:
             status: One of `ENDS`.
-            result: JSON values for the manifest; a figure that is not finite becomes null.
+            result: JSON values for the manifest. A figure that is not finite becomes null.
 
         Raises:
             DiskError: It could not be written.
@@ -361,20 +368,20 @@ class RunDirectory:
         self.manifest.update(status=status, result=jsonl.finite(result))
         self.sync_logs()
         with files.trying_to(f"write in {self.path}"):
-            # A power cut must not bring back a checkpoint that was removed: no sum covers it.
+            # A power cut must not bring back a removed checkpoint, because no hash covers it.
             files.sync(self._checkpoints.path)
         copies = sorted(code.copies(self.manifest))
         begun = [START] if self.manifest.get("start") else []
         covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *begun, *copies)]
         sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
-        # Last, because a run that says that it has finished is not opened for writing again.
+        # Last, because a run that says it has finished is not opened for writing again.
         self._write_manifest()
 
     def sync_logs(self) -> None:
-        """Wait until the logs are on the disk: before a checkpoint that knows them, whoever writes it.
+        """Wait until the logs are on the disk. Called before writing a checkpoint that covers them.
 
         Raises:
-            DiskError: The system cannot say so.
+            DiskError: The system cannot confirm it.
         """
         with files.trying_to(f"write the logs of {self.path}"):
             for name in self._logs():
@@ -388,7 +395,7 @@ class RunDirectory:
 
 
 def history_table(epochs: Sequence[Mapping[str, Any]]) -> bytes:
-    """The epochs' metrics as `history.csv` holds them."""
+    """The epochs' metrics as the text of `history.csv`."""
     table = io.StringIO()
     columns = list(dict.fromkeys(name for line in epochs for name in line))
     writer = csv.DictWriter(table, columns, lineterminator="\n")

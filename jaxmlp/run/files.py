@@ -1,7 +1,7 @@
-"""How the files of a run are read and written: plain files only, each replaced whole, or not at all.
+"""How are the files of a run read and written? Only regular files, each replaced whole or not at all.
 
-A file is written under a temporary name beside it, synced, renamed, and its folder synced. So a crash at any moment
-leaves the old file or the new one, and at most a temporary one that `remove_temporaries` takes away.
+A file is written under a temporary name beside it, synced and renamed; then its folder is synced. So a crash at any
+moment leaves the old file or the new one, and at most a temporary file that `remove_temporaries` deletes.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from pathlib import Path
 from jaxmlp.errors import DiskError, RunError
 
 MAX_TEXT = 1 << 28
-"""Bytes of the longest text file that is read."""
+"""Largest text file that is read, in bytes."""
 
 LACKING = (errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
-"""How a file system says that it does not offer what was asked of it."""
+"""Error codes with which a file system says that it does not support an operation."""
 
 _PREFIX, _SUFFIX = ".jaxmlp-", ".tmp"
 
 
 @contextlib.contextmanager
 def trying_to(do: str) -> Iterator[None]:
-    """Tell what the system refuses in the block as a DiskError: `could not DO: No space left on device`.
+    """Turn an OSError in the block into a DiskError: `could not DO: No space left on device`.
 
     Raises:
-        DiskError: For an OSError.
+        DiskError: The block raised an OSError.
     """
     try:
         yield
@@ -41,14 +41,14 @@ def trying_to(do: str) -> Iterator[None]:
 
 
 def write(path: Path, *chunks: Buffer) -> None:
-    """Replace the file `path` by `chunks`, one after the other; who may read it, the umask says.
+    """Replace the file `path` by `chunks`, one after the other. The umask decides who may read it.
 
     Raises:
-        DiskError: It could not be written; a former file of this name is as it was.
+        DiskError: The file could not be written. An existing file is unchanged.
     """
     with trying_to(f"write {path}"):
         temporary = path.parent / f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
-        # Not by `tempfile`, whose files are for their owner alone, whatever the umask allows others.
+        # Not with `tempfile`: only the owner could read its files, whatever the umask allows.
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             with open(descriptor, "wb") as file:
@@ -57,7 +57,7 @@ def write(path: Path, *chunks: Buffer) -> None:
                 _sync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            # On a disk that refuses this too, it is left for `remove_temporaries`.
+            # If the disk refuses this too, `remove_temporaries` deletes the file later.
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
@@ -65,7 +65,7 @@ def write(path: Path, *chunks: Buffer) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file or folder `path` is on the disk itself; a folder holds the names of its files.
+    """Wait until the file or folder `path` itself is on the disk. A folder holds the names of its files.
 
     Raises:
         OSError: The disk failed.
@@ -81,16 +81,20 @@ def _sync(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems of networks and of user space cannot sync, folders above all.
+        # Some network and user-space file systems cannot sync, above all folders.
         if error.errno not in LACKING:
             raise
 
 
 def remove_temporaries(folder: Path, older_than_s: float = 0) -> None:
-    """Remove what a killed process was writing in `folder`; for who holds its lock, or of an age that none is at.
+    """Delete temporary files that killed processes left in `folder`.
+
+    Args:
+        folder: The folder. The caller must hold its lock, or choose an age at which nobody is still writing.
+        older_than_s: Age in seconds from which a file is deleted; 0 deletes all.
 
     Raises:
-        OSError: One could not be removed.
+        OSError: A file could not be removed.
     """
     for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
         if not older_than_s or time.time() - path.lstat().st_mtime > older_than_s:
@@ -98,10 +102,10 @@ def remove_temporaries(folder: Path, older_than_s: float = 0) -> None:
 
 
 def open_plain(path: Path) -> BufferedReader:
-    """Open a file for reading that is no link, pipe or device, which could lead out of the run or never end.
+    """Open a regular file for reading. A link could lead out of the run; a pipe or device might never end.
 
     Raises:
-        OSError: It is one of these, or cannot be read.
+        OSError: The file is a link, pipe or device, or cannot be read.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -109,15 +113,15 @@ def open_plain(path: Path) -> BufferedReader:
         raise OSError(error.errno, "a symbolic link") if error.errno == errno.ELOOP else error from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a plain file")
+        raise OSError(errno.EINVAL, "not a regular file")
     return open(descriptor, "rb")
 
 
 def read(path: Path, limit: int = MAX_TEXT) -> bytes:
-    """The bytes of a text file of a run.
+    """Read a text file of a run.
 
     Raises:
-        RunError: It cannot be read, is no plain file, or is longer than `limit` bytes.
+        RunError: The file cannot be read, is not a regular file, or is longer than `limit` bytes.
     """
     try:
         with open_plain(path) as file:

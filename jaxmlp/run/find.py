@@ -1,4 +1,4 @@
-"""Where runs lie: the folder of all, a new one's name, and which one people mean."""
+"""Where do runs lie, what is a new run's folder called, and which run do people mean?"""
 
 from __future__ import annotations
 
@@ -18,40 +18,40 @@ if TYPE_CHECKING:
     from jaxmlp.config import ExperimentConfig
 
 SWEEP = "sweep.json"
-"""What makes a folder a sweep, as a run's config makes it a run."""
+"""File that makes a folder a sweep, as `config.json` makes it a run."""
 
 
 def runs_dir() -> Path:
-    """`JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
+    """The folder of all runs: `JAXMLP_RUNS_DIR`, or `runs` in the current folder."""
     return chosen_folder(None, "JAXMLP_RUNS_DIR") or Path("runs")
 
 
 def list_runs() -> list[Path]:
-    """The runs in `runs_dir()`, the one begun last first."""
+    """The runs in `runs_dir()`, the latest first."""
     return last_begun_first(CONFIG)
 
 
 def last_begun_first(*names: str) -> list[Path]:
-    """The folders in `runs_dir()` that have a file of one of these names, the newest file's first."""
+    """The folders in `runs_dir()` that hold a file with one of these names, newest file first."""
     found = (file for name in names for file in runs_dir().glob(f"*/{name}"))
     begun = [(file.lstat().st_mtime_ns, file.parent) for file in found]
     return [path for _, path in sorted(begun, reverse=True)]
 
 
 def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
-    """Make an empty folder for a run in `runs_dir()`: `20261122T221530Z-relu_rmsprop-s0`, with `-2` if that is taken.
+    """Make an empty folder for a run in `runs_dir()`, such as `20261122T221530Z-relu_rmsprop-s0`.
 
     Raises:
-        DiskError: It cannot be made.
+        DiskError: The folder cannot be made.
     """
     return new_folder(f"{config.name}-s{config.seed}", now)
 
 
 def new_folder(name: str, now: datetime) -> Path:
-    """Make an empty folder in `runs_dir()` that has the time before its name, and a number behind it if it is taken.
+    """Make an empty folder in `runs_dir()`, named by time and `name`. If it exists, a number such as `-2` is added.
 
     Raises:
-        DiskError: It cannot be made.
+        DiskError: The folder cannot be made.
     """
     name = f"{now.astimezone(UTC):%Y%m%dT%H%M%SZ}-{name}"
     try:
@@ -63,29 +63,29 @@ def new_folder(name: str, now: datetime) -> Path:
                     path.mkdir(mode=0o700)
                     break
     except DiskError as error:
-        raise DiskError(f"{error} Name another with --out, or by JAXMLP_RUNS_DIR.") from error
+        raise DiskError(f"{error} Name another folder with --out or JAXMLP_RUNS_DIR.") from error
     return path
 
 
 def find_run(name: str, *, or_sweep: bool = False) -> Path:
-    """The run that people call `name`: a path, or `last` for the one begun last in `runs_dir()`.
+    """The run that people call `name`: a path, or `last` for the latest run in `runs_dir()`.
 
     Args:
-        name: As people gave it.
-        or_sweep: Whether a sweep will do, so that `last` is the run or sweep begun last. Where it will not, and a
-            sweep was begun later than the run, stderr says which run is taken.
+        name: Name as people gave it.
+        or_sweep: Whether `last` may be a sweep. If it may not, but a sweep is newer than the latest run, stderr says
+            which run is used.
 
     Raises:
-        RunError: It is `last`, and there is none.
+        RunError: The name is `last`, but there is no run.
     """
     if name != "last":
         return Path(name)
     newest = last_begun_first(CONFIG, SWEEP)
     found = newest if or_sweep else list_runs()
     if not found:
-        has = f"has none, but the sweep {newest[0]}" if newest else "has none"
+        has = f"has only the sweep {newest[0]}" if newest else "has no runs"
         raise RunError(f"there is no last run: {runs_dir()} {has}.")
     if found[0] != newest[0]:
-        told = f"last: {found[0]}. The sweep {newest[0].name} was begun later, and is no run."
+        told = f"last: {found[0]}. The sweep {newest[0].name} is newer, but it is not a run."
         print(printable(told), file=sys.stderr, flush=True)
     return found[0]

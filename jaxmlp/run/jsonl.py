@@ -1,4 +1,4 @@
-"""The logs of a run: one JSON object a line, added as the epoch goes on or ends."""
+"""How are the logs of a run written and read? One JSON object per line, added during or after an epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jaxmlp.run.known import wrong_fields
 
 
 def finite(value: Any) -> Any:
-    """`value` as JSON can say it: a number that is not finite becomes null."""
+    """`value` as JSON can hold it: numbers that are not finite become null."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -24,10 +24,10 @@ def finite(value: Any) -> Any:
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
-    """Add a line, and hand it to the system, where it outlives this process.
+    """Add a line and hand it to the system, so that it outlives this process.
 
     Raises:
-        DiskError: It could not be written; the lines before are intact.
+        DiskError: The line could not be written. The lines before it are intact.
     """
     text = json.dumps(finite(line), allow_nan=False)
     with files.trying_to(f"write {path}, whose lines before are intact"), open(path, "ab") as file:
@@ -35,7 +35,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines, in order; what follows the last newline was torn by a killed process, and is left out.
+    """The lines, in order. Text after the last newline was left by a killed process and is ignored.
 
     Raises:
         RunError: A whole line is not a JSON object with an epoch.
@@ -44,11 +44,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def cut_back(path: Path, is_kept: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep those of the whole lines that are to be kept.
+    """Keep only the lines for which `is_kept` is true.
 
     Raises:
         RunError: A whole line is not a JSON object with an epoch.
-        DiskError: It could not be written; the lines are as they were.
+        DiskError: The file could not be written and is unchanged.
     """
     kept = b"".join(raw + b"\n" for raw, line in _lines(path) if is_kept(line))
     if kept != files.read(path):

@@ -1,6 +1,7 @@
-"""Which type has each field of a run's JSON files? A file from a stranger may hold anything, and is read by many.
+"""Which type must each field of a run's JSON files have? A file from a stranger may hold anything.
 
-A field that is here has its type wherever it is read; others are the caller's own, and shown as text at most.
+The known fields have their types wherever they are read. Other fields belong to the caller and are at most shown as
+text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final
 MAX_EPOCH, MAX_STEP = 1_000_001, 10**15
 SHA256 = re.compile("[0-9a-f]{64}")
 CODE_FILE = re.compile(r"(?:[^./:\\\0][^/:\\\0]*/)*[^./:\\\0][^/:\\\0]*")
-"""A name of a file of code, from its folder; no part of it begins with a dot."""
+"""Path of a code file relative to its folder. No part of it begins with a dot."""
 
 
 def _is_figure(value: Any) -> bool:
@@ -37,12 +38,12 @@ def _are_sums(value: Any) -> bool:
 
 
 def is_code(value: Any) -> bool:
-    """Whether these are sums by names of files, none of which leads out of a folder."""
+    """Whether the value maps names of files, none of which leads out of a folder, to hashes."""
     return isinstance(value, dict) and all(CODE_FILE.fullmatch(name) and _is_sum(each) for name, each in value.items())
 
 
 def _is_reason(value: Any) -> bool:
-    """Why a run stopped, or why each lane of a sweep did."""
+    """Whether the value says why a run stopped, or why each lane of a sweep did."""
     return value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_reason, value)))
 
 
@@ -63,5 +64,5 @@ TYPES: Final = {
 
 
 def wrong_fields(found: Mapping[str, Any]) -> list[str]:
-    """The names of the known fields whose values are of another type."""
+    """Names of the known fields whose values have the wrong type."""
     return [name for name, value in found.items() if name in TYPES and not TYPES[name](value)]

@@ -1,4 +1,4 @@
-"""The runs beside each other: how each stands, in which order, and in which values they differ."""
+"""How do runs compare? The status of each, their order, and the values that differ."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from jaxmlp.run.directory import CHECKPOINTS, SUMS, RunDirectory
 from jaxmlp.run.record import ENDS
 
 SMALL = 1 << 20
-"""Bytes of the largest file that a list of runs hashes."""
+"""Largest file, in bytes, that a list of runs hashes."""
 
 
 class Listed(NamedTuple):
-    """A run, as a list of runs shows it; of one that cannot be read nothing is known but the `problem`."""
+    """A run, as a list of runs shows it. If a run cannot be read, only `problem` is known."""
 
     run_dir: str
     status: str
     seed: int | None = None
     epochs: int = 0
-    """Done so far."""
+    """Number of epochs done so far."""
     val_loss: float | None = None
-    """Of the last epoch."""
+    """Validation loss of the last epoch."""
     test_accuracy: float | None = None
     test_loss: float | None = None
     train_s: float | None = None
@@ -34,15 +34,16 @@ class Listed(NamedTuple):
     config: dict[str, Any] | None = None
     """Values as JSON types."""
     facts: dict[str, Any] | None = None
-    """What the manifest tells of versions, flags and devices."""
+    """Versions, flags and devices from the manifest."""
     problem: str = ""
-    """Why it cannot be read, or which file is not as the run left it."""
+    """Why the run cannot be read, or which file has changed since the run left it."""
 
 
 def read(path: Path) -> Listed:
-    """The run in the folder `path`; one that cannot be read, or is not as it was left, is `damaged`.
+    """The run in the folder `path`. A run that cannot be read, or has changed, is `damaged`.
 
-    Small files are hashed, and of checkpoints the headers are read: a list of runs is to be fast. `verify` hashes all.
+    Only small files are hashed, and only the headers of checkpoints are read, because a list of runs must be fast.
+    `verify` hashes everything.
     """
     try:
         run = RunDirectory.open(path, write=False)
@@ -69,7 +70,7 @@ def read(path: Path) -> Listed:
 
 
 def _damage(run: RunDirectory) -> str:
-    """Which file of an ended run is not as it was left, as far as a quick look tells."""
+    """The file of an ended run that has changed, as far as a quick look can tell; else an empty string."""
     if run.status not in ENDS or not (run.path / SUMS).exists():
         return f"{SUMS} is missing" if run.status == "finished" else ""
     try:
@@ -80,7 +81,7 @@ def _damage(run: RunDirectory) -> str:
             if name.startswith(CHECKPOINTS):
                 checkpoint.load_meta(path)
             elif path.stat().st_size <= SMALL and sums.sha256(path) != sha256:
-                return f"{name}: its SHA-256 is not the one in {SUMS}"
+                return f"{name}: its SHA-256 differs from {SUMS}"
     except (OSError, RunError) as error:
         return str(error)
     return ""
@@ -98,17 +99,17 @@ ORDERS: Mapping[str, Callable[[Listed], Any] | None] = {
     "val_loss": _lowest("val_loss"),
     "train_s": _lowest("train_s"),
 }
-"""What runs are sorted by, the best first; runs without the figure last. `begun` keeps the order they are given in."""
+"""Sort keys, which put the best run first and runs without the figure last. `begun` keeps the given order."""
 
 
 def ordered(runs: Iterable[Listed], by: str) -> list[Listed]:
-    """The runs by one of `ORDERS`."""
+    """The runs, sorted by a key of `ORDERS`."""
     key = ORDERS[by]
     return sorted(runs, key=key) if key else list(runs)
 
 
 def different_values(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The dotted fields in which the configs differ, each with the value of every config; none where it has no such."""
+    """The dotted fields in which the configs differ, with the value in every config; None if a config lacks it."""
     flat = [dotted(config) for config in configs]
     names = dict.fromkeys(name for values in flat for name in values)
     found = {name: [values.get(name) for values in flat] for name in names}

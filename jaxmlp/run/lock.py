@@ -1,4 +1,4 @@
-"""One process at a time writes in a run directory."""
+"""How does only one process at a time write in a run directory?"""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _TRIES, _PAUSE_S = 5, 0.02
 
 
 class Lock:
-    """An flock on a file that names its holder. The kernel drops it with the process, however that ends.
+    """An flock on a file that names its holder. The kernel drops the lock when the process ends, however it ends.
 
-    Where the file system has no locks, the process that the file names holds the lock as long as it runs on this
-    machine; processes of other machines are not seen, which is said on stderr.
+    If the file system has no locks, the process named in the file holds the lock while it runs on this machine.
+    Processes of other machines are not seen; stderr says so.
 
     Args:
-        path: The lock's file; it stays when the lock is released, so that nobody locks a file that is gone.
+        path: File of the lock. It stays after the lock is released, so that nobody locks a deleted file.
 
     Raises:
-        RunError: Another process holds it; names the process.
+        RunError: Another process holds the lock. The message names the process.
         DiskError: The file cannot be made.
     """
 
@@ -43,7 +43,7 @@ class Lock:
                     unsure = f" If that process is another program by now, remove {path}."
                     raise RunError(in_use if held else in_use + unsure)
                 if held is None:
-                    unseen = "has no locks, so processes of other machines that write there would not be seen"
+                    unseen = "has no locks, so processes of other machines that write there are not noticed"
                     print(printable(f"{path.parent}: its file system {unseen}."), file=sys.stderr, flush=True)
                 since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
                 os.ftruncate(self._descriptor, 0)
@@ -53,10 +53,10 @@ class Lock:
                 raise
 
     def release(self) -> None:
-        """Let others have it. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._descriptor is not None:
             try:
-                # A name that stays does no harm: the lock itself goes with the descriptor.
+                # A name that stays in the file does no harm: the lock itself ends with the descriptor.
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, 0)
             finally:
@@ -65,8 +65,8 @@ class Lock:
 
 
 def _held(descriptor: int, how: int, tries: int = 1) -> bool | None:
-    """Whether another process holds the lock, and this one cannot take it; None where the file system has no locks."""
-    # More than one try, because `is_held` holds the lock for an instant.
+    """Whether another process holds the lock. If not, this process has it. None if the file system has no locks."""
+    # Several tries, because `is_held` holds the lock for an instant.
     for _ in range(tries):
         try:
             fcntl.flock(descriptor, how | fcntl.LOCK_NB)
@@ -81,7 +81,7 @@ def _held(descriptor: int, how: int, tries: int = 1) -> bool | None:
 
 
 def _is_running(text: bytes) -> bool:
-    """Whether the process that a lock's file names is there, on this machine."""
+    """Whether the process named in a lock's file runs on this machine."""
     try:
         os.kill(int(parse_json(text)["pid"]), 0)
     except PermissionError:
@@ -102,7 +102,7 @@ def _holder(text: bytes) -> str:
 def is_held(path: Path) -> bool:
     """Whether a living process holds the lock of this file."""
     try:
-        # No waiting for whoever is at the other end of a pipe.
+        # Non-blocking, so that a pipe does not make it wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return False

@@ -1,11 +1,11 @@
-"""What a run's bits depend on: of a config and the data set that it names, equal `binding` has the same bits.
+"""What do a run's bits depend on? Runs of a config and its named data set have the same bits if `binding` is equal.
 
-`not_binding` changes none. The files that define parts of the user's own are bound by their sums, as `code`; an object
-that no file has is `none`, and is not bound. Nor is what Python gives in place of what a config says: validation split
-and number of classes of `from_arrays`, as the sum of the data is of the training and test examples alone; nor are the
-weights of an import.
+Bits do not depend on `not_binding`. Files that define parts of the user's own are bound by their hashes, as `code`. An
+object that no file defines is `none`, and is not bound. Arguments from Python that replace values of the config are not
+bound either: the validation split and the number of classes of `from_arrays`, because the data's hash covers only
+training and test examples; and the weights of an import.
 
-A run in portable precision has the same bits on every platform, so its `binding` has the sum of its program in place
+A run in portable precision has the same bits on every platform. So its `binding` has the hash of its program in place
 of the platform, which is in `not_binding`.
 """
 
@@ -29,13 +29,13 @@ _CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
 _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
 _FREE_FLAGS = ("--xla_force_host_platform_device_count", "--xla_dump_")
 COMPILED = "compiled_sha256"
-"""Beside the facts: of the training program as XLA compiled it."""
+"""Key, beside the facts, of the hash of the training program as XLA compiled it."""
 PROGRAM = "program_sha256"
 STREAMS = ("prng", "threefry_partitionable", "random_seed_offset")
 """The facts of the platform that a portable run depends on: its random streams."""
 PLATFORM = ("jax", "jaxlib", "flax", "optax", "xla_flags", "matmul_precision", "x64", "device_kind", "platform_version",
             "isa")  # fmt: skip
-"""The others."""
+"""The other facts of the platform."""
 
 
 def manifest(
@@ -45,13 +45,13 @@ def manifest(
     devices: int | None = None,
     variants: Iterable[ExperimentConfig] = (),
 ) -> dict[str, Any]:
-    """The facts of a run on this machine, as JSON values; without names of host or user, or their paths.
+    """The facts of a run on this machine, as JSON values, without names of the host or user, or their paths.
 
     Args:
-        config: The experiment; its sum is that of `config.json`.
-        dataset: Its data.
-        devices: How many share a batch; by default all that JAX finds.
-        variants: Of the experiment, whose code counts too.
+        config: The experiment. Its hash is that of `config.json`.
+        dataset: The data set.
+        devices: Number of devices that split each batch. Default: all that JAX finds.
+        variants: Variants of the experiment, whose code counts too.
     """
     from jaxmlp.code import code_of, data_code_of, sums_of
 
@@ -74,7 +74,7 @@ def manifest(
 
 
 def platform_facts(device: Any = None, *, devices: int | None = None) -> dict[str, dict[str, Any]]:
-    """The facts of a manifest but for config and data: what decides the bits of any JAX program on this machine.
+    """The facts of a manifest without config and data: what decides the bits of any JAX program on this machine.
 
     Args:
         device: The JAX device that computes. Default: the first that JAX finds.
@@ -115,7 +115,7 @@ def _versions() -> dict[str, str]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "binding") -> list[str]:
-    """The facts of a kind in which two manifests differ, each with both values: `jax: 0.12.0 there, 0.13.0 here`."""
+    """The facts of a kind in which two manifests differ, with both values: `jax: 0.12.0 there, 0.13.0 here`."""
     there, here = (_by_file(facts.get(kind, {})) for facts in (there, here))
     names = [*there, *(name for name in here if name not in there)]
     return [
@@ -124,7 +124,7 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any], kind: str = "
 
 
 def _by_file(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts, with those of code file by file."""
+    """The facts, with `code` split into one fact per file."""
     found: dict[str, Any] = {}
     for name, value in facts.items():
         is_code = isinstance(value, Mapping)
@@ -133,7 +133,10 @@ def _by_file(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def binding_flags(flags: str) -> str:
-    """Those of XLA's flags that can change bits, by name; a path's folders, which may name a user, are left out."""
+    """The XLA flags that can change bits, sorted by name.
+
+    Folders in paths are left out, because they may name a user.
+    """
     found: dict[str, str] = {}
     for flag in flags.split():
         name, _, value = flag.partition("=")
@@ -143,9 +146,9 @@ def binding_flags(flags: str) -> str:
 
 
 def instruction_set() -> str:
-    """The vector instructions that XLA may compile for here: the widest, and a sum of the whole set.
+    """The vector instructions that XLA may use here: the widest, and a hash of the whole set.
 
-    Such as `x86_64-avx2-1f3a0c2b`; elsewhere than on Linux the architecture alone.
+    For example `x86_64-avx2-1f3a0c2b`. On systems other than Linux, only the architecture.
     """
     machine = platform.machine().lower()
     try:
@@ -160,4 +163,4 @@ def instruction_set() -> str:
 
 
 _instruction_set_here = functools.cache(instruction_set)
-"""Read once a process: a file of thousands of lines on a server of many cores."""
+"""`instruction_set`, read once per process, because the file has thousands of lines on a server with many cores."""

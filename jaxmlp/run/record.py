@@ -1,4 +1,4 @@
-"""What a run says of itself: its config, how it stands, and why its folder is taken."""
+"""What does a run say of itself: its config, its status, and why its folder is taken?"""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from jaxmlp.plain import Find
 
 FORMAT = 2
-"""Version of what a run's folder holds. Version 1 had no number."""
+"""Version of the format of a run's folder. Version 1 had no number."""
 
 ENDS = ("finished", "interrupted", "diverged", "failed")
-"""What the status of a run can be, besides `running`."""
+"""Values of a run's status, besides `running`."""
 
 MAX_DOCUMENT = 1 << 22
-"""Bytes of the longest config or manifest that is read."""
+"""Largest config or manifest that is read, in bytes."""
 
 CONFIG, MANIFEST, METRICS = "config.json", "manifest.json", "metrics.jsonl"
 
@@ -31,7 +31,7 @@ def read_plain_config(path: Path) -> dict[str, Any]:
     """The config of the run in the folder `path` as JSON types, for readers that need no code of the user's own.
 
     Raises:
-        RunError: It is damaged.
+        RunError: The file is damaged.
     """
     try:
         plain = parse_json(files.read(path / CONFIG, MAX_DOCUMENT))
@@ -41,7 +41,7 @@ def read_plain_config(path: Path) -> dict[str, Any]:
             and plain["name"] is not None
         ):
             return plain
-        raise ValueError("it lacks a value")
+        raise ValueError("a value is missing")
     except (KeyError, ValueError) as error:
         raise RunError(f"{path / CONFIG} is not the config of a run: {error}.") from error
 
@@ -51,10 +51,10 @@ def read_config(path: Path, find: Find | None = None) -> ExperimentConfig:
 
     Args:
         path: The folder.
-        find: Finds the user's own parts, as in `ExperimentConfig.from_dict`.
+        find: Resolves the user's own parts, as in `ExperimentConfig.from_dict`.
 
     Raises:
-        RunError: It is damaged.
+        RunError: The file is damaged.
     """
     from jaxmlp.config import ExperimentConfig
 
@@ -68,14 +68,14 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of the run in the folder `path`: `binding`, `not_binding`, `status` and `result`.
 
     Raises:
-        RunError: It is damaged.
+        RunError: The file is damaged.
     """
     try:
         found = parse_json(files.read(path / MANIFEST, MAX_DOCUMENT))
         if isinstance(found, dict) and found.get("format") != FORMAT:
             version = found.get("format", 1)
             raise RunError(
-                f"{path} is a run of format {version}, and this jaxmlp reads format {FORMAT}. Train it again."
+                f"{path} is a run of format {version}, but this jaxmlp reads format {FORMAT}. Train it again."
             )
         manifest = checked_manifest(found)
         if not manifest["result"] or manifest["result"].keys() >= {"test_loss", "test_accuracy"}:
@@ -86,10 +86,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def checked_manifest(found: Any) -> dict[str, Any]:
-    """The manifest of a run or sweep, whose parts are of the types that their readers count on.
+    """The manifest of a run or sweep, after checking that its parts have the expected types.
 
     Raises:
-        ValueError: They are not.
+        ValueError: A part has another type.
     """
     if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
         parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "start", "result")]
@@ -103,11 +103,11 @@ def checked_manifest(found: Any) -> dict[str, Any]:
             for part in parts
         ):
             return {"result": None, **found}
-    raise ValueError("it is no manifest")
+    raise ValueError("not a manifest")
 
 
 def taken(path: Path) -> str:
-    """Why no run can begin in the folder `path`, which holds one, and the ways on."""
+    """Why no run can begin in the folder `path`, which holds a run, and what to do."""
     manifest, epochs = read_manifest(path), read_plain_config(path)["epochs"]
     files_of_code = code.flags(code.files_to_name(read_plain_config(path), manifest))
     resume = f"`jaxmlp train --resume {shlex.quote(str(path))}{files_of_code}`"

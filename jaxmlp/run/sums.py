@@ -1,4 +1,4 @@
-"""SHA256SUMS: the sums of a run's files, as `sha256sum -c` reads them; its last line, a comment, is its own sum."""
+"""How are the hashes of a run's files kept? SHA256SUMS is read by `sha256sum -c`; its last line is its own hash."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ _LAST = "# {}  the lines above\n"
 
 
 def write(path: Path, covered: Iterable[Path], coming: Mapping[str, bytes]) -> None:
-    """Write the sums of files beside or below `path`, by their names from there.
+    """Write the hashes of files beside or below `path`, with names relative to its folder.
 
     Args:
-        path: The file of sums.
-        covered: Files that are there.
-        coming: Those that will be, by their names.
+        path: The file of hashes.
+        covered: Files that exist.
+        coming: Contents of files that will be written later, by name.
 
     Raises:
-        DiskError: It could not be written, or a covered file not be read.
+        DiskError: The file could not be written, or a covered file could not be read.
     """
     with files.trying_to(f"write {path}"):
         found = {str(each.relative_to(path.parent)): sha256(each) for each in covered}
@@ -33,10 +33,10 @@ def write(path: Path, covered: Iterable[Path], coming: Mapping[str, bytes]) -> N
 
 
 def read(path: Path) -> dict[str, str]:
-    """The sums by name, after the file's own was checked.
+    """The hashes by file name, after checking the file's own hash.
 
     Raises:
-        RunError: It cannot be read, or is damaged.
+        RunError: The file cannot be read or is damaged.
     """
     try:
         *lines, last = files.read(path).decode().splitlines(keepends=True)
@@ -48,10 +48,10 @@ def read(path: Path) -> dict[str, str]:
 
 
 def sha256(path: Path) -> str:
-    """Of the bytes of a plain file.
+    """SHA-256 of the bytes of a regular file.
 
     Raises:
-        OSError: It is none, or cannot be read.
+        OSError: It is not a regular file, or cannot be read.
     """
     with files.open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Which arrays of a checkpoint are a model's weights, and are they those of the last epoch, or of the best?"""
+"""Which arrays of a checkpoint are a model's weights, and do they belong to the last epoch or the best?"""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 from numpy.typing import NDArray
 
 WEIGHTS = ("state/params/", "state/variables/")
-"""Where a checkpoint has what a model is made of."""
+"""Prefixes of a checkpoint's arrays that make up a model."""
 AVERAGE = "state/controllers/ema/params/"
-"""Where it has the moving average of the parameters."""
+"""Prefix of a checkpoint's arrays that hold the moving average of the parameters."""
 CONTROLLERS, MARK = "state/controllers/", "/restored"
 
 
 def as_trained(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """The arrays of a checkpoint before the best weights took the place of the last ones; others are as they are.
+    """The arrays of a checkpoint with the last epoch's weights back in place of restored best weights.
 
-    The state of the controller that restored them holds the last weights, and says so by a 1 in `restored`.
+    The state of the controller that restored the best weights holds the last weights, and marks this by a 1 in
+    `restored`. Other checkpoints are returned unchanged.
     """
     found = dict(arrays)
     for mark in (name for name in arrays if name.startswith(CONTROLLERS) and name.endswith(MARK)):
@@ -32,6 +33,6 @@ def as_trained(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def is_restored(arrays: Mapping[str, NDArray[Any]]) -> bool:
-    """Whether the weights are those of the best epoch in place of the last one's."""
+    """Whether the best epoch's weights are in place of the last epoch's."""
     marks = [array for name, array in arrays.items() if name.startswith(CONTROLLERS) and name.endswith(MARK)]
     return any(not mark.shape and bool(mark) for mark in marks)
