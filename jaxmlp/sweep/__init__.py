@@ -1,6 +1,6 @@
-"""Many trainings of one experiment, by seeds and values, in as few compiled programs as possible.
+"""How are many runs of an experiment trained at once, over seeds and values, in as few compiled programs as possible?
 
-`from jaxmlp.sweep import sweep, resume, load, Range`. Importing this starts no JAX, as importing jaxmlp.
+`from jaxmlp.sweep import sweep, resume, load, Range`. Like jaxmlp itself, importing this starts no JAX.
 """
 
 from __future__ import annotations

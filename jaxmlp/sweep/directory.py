@@ -1,16 +1,16 @@
-"""A sweep's directory: everything that it leaves, and all that a resume needs.
+"""What is in a sweep's directory? Everything that a sweep leaves and a resume needs.
 
 sweep.json     the plan: config, seeds, settings, batching, keep_runs; written once
-manifest.json  what the bits depend on, and `status`, as a run's
-lanes.jsonl    one line a lane that ended, as it ended: `LaneResult`, with `metrics`, its figures epoch by epoch
-result.json    once it has ended or was interrupted: what `sweep --json` prints
-lock           who writes here
-code/          the user's own code, as a run's
-group/         while lanes train: epochs.jsonl, one line an epoch with all their figures, and checkpoints
-               step-00009380.safetensors, in which every array of a run's has one row a lane more
-runs/          with --keep-runs: the run directory of lane 3 of seed 7 is runs/0003-s7
+manifest.json  what the bits depend on, and `status`, like a run's manifest
+lanes.jsonl    one line per lane that has ended: `LaneResult`, with its figures epoch by epoch in `metrics`
+result.json    what `sweep --json` prints, once the sweep has ended or was interrupted
+lock           the process that writes here
+code/          the user's own code, as in a run
+group/         while lanes train: epochs.jsonl, one line per epoch with the figures of all lanes, and checkpoints
+               step-00009380.safetensors, in which each array has a leading axis of lanes
+runs/          with --keep-runs, the run directories: lane 3 with seed 7 is runs/0003-s7
 
-The setting of lane i is settings[i // len(seeds)], its seed seeds[i % len(seeds)]. Read a sweep with `load`.
+Lane i has the setting settings[i // len(seeds)] and the seed seeds[i % len(seeds)]. `load` reads a sweep.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PLAN, LANES, RESULT, GROUP, EPOCHS, RUNS, LOCK = (
 
 
 class SweepDirectory:
-    """One sweep on disk, for the one process that writes it. Made by `create` or `open`; use it in a `with`."""
+    """One sweep on disk, for the process that writes it. Made by `create` or `open`; use it in a `with` block."""
 
     def __init__(self, path: Path, plan: Plan, manifest: dict[str, Any], lock: Lock) -> None:
         self.path = path
@@ -57,11 +57,11 @@ class SweepDirectory:
 
     @classmethod
     def create(cls, path: Path, plan: Plan, manifest: Mapping[str, Any]) -> SweepDirectory:
-        """Begin a sweep in a folder that has no run or sweep.
+        """Begin a sweep in a folder that holds no run or sweep.
 
         Raises:
-            RunError: It has one, or another process is at it.
-            DiskError: It cannot be written.
+            RunError: The folder holds a run or sweep, or another process uses it.
+            DiskError: The folder cannot be written.
         """
         if path.exists() and not path.is_dir():
             raise RunError(f"{path} is a file. Name another folder with --out.")
@@ -81,7 +81,7 @@ class SweepDirectory:
             sweep._write_manifest()
             files.write(path / LANES)
             sweep.begin_group()
-            # Last, because its presence makes the folder a sweep.
+            # Last, because sweep.json makes the folder a sweep.
             files.write(path / PLAN, plan.to_json().encode())
             return sweep
         except BaseException:
@@ -90,19 +90,19 @@ class SweepDirectory:
 
     @classmethod
     def open(cls, path: Path, code: Code | None = None, *, accept_changed_code: bool = False) -> SweepDirectory:
-        """Open a sweep to go on with; what a killed process left half written is gone.
+        """Open a sweep to go on with it. Files that a killed process left half written are removed.
 
-        One that has not finished is `running` again.
+        An unfinished sweep becomes `running` again.
 
         Args:
-            path: Its folder.
-            code: The user's own code that it was made with.
-            accept_changed_code: Whether it may go on with other code, which is then recorded.
+            path: Folder of the sweep.
+            code: The user's own code that the sweep used.
+            accept_changed_code: Whether the sweep may go on with changed code. The change is recorded.
 
         Raises:
-            CodeError: It is of code that is not given, or of other code, which was not accepted.
-            RunError: There is no sweep, it cannot be read, or another process is at it.
-            DiskError: It cannot be written.
+            CodeError: The sweep's code was not given, or has changed and the change was not accepted.
+            RunError: There is no sweep, it cannot be read, or another process uses it.
+            DiskError: The folder cannot be written.
         """
         code = code or Code()
         plan = read_plan(path, code)
@@ -149,16 +149,16 @@ class SweepDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether its result is written, and no lane is lost from the log since."""
+        """Whether the result is written and the log still holds all lanes."""
         count = len(self.plan.seeds) * len(self.plan.settings)
         return bool(self.manifest["status"] == "finished") and len(self.lanes()) == count
 
     def lanes(self) -> list[LaneResult]:
-        """Those that ended."""
+        """The results of the lanes that have ended."""
         return read_lanes(self.path, self.plan)
 
     def append_lane(self, result: LaneResult) -> None:
-        """Record a lane's end, which is on the disk before this returns.
+        """Record the end of a lane. It is on the disk when this returns.
 
         Raises:
             DiskError: It could not be written.
@@ -167,7 +167,7 @@ class SweepDirectory:
         self._sync(self.path / LANES)
 
     def begin_group(self) -> None:
-        """Forget the group before, checkpoints first.
+        """Delete the files of the last group and begin a new group.
 
         Raises:
             DiskError: The folder cannot be written.
@@ -182,7 +182,10 @@ class SweepDirectory:
         jsonl.append(self.path / GROUP / EPOCHS, line)
 
     def epochs(self, epoch: int, done: int) -> list[dict[str, Any]]:
-        """The group's epochs before this one, and those of lanes that ended in it by update `done`; others are cut."""
+        """The group's epochs before `epoch`, and the lanes that ended in `epoch` by update `done`.
+
+        Later lines are cut off.
+        """
 
         def is_before(line: Mapping[str, Any]) -> bool:
             return bool(line["epoch"] < epoch or (line["epoch"] == epoch and line.get("done", done + 1) <= done))
@@ -191,7 +194,7 @@ class SweepDirectory:
         return jsonl.read(self.path / GROUP / EPOCHS)
 
     def save_group(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-        """Write the group's checkpoint, and keep the last two.
+        """Write the group's checkpoint and keep the last two.
 
         Raises:
             DiskError: It could not be written.
@@ -200,14 +203,14 @@ class SweepDirectory:
         self._checkpoints.save(step, arrays, meta, best=False)
 
     def newest_group(self, warn: Callable[[str], None]) -> Checkpoint | None:
-        """The group's newest good checkpoint, or none where there is no file of one."""
+        """The group's newest good checkpoint; None if there are no checkpoint files."""
         found = self._checkpoints.newest(warn, set_aside=True)
         if found:
             _check_group(found.meta, found.arrays, self.plan)
         return found
 
     def run_path(self, lane: Lane) -> Path:
-        """Where the lane's run directory is, if runs are kept."""
+        """Path of the lane's run directory, if runs are kept."""
         return self.path / RUNS / f"{lane.index:04d}-s{lane.seed}"
 
     def finish(self, status: str, result: Mapping[str, Any]) -> None:
@@ -215,7 +218,7 @@ class SweepDirectory:
         if status == "finished":
             shutil.rmtree(self.path / GROUP, ignore_errors=True)
         files.write(self.path / RESULT, (json.dumps(jsonl.finite(result), indent=2) + "\n").encode())
-        # Last, because a sweep that says that it has finished is not written again.
+        # Last, because a sweep that says it has finished is not written again.
         self.manifest["status"] = status
         self._write_manifest()
 
@@ -228,14 +231,15 @@ class SweepDirectory:
 
 
 def load(path: str | Path, experiment: Experiment | Code = ()) -> tuple[Plan, list[LaneResult]]:
-    """A sweep's plan, and the lanes that ended, by their numbers; also while it is running.
+    """Read a sweep's plan and the lanes that have ended, sorted by number. The sweep may be running.
 
     Args:
-        path: Its folder.
-        experiment: The user's own code that it was made with: the experiment's file, several, or one in hand.
+        path: Folder of the sweep.
+        experiment: The user's own code that the sweep used: the experiment's file, several files, or an
+            `ExperimentConfig`.
 
     Raises:
-        CodeError: It was made with code of the user's own, which is not given.
+        CodeError: The sweep used code of the user's own, which was not given.
         RunError: There is no sweep, or it cannot be read.
     """
     path = Path(path)
@@ -244,7 +248,7 @@ def load(path: str | Path, experiment: Experiment | Code = ()) -> tuple[Plan, li
 
 
 def standing(path: Path) -> tuple[int, int]:
-    """How many lanes a sweep has, and how many of them have ended; needs no code of the user's own.
+    """Number of lanes in a sweep, and number of lanes that have ended. Needs no code of the user's own.
 
     Raises:
         RunError: There is no sweep, or it cannot be read.
@@ -257,10 +261,10 @@ def standing(path: Path) -> tuple[int, int]:
 
 
 def read_plan(path: Path, code: Code | None = None) -> Plan:
-    """The plan of the sweep in the folder `path`, with the user's own code that it was made with.
+    """The plan of the sweep in the folder `path`, with the user's own code that it used.
 
     Raises:
-        CodeError: Code is not given.
+        CodeError: The code was not given.
         RunError: There is no sweep, or it cannot be read.
     """
     if not os.path.lexists(path / PLAN):
@@ -274,16 +278,16 @@ def read_plan(path: Path, code: Code | None = None) -> Plan:
 
 
 def read_lanes(path: Path, plan: Plan) -> list[LaneResult]:
-    """The lanes that ended, in the order in which they did.
+    """The lanes that have ended, in the order in which they ended.
 
     Raises:
-        RunError: The log cannot be read, or tells of other lanes than the plan's.
+        RunError: The log cannot be read, or holds lanes that the plan does not have.
     """
     try:
         found = {result.lane: result for result in map(LaneResult.from_line, jsonl.read(path / LANES))}
         for lane, result in found.items():
             if not _is_of_plan(result, plan):
-                raise ValueError(f"lane {lane} is none of the plan")
+                raise ValueError(f"lane {lane} is not in the plan")
         return list(found.values())
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path / LANES} is damaged: {error}. Sweep again in another folder.") from error
@@ -296,7 +300,7 @@ def _is_of_plan(result: LaneResult, plan: Plan) -> bool:
 
 
 def _check_group(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], plan: Plan) -> None:
-    """Raise RunError where they are not those of a group's checkpoint."""
+    """Raise RunError if the values do not form a checkpoint of the plan's lanes."""
     lanes, diverged_in = (meta.get(name) for name in ("lanes", "diverged_in"))
     numbers = [meta.get(name) for name in ("epoch", "done", "epoch_s", "train_s")]
     if isinstance(lanes, list) and isinstance(diverged_in, list) and None not in numbers and meta["epoch"]:
@@ -307,20 +311,22 @@ def _check_group(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], pl
         have_rows = all(array.shape[:1] == (len(lanes),) for array in arrays.values())
         if are_lanes and are_epochs and have_rows and len(lanes) == len(diverged_in):
             return
-    raise RunError("the sweep's checkpoint is not that of its lanes. Sweep again in another folder.")
+    raise RunError("the sweep's checkpoint does not fit its lanes. Sweep again in another folder.")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """What the bits of the sweep in the folder `path` depend on, and its status.
 
     Raises:
-        RunError: It cannot be read.
+        RunError: The file cannot be read.
     """
     try:
         found = parse_json(files.read(path / MANIFEST))
         if isinstance(found, dict) and found.get("format") != FORMAT:
             version = found.get("format", 1)
-            raise RunError(f"{path} is a sweep of format {version}, and this jaxmlp reads {FORMAT}. Sweep again.")
+            raise RunError(
+                f"{path} is a sweep of format {version}, but this jaxmlp reads format {FORMAT}. Sweep again."
+            )
         return checked_manifest(found)
     except ValueError:
         pass
@@ -328,18 +334,18 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def list_sweeps() -> list[Path]:
-    """The sweeps in `runs_dir()`, the one begun last first."""
+    """The sweeps in `runs_dir()`, the latest first."""
     return last_begun_first(PLAN)
 
 
 def find_sweep(name: str) -> Path:
-    """The sweep that people call `name`: a path, or `last` for the one begun last.
+    """The sweep that people call `name`: a path, or `last` for the latest sweep.
 
     Raises:
-        RunError: It is `last`, and there is none.
+        RunError: The name is `last`, but there is no sweep.
     """
     if name != "last":
         return Path(name)
     if not (found := list_sweeps()):
-        raise RunError(f"there is no last sweep: {runs_dir()} has none.")
+        raise RunError(f"there is no last sweep: {runs_dir()} has no sweeps.")
     return found[0]

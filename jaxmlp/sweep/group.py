@@ -1,4 +1,4 @@
-"""Lanes of one program that train side by side: their loop, their checkpoint, and what is left of each."""
+"""How do lanes of one program train side by side, with one loop and one checkpoint?"""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from jaxmlp.sweep.result import LaneResult
 
 
 class Group(Loop):
-    """Lanes of one program, from their start, or their checkpoint, to their end.
+    """Lanes of one program, trained from their start or a checkpoint to their end.
 
     Args:
         job: The sweep.
-        lanes: Of one `side_by_side`.
-        slots: Rows of the programs, at least as many as lanes.
+        lanes: Lanes with equal `side_by_side`.
+        slots: Number of rows in the programs, at least the number of lanes.
     """
 
-    chunk_s = 0.75  # Longer than a run's: between two looks every lane's state is read and written once.
+    chunk_s = 0.75  # Longer than for a run, because each chunk reads and writes every lane's state once.
     programs: LanePrograms
 
     def __init__(self, job: Job, lanes: Sequence[Lane], slots: int) -> None:
@@ -49,11 +49,11 @@ class Group(Loop):
         self.kept: list[KeptRun] = []
 
     def run(self, checkpoint: Checkpoint | None = None, *, go_on: bool = False) -> list[LaneResult] | None:
-        """Train to the end, or to a stop signal; then the group is saved and the answer is None.
+        """Train to the end, or to a stop signal. After a signal the group is saved, and the result is None.
 
         Args:
-            checkpoint: In the first process: where some lanes stood.
-            go_on: Whether these are among them.
+            checkpoint: In the first process, a checkpoint of some lanes.
+            go_on: Whether the checkpoint holds the lanes of this group.
         """
         try:
             began = time.perf_counter()
@@ -92,7 +92,10 @@ class Group(Loop):
                 self.kept.append(KeptRun(job.directory.run_path(lane), lane.config, facts, records))
 
     def _rows(self, arrays: Mapping[str, Any], saved: Sequence[int], wanted: Any) -> dict[str, np.ndarray[Any, Any]]:
-        """The rows of this group's lanes of a checkpoint's arrays, which the first process has; padded."""
+        """The rows of this group's lanes in a checkpoint's arrays, padded to the slots.
+
+        Only the first process has the arrays.
+        """
         flat, _ = jax.tree_util.tree_flatten_with_path(wanted)
         leaf_of = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in flat}
         if jax.process_count() > 1:
@@ -162,7 +165,7 @@ class Group(Loop):
         return self._asked(records) if job.hooks else [None] * len(records)
 
     def _asked(self, records: Sequence[EpochRecord | None]) -> list[str | None]:
-        """Why hooks end a lane."""
+        """Reasons with which hooks end a lane, for each lane."""
         states = self.programs.rows(self.position.state)
         try:
             return [
@@ -185,7 +188,10 @@ class Group(Loop):
                 self.waiting.append(partial(kept.epoch_ended, record, at, own_order[: self.job.examples]))
 
     def _checkpoint(self) -> Callable[[], None]:
-        """Of all lanes, gathered by all processes and written by the first; none once they have ended."""
+        """Prepare a checkpoint of all lanes. All processes gather it; the first one writes it.
+
+        Nothing once they have ended.
+        """
         if self.ended:
             return lambda: None
         position, directory = self.position, self.job.directory
@@ -212,7 +218,7 @@ class Group(Loop):
         return write
 
     def _results(self) -> list[LaneResult]:
-        """Every lane's, written as each is made."""
+        """The results of all lanes. Each is written when it is made."""
         job = self.job
         train_s = (self.train_s + time.perf_counter() - self.began) / len(self.lanes)
         tested = self.programs.scored(self.position, "test", self.configs)

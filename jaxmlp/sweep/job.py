@@ -1,4 +1,4 @@
-"""What the groups of a sweep share: the data on the devices, the pace, the directory, and who is told."""
+"""What do the groups of a sweep share? The data on the devices, the compiled programs, the directory, the progress."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from jaxmlp.sweep.values import Batching
 
 
 class LaneHook(Protocol):
-    """A function called after each epoch of a lane."""
+    """A function that is called after each epoch of a lane."""
 
     def __call__(self, lane: Lane, record: EpochRecord, state: train.TrainState) -> object:
-        """See the lane, the epoch's record, and the state, which is on the host.
+        """Receive the lane, the epoch's record, and the state, which is on the host.
 
         Returns:
-            True ends the lane here. Any other answer means nothing.
+            True ends the lane after this epoch. Any other value is ignored.
         """
 
 
 @dataclass
 class Job:
-    """One call of `sweep`, whose arguments it has."""
+    """One call of `sweep`, with its arguments."""
 
     dataset: data.Dataset
     mesh: Mesh
     batching: Batching
     keep_runs: bool
     directory: SweepDirectory | None
-    """In the first process."""
+    """The sweep's directory, in the first process."""
     progress: SweepProgress
     stop: Stop
     checkpoint_s: float
     total: int
-    """Lanes of the whole sweep."""
+    """Number of lanes in the whole sweep."""
     resident_bytes: int = RESIDENT_BYTES
-    """Bytes of a split's inputs up to which it stays on the devices."""
+    """Largest size in bytes of a split's inputs that stay on the devices."""
     hooks: Sequence[LaneHook] = ()
-    """Called after each epoch of each lane."""
+    """Functions to call after each epoch of each lane."""
     digest_every: int | None = None
-    """Updates between two digests in the traces of kept runs."""
+    """Number of updates between two digests in the traces of kept runs."""
     compile_s: float = 0.0
     stopping: bool = False
-    """Whether all processes know that one has a stop signal."""
+    """Whether all processes know that one of them has received a stop signal."""
 
     def __post_init__(self) -> None:
         self.examples = len(self.dataset.train.targets)
@@ -64,7 +64,7 @@ class Job:
         self._compiled: dict[Any, Any] = {}
 
     def steps_per_epoch(self, lane: Lane) -> int:
-        """Updates of an epoch."""
+        """Number of updates in an epoch."""
         return -(-self.examples // lane.config.batch_size)
 
     def on_data(self, lane: Lane) -> ExperimentConfig:
@@ -72,7 +72,7 @@ class Job:
         return lane.config.on_data(self.dataset.num_classes, self.steps_per_epoch(lane))
 
     def feed(self, name: str, config: ExperimentConfig, slots: int) -> Feed:
-        """A split for lanes of these programs; splits that are shared, and resident ones, are on the devices once."""
+        """A split for lanes of these programs. A split that is shared or resident is on the devices only once."""
         split: data.Split = self.dataset.split(name)  # type: ignore[assignment]
         key = id(split), config.batch_size, config.grad_shards, config.eval_rows, slots
         if key not in self._feeds:
@@ -89,7 +89,7 @@ class Job:
         return self._feeds[key]
 
     def compiled(self, function: Any, *arguments: Any) -> Any:
-        """A function of `over_lanes`, compiled once for arguments of these shapes; their values are not used."""
+        """A function of `over_lanes`, compiled once for arguments of these shapes. Their values are not used."""
         leaves, structure = jax.tree.flatten(arguments)
         key = function, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._compiled:

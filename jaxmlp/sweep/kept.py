@@ -1,4 +1,4 @@
-"""A lane's run directory, as a run of its own would have left it but for times: logs, the best and the last state."""
+"""How does a lane leave a run directory like a solo run's? It differs only in times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from jaxmlp.sweep.values import MAX_LANES
 
 
 def most_at_once() -> int:
-    """How many may be in training: each holds a file open, its lock, and half the files are left for all else."""
+    """Largest number of lanes in training that keep runs.
+
+    Each keeps its lock file open; half the allowed files stay free.
+    """
     files_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return MAX_LANES if files_open == resource.RLIM_INFINITY else min(MAX_LANES, files_open // 2)
 
@@ -29,10 +32,10 @@ class KeptRun:
     """The run directory of a lane in training.
 
     Args:
-        path: Its folder; a run that is there goes on.
-        config: The lane's.
-        manifest: For a new run.
-        before: The lane's epochs so far.
+        path: Folder of the run. An existing run goes on.
+        config: Config of the lane.
+        manifest: Manifest of a new run.
+        before: Records of the lane's epochs so far.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class KeptRun:
             if path.is_symlink():
                 raise RunError(f"{path} is a symbolic link: it must lie in the sweep's folder.")
             if read_plain_config(path) != json.loads(config.to_json()):
-                raise RunError(f"{path} holds another run than the sweep's lane. Sweep again in another folder.")
+                raise RunError(
+                    f"{path} holds a run with another config than the sweep's lane. Sweep again in another folder."
+                )
             self.run = RunDirectory.open(path, write=True)
         else:
             with files.trying_to(f"make the folder {path.parent}"):
                 path.parent.mkdir(mode=0o700, exist_ok=True)
             self.run = RunDirectory.create(path, config, manifest)
         try:
-            if self.run.status == "finished":  # By a process that was killed before the sweep knew of it.
+            if self.run.status == "finished":  # The process was killed before the sweep recorded it.
                 self.run.begin_again()
             self.run.cut_back(len(before) + 1)
         except BaseException:
@@ -65,11 +70,11 @@ class KeptRun:
         return self._keeper.params_sha256
 
     def save_best(self) -> None:
-        """Write the best state, unless it is written; before a checkpoint that knows its score."""
+        """Write the best state, unless it is written. Called before a checkpoint that records its score."""
         self._keeper.save(None)
 
     def finish(self, history: History, position: Position) -> None:
-        """Write the last state and the result. A lane that diverged has neither: nothing can go on from its state."""
+        """Write the last state and the result. A diverged lane gets neither: training cannot go on from its state."""
         if history.status == "diverged":
             self.save_best()
             self.run.finish("diverged", None)

@@ -1,4 +1,4 @@
-"""What a sweep trains: its lanes, each the experiment with a seed and values of its own. Values alone, no JAX."""
+"""What does a sweep train? Its lanes, each the experiment with a seed and values of its own. Starts no JAX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxmlp.run.code import places
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 
 FIXED = {
-    "seed": "is what --seeds gives",
+    "seed": "is set by --seeds",
     "name": "names the sweep, and changes no number",
     "data.name": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
     "data.validation": "cannot vary: the lanes of a sweep share one data set. Run a sweep for each",
@@ -37,9 +37,9 @@ class Lane:
     index: int
     seed: int
     settings: dict[str, Any]
-    """What was set, as JSON values by dotted path."""
+    """The values that are set, as JSON values by dotted path."""
     config: ExperimentConfig
-    """The experiment with both."""
+    """The experiment with this seed and these values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Plan:
     keep_runs: bool = False
 
     def lanes(self) -> list[Lane]:
-        """In the order of their numbers.
+        """The lanes, ordered by number.
 
         Raises:
             ConfigError: A seed or value breaks its rule.
@@ -64,31 +64,31 @@ class Plan:
         ]
 
     def variants(self) -> list[ExperimentConfig]:
-        """The experiment in each setting, whatever the seed."""
+        """The experiment in each setting, with its own seed."""
         return [with_values(self.config, values) for values in self.settings]
 
     def to_json(self) -> str:
-        """As JSON; floats keep every bit."""
+        """The plan as JSON. Floats keep every bit."""
         return json.dumps({**vars(self), "config": self.config.to_dict()}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str, find: Find | None = None) -> Plan:
-        """The plan that `to_json` wrote; `find` as in `ExperimentConfig.from_dict`.
+        """The inverse of `to_json`. `find` is as in `ExperimentConfig.from_dict`.
 
         Raises:
-            ConfigError: Its config, or a setting of it, breaks a rule.
-            KeyError, TypeError, ValueError: It is none.
+            ConfigError: The config or a setting breaks a rule.
+            KeyError, TypeError, ValueError: The text is not a plan.
         """
         plain = parse_json(text)
         config = ExperimentConfig.from_dict(plain["config"], find)
         seeds, settings = plain["seeds"], plain["settings"]
         if not isinstance(seeds, list) or not isinstance(settings, list):
-            raise ValueError("its seeds and settings are no lists")
+            raise ValueError("its seeds or settings are not lists")
         known = {name for each in settings if isinstance(each, dict) for name in _names(config, each)} - FIXED.keys()
         if not all(isinstance(each, dict) and each.keys() <= known for each in settings):
-            raise ValueError("a setting is of what no lane may set")
+            raise ValueError("a setting has a field that no lane may set")
         if plain["batching"] not in ("map", "vmap") or not isinstance(plain["keep_runs"], bool):
-            raise ValueError("its batching is neither map nor vmap, or keep_runs not true or false")
+            raise ValueError("its batching is neither map nor vmap, or keep_runs is neither true nor false")
         if find:
             for place in places(settings):
                 find(place)
@@ -104,19 +104,19 @@ def make_settings(
     draws: int | None = None,
     random_seed: int = 0,
 ) -> tuple[dict[str, Any], ...]:
-    """What each setting of a sweep sets, as JSON values by dotted path.
+    """The settings of a sweep, each as JSON values by dotted path.
 
     Args:
         config: The experiment.
-        vary: By the field's dotted path, its values or its range.
-        draws: None makes the product of all values. Else so many settings are drawn: of a range a number (a whole
-            one where the field is), of values one of them. More draws only add settings, and another field changes
-            no other's draws.
-        random_seed: Decides the draws.
+        vary: Values or a range for each field, by its dotted path.
+        draws: None makes all combinations of the values. Otherwise the number of settings to draw: a number from each
+            range (an integer if the field is an integer), one of the values from each list. More draws only add
+            settings, and a new field changes no other field's draws.
+        random_seed: Seed of the draws.
 
     Raises:
-        ConfigError: A field that is none or may not vary; a value that breaks its rule; a setting that comes twice;
-            no value; a range without draws, or draws without a range; too many settings.
+        ConfigError: A field is unknown or may not vary; a value breaks its rule; a setting occurs twice; there is no
+            value; a range comes without draws, or draws without a range; or there are too many settings.
     """
     vary = {name.replace("-", "_"): choices for name, choices in vary.items()}
     names = _names(config, vary)
@@ -130,15 +130,15 @@ def make_settings(
         raise ConfigError("random", "needs a field with a range to draw from, such as log(1e-4,1e-1)")
     count = math.prod(len(c) for c in vary.values() if not isinstance(c, Range)) if draws is None else draws
     if not 0 < count <= MAX_LANES:
-        raise ConfigError("sweep", f"must be of 1 to {MAX_LANES:,} settings, got {count:,}")
+        raise ConfigError("sweep", f"must have 1 to {MAX_LANES:,} settings, got {count:,}")
     return tuple(_product(config, vary) if draws is None else _drawn(config, vary, draws, random_seed))
 
 
 def make_plan(config: ExperimentConfig, seeds: Sequence[int], settings: Sequence[dict[str, Any]], **how: Any) -> Plan:
-    """The plan, once its seeds are checked.
+    """The plan, after checking its seeds.
 
     Raises:
-        ConfigError: A seed breaks its rule, or comes twice; no seed; or too many lanes.
+        ConfigError: A seed breaks its rule or occurs twice, there is no seed, or there are too many lanes.
     """
     if not 0 < len(seeds) * len(settings) <= MAX_LANES:
         raise ConfigError("seeds", f"must make 1 to {MAX_LANES:,} lanes, got {len(seeds) * len(settings):,}")
@@ -149,7 +149,7 @@ def make_plan(config: ExperimentConfig, seeds: Sequence[int], settings: Sequence
 
 
 def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> ExperimentConfig:
-    """The config with these values, by dotted path; a kind of part is set before its fields.
+    """The config with these values, by dotted path. The kind of a part is set before its fields.
 
     Raises:
         ConfigError: A value breaks its rule.
@@ -161,7 +161,7 @@ def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> Experime
 
 
 def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
-    """The fields of an experiment, those of the kinds of part that a sweep sets too."""
+    """The fields of an experiment, including those of the kinds of part that a sweep sets."""
     found = dict.fromkeys(paths(config))
     kinds = {name: each for name, each in values.items() if name in found and isinstance(value_at(config, name), str)}
     for name, each in kinds.items():
@@ -174,17 +174,17 @@ def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
 def _check_choices(name: str, choices: Choices, draws: int | None) -> None:
     if not isinstance(choices, Range):
         if isinstance(choices, str) or not len(choices):
-            raise ConfigError(name, f"needs a list of one value or more, got {choices!r}")
+            raise ConfigError(name, f"needs a list of at least one value, got {choices!r}")
     elif not -math.inf < choices.low < choices.high < math.inf:
         raise ConfigError(name, f"needs a range that rises between finite numbers, got {choices}")
     elif choices.log and choices.low <= 0:
         raise ConfigError(name, f"needs a range above 0 for its logarithm, got {choices}")
     elif draws is None:
-        raise ConfigError(name, f"is drawn from {choices}: say how often with --random N")
+        raise ConfigError(name, f"is drawn from {choices}: give the number of draws with --random N")
 
 
 def _repeated(values: Sequence[Any]) -> str:
-    """The first value that is there twice, and how often; nothing where all differ."""
+    """The first value that occurs more than once, and how often. Empty if all differ."""
     return next((f"{value} {times} times" for value, times in Counter(map(str, values)).items() if times > 1), "")
 
 
@@ -210,7 +210,7 @@ def _drawn(config: ExperimentConfig, vary: Mapping[str, Choices], draws: int, ra
             found.append(setting)
         if len(found) == draws:
             return found
-    raise ConfigError("random", f"must be at most the {len(found)} different settings that there are, got {draws}")
+    raise ConfigError("random", f"must be at most the {len(found)} different settings that exist, got {draws}")
 
 
 def _draw(name: str, choices: Range, part: float, *, whole: bool) -> float:
@@ -221,7 +221,7 @@ def _draw(name: str, choices: Range, part: float, *, whole: bool) -> float:
 
 
 def _setting(config: ExperimentConfig, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as JSON has them, and as the config holds them, which makes 1.0 of a rate of 1."""
+    """The values as JSON, after the config has converted them: a rate of 1 becomes 1.0."""
     config = with_values(config, values)
     return {
         name: to_plain(value) if isinstance(value, Part | Mapping) else value_at(config, name)

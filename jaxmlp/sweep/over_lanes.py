@@ -1,7 +1,7 @@
-"""The compiled programs: those of `train.py`, over lanes. Every array of a lane is a row; the devices share the rows.
+"""How do the programs of `train.py` run over lanes? Every array has a row per lane; the devices share the rows.
 
-With `map` a device trains its lanes one after another, each by the very program of a run on one device, so to the
-same bits. With `vmap` it trains them at once: products of matrices become batched ones, which add in another order.
+With `map`, a device trains its lanes one after another, each with the same program as a run on one device, and so to
+the same bits. With `vmap` it trains them together: matrix products become batched products, which add in another order.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ ROWS, WHOLE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh of one axis over the devices, which share the lanes."""
+    """A mesh with one axis over the devices, which share the lanes."""
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def put[T](tree: T, mesh: Mesh, spec: PartitionSpec) -> T:
-    """The host's arrays on the mesh; every process has them all, and places those of its devices."""
+    """Copy the host's arrays to the mesh. Every process has all arrays and copies the parts for its devices."""
 
     def placed(leaf: Any) -> jax.Array:
         array = np.asarray(leaf)
         return jax.make_array_from_callback(array.shape, NamedSharding(mesh, spec), lambda index: array[index])
 
-    with jax.transfer_guard_host_to_device("allow"):  # JAX takes a callback's arrays for hidden transfers.
+    with jax.transfer_guard_host_to_device("allow"):  # JAX treats a callback's arrays as implicit transfers.
         on_mesh: T = jax.tree.map(placed, jax.device_get(tree))
     return on_mesh
 
 
 def to_host[T](tree: T, mesh: Mesh) -> T:
-    """The arrays of all lanes as NumPy's, on every process."""
+    """The arrays of all lanes as NumPy arrays, on every process."""
     if jax.process_count() > 1:
-        # Leaf by leaf, because for a moment each device holds all lanes' rows.
+        # Leaf by leaf, because each device briefly holds the rows of all lanes.
         tree = jax.tree.map(lambda leaf: jax.device_get(_gathered(leaf, mesh=mesh)), tree)
     on_host: T = jax.device_get(tree)
     return on_host
@@ -59,7 +59,7 @@ def _gathered(leaf: Array, *, mesh: Mesh) -> Array:
 
 
 def _over_lanes(function: Callable[..., Any], lanes: Any, whole: Any, *, mesh: Mesh, batching: Batching) -> Any:
-    """The rows of `function(lane, whole)`, each computed where the lane is."""
+    """The rows of `function(lane, whole)`. Each is computed on the device that has the lane."""
 
     def on_device(lanes: Any, whole: Any) -> Any:
         def one(lane: Any) -> Any:
@@ -102,19 +102,19 @@ def train_lanes(
     mesh: Mesh,
     batching: Batching,
 ) -> tuple[train.TrainState, train.Sums, train.Health]:
-    """As `train.train_steps`, for each lane: its epoch's updates `start` to `stop`.
+    """`train.train_steps` for each lane: updates `start` to `stop` of the epoch.
 
     Args:
-        configs: The lanes' own, from `ExperimentConfig.on_data`, a row a lane in each leaf.
-        states: Before update `start`; donated.
+        configs: Configs of the lanes, from `ExperimentConfig.on_data`, with a row per lane in each leaf.
+        states: States before update `start`; donated.
         sums: Sums over the epoch so far; donated.
-        active: The states of other lanes are as they were.
-        orders: From `epoch_orders`.
-        own: The training examples of each lane, where they stream.
-        shared: The training examples of all lanes, where they are resident.
+        active: Lanes that train. The states of the other lanes do not change.
+        orders: Orders of examples, from `epoch_orders`.
+        own: Training examples of each lane, if they are streamed.
+        shared: Training examples of all lanes, if they are resident.
         start: First update, counted within the epoch.
-        stop: One past the last.
-        mesh: Whose devices share the lanes.
+        stop: One past the last update.
+        mesh: Mesh whose devices share the lanes.
         batching: How a device trains its lanes.
     """
 
@@ -124,7 +124,7 @@ def train_lanes(
         if batching == "map":
             stop = jnp.where(active, stop, start)
         trained = train.train_steps(config, state, sums, own or shared, order, start, stop)
-        if batching == "vmap":  # All lanes train there.
+        if batching == "vmap":  # Under vmap all lanes train; results of inactive lanes are discarded.
             kept = jax.tree.map(lambda new, old: jnp.where(active, new, old), trained[0], state)
             return kept, *trained[1:]
         return trained
@@ -146,7 +146,7 @@ def evaluate_lanes(
     mesh: Mesh,
     batching: Batching,
 ) -> train.Sums:
-    """`sums`, and those over all examples of `split`, of each lane; dropout off."""
+    """For each lane, `sums` plus the sums over all examples of `split`, with dropout off."""
 
     def one(lane: Any, split: train.Split) -> Any:
         config, params, variables, sums = lane
@@ -161,7 +161,7 @@ def evaluate_lanes(
 def learning_rates(
     configs: ExperimentConfig, steps: Int[Array, " lanes"], states: dict[str, Any], *, mesh: Mesh
 ) -> Float[Array, " lanes"]:
-    """The lanes' rates of the updates that led to these steps, with these states of controllers."""
+    """Learning rate of each lane's last update before `steps`, with these states of its controllers."""
 
     def one(lane: Any, _: Any) -> Any:
         config, step, states = lane
@@ -175,7 +175,7 @@ def learning_rates(
 def control_lanes(
     configs: ExperimentConfig, states: train.TrainState, figures: Any, active: Bool[Array, " lanes"], *, mesh: Mesh
 ) -> train.TrainState:
-    """The lanes' states once their controllers have seen an epoch of these figures; inactive lanes stay as they are."""
+    """The lanes' states after their controllers have seen an epoch's figures. Inactive lanes do not change."""
 
     def one(lane: Any, _: Any) -> Any:
         config, state, figures, active = lane
@@ -188,7 +188,7 @@ def control_lanes(
 
 @partial(jax.jit, static_argnames="mesh")
 def exchange_lanes(states: train.TrainState, *, mesh: Mesh) -> train.TrainState:
-    """The lanes' states, each with the weights of its best epoch where a controller restores them."""
+    """The lanes' states, with the best epoch's weights in each lane whose controller restores them."""
 
     def one(state: train.TrainState, _: Any) -> Any:
         return controllers.exchanged(state, back=False)

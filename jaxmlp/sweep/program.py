@@ -1,4 +1,4 @@
-"""The compiled programs of lanes that can share them, and how many of these lanes train at once."""
+"""Which lanes share compiled programs, and how many of them train at once?"""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ from jaxmlp.sweep.values import MAX_LANES
 
 
 def side_by_side(job: Job, lane: Lane) -> Any:
-    """Equal for lanes that can train side by side: one program, and one length."""
+    """A key that is equal for lanes that can train side by side: same program, same number of epochs."""
     return jax.tree.structure(job.on_data(lane)), lane.config.epochs
 
 
 class LanePrograms(Programs):
-    """The programs of a run over lanes: every array of a lane is a row.
+    """The programs of a run over lanes. Every array has a row per lane.
 
     Args:
         job: The sweep.
-        lanes: Of one `side_by_side`.
-        slots: Rows; those beyond the lanes repeat the last lane, which stands still there.
+        lanes: Lanes with equal `side_by_side`.
+        slots: Number of rows. Rows beyond the lanes repeat the last lane, which does not train there.
     """
 
     def __init__(self, job: Job, lanes: Sequence[Lane], slots: int) -> None:
@@ -60,24 +60,24 @@ class LanePrograms(Programs):
         self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
-        """The tree's arrays, whole on every device."""
+        """Copy arrays to the devices, whole on each of them."""
         return put(tree, self.mesh, WHOLE)
 
     def put_rows[T](self, tree: T) -> T:
-        """The tree's arrays, whose rows the devices share."""
+        """Copy arrays to the devices, which share the rows."""
         return put(tree, self.mesh, ROWS)
 
     def freeze(self, going: Sequence[bool]) -> None:
-        """Let the lanes that are not going, and those that fill the slots, stand still."""
+        """Stop training the lanes that are not going, and the rows beyond the lanes."""
         self._active = self.put_rows(np.asarray([*going, *[False] * (self._slots - self._lanes)]))
 
     def rows[T](self, tree: T) -> list[T]:
-        """The tree on the host, for each lane."""
+        """The tree on the host, one per lane."""
         on_host = to_host(tree, self.mesh)
         return [_row(on_host, row) for row in range(self._lanes)]
 
     def first(self) -> Position:
-        """Where the lanes start."""
+        """The position before the first update."""
         state = init_lanes(self.config, self.put(self.dataset.facts.zeros(1).inputs), mesh=self.mesh)
         return Position(state, self.put_rows(self._zero(state)))
 
@@ -92,29 +92,32 @@ class LanePrograms(Programs):
         return position.holding(*self.put_rows((position.state, position.sums)))
 
     def zero_sums(self, position: Position) -> train.Sums:
-        """The sums at an epoch's start."""
+        """The sums at the start of an epoch."""
         return self.put_rows(self._zero(position.state))
 
     def order(self, epoch: int) -> jax.Array:
-        """The examples of epoch `epoch`, from 1, of each lane, padded to whole batches."""
+        """The order of examples in epoch `epoch`, from 1, for each lane, padded to whole batches."""
         from_0 = self.put(np.int32(epoch - 1))
         orders: jax.Array = epoch_orders(self.config, from_0, examples=self.examples, mesh=self.mesh)
         return orders
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
-        """`train_lanes` on these examples; the position's arrays are gone then."""
+        """`train_lanes` on these examples. The position's arrays are donated."""
         own, shared = (None, split) if self.feeds["train"].resident else (split, None)
         arguments = self.config, position.state, position.sums, self._active, order, own, shared
         return self._training(*arguments, *self.put((np.int32(start), np.int32(stop))))
 
     def learning_rates(self, position: Position) -> list[float | None]:
-        """The rate of the update that led to the position, for each lane."""
+        """The learning rate of the last update before the position, for each lane."""
         state = position.state
         rates = learning_rates(self.config, state.step, state.controllers, mesh=self.mesh)
         return [known(rate) for rate in self.rows(rates)]
 
     def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
-        """Let the controllers of the lanes that have figures see them; their states then, as of one run."""
+        """Let the controllers of lanes with figures see them.
+
+        Returns each lane's controller states, as for a single run.
+        """
         some = next(filter(None, found), None)
         if position.state.controllers and some:
             active = [each is not None for each in found] + [False] * (self._slots - self._lanes)
@@ -125,7 +128,7 @@ class LanePrograms(Programs):
         return self.rows(without_trees(position.state.controllers))
 
     def exchange(self, position: Position, *, back: bool = False) -> None:
-        """Put the weights of each lane's best epoch in place of its last one's."""
+        """Replace each lane's last weights by those of its best epoch."""
         if position.state.controllers:
             position.state = exchange_lanes(position.state, mesh=self.mesh)
 
@@ -137,7 +140,7 @@ class LanePrograms(Programs):
         return self._job.compiled(evaluate_lanes, *arguments)(*arguments)
 
     def compile(self, position: Position) -> None:
-        """Compile all that the lanes will call, before their clock starts."""
+        """Compile everything that the lanes will call, before their clock starts."""
         state, sums = position.state, position.sums
         for feed in (feed for name, feed in self.feeds.items() if name != "train"):
             piece = next(feed.pieces())
@@ -146,12 +149,12 @@ class LanePrograms(Programs):
 
 
 def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[list[Sequence[Lane]], int]:
-    """The lanes in as few groups as devices' free memory and kept runs' files allow; and the slots of a group.
+    """Split the lanes into as few groups as memory and open files allow. Returns the groups and the slots of a group.
 
     Args:
         job: The sweep.
-        lanes: Of one `side_by_side`.
-        together: All in one group, because they have begun.
+        lanes: Lanes with equal `side_by_side`.
+        together: Whether all lanes must form one group, because they have begun.
     """
     began = time.perf_counter()
     devices = job.mesh.size
@@ -171,18 +174,18 @@ def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[
         taken -= sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shared))
         if together or per_device == 1 or taken <= budget << 20:
             break
-        # What computing takes comes on top of what the lanes are; with vmap that is much.
+        # The memory for computing comes on top of the lanes' own; with vmap it is large.
         fits = max(1, min(per_device - 1, per_device * (budget << 20) // taken))
     job.compile_s += time.perf_counter() - began
     told = f"{len(lanes)} lanes in {count} {'group' if count == 1 else 'groups'} of up to {per_device * devices}"
-    took = f"{taken / per_device / 1e6:,.1f} MB a lane, {(budget << 20) / 1e9:,.1f} GB for lanes on each device"
+    took = f"{taken / per_device / 1e6:,.1f} MB per lane, {(budget << 20) / 1e9:,.1f} GB for lanes on each device"
     job.progress.note(f"{told} on {devices} {'device' if devices == 1 else 'devices'}: {took}")
     cuts = [len(lanes) * number // count for number in range(count + 1)]
     return [lanes[first:last] for first, last in itertools.pairwise(cuts)], per_device * devices
 
 
 def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
-    """Of the arguments of `train_lanes`."""
+    """Shapes of the arguments of `train_lanes`."""
     config, example = job.on_data(lane), job.dataset.facts.zeros(1)
     state = jax.eval_shape(train.init_state, config, example.inputs)
     sums = train.zero_sums(config, state, train.Split.of(example))

@@ -1,4 +1,4 @@
-"""What people see of a sweep while it trains: a line an epoch of a group of lanes, and on a terminal a live one."""
+"""What do people see of a sweep in training? A line per epoch of a group, and a live line on a terminal."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from jaxmlp.progress import REDRAWS_PER_S, Verbose, choose
 
 
 class SweepProgress:
-    """What a sweep tells while it runs; override what you want to hear."""
+    """Receives a sweep's events. Override the methods for the events that you want."""
 
     def begin(self, updates: int) -> None:
-        """So many updates are left, those of all lanes together."""
+        """The sweep begins, with this many updates left in all lanes together."""
 
     def note(self, text: str) -> None:
-        """A line that people should see once."""
+        """A line that people must see once."""
 
     def updates_done(self, where: str, updates: int) -> None:
-        """So many more are made; `where` names lanes and epoch."""
+        """This many more updates are done. `where` names lanes and epoch."""
 
     def epoch_ended(self, where: str, seconds: float, records: Sequence[EpochRecord]) -> None:
-        """An epoch of a group of lanes is over; the records of those that go on."""
+        """An epoch of a group has ended. The records are those of lanes that go on."""
 
 
 class Notes(SweepProgress):
-    """The notes alone."""
+    """Prints only the notes."""
 
     def note(self, text: str) -> None:
-        """Print it at once."""
+        """Print the note at once."""
         print(printable(text), flush=True)
 
 
 class Lines(Notes):
-    """A line an epoch, with an estimate of the time that is left."""
+    """Prints a line per epoch, with an estimate of the remaining time."""
 
     def begin(self, updates: int) -> None:
-        """Nothing is done yet."""
+        """Reset the counts."""
         self.total, self.done, self.began, self.done_then = updates, 0, 0.0, 0
 
     def updates_done(self, where: str, updates: int) -> None:
-        """Count them; the first ones, made after a compile, start the clock of the estimate."""
+        """Count the updates. The estimate's clock starts after the first ones, which include compilation."""
         self.done += updates
         if not self.began:
             self.began, self.done_then = time.perf_counter(), self.done
 
     def epoch_ended(self, where: str, seconds: float, records: Sequence[EpochRecord]) -> None:
-        """Print the line: means over the lanes."""
+        """Print a line with means over the lanes."""
         self.note(" - ".join([where, f"{seconds:.1f}s", *_means(records), self.left()]))
 
     def left(self) -> str:
-        """`about 3 min left`."""
+        """The estimated remaining time, such as `about 3 min left`."""
         elapsed, timed = time.perf_counter() - self.began, self.done - self.done_then
         seconds = elapsed / max(timed, 1) * (self.total - self.done)
         for unit, size in (("h", 3600), ("min", 60)):
@@ -75,7 +75,7 @@ def _means(records: Sequence[EpochRecord]) -> list[str]:
 
 @contextlib.contextmanager
 def make_progress(verbose: Verbose) -> Iterator[SweepProgress]:
-    """What tells `sys.stdout` of a sweep while the block lasts; `verbose` as `jaxmlp.progress.make_progress` has it."""
+    """Write a sweep's progress to `sys.stdout` within the block. `verbose` is as in `jaxmlp.progress.make_progress`."""
     how = choose(verbose)
     if how == "0":
         yield Notes()
@@ -106,5 +106,5 @@ def _live_line() -> Iterator[SweepProgress]:
             bar.update(task, completed=self.done, total=self.total, description=f"{where} - {self.left()}")
 
     with bar:
-        console.show_cursor(True)  # As `jaxmlp.progress` does, for a second Ctrl-C.
+        console.show_cursor(True)  # As in `jaxmlp.progress`, for a second Ctrl-C.
         yield LiveLine()

@@ -1,4 +1,4 @@
-"""What a sweep came to: its lanes, and over the seeds of each setting mean, standard deviation and interval."""
+"""What is the result of a sweep? Its lanes, and mean, standard deviation and interval over each setting's seeds."""
 
 from __future__ import annotations
 
@@ -15,41 +15,41 @@ from jaxmlp.history import EpochRecord
 
 
 def names_of(config: ExperimentConfig) -> list[str]:
-    """The metrics of an experiment by which its lanes are told apart, the first one first: accuracy if it has it."""
+    """The metrics that compare an experiment's lanes: accuracy first, if the experiment has it."""
     metrics = sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy")
     return [*metrics, "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LaneResult:
-    """One lane, a line of `lanes.jsonl`."""
+    """Result of one lane: a line of `lanes.jsonl`."""
 
     lane: int
-    """Its number: setting by setting, in each seed by seed."""
+    """Number of the lane. Lanes are numbered setting by setting, and seed by seed within a setting."""
     seed: int
     settings: Mapping[str, Any]
-    """What was set, by dotted path."""
+    """The values that are set, by dotted path."""
     status: str
-    """`finished`, or `diverged`: without test figures and digests."""
+    """`finished`, or `diverged`. A diverged lane has no test figures and no digests."""
     epoch: int
-    """The last one, or the one it diverged in."""
+    """Last epoch, or the epoch in which the lane diverged."""
     test: Mapping[str, float]
-    """Loss and metrics on the test split, by name; empty where it diverged."""
+    """Loss and metrics on the test split, by name. Empty if the lane diverged."""
     params_sha256: str | None
     state_sha256: str | None
     train_s: float
-    """Its part of the time that its group trained for."""
+    """The lane's share, in seconds, of its group's training time."""
     metrics: tuple[EpochRecord, ...]
-    """Its epochs, as a solo run's."""
+    """Records of the lane's epochs, as in a solo run."""
     stopped: str | None = None
-    """Why it finished before its last epoch."""
+    """Why the lane finished before its last epoch."""
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> LaneResult:
-        """The lane whose line, of known fields of the right types, this is.
+        """The inverse of `to_line`, for a line whose known fields have the right types.
 
         Raises:
-            RunError, TypeError, ValueError: It is none.
+            RunError, TypeError, ValueError: The line is not a lane's.
         """
         test = {name.removeprefix("test_"): value for name, value in line.items() if name.startswith("test_")}
         others = {name: value for name, value in line.items() if not name.startswith("test_")}
@@ -60,7 +60,7 @@ class LaneResult:
         return found
 
     def to_line(self) -> dict[str, Any]:
-        """The line: JSON values."""
+        """The lane as a line of JSON values."""
         fields = {name: value for name, value in vars(self).items() if name not in ("test", "stopped")}
         fields |= {"stopped": self.stopped} if self.stopped else {}
         test: dict[str, float | None] = {f"test_{name}": value for name, value in self.test.items()}
@@ -78,7 +78,7 @@ class LaneResult:
         return self.test.get("accuracy")
 
     def figures(self, names: Sequence[str]) -> dict[str, float | None]:
-        """The figures of its end; those of training and validation are the last epoch's."""
+        """The lane's final figures. Those of training and validation are of the last epoch."""
         last = self.metrics[-1].figures if self.metrics else {}
         found = {f"test_{name}": self.test.get(name) for name in names}
         found |= {f"val_{name}": last.get(f"val_{name}") for name in names}
@@ -86,19 +86,19 @@ class LaneResult:
 
 
 class Spread(NamedTuple):
-    """Of one figure over seeds."""
+    """Spread of one figure over seeds."""
 
     mean: float
     std: float | None
-    """Sample standard deviation, n - 1; none of one seed, as `ci95`."""
+    """Sample standard deviation, n - 1. None for a single seed, like `ci95`."""
     ci95: tuple[float, float] | None
-    """Student's t interval of the mean."""
+    """Student's t interval of the mean, 95 %."""
     min: float
     max: float
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
-        """Over these values; none of no value."""
+        """The spread of these values; None if there are none."""
         if not values:
             return None
         mean, n = float(np.mean(values)), len(values)
@@ -111,29 +111,29 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResult:
-    """A sweep's lanes in the order of their numbers, those that ended."""
+    """The lanes of a sweep that have ended, ordered by number."""
 
     config: ExperimentConfig
     lanes: tuple[LaneResult, ...]
     total: int
-    """Lanes of the whole sweep."""
+    """Number of lanes in the whole sweep."""
     status: str
     """`finished`, or `interrupted` by a stop signal."""
     batching: str
     compile_s: float
-    """Of this process."""
+    """Seconds of compilation in this process."""
     devices: int
     processes: int
 
     @property
     def train_s(self) -> float:
-        """Of all lanes together, those before an interruption too."""
+        """Seconds of training of all lanes together, including those before an interruption."""
         return sum(lane.train_s for lane in self.lanes)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One object a setting; `mean, std, ci95` are the first test metric's, `best` its best lane's.
+        """One object per setting. `mean, std, ci95` are those of the first test metric; `best` is its best lane.
 
-        The first metric is the accuracy, or another where the experiment has no accuracy.
+        The first metric is the accuracy, or another metric if the experiment has no accuracy.
         """
         groups: dict[str, list[LaneResult]] = {}
         for lane in self.lanes:
@@ -141,9 +141,9 @@ class SweepResult:
         return [_summary(lanes, self.config) for lanes in groups.values()]
 
     def best(self) -> dict[str, Any] | None:
-        """The setting with the best mean of the first metric, in validation, or on the test split without it.
+        """The setting with the best mean of the first metric, in validation, or else on the test split.
 
-        Of equals it is the first. A setting that lost a lane is behind all that lost fewer.
+        Of equal settings, the first wins. A setting with more diverged lanes ranks behind a setting with fewer.
         """
         first = names_of(self.config)[0]
         for figure in (f"val_{first}", f"test_{first}"):
@@ -155,7 +155,7 @@ class SweepResult:
         return None
 
     def result(self) -> dict[str, Any]:
-        """The sweep in one JSON object, as `sweep --json` prints it."""
+        """The sweep as one JSON object, as `sweep --json` prints it."""
         return {
             "status": self.status,
             "runs": [_run(lane, names_of(self.config)) for lane in self.lanes],
@@ -170,7 +170,7 @@ class SweepResult:
         }
 
     def table(self) -> str:
-        """The summary for people, a line a setting."""
+        """The summary for people, a line per setting."""
         first = names_of(self.config)[0]
         shown = f"test {first.replace('_', ' ')}"
         rows = [("setting", "n", shown, "std", "95 % interval", "test loss", "best seed")]
@@ -193,7 +193,7 @@ class SweepResult:
 
 
 def setting_name(settings: Mapping[str, Any], *, short: bool = False) -> str:
-    """`optimizer.learning_rate=0.001 batch_size=64`, for people; in short `learning_rate=0.001 batch_size=64`."""
+    """A setting for people: `optimizer.learning_rate=0.001 batch_size=64`; if `short`, only the fields' last names."""
     if short and len({name.rpartition(".")[2] for name in settings}) == len(settings):
         settings = {name.rpartition(".")[2]: value for name, value in settings.items()}
     shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in settings.items()}
@@ -201,13 +201,13 @@ def setting_name(settings: Mapping[str, Any], *, short: bool = False) -> str:
 
 
 def _sign(config: ExperimentConfig, name: str) -> int:
-    """1 for a figure of which more is better, else -1."""
+    """1 if larger values of the figure are better, else -1."""
     return 1 if any(metric.larger_is_better for metric in config.metrics if metric.name == name) else -1
 
 
 def _run(lane: LaneResult, names: Sequence[str]) -> dict[str, Any]:
     line = lane.to_line()
-    # What was set by its name too, so that the runs make a table.
+    # The settings are keys too, so that the runs form a table.
     return {
         "seed": lane.seed,
         **lane.settings,

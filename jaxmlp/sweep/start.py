@@ -1,4 +1,4 @@
-"""Sweeps from Python: `sweep` trains a new one, `resume` the rest of one that was interrupted or killed."""
+"""How do sweeps start from Python? `sweep` trains a new sweep; `resume` trains the rest of an interrupted one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from jaxmlp.sweep.result import LaneResult, SweepResult
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
 
 BEGUN = "begun"
-"""Key of the lanes that a checkpoint has, in place of their program's."""
+"""Key of the lanes in a checkpoint, in place of the key of their program."""
 
 
 def sweep(
@@ -52,30 +52,30 @@ def sweep(
     resident_bytes: int = RESIDENT_BYTES,
     hooks: Sequence[LaneHook] = (),
 ) -> SweepResult:
-    """Train every seed of every setting, in as few compiled programs as there are shapes.
+    """Train every seed of every setting, with one compiled program per set of shapes.
 
     Args:
         config: The experiment.
-        dataset: Its data, which all lanes share; by default what `config.data` names.
-        seeds: One lane each, in every setting.
-        vary: Values by the dotted path of their field, such as `{"optimizer.learning_rate": [1e-3, 3e-3]}`: all
-            combinations. Or ranges, of `jaxmlp.sweep.Range`, for `draws`.
-        draws: So many settings, drawn by `random_seed`, in place of all combinations.
-        random_seed: Decides the draws.
-        batching: `map`: a lane has the bits of `fit` with its config. `vmap`: a device trains its lanes at once, which
-            is faster on accelerators; last bits may differ.
-        out: A folder for the sweep, which can go on from there; by default nothing is written.
-        keep_runs: Leave a run directory of each lane in `out`.
-        progress: Told what happens.
-        devices: How many share the lanes; by default all, on the CPU one a core.
-        stop: Watched between chunks; once it holds a signal, the sweep is saved and ends as `interrupted`.
+        dataset: Data set that all lanes share. Default: the data set that `config.data` names.
+        seeds: Seeds. Each makes a lane in every setting.
+        vary: Values by the dotted path of their field, such as `{"optimizer.learning_rate": [1e-3, 3e-3]}`; all
+            combinations are trained. Or ranges, of `jaxmlp.sweep.Range`, for `draws`.
+        draws: Number of settings to draw, in place of all combinations.
+        random_seed: Seed of the draws.
+        batching: `map`: a lane has the bits of `fit` with its config. `vmap`: a device trains its lanes together, which
+            is faster on accelerators; the last bits may differ.
+        out: Folder of the sweep, from which it can go on. Default: nothing is written.
+        keep_runs: Whether to keep a run directory for each lane in `out`.
+        progress: Receives the sweep's events.
+        devices: Number of devices that share the lanes. Default: all; on the CPU one per core.
+        stop: Checked between chunks of updates. If it holds a signal, the sweep is saved and ends as `interrupted`.
         checkpoint_s: Seconds between two checkpoints of the lanes in training.
-        digest_every: Updates between two digests in the traces of kept runs.
+        digest_every: Number of updates between two digests in the traces of kept runs.
         resident_bytes: As in `fit`.
-        hooks: Called after each epoch of each lane: `hook(lane, record, state)`.
+        hooks: Functions to call after each epoch of each lane: `hook(lane, record, state)`.
 
     Returns:
-        Its lanes, their summary and the best setting. A lane that diverges is one of them.
+        The lanes, their summary and the best setting. Diverged lanes are included.
 
     Raises:
         ConfigError, DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit` and `make_settings`.
@@ -85,12 +85,12 @@ def sweep(
     settings = make_settings(config, vary or {}, draws=draws, random_seed=random_seed)
     plan = make_plan(config, seeds, settings, batching=batching, keep_runs=keep_runs)
     if keep_runs and not out:
-        raise ConfigError("keep_runs", "needs a folder to keep them in: give out")
+        raise ConfigError("keep_runs", "needs a folder for the runs: pass out")
     lanes = plan.lanes()
     with runtime.settings(cpu_devices=len(lanes), exact=config.exact):
         progress = progress or SweepProgress()
         dataset = dataset or data.load(config.data, report=progress.note)
-        # Before a folder is made.
+        # Checked before a folder is made.
         for lane in lanes:
             check_data(lane.config, dataset)
         mesh_devices = pick_devices(len(lanes), devices)
@@ -117,26 +117,27 @@ def resume(
     resident_bytes: int = RESIDENT_BYTES,
     hooks: Sequence[LaneHook] = (),
 ) -> SweepResult:
-    """Train what is left of the sweep in the folder `path`: to the bits of one that was not interrupted.
+    """Train the rest of the sweep in the folder `path`, to the same bits as an uninterrupted sweep.
 
     Args:
-        path: The folder; the first process alone reads it, the others need none.
-        dataset: As in `sweep`, as all that follows.
-        experiment: The user's own code that the sweep was made with: the experiment's file, several files, or an
-            experiment in hand. Each process names it.
-        accept_changed_code: Go on with other code than the sweep was made with; the sweep records it.
-        manual_dir: As in `data.load`, where no data set is given.
-        progress: Told what happens.
-        devices: How many share the lanes; may be another number.
-        stop: Watched between chunks.
+        path: Folder of the sweep. Only the first process reads it; the others may pass None.
+        dataset: As in `sweep`, like the arguments below.
+        experiment: The user's own code that the sweep used: the experiment's file, several files, or an
+            `ExperimentConfig`. Each process passes it.
+        accept_changed_code: Whether the sweep may go on with code that has changed. The sweep records the change.
+        manual_dir: As in `data.load`, if no data set is given.
+        progress: Receives the sweep's events.
+        devices: Number of devices that share the lanes. It may differ from before.
+        stop: Checked between chunks of updates.
         checkpoint_s: Seconds between two checkpoints.
-        digest_every: Updates between two digests in the traces of kept runs.
+        digest_every: Number of updates between two digests in the traces of kept runs.
         resident_bytes: As in `fit`.
-        hooks: Called after each epoch of each lane: `hook(lane, record, state)`.
+        hooks: Functions to call after each epoch of each lane: `hook(lane, record, state)`.
 
     Raises:
-        CodeError: The sweep is of code that is not given, or of other code, which was not accepted.
-        DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; no sweep there, or of other data.
+        CodeError: The sweep's code was not given, or has changed and the change was not accepted.
+        DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; or there is no sweep, or it used other
+        data.
     """
     options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     progress = progress or SweepProgress()
@@ -155,17 +156,17 @@ def resume(
         )
         facts = manifest(plan.config, dataset, variants=plan.variants())
         for difference in differences(there, facts) if directory else []:
-            progress.note(f"The bits may differ from an uninterrupted sweep's: {difference}.")
+            progress.note(f"The bits may differ from those of an uninterrupted sweep: {difference}.")
         lanes = plan.lanes()
         picked = pick_devices(len(lanes), devices)
         return _train(plan, lanes, dataset, directory, picked, progress, stop, checkpoint_s, options)
 
 
 def pick_devices(lanes: int, wanted: int | None = None) -> list[jax.Device]:
-    """The devices that share so many lanes, as many of each process.
+    """The devices that share the lanes, equally many from each process.
 
     Raises:
-        ConfigError: `wanted` is below 1, or no multiple of the processes.
+        ConfigError: `wanted` is below 1, or not a multiple of the number of processes.
         DeviceError: There are fewer devices than `wanted`.
     """
     there, processes = jax.devices(), jax.process_count()
@@ -225,7 +226,7 @@ def _train(
 
 
 def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
-    """The results of all lanes that have ended, those of an earlier process too."""
+    """The results of all lanes that have ended, including those from an earlier process."""
     lines = [result.to_line() for result in job.directory.lanes()] if job.directory else []
     lines = json.loads(distributed.share(json.dumps(lines).encode()))
     results = [LaneResult.from_line(line) for line in lines]

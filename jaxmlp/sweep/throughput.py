@@ -1,4 +1,4 @@
-"""How fast a sweep over seeds is beside the same runs one after another."""
+"""How fast is a sweep over seeds, compared with the same runs one after another?"""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def compare(
     rounds: int = 3,
     batching: Batching = "map",
 ) -> dict[str, Any]:
-    """Train every seed as a sweep and by `fit`, in turns, and compare medians of `train_s`: no compile, no test.
+    """Train every seed as a sweep and with `fit`, in turns, and compare medians of `train_s`, without compile and test.
 
     Args:
         config: The experiment.
-        dataset: Its data.
-        seeds: How many runs; each is trained twice a round.
-        rounds: How often; who begins alternates.
-        batching: Of the sweep.
+        dataset: The data set.
+        seeds: Seeds. Each is trained twice per round.
+        rounds: Number of rounds. The order alternates.
+        batching: How the sweep trains its lanes.
 
     Returns:
-        `speedup`, the solo runs' median time by the sweep's; both medians and all times in s; `updates_per_s` of both;
-        `same_bits`, whether each lane's state has its solo run's digest.
+        `speedup`: the median time of the solo runs divided by that of the sweep; both medians and all times in s;
+        `updates_per_s` of both; `same_bits`: whether each lane's state has the digest of its solo run.
     """
     runtime.configure(cpu_devices=len(seeds))
     times: dict[str, list[float]] = {"sweep": [], "solo": []}

@@ -1,4 +1,4 @@
-"""What a sweep may vary: lists of values, and ranges that numbers are drawn from. Starts no JAX."""
+"""What may a sweep vary? Lists of values, and ranges to draw numbers from. Starts no JAX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MAX_LANES = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Where `random` draws from: evenly between two numbers, or evenly between their logarithms."""
+    """A range to draw from: uniform between two numbers, or uniform between their logarithms."""
 
     low: float
     high: float
@@ -22,20 +22,20 @@ class Range:
         return f"{'log' if self.log else 'uniform'}({self.low:g},{self.high:g})"
 
     def draw(self, part: float) -> float:
-        """The number that lies `part`, in [0, 1), of the way."""
+        """The number at the fraction `part`, in [0, 1), of the range."""
         if self.log:
             return math.exp(math.log(self.low) + part * (math.log(self.high) - math.log(self.low)))
         return self.low + part * (self.high - self.low)
 
     def draw_whole(self, part: float) -> int:
-        """The whole number that lies `part`, in [0, 1), of the way; the ends are drawn as often as the others.
+        """The integer at the fraction `part`, in [0, 1), of the range. The ends are as likely as other integers.
 
         Raises:
-            ValueError: No whole number is in the range.
+            ValueError: There is no integer in the range.
         """
         low, high = math.ceil(self.low), math.floor(self.high)
         if low > high:
-            raise ValueError(f"has no whole number in {self}")
+            raise ValueError(f"has no integer in {self}")
         return min(math.floor(Range(low=low, high=high + 1, log=self.log).draw(part)), high)
 
 

@@ -153,7 +153,7 @@ def test_a_sweep_does_not_go_on_with_the_run_of_another(unfinished_sweep: Path, 
     run.rename(sweep / "runs/0001-s1")
     code, printed = answer("sweep", "--resume", str(sweep))
     assert code == 5
-    assert "holds another run than the sweep's lane" in printed
+    assert "holds a run with another config than the sweep's lane" in printed
 
 
 @pytest.mark.parametrize(
