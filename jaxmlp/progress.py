@@ -1,4 +1,4 @@
-"""What people see of a run while it trains: a line an epoch, and on a terminal a live one below them."""
+"""What do people see of a run in training? A line per epoch, and on a terminal a live line below them."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ from jaxmlp.history import EpochRecord
 
 Verbose: TypeAlias = Literal["auto", "0", "1", "2", 0, 1, 2]
 REDRAWS_PER_S = 5
-"""Of the live line, about 1 ms each; there are new figures four times a second (`loop.CHUNK_S`)."""
+"""Redraws of the live line per second, each about 1 ms. New figures come four times a second (`loop.CHUNK_S`)."""
 NARROW = 72
-"""Columns below which the live line has no bar, clock and accuracy."""
+"""Columns below which the live line has no bar, clock or accuracy."""
 LONG_S = 2.0
-"""A compile that takes longer is told of in a line."""
+"""Seconds after which a compilation is announced."""
 
 
 class Progress:
-    """What `fit` tells while it runs; override what you want to hear."""
+    """Receives a run's events from `fit`. Override the methods for the events that you want."""
 
     def note(self, text: str) -> None:
-        """A line that people should see once."""
+        """A line that people must see once."""
 
     def compiling(self) -> AbstractContextManager[None]:
-        """The programs are compiled while the block lasts."""
+        """The programs are compiled within the block."""
         return contextlib.nullcontext()
 
     def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
-        """`done` of the epoch's `total` updates are made; the figures are the epoch's so far."""
+        """`done` of the epoch's `total` updates are made. The figures are those of the epoch so far."""
 
     def epoch_ended(self, record: EpochRecord) -> None:
-        """An epoch is over and recorded."""
+        """An epoch has ended and is recorded."""
 
 
 class Notes(Progress):
-    """The notes alone."""
+    """Prints only the notes."""
 
     def note(self, text: str) -> None:
-        """Print it at once."""
+        """Print the note at once."""
         print(printable(text), flush=True)
 
 
 class EpochLines(Notes):
-    """A line an epoch, without control characters: for log files."""
+    """Prints a line per epoch without control characters, for log files."""
 
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
     def compiling(self) -> AbstractContextManager[None]:
-        """Say so where it takes long."""
+        """Announce the compilation if it takes long."""
         return self._announced()
 
     @contextlib.contextmanager
@@ -68,12 +68,12 @@ class EpochLines(Notes):
             timer.cancel()
 
     def epoch_ended(self, record: EpochRecord) -> None:
-        """Print the line."""
+        """Print the epoch's line."""
         print(epoch_line(record, self.epochs), flush=True)
 
 
 def folded(line: str, width: int) -> str:
-    """The line, broken before the figures that do not fit."""
+    """The line, broken before figures that do not fit the width."""
     lines = [""]
     for part in line.split(" - "):
         joined = f"{lines[-1]} - {part}" if lines[-1] else part
@@ -85,22 +85,22 @@ def folded(line: str, width: int) -> str:
 
 
 def epoch_line(record: EpochRecord, epochs: int) -> str:
-    """`Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061 - val_accuracy: 0.9672`, as Keras's."""
+    """A line as Keras prints it: `Epoch 1/20 - 1.3s - loss: 0.2451 - accuracy: 0.9257 - val_loss: 0.1061`."""
     figures = [f"{name}: {value:.4f}" for name, value in record.figures.items() if value is not None]
     return " - ".join([f"Epoch {record.epoch}/{epochs}", f"{record.seconds:.1f}s", *figures])
 
 
 @contextlib.contextmanager
 def make_progress(verbose: Verbose, epochs: int) -> Iterator[Progress]:
-    """What tells `sys.stdout` of a run of so many epochs, while the block lasts.
+    """Write a run's progress to `sys.stdout` within the block.
 
     Args:
-        verbose: `0`: notes alone. `1`: a live line on a terminal. `2`: a line an epoch. `auto`: `1` on a terminal,
-            else `2`. Where stdout is no terminal, there is no live line.
-        epochs: Of the whole run.
+        verbose: `0`: only notes. `1`: a live line on a terminal. `2`: a line per epoch. `auto`: `1` on a terminal, else
+            `2`. If stdout is not a terminal, there is no live line.
+        epochs: Number of epochs in the whole run.
 
     Raises:
-        ConfigError: `verbose` is none of these.
+        ConfigError: `verbose` has another value.
     """
     how = choose(verbose)
     if how == "0":
@@ -113,10 +113,10 @@ def make_progress(verbose: Verbose, epochs: int) -> Iterator[Progress]:
 
 
 def choose(verbose: Verbose) -> Literal["0", "1", "2"]:
-    """How much is told, on this `sys.stdout`.
+    """The level of output for this `sys.stdout`.
 
     Raises:
-        ConfigError: `verbose` is none of what there is.
+        ConfigError: `verbose` has another value.
     """
     if verbose not in get_args(Verbose) or isinstance(verbose, bool):
         raise ConfigError("verbose", f"must be auto, 0, 1 or 2, got {verbose!r}")
@@ -149,7 +149,7 @@ def _live_line(epochs: int) -> Iterator[Progress]:
             console.print(printable(text), soft_wrap=True)
 
         def compiling(self) -> AbstractContextManager[None]:
-            return contextlib.nullcontext()  # The line says so from its beginning.
+            return contextlib.nullcontext()  # The live line says so already.
 
         def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
             shown = [f"{name}: {value:.4f}" for name, value in figures.items()][: None if wide else 1]
@@ -160,6 +160,6 @@ def _live_line(epochs: int) -> Iterator[Progress]:
             console.print(folded(epoch_line(record, epochs), console.width), soft_wrap=True)
 
     with bar:
-        # rich hides the cursor, and a second Ctrl-C ends the process with no chance to bring it back.
+        # rich hides the cursor, but a second Ctrl-C ends the process without a chance to show it again.
         console.show_cursor(True)
         yield LiveLine(epochs)

@@ -1,4 +1,4 @@
-"""TensorBoard's files, without TensorFlow: a hook that writes them. A hook for another tracker looks the same."""
+"""How are TensorBoard's files written without TensorFlow? By a hook. A hook for another tracker looks the same."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from jaxmlp.pictures import strongest_tiles, weights_sheet
 
 TILES = 64
 TAKEN = (bool, int, float, str)
-"""Types of hyperparameters that TensorBoard takes; others become text."""
+"""Types of hyperparameters that TensorBoard accepts. Others become text."""
 
 
 class TensorBoard:
-    """A hook of `fit`: an epoch's figures as scalars, by updates, and the first layer's weights as an image.
+    """A hook for `fit`: an epoch's figures as scalars, by updates, and the first layer's weights as an image.
 
     Args:
-        folder: Of the files; a resumed run's go into the same, and hide what it trains again.
-        config: Its values become the hyperparameters.
-        image_shape: Height, width and channels of an image; None where inputs are none.
+        folder: Folder of the files. A resumed run writes to the same folder and hides what it trains again.
+        config: The experiment, whose values become the hyperparameters.
+        image_shape: Height, width and channels of an image. None if inputs are not images.
     """
 
     def __init__(self, folder: Path, config: ExperimentConfig, image_shape: tuple[int, int, int] | None) -> None:
@@ -37,8 +37,8 @@ class TensorBoard:
         self._writer: Any = None
 
     def __call__(self, record: EpochRecord, state: train.TrainState) -> None:
-        """Write an epoch."""
-        # Made late, when it is known from which update on a resumed run trains again.
+        """Write the figures of an epoch."""
+        # Made late, because only now the first update of a resumed run is known.
         self._writer = self._writer or SummaryWriter(str(self.folder), purge_step=record.steps)
         for name, value in record.line().items():
             if value is not None and name not in ("epoch", "steps"):
@@ -50,7 +50,7 @@ class TensorBoard:
         self._writer.flush()
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the hyperparameters with the run's result, as `History.result` has it."""
+        """Write the hyperparameters with the run's result, as in `History.result`."""
         if self._writer:
             figures = {name: value for name, value in result.items() if isinstance(value, float)}
             values = dotted(self.config.to_dict())

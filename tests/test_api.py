@@ -58,7 +58,7 @@ def test_predict_takes_one_image_or_many_in_any_shape_that_data_takes(history: H
 def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^split "):
         jaxmlp.evaluate(history, "dev")
-    with pytest.raises(RunError, match="is not there"):
+    with pytest.raises(RunError, match="does not exist"):
         jaxmlp.evaluate(tmp_path / "no")
     with pytest.raises(DataError, match=r"images must be \[n, 28, 28, 1\]"):
         jaxmlp.predict(history, np.zeros((2, 27, 28)))

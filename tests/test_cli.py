@@ -77,7 +77,7 @@ def test_an_unknown_command_is_guessed(program: Program) -> None:
     ended = program("trian", "x.py")
     assert ended.code == 2
     assert (
-        ended.stderr == f"trian is not a command of jaxmlp. Did you mean train? The commands: {', '.join(COMMANDS)}\n"
+        ended.stderr == f"trian is not a command of jaxmlp. Did you mean train? The commands are: {', '.join(COMMANDS)}\n"
     )
 
 

@@ -532,5 +532,5 @@ def test_a_part_without_a_rule_of_its_own_is_refused_by_the_command(tmp_path: Pa
 def test_experiment_without_a_run_is_refused(files: Path, program: Program) -> None:
     ended = program("train", str(files), "--experiment", str(files))
     assert ended.code == 2 and "--experiment needs --resume" in ended.stderr
-    with pytest.raises(UsageError, match="is not there"):
+    with pytest.raises(UsageError, match="does not exist"):
         jaxmlp.load_model("run", experiment=files.with_name("no.py"))

@@ -188,7 +188,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         ("evaluate {run} --min-accuracy 1", 3, "the accuracy {accuracy} is below the wanted 1"),
         ("train --resume {run} --min-accuracy 1", 3, "the test accuracy {accuracy} is below the wanted 1"),
         ("predict {run}", 2, "predict needs FILE...: jaxmlp predict RUN FILE..."),
-        ("predict {run} {here}/x.png", 4, "data: {here}/x.png is not there"),
+        ("predict {run} {here}/x.png", 4, "data: {here}/x.png does not exist"),
         (
             "predict {run} {here}",
             4,

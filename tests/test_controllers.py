@@ -445,7 +445,7 @@ def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tmp_path: Path) -> N
         told = run.manifest["binding"]
     with RunDirectory.open(tmp_path / "longer", write=False) as run:
         assert told == run.manifest["binding"]
-    with pytest.raises(ConfigError, match="epochs must be at least the 4 that are done, got 3"):
+    with pytest.raises(ConfigError, match="epochs must be at least the 4 epochs that are done, got 3"):
         fit(run=tmp_path / "run", dataset=noise(), epochs=3)
 
     # One that stopped would have stopped there, had it been longer.

@@ -161,7 +161,7 @@ def test_a_cut_that_leaves_a_class_untrained_is_said() -> None:
     cut = data.from_arrays((GREY, [0, 1, 0, 1, 0]), (GREY[:2], [0, 1]), validation=0.4)
     assert cut.notes == ()
     (note,) = data.from_arrays((GREY, [0, 0, 0, 1, 1]), (GREY[:2], [0, 1]), validation=0.4).notes
-    assert "takes the last 2 training images, and with them all of class 1" in note
+    assert "takes the last 2 training images, which are all images of class 1" in note
 
 
 def test_labels_that_are_ids_of_something_else_are_said() -> None:

@@ -92,7 +92,7 @@ def test_a_network_without_hidden_layers_or_of_other_images_is_exported(tmp_path
         "web": made(hidden_sizes=()),
     }.items():
         export(loaded, name, tmp_path / name)
-    with pytest.raises(RunError, match="web draws 28 x 28 x 1 images, and the run's network takes 6 x 5 x 3"):
+    with pytest.raises(RunError, match="web draws 28 x 28 x 1 images, but the run's network takes 6 x 5 x 3"):
         export(made((6, 5, 3)), "web", tmp_path / "page.html")
 
 
@@ -153,7 +153,7 @@ def test_an_export_that_answers_otherwise_is_removed_and_refused(
         )
 
     monkeypatch.setattr(stablehlo, "write", damaged)
-    with pytest.raises(CheckFailed, match=r"is removed: its probabilities differ by .*, wanted at most 1e-05"):
+    with pytest.raises(CheckFailed, match=r"was removed: its probabilities differ by .*, wanted at most 1e-05"):
         export(loaded, "stablehlo", tmp_path / "program")
     assert list(tmp_path.iterdir()) == []
 
@@ -229,7 +229,7 @@ def test_a_folder_that_cannot_be_written_or_is_there_already_is_said(tmp_path: P
         with pytest.raises(DiskError, match=f"could not write {tmp_path}/nowhere/model"):
             export(made(), name, tmp_path / "nowhere" / "model")
     (tmp_path / "mine").mkdir()
-    with pytest.raises(RunError, match="mine is there already: remove it, or name another with --out"):
+    with pytest.raises(RunError, match="mine already exists: remove it, or name another folder with --out"):
         export(made(), "orbax", tmp_path / "mine")
 
 

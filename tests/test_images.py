@@ -167,6 +167,6 @@ def test_an_archive_an_empty_folder_and_nothing_at_all_are_refused(tmp_path: Pat
     np.savez(tmp_path / "x.npz", IMAGES)
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
     (tmp_path / "empty").mkdir()
-    for name, message in {"x.npy": "archive", "empty": "has no images", "nothing.png": "is not there"}.items():
+    for name, message in {"x.npy": "archive", "empty": "has no images", "nothing.png": "does not exist"}.items():
         with pytest.raises(DataError, match=message):
             read_images(tmp_path / name, SHAPE)

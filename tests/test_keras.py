@@ -123,7 +123,7 @@ def test_flags_that_make_another_network_of_it_are_refused(tmp_path: Path) -> No
         model = {"hidden_sizes": (6, 5), "activation": "tanh", path: value}
         config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | {"batch_size": 10})
         config = ExperimentConfig.from_dict(config.to_dict() | {"model": config.to_dict()["model"] | model})
-        with pytest.raises(ConfigError, match=f"model.{path} must be the file's"):
+        with pytest.raises(ConfigError, match=rf"model.{path} must be .* as in the file"):
             import_network(network, config, dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -394,19 +394,19 @@ WRONG_HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
         lambda f: replaced(
             f, data=np.ones((16, 6), "f4"), maxshape=(None, None), chunks=(1 << 9, 1 << 9), compression="gzip"
         ),
-        r"/layers/dense/vars/0 \[16, 6\] is not plain, as Keras writes it",
+        r"/layers/dense/vars/0 \[16, 6\] is not stored plainly, as Keras does",
     ),
     "never written": (
         never_written,
-        r"/layers/dense/vars/0 \[1048576, 262144\] is not plain, as Keras writes it, or larger than the file",
+        r"/layers/dense/vars/0 \[1048576, 262144\] is not stored plainly, as Keras does, or is larger than the file",
     ),
     "stored outside": (
         stored_outside,
-        "/layers/dense/vars/0 .* is not plain, as Keras writes it, or larger than the file",
+        "/layers/dense/vars/0 .* is not stored plainly, as Keras does, or is larger than the file",
     ),
-    "virtual": (virtual, "/layers/dense/vars/0 .* is not plain, as Keras writes it, or larger than the file"),
+    "virtual": (virtual, "/layers/dense/vars/0 .* is not stored plainly, as Keras does, or is larger than the file"),
     "a link to another file": (linked, "0 is a link elsewhere"),
-    "one array many times": (many_times, "is not plain, as Keras writes it, or larger than the file"),
+    "one array many times": (many_times, "is not stored plainly, as Keras does, or is larger than the file"),
     "a pickle": (pickled, "/layers/dense/vars/0 is |V.*, wanted float32"),
     "half precision": (lambda f: replaced(f, data=np.zeros((16, 6), "f2")), "is float16, wanted float32"),
     "another kernel": (
@@ -470,7 +470,7 @@ def test_a_file_of_another_kind_under_keras_name_exits_5(
     assert main(["import-keras", str(path)]) == 5
     assert capsys.readouterr().err.startswith(f"{path} cannot be imported: {message}")
     assert main(["import-keras", str(tmp_path / "nothing.h5")]) == 5
-    assert "nothing.h5 is not there" in capsys.readouterr().err
+    assert "nothing.h5 does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "keras3.keras"])

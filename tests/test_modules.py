@@ -365,7 +365,7 @@ def test_a_resumed_run_and_a_lane_have_the_bits_of_an_uninterrupted_run(name: st
         export(model, exported, tmp_path / f"model.{exported}")
     assert b"batch_stats/" in (tmp_path / "model.safetensors").read_bytes()
     for mlps_alone in ("onnx", "web"):
-        with pytest.raises(RunError, match="holds MLPs alone"):
+        with pytest.raises(RunError, match="holds only MLPs"):
             export(model, mlps_alone, tmp_path / "model")
 
 

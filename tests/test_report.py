@@ -159,7 +159,7 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
     ("words", "code", "message"),
     [
         ("{here}/no", 5, "{here}/no does not exist. `jaxmlp runs` lists the runs."),
-        ("{here}", 5, "{here} is not a run directory, and holds none. `jaxmlp runs` lists the runs."),
+        ("{here}", 5, "{here} is not a run directory and contains no runs. `jaxmlp runs` lists the runs."),
         (
             "'{here}/a sweep'",
             5,

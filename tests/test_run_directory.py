@@ -133,7 +133,7 @@ def test_a_run_killed_before_it_had_a_config_leaves_the_folder_free(path: Path) 
 
 @pytest.mark.parametrize("write", [True, False])
 def test_a_folder_that_is_missing_or_no_run_cannot_be_opened(tmp_path: Path, write: bool) -> None:
-    with pytest.raises(RunError, match="is not there"):
+    with pytest.raises(RunError, match="does not exist"):
         RunDirectory.open(tmp_path / "missing", write=write)
     with pytest.raises(RunError, match=r"is not a run directory: it has no config\.json"):
         RunDirectory.open(tmp_path, write=write)

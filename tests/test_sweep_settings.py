@@ -41,7 +41,7 @@ def test_the_ends_of_a_range_of_whole_numbers_are_drawn_as_often_as_the_others()
     assert Counter(Range(low=0.5, high=3.5).draw_whole(part) for part in parts) == {1: 333, 2: 333, 3: 333}
     drawn = Counter(Range(low=1, high=3, log=True).draw_whole(part) for part in parts)
     assert drawn == {1: 499, 2: 293, 3: 207}  # Half of the way from 1 to 4 is 2, where logarithms are even.
-    with pytest.raises(ConfigError, match="batch_size has no whole number"):
+    with pytest.raises(ConfigError, match="batch_size has no integer"):
         make_settings(CONFIG, {"batch_size": Range(low=1.2, high=1.8)}, draws=1)
 
 
@@ -50,16 +50,16 @@ def test_the_ends_of_a_range_of_whole_numbers_are_drawn_as_often_as_the_others()
     [
         ({"optimizer.momentun": [1]}, r"optimizer.momentun is not a field.* Did you mean optimizer.momentum"),
         ({"optimizer.learning_rate": [0.1, -1]}, r"optimizer.learning_rate must be in \[0, inf\), got -1"),
-        ({"optimizer.learning_rate": []}, "optimizer.learning_rate needs a list of one value or more"),
-        ({"optimizer.learning_rate": "0.1"}, "optimizer.learning_rate needs a list of one value or more"),
+        ({"optimizer.learning_rate": []}, "optimizer.learning_rate needs a list of at least one value"),
+        ({"optimizer.learning_rate": "0.1"}, "optimizer.learning_rate needs a list of at least one value"),
         ({"optimizer.learning_rate": [1, 1.0]}, r"must make settings that all differ, got .*=1.0 2 times"),
         ({"batch_size": [16, 3], "grad_shards": [2]}, "grad_shards must divide batch_size 3"),
-        ({"seed": [1]}, "seed is what --seeds gives"),
+        ({"seed": [1]}, "seed is set by --seeds"),
         ({"data.name": ["mnist"]}, "data.name cannot vary: the lanes of a sweep share one data set"),
         ({"data.validation": [0.1, 0.2]}, "data.validation cannot vary"),
         ({"name": ["a", "b"]}, "name names the sweep"),
         ({"batch_size": Range(low=1, high=2)}, r"batch_size is drawn from uniform\(1,2\): .* --random N"),
-        ({"batch_size": list(range(1, MAX_LANES + 2))}, "sweep must be of 1 to 65,536 settings, got 65,537"),
+        ({"batch_size": list(range(1, MAX_LANES + 2))}, "sweep must have 1 to 65,536 settings, got 65,537"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(vary: dict[str, Any], said: str) -> None:
@@ -114,7 +114,7 @@ def test_seeds_are_a_range_a_number_or_a_list() -> None:
         (("--set", "optimizer.learning-rate"), "--set must be FIELD=a,b,..."),
         (("--set", "optimizer.learning-rat=1"), "--optimizer.learning-rat is not a field of this experiment. Did you"),
         (("--set", "optimizer.learning-rate=0.1,fast"), "--optimizer.learning-rate must be a number, got 'fast'"),
-        (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of one value or more"),
+        (("--set", "optimizer.learning-rate="), "--optimizer.learning-rate needs a list of at least one value"),
         (("--set", "epochs=1", "--set", "epochs=2"), "--epochs is set twice"),
         (("--set", "data=mnist_5k"), "--data is a part of the experiment, not a value: set its fields"),
         (("--set", "optimizer=adma"), "--optimizer must be one of sgd, rmsprop, adam, adamw"),

@@ -1,4 +1,4 @@
-"""A run's model in the formats of others, each read back from the disk and compared before it counts as written."""
+"""How does a model leave for other programs? Each export is read back from disk and compared before it counts."""
 
 from jaxmlp.export.checked import FORMATS, Exported, export
 

@@ -1,4 +1,4 @@
-"""Write a model in a format, read it back, and compare what it answers with what `predict` does."""
+"""How is an export checked? It is written, read back, and its answers are compared with those of `predict`."""
 
 from __future__ import annotations
 
@@ -23,27 +23,28 @@ from jaxmlp.run import files
 from jaxmlp.run.digest import leaves
 
 PROBES = 256
-"""Examples that each export is compared on."""
+"""Number of examples on which each export is compared."""
 TOLERANCE = 1e-5
-"""Largest difference of an answer from `predict`'s, where another program computes it; of numbers, of the largest."""
+"""Largest allowed difference from `predict` if another program computes the answers; for numbers, relative to the
+largest."""
 
 
 class Format(NamedTuple):
-    """One format; the module of its name in this room writes and reads it."""
+    """A format. The module with its name in this room writes and reads it."""
 
     suffix: str
     exact: bool = False
-    """Whether it holds parameters for the run's own program, so that no bit may differ."""
+    """Whether the format holds parameters for the run's own program, so that every bit must be equal."""
     precision: str | None = None
-    """What it computes in, whatever the run did; none where it keeps the run's."""
+    """Precision of the computation, whatever the run's precision was. None keeps the run's precision."""
     max_bytes: int | None = None
-    """Of parameters that it can hold; none where it knows no limit."""
+    """Largest size of the parameters in bytes; None without a limit."""
 
 
 MAX_MESSAGE = (1 << 31) - (1 << 20)
-"""Bytes of parameters in a protobuf or a flatbuffer, neither of which is longer than 2 GiB."""
+"""Largest size of the parameters in a protobuf or flatbuffer, in bytes. Neither can exceed 2 GiB."""
 MAX_PAGE = files.MAX_TEXT // 4 * 3 - (1 << 20)
-"""Bytes of parameters in a page, where base64 makes four characters of three bytes."""
+"""Largest size of the parameters in a page, in bytes. base64 turns three bytes into four characters."""
 
 FORMATS = {
     "safetensors": Format(".safetensors", exact=True),
@@ -55,49 +56,49 @@ FORMATS = {
 
 
 class Exporter(Protocol):
-    """What the module of a format offers."""
+    """What the module of a format provides."""
 
     def write(self, path: Path, model: Model) -> None:
         """Write the model to `path`, whole or not at all."""
 
     def answers(self, path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
-        """What the export at `path` answers; of `model`, its parameters are not used."""
+        """The answers of the export at `path`. The parameters of `model` are not used."""
 
 
 class Exported(NamedTuple):
-    """What an export came to."""
+    """Result of an export."""
 
     path: Path
     bytes: int
     difference: float
-    """Largest of an answer from `predict`'s, over the probes: of probabilities, or of numbers."""
+    """Largest difference of an answer, a probability or number, from that of `predict` over the probes."""
     rounding: float
-    """What `predict`'s own arithmetic costs: the largest difference of one of its answers from the exact one of an
-    MLP, and from the one of a program that computes each operation apart of another network."""
+    """Largest rounding error of `predict` itself: for an MLP the difference from the exact answers, for other networks
+    the difference from a program that computes each operation separately."""
 
 
 def export(model: Model, name: str, path: Path) -> Exported:
     """Write a model, read it back, and compare.
 
     Args:
-        model: Any; some formats hold MLPs alone.
-        name: One of `FORMATS`.
-        path: A file, which is replaced; for orbax a folder, which must not be there.
+        model: Any model. Some formats hold only MLPs.
+        name: A key of `FORMATS`.
+        path: A file, which is replaced; for orbax a folder, which must not exist.
 
     Raises:
-        CheckFailed: What was written answers otherwise than the model; it is removed.
+        CheckFailed: The written model gives other answers; it is removed.
         DiskError: It could not be written.
-        RunError: The format cannot hold the model: its kind, its shape or its size.
+        RunError: The format cannot hold a model of this kind, shape or size.
         UsageError: A package is not installed.
     """
     chosen = FORMATS[name]
     size = sum(array.nbytes for array in leaves(model.params).values())
     if chosen.max_bytes is not None and size > chosen.max_bytes:
         others = " or ".join(other for other, each in FORMATS.items() if not each.max_bytes)
-        holds = f"--format {name} holds {chosen.max_bytes / 1e6:,.0f} MB of parameters at most"
-        raise RunError(f"{holds}, and the run has {size / 1e6:,.0f} MB: take {others}.")
+        holds = f"--format {name} holds at most {chosen.max_bytes / 1e6:,.0f} MB of parameters"
+        raise RunError(f"{holds}, but the run has {size / 1e6:,.0f} MB: use {others}.")
     exporter: Exporter = importlib.import_module(f"jaxmlp.export.{name}")
-    if not chosen.exact:  # Who runs the file knows no portable arithmetic.
+    if not chosen.exact:  # Other programs have no portable arithmetic.
         precision = chosen.precision or model.config.factors
         model = dataclasses.replace(model, config=with_value(model.config, "precision", precision))
     exporter.write(path, model)
@@ -106,16 +107,16 @@ def export(model: Model, name: str, path: Path) -> Exported:
     try:
         difference = _largest(exporter.answers(path, model, inputs) - wanted)
     except BaseException:
-        # What nobody has compared is not left behind either.
+        # An export that was not compared must not remain.
         _remove(path)
         raise
     rounding = _largest(_otherwise(model, inputs) - wanted)
-    # Two programs may each round to another side of the exact value, and neither be at fault.
+    # Two programs may round the exact value in opposite directions, and both be right.
     limit = 0.0 if chosen.exact else max(TOLERANCE * max(1.0, _largest(wanted)), 4 * rounding)
     if not difference <= limit:
         _remove(path)
         what = "probabilities" if model.facts.classes else "answers"
-        raise CheckFailed(f"{path} is removed: its {what} differ by {difference:.2g}, wanted at most {limit:.2g}")
+        raise CheckFailed(f"{path} was removed: its {what} differ by {difference:.2g}, wanted at most {limit:.2g}")
     parts = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
     return Exported(path, sum(part.stat().st_size for part in parts), difference, rounding)
 
@@ -125,7 +126,7 @@ def _remove(path: Path) -> None:
 
 
 def _otherwise(model: Model, inputs: Any) -> Float[np.ndarray, "probes outputs"]:
-    """The answers as other arithmetic has them: an MLP's exact ones, or those of each operation by itself."""
+    """The answers in other arithmetic: for an MLP the exact answers, else with each operation computed separately."""
     network = model.config.model
     is_plain = isinstance(network, MLP) and isinstance(network.activation, str) and not network.batch_norm
     if is_plain and model.facts.classes:
@@ -135,7 +136,7 @@ def _otherwise(model: Model, inputs: Any) -> Float[np.ndarray, "probes outputs"]
 
 
 def probes(facts: data.Facts) -> Any:
-    """Inputs to compare on: real digits where they fit, else noise in front of more and less black, or noise alone."""
+    """Inputs to compare on: real digits if they fit; for other images noise on more and less black; else noise."""
     if facts.image_shape == (28, 28, 1):
         digits: np.ndarray[Any, Any] = data.load(DataConfig(name="mnist_5k", validation=None)).test.inputs
         return digits[:PROBES]
@@ -148,7 +149,7 @@ def probes(facts: data.Facts) -> Any:
     def noise_of(leaf: Any) -> Any:
         if leaf.dtype == np.uint8:
             return rng.integers(0, 256, leaf.shape, np.uint8)
-        if leaf.dtype == np.int32:  # Any table of ids has the first two.
+        if leaf.dtype == np.int32:  # Every table of ids has at least two entries.
             return rng.integers(0, 2, leaf.shape, np.int32)
         return rng.normal(size=leaf.shape).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""The MLP as a list of matrices for formats that know no JAX, and the same in NumPy, to check them by."""
+"""How is an MLP a list of matrices for formats without JAX? The same in NumPy checks them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Rows = Float[np.ndarray, "rows units"]
 
 
 class DenseLayer(NamedTuple):
-    """activation(scale * x @ kernel + bias)."""
+    """A layer: activation(scale * x @ kernel + bias)."""
 
     kernel: Float[np.ndarray, "inputs units"]
     bias: Float[np.ndarray, " units"]
     activation: str
-    """One of `MLP.activation`; `linear` for the logits."""
+    """A name from `MLP.activation`; `linear` for the logits."""
     scale: float = 1.0
-    """The first layer's inputs are pixels as the data has them."""
+    """Factor on the inputs. The first layer's inputs are unscaled pixels."""
 
 
 def _elu(x: Rows) -> Rows:
@@ -54,17 +54,17 @@ def mlp_of(model: Model) -> MLP:
     """The MLP of a model.
 
     Raises:
-        RunError: It is another network, or its activation is a function of the user's own.
+        RunError: The model is another network, or its activation is a function of the user's own.
     """
     config = model.config.model
     if not isinstance(config, MLP):
-        raise RunError(f"this format holds MLPs alone, and the run's network is {where(config)}. Take stablehlo.")
+        raise RunError(f"this format holds only MLPs, but the run's network is {where(config)}. Use stablehlo.")
     if not isinstance(config.activation, str):
-        raise RunError("this format knows jaxmlp's activations alone, and the run's is its own. Take stablehlo.")
+        raise RunError("this format has only jaxmlp's activations, but the run has one of its own. Use stablehlo.")
     if config.batch_norm:
-        raise RunError("this format holds dense layers alone, and the run's network has BatchNorm. Take stablehlo.")
+        raise RunError("this format holds only dense layers, but the run's network has BatchNorm. Use stablehlo.")
     if not model.facts.classes:
-        raise RunError("this format answers with probabilities, and the run's network with numbers. Take stablehlo.")
+        raise RunError("this format returns probabilities, but the run's network predicts numbers. Use stablehlo.")
     return config
 
 
@@ -83,7 +83,7 @@ def dense_layers(model: Model) -> list[DenseLayer]:
 def softmax_of_layers(
     layers: Sequence[DenseLayer], images: Shaped[np.ndarray, "n height width channels"], dtype: Any
 ) -> Float[np.ndarray, "n classes"]:
-    """The probabilities of unscaled images, every product and sum in `dtype`."""
+    """The probabilities of unscaled images, with every product and sum in `dtype`."""
     x = images.reshape(len(images), -1).astype(dtype)
     for layer in layers:
         kernel, bias = layer.kernel.astype(dtype), layer.bias.astype(dtype)

@@ -15,9 +15,9 @@ from jaxmlp.inference import Model
 from jaxmlp.run import files
 
 OPSET = 20
-"""The first with Gelu."""
+"""The first operator set with Gelu."""
 IR_VERSION = 10
-"""Of the file; newer ones are refused by readers that are not new."""
+"""Version of the file format. Older readers refuse newer versions."""
 
 OPERATORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "relu": ("Relu", {}),
@@ -28,11 +28,11 @@ OPERATORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "selu": ("Selu", {}),
     "softplus": ("Softplus", {}),
 }
-"""Of each activation; silu is made of two, and linear of none."""
+"""ONNX operator of each activation. silu is built from two operators; linear needs none."""
 
 
 def _packages() -> tuple[ModuleType, ModuleType]:
-    # Its builds for Linux write an identifier into the user's cache when they are imported, and send it with events.
+    # On import, its Linux builds write an identifier into the user's cache and send it with telemetry events.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnx
@@ -43,7 +43,7 @@ def _packages() -> tuple[ModuleType, ModuleType]:
 
 
 def write(path: Path, model: Model) -> None:
-    """`images` float32 [batch, height, width, channels], pixels unscaled, to `probabilities` [batch, classes]."""
+    """Write `images`, float32 [batch, height, width, channels], unscaled, to `probabilities` [batch, classes]."""
     layers = dense_layers(model)
     onnx, _ = _packages()
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
@@ -82,11 +82,11 @@ def write(path: Path, model: Model) -> None:
 
 
 def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What ONNX Runtime answers from the file, on the CPU."""
+    """The answers of ONNX Runtime from the file, on the CPU."""
     _, onnxruntime = _packages()
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of onnxruntime's own kinds, which have no common parent
+    except Exception as error:  # onnxruntime's exceptions have no common parent
         raise RunError(f"{path} is not an ONNX model: {error}") from error
     (found,) = session.run(None, {"images": images.astype(np.float32)})
     return np.asarray(found)

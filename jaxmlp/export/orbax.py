@@ -26,17 +26,17 @@ def _checkpointer() -> Any:
 
 
 def write(path: Path, model: Model) -> None:
-    """The tree `{"Dense_0": {"bias", "kernel"}, ...}` in a folder that is not there yet.
+    """Write the tree `{"Dense_0": {"bias", "kernel"}, ...}` to a new folder.
 
-    What the network keeps beside its parameters stands under its collection, such as `batch_stats`.
+    Other collections of the network are stored under their names, such as `batch_stats`.
 
     Raises:
-        DiskError: It could not be written.
-        RunError: Something of that name is there.
+        DiskError: The folder could not be written.
+        RunError: The path exists already.
         UsageError: orbax is not installed.
     """
     if os.path.lexists(path):
-        raise RunError(f"{path} is there already: remove it, or name another with --out.")
+        raise RunError(f"{path} already exists: remove it, or name another folder with --out.")
     with files.trying_to(f"write {path}"):
         temporary = Path(tempfile.mkdtemp(prefix=".jaxmlp-", suffix=".tmp", dir=path.parent))
         try:
@@ -51,7 +51,7 @@ def write(path: Path, model: Model) -> None:
 
 
 def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
-    """What the folder's tensors answer in the model's own program."""
+    """The answers of the folder's tensors in the model's own program."""
     with _checkpointer() as checkpointer:
         try:
             restored = checkpointer.restore(path.resolve(), jax.tree.map(np.asarray, model.tensors()))

@@ -17,9 +17,9 @@ from jaxmlp.run.digest import digest, leaves, restore
 
 
 def write(path: Path, model: Model) -> None:
-    """Tensors such as `Dense_0/kernel` float32 [inputs, units]; metadata `jaxmlp`: JSON text.
+    """Write tensors such as `Dense_0/kernel`, float32 [inputs, units]. The metadata entry `jaxmlp` is JSON text.
 
-    What the network keeps beside its parameters stands under its collection, such as `batch_stats/BatchNorm_0/mean`.
+    Other collections of the network are stored under their names, such as `batch_stats/BatchNorm_0/mean`.
     """
     about = {
         "config": model.config.to_dict(),
@@ -28,12 +28,12 @@ def write(path: Path, model: Model) -> None:
         "step": model.step,
         "params_sha256": digest(model.params),
     }
-    # One entry, because the library writes several in a random order.
+    # A single entry, because the library writes several entries in random order.
     files.write(path, safetensors.numpy.save(leaves(model.tensors()), {"jaxmlp": json.dumps(about)}))
 
 
 def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
-    """What the file's tensors answer in the model's own program."""
+    """The answers of the file's tensors in the model's own program."""
     try:
         tensors = restore(model.tensors(), safetensors.numpy.load(path.read_bytes()))
     except SafetensorError as error:

@@ -1,7 +1,6 @@
-"""StableHLO: the whole network as one program of JAX's stable exchange format, for any number of examples.
+"""StableHLO: the whole network as one program in JAX's stable exchange format, for any number of examples.
 
-The file holds what `jax.export.deserialize` reads: portable StableHLO for CPU, CUDA and TPU, with parameters and
-variables inside.
+`jax.export.deserialize` reads the file: portable StableHLO for CPU, CUDA and TPU, with parameters and variables inside.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def write(path: Path, model: Model) -> None:
-    """`answers(inputs)`: probabilities, or the numbers that the network answers with, of inputs [batch, ...].
+    """Write `answers(inputs)`: from inputs [batch, ...] to probabilities, or to the numbers that the network predicts.
 
-    Inputs are as the data has them, a mapping where they are one: unscaled, pixels and other numbers as float32.
+    Inputs are as in the data, possibly a mapping: unscaled, with pixels and other numbers as float32.
     """
     answer = answers_of(model)
 
@@ -40,7 +39,7 @@ def write(path: Path, model: Model) -> None:
     )
     try:
         exported = jax.export.export(answers, platforms=PLATFORMS)(shapes)
-    except Exception as error:  # whatever the network's own code raises
+    except Exception as error:  # the network's own code may raise anything
         told = f"{type(error).__name__}: {error}"
         raise RunError(
             f"the network does not take any number of examples (write x.shape[0] for len(x)): {told}"
@@ -49,10 +48,10 @@ def write(path: Path, model: Model) -> None:
 
 
 def answers(path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
-    """What the program in the file answers, compiled for where JAX runs."""
+    """The answers of the program in the file, compiled for the device of this process."""
     try:
         exported = jax.export.deserialize(bytearray(path.read_bytes()))
-    except Exception as error:  # flatbuffers raises what its reading of any bytes runs into
+    except Exception as error:  # flatbuffers raises various errors for damaged bytes
         raise RunError(f"{path} is not a program of jax.export: {error}.") from error
     return np.asarray(exported.call(jax.device_put(_as_arguments(inputs))))
 

@@ -1,4 +1,4 @@
-"""A web page, one file that needs no network: it reads a digit as it is drawn, with the run's weights in it."""
+"""A web page in one file that needs no network: it reads digits as they are drawn, with the run's weights inside."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ IMAGE_SHAPE = (28, 28, 1)
 
 
 def write(path: Path, model: Model) -> None:
-    """The page, with float32 weights as base64: exact, because half the bits would cost a thousandth of a probability.
+    """Write the page, with float32 weights as base64. Half the bits would change probabilities by a thousandth.
 
     Raises:
-        RunError: The model is no MLP, or does not take images of 28 x 28 grey pixels.
+        RunError: The model is not an MLP, or does not take grey images of 28 x 28 pixels.
     """
     layers = dense_layers(model)
     if model.facts.image_shape != IMAGE_SHAPE:
         shape = " x ".join(map(str, model.facts.image_shape or ("no images",)))
-        raise RunError(f"--format web draws 28 x 28 x 1 images, and the run's network takes {shape}.")
+        raise RunError(f"--format web draws 28 x 28 x 1 images, but the run's network takes {shape}.")
     arrays = [np.ascontiguousarray(array, "<f4") for layer in layers for array in (layer.kernel, layer.bias)]
     about: list[dict[str, Any]] = []
     for layer in layers:
@@ -48,17 +48,20 @@ def write(path: Path, model: Model) -> None:
 
 
 def _about(model: Model) -> str:
-    """Without any character that could end the script it stands in: a run's name has none."""
+    """A line about the model.
+
+    It has no character that could end the script around it, because a run's name has none.
+    """
     layers = " - ".join(str(size) for size in (784, *mlp_of(model).hidden_sizes, model.num_classes))
     updates = f"{model.step:,} update{'s' * (model.step != 1)}"
     return f"{model.config.name}: {layers} units, {num_params(model.params):,} parameters, {updates}"
 
 
 def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """What the weights in the page answer, in NumPy; that the page's own code answers the same is tested in a browser.
+    """The answers of the page's weights, in NumPy. A browser test shows that the page's own code answers the same.
 
     Raises:
-        RunError: It is no such page.
+        RunError: The file is not such a page.
     """
     page = files.read(path).decode(errors="replace")
     try:

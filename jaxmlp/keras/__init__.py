@@ -1,1 +1,1 @@
-"""Networks that Keras trained, out of its files and into runs."""
+"""How does a network that Keras trained become a run?"""

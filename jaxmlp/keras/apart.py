@@ -1,6 +1,6 @@
-"""A Keras file is read by a process of its own, held to little memory and time: HDF5's library trusts what it reads.
+"""How is a Keras file read safely? By a process with little memory and time, because HDF5's library trusts its input.
 
-One damaged byte can make the library loop for ever, where Python hears no signal, or crash.
+One damaged byte can make the library crash, or loop forever where Python receives no signal.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from jaxmlp.keras.files import parse_keras
 from jaxmlp.keras.network import Dense, KerasNetwork
 
 SECONDS = 60.0
-"""That reading a file may take."""
+"""Largest time, in seconds, to read a file."""
 MEMORY = 1 << 30
-"""Bytes that it may take, besides three times the file's."""
+"""Largest memory of the process, in bytes, besides three times the size of the file."""
 
 
 def read_keras(path: Path) -> KerasNetwork:
-    """The network in a file that Keras wrote, as `parse_keras` reads it.
+    """The network in a file that Keras wrote. See `parse_keras`.
 
     Raises:
-        RunError: It is not there, no such file, damaged, or of a network that is no stack of Dense layers.
+        RunError: The file does not exist, is not a Keras file, is damaged, or its network is not a stack of Dense
+            layers.
         UsageError: h5py is not installed.
     """
     if not path.is_file():
-        raise RunError(f"{path} is not there, or is no file.")
+        raise RunError(f"{path} does not exist, or is not a file.")
     command = [sys.executable, "-P", "-m", "jaxmlp.keras.apart", str(path.absolute()), str(path)]
-    # So that it finds what this process finds, whatever its current folder holds.
+    # The child finds the same modules as this process, whatever its current folder holds.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each)}
     try:
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS)
@@ -62,7 +63,7 @@ def read_keras(path: Path) -> KerasNetwork:
 
 
 def limit_memory(size: int) -> None:
-    """In the process apart: take no more than a file of this size may need, nor than the system allows already."""
+    """In the child process: limit the memory to what a file of this size may need, or to the system's lower limit."""
     limit, (_, hard) = MEMORY + 3 * size, resource.getrlimit(resource.RLIMIT_AS)
     if hard != resource.RLIM_INFINITY:
         limit = min(limit, hard)
@@ -70,12 +71,12 @@ def limit_memory(size: int) -> None:
 
 
 def answer(path: Path, shown: str, out: BinaryIO) -> None:
-    """In the process apart: write a line of JSON, and behind it the layers' numbers.
+    """In the child process: write a line of JSON, followed by the numbers of the layers.
 
     Args:
         path: The file.
-        shown: Its name, for people.
-        out: Takes the answer.
+        shown: Name of the file for people.
+        out: Stream for the answer.
     """
     layers: tuple[Dense, ...] = ()
     try:
@@ -88,7 +89,7 @@ def answer(path: Path, shown: str, out: BinaryIO) -> None:
     except UsageError as error:
         told = {"missing": str(error)}
     except MemoryError:
-        told = {"refused": f"{shown} cannot be imported: it is damaged (it takes too much memory)."}
+        told = {"refused": f"{shown} cannot be imported: it is damaged (it needs too much memory)."}
     out.write(json.dumps(told).encode() + b"\n")
     for layer in layers:
         out.writelines([np.ascontiguousarray(layer.kernel, "<f4").data, np.ascontiguousarray(layer.bias, "<f4").data])

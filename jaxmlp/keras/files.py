@@ -1,8 +1,8 @@
-"""Keras's three kinds of files, read without Keras, and without running or unpickling anything in them.
+"""How are Keras's three kinds of files read without Keras, and without running or unpickling anything in them?
 
-- `.h5`, of Keras 2, and written by Keras 3 too: config and weights; or weights alone, by `save_weights`
-- `.weights.h5`, of Keras 3: weights alone
-- `.keras`, of Keras 3: an archive of config.json and model.weights.h5
+- `.h5`, from Keras 2 and 3: config and weights; or only weights, from `save_weights`
+- `.weights.h5`, from Keras 3: only weights
+- `.keras`, from Keras 3: an archive of config.json and model.weights.h5
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from jaxmlp.keras.hdf5 import MAX_TEXT, Group, Refused
 from jaxmlp.keras.network import KerasNetwork, assemble, checked_layers, parse_architecture
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
-"""What the files begin with; names may lie."""
+"""First bytes of the files. File names may be wrong."""
 
 _DENSE = re.compile(r"dense(?:_(\d+))?")
 
 
 def parse_keras(path: Path) -> KerasNetwork:
-    """The network in a file that Keras wrote. Of a damaged one HDF5's library may never return: see `apart`.
+    """The network in a file that Keras wrote. For a damaged file, HDF5's library may never return: see `apart`.
 
     Raises:
-        RunError: It is not there, no such file, damaged, or of a network that is no stack of Dense layers.
+        RunError: The file does not exist, is not a Keras file, is damaged, or its network is not a stack of Dense
+            layers.
         UsageError: h5py is not installed.
     """
     if not path.is_file():
-        raise RunError(f"{path} is not there, or is no file.")
+        raise RunError(f"{path} does not exist, or is not a file.")
     try:
         with path.open("rb") as file:
             start = file.read(8)
@@ -50,7 +51,7 @@ def parse_keras(path: Path) -> KerasNetwork:
         raise RunError(f"{path} cannot be imported: {error}.") from error
     except (MemoryError, UsageError):
         raise
-    except Exception as error:  # Whichever h5py and zipfile run into in a damaged file.
+    except Exception as error:  # For a damaged file, h5py and zipfile raise various errors.
         raise RunError(f"{path} cannot be imported: it is damaged ({error}).") from error
 
 
@@ -63,15 +64,15 @@ def _read_archive(file: BinaryIO, size: int) -> KerasNetwork:
 
 
 def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
-    """A part of the archive; zipfile checks its sum."""
+    """A member of the archive. zipfile checks its checksum."""
     if name not in archive.namelist():
         raise Refused(f"it has no {name}")
     info = archive.getinfo(name)
-    # Stored parts are no larger than the archive, so none of them unpacks into more than was given.
+    # A stored member is no larger than the archive, so it cannot unpack into more.
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-        raise Refused(f"its {name} is compressed: Keras stores it plain")
+        raise Refused(f"its {name} is compressed, but Keras stores it uncompressed")
     if info.file_size > limit:
-        raise Refused(f"its {name} has {info.file_size} bytes, wanted {limit} at most")
+        raise Refused(f"its {name} has {info.file_size} bytes, wanted at most {limit}")
     return archive.read(info)
 
 
@@ -98,7 +99,7 @@ def _json(text: str | bytes) -> Any:
 
 
 def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
-    """Kernel and bias of each layer that has weights, in the order of the layers."""
+    """Kernel and bias of each layer with weights, in the order of the layers."""
     found = []
     names = weights.texts("layer_names")
     if names is None:
@@ -108,13 +109,13 @@ def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
         if paths := layer.texts("weight_names"):
             parts = [path.rpartition("/")[2].removesuffix(":0") for path in paths]
             if parts not in (["kernel"], ["kernel", "bias"]):
-                raise Refused(f"its layer {name!r} has the weights {', '.join(parts)}, wanted a Dense layer's")
+                raise Refused(f"its layer {name!r} has the weights {', '.join(parts)}, wanted those of a Dense layer")
             found.append([layer.array(path) for path in paths])
     return found
 
 
 def _keras3_arrays(root: Group) -> list[list[np.ndarray[Any, Any]]]:
-    """Kernel and bias of each Dense layer, in the order of the layers, which Keras counts by kind."""
+    """Kernel and bias of each Dense layer, in the order of the layers. Keras numbers layers by kind."""
     layers = root.group("layers" if "layers" in root else "_layer_checkpoint_dependencies")
     found: dict[int, list[np.ndarray[Any, Any]]] = {}
     for name in layers.names():
@@ -124,6 +125,6 @@ def _keras3_arrays(root: Group) -> list[list[np.ndarray[Any, Any]]]:
             continue
         dense = _DENSE.fullmatch(name)
         if not dense or keys not in (["0"], ["0", "1"]):
-            raise Refused(f"its layer {name!r} has {len(keys)} weights, wanted a Dense layer's")
+            raise Refused(f"its layer {name!r} has {len(keys)} weights, wanted those of a Dense layer")
         found[int(dense[1] or 0)] = [variables.array(key) for key in keys]
     return [found[number] for number in sorted(found)]

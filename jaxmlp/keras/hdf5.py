@@ -1,4 +1,4 @@
-"""HDF5 from strangers: what is read is plain, lies in the file itself, and together is no larger than it."""
+"""How is HDF5 from strangers read? Only plain data inside the file, in total no larger than the file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from jaxmlp.errors import UsageError
 
 MAX_TEXT = 1 << 22
-"""Bytes of the longest attribute that is read."""
+"""Largest attribute that is read, in bytes."""
 
 
 class Refused(Exception):
@@ -21,8 +21,8 @@ class Group:
     """A group of an open file.
 
     Args:
-        group: h5py's.
-        budget: Bytes that may still be read of the file, in a list of one that all its groups share.
+        group: The group of h5py.
+        budget: Number of bytes that may still be read, in a list with one element that all groups of the file share.
     """
 
     def __init__(self, group: Any, budget: list[int]) -> None:
@@ -31,10 +31,10 @@ class Group:
 
     @classmethod
     def of_file(cls, file: BinaryIO, size: int) -> Self:
-        """The root of the HDF5 file with these bytes, `size` of them.
+        """The root group of an HDF5 file with `size` bytes.
 
         Raises:
-            Refused: It is no HDF5 file, or cut short.
+            Refused: It is not an HDF5 file, or is cut short.
             UsageError: h5py is not installed.
         """
         try:
@@ -50,22 +50,22 @@ class Group:
         return name in self._group
 
     def names(self) -> list[str]:
-        """Of all that is in it."""
+        """Names of everything in the group."""
         return list(self._group)
 
     def text(self, name: str) -> str | None:
-        """An attribute that is one text; none where it is not there.
+        """An attribute that is a string; None if there is no such attribute.
 
         Raises:
-            Refused: It is no text, or too long.
+            Refused: The attribute is not a string, or is too long.
         """
         return texts[0] if (texts := self._texts(name, ())) is not None else None
 
     def texts(self, name: str) -> list[str] | None:
-        """An attribute that is a list of texts; none where it is not there.
+        """An attribute that is a list of strings; None if there is no such attribute.
 
         Raises:
-            Refused: It is no such list, names something twice, or is too long.
+            Refused: The attribute is not such a list, has duplicates, or is too long.
         """
         found = self._texts(name, None)
         if found and len(set(found)) < len(found):
@@ -90,18 +90,19 @@ class Group:
         return texts
 
     def group(self, name: str) -> Group:
-        """The group of this name in it.
+        """The subgroup of this name.
 
         Raises:
-            Refused: There is none, or it is a link that leads elsewhere.
+            Refused: There is no such group, or it is a link to elsewhere.
         """
         return Group(self._child(name, "Group"), self._budget)
 
     def array(self, path: str) -> Float[np.ndarray, "..."]:
-        """The float32 array of this path in it.
+        """The float32 array at this path in the group.
 
         Raises:
-            Refused: There is none; or it is of another type, compressed, elsewhere, or larger than the file allows.
+            Refused: There is no such array; or it has another type, is compressed, lies elsewhere, or is larger than
+                the file allows.
         """
         *groups, name = path.split("/")
         parent = self
@@ -110,12 +111,13 @@ class Group:
         dataset = parent._child(name, "Dataset")
         if dataset.dtype != np.float32:
             raise Refused(f"{dataset.name} is {dataset.dtype}, wanted float32")
-        # Zeros that were never written, or one array in several places, take less of the file than of the memory; and
-        # a chunk may unpack into more than the whole array.
+        # Zeros that were never written, or one array at several paths, take less space in the file than in memory. A
+        # chunk
+        # may unpack into more than the whole array.
         plain = dataset.chunks is None and dataset.external is None and not dataset.is_virtual
         if not plain or dataset.nbytes > self._budget[0]:
             raise Refused(
-                f"{dataset.name} {list(dataset.shape)} is not plain, as Keras writes it, or larger than the file"
+                f"{dataset.name} {list(dataset.shape)} is not stored plainly, as Keras does, or is larger than the file"
             )
         self._budget[0] -= dataset.nbytes
         return np.asarray(dataset[()])
@@ -128,5 +130,5 @@ class Group:
             raise Refused(f"it has no {name} in {self._group.name}" if link is None else f"{name} is a link elsewhere")
         found = self._group[name]
         if not isinstance(found, getattr(h5py, kind)):
-            raise Refused(f"{found.name} is no {kind.lower()}")
+            raise Refused(f"{found.name} is not a {kind.lower()}")
         return found

@@ -1,4 +1,4 @@
-"""A network of Keras becomes a run: step 0 of an experiment that begins with its weights."""
+"""How does a Keras network become a run? As step 0 of an experiment that begins with its weights."""
 
 from __future__ import annotations
 
@@ -24,29 +24,31 @@ from jaxmlp.run.manifest import manifest
 def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset, path: Path) -> History:
     """Begin a run at `path` whose step 0 has the network's weights, and score it on the test split.
 
-    A resume trains it further, as `config` says: optimizer, epochs, batch size, all of it.
+    A resume trains it further as `config` says, with its optimizer, epochs, batch size and so on.
 
     Raises:
-        ConfigError: `config.model` is of another network.
-        RunError: The network does not fit the data, or there is a run already.
+        ConfigError: `config.model` is another network.
+        RunError: The network does not fit the data, or there is already a run.
         DiskError: The run cannot be written.
     """
     if not isinstance(config.model, MLP):
         raise ConfigError("model", "must be an MLP: Keras files of other networks are not read")
     if config.model.hidden_sizes != network.hidden_sizes:
-        problem = f"must be the file's {network.hidden_sizes}, got {config.model.hidden_sizes}"
+        problem = f"must be {network.hidden_sizes}, as in the file, got {config.model.hidden_sizes}"
         raise ConfigError("model.hidden_sizes", problem)
     if network.activation and config.model.activation != network.activation:
-        problem = f"must be the file's {network.activation}, got {config.model.activation}"
+        problem = f"must be {network.activation}, as in the file, got {config.model.activation}"
         raise ConfigError("model.activation", problem)
     facts = dataset.facts
     found = len(network.layers[0].kernel), len(network.layers[-1].bias)
     if found != (wanted := (math.prod(facts.image_shape or ()), dataset.num_classes)):
-        raise RunError(f"the file maps {found[0]} numbers to {found[1]} classes, {config.data.name} {wanted}.")
+        raise RunError(
+            f"the file maps {found[0]} numbers to {found[1]} classes, but {config.data.name} needs {wanted}."
+        )
     state = _state(network, config, dataset)
     on_data, zeros = config.on_data(facts.outputs, 1), train.Split.of(facts.zeros(1))
     position = Position(state, train.zero_sums(on_data, state, zeros))
-    # So that nobody looks in the config for what these weights came from.
+    # Recorded because the config does not say where these weights came from.
     record = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}
     with RunDirectory.create(path, config, record) as run:
         run.save_checkpoint(0, position.arrays(), position.meta())
@@ -71,7 +73,7 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
 
 
 def _state(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset) -> train.TrainState:
-    """The state before the first update, but for the parameters, which are the network's."""
+    """The state before the first update, with the network's parameters."""
     steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
     on_data = config.on_data(dataset.num_classes, steps_per_epoch)
     state = train.init_state(on_data, dataset.facts.zeros(1).inputs)

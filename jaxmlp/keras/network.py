@@ -1,4 +1,4 @@
-"""What a Keras model must be to become a run: Dense layers in a row, one activation, a softmax at the end."""
+"""Which Keras models can become a run? Dense layers in a row, with one activation and a softmax at the end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ACTIVATIONS: Final = {
     **{name: name for name in ("relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "linear")},
     "swish": "silu",
 }
-"""Keras's names, and ours. Its gelu is another function than ours, which is the approximation by tanh."""
+"""Keras's names of activations, with ours. Its gelu is exact; ours is the tanh approximation."""
 
 
 IMPORTED: Final = {
@@ -30,16 +30,16 @@ IMPORTED: Final = {
     "Softmax": ("axis",),
     "Rescaling": ("scale", "offset"),
 }
-"""The values of each kind of layer that are imported, refused by name, or change neither answers nor training."""
+"""For each kind of layer: values that are imported, refused by name, or affect neither answers nor training."""
 EVERYWHERE: Final = ("name", "trainable", "dtype", "batch_input_shape", "input_shape", "batch_shape")
-"""The values that any layer may have; `_left_out` looks at those that matter."""
+"""Values that any layer may have. `_left_out` checks those that matter."""
 LOSSES: Final = (
     "categorical_crossentropy",
     "sparse_categorical_crossentropy",
     "CategoricalCrossentropy",
     "SparseCategoricalCrossentropy",
 )
-"""Keras's names of the loss that an `ExperimentConfig` has unless told."""
+"""Keras's names of the default loss of `ExperimentConfig`."""
 
 
 class Dense(NamedTuple):
@@ -51,46 +51,46 @@ class Dense(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KerasNetwork:
-    """A stack of Dense layers out of a file."""
+    """A stack of Dense layers from a file."""
 
     layers: tuple[Dense, ...]
     activation: str | None
-    """After each hidden layer; none where the file holds weights alone, or there is no hidden layer."""
+    """Activation after each hidden layer. None if the file holds only weights, or there is no hidden layer."""
     dropout_rate: float
-    """After each hidden layer; 0 where the file says none."""
+    """Dropout rate after each hidden layer; 0 if the file has none."""
     pixel_scale: float | None
-    """Of its Rescaling layer, where it has one."""
+    """Scale of the Rescaling layer; None if there is no such layer."""
     notes: tuple[str, ...]
-    """What people should know."""
+    """Notes that people should read."""
     l1: float = 0.0
-    """Of the kernels' regularizer, where all Dense layers have the same."""
+    """Factor of the kernels' L1 penalty, if all Dense layers have the same."""
     l2: float = 0.0
 
     @property
     def hidden_sizes(self) -> tuple[int, ...]:
-        """Units of each hidden layer."""
+        """Number of units in each hidden layer."""
         return tuple(len(layer.bias) for layer in self.layers[:-1])
 
 
 class Architecture(NamedTuple):
-    """What a file's config says of the layers."""
+    """What a file's config says about the layers."""
 
     units: tuple[int, ...]
     activations: tuple[str, ...]
     dropout_rates: tuple[float, ...]
-    """After each hidden layer; the first is before them all."""
+    """Dropout rate after each hidden layer. The first rate is that before all layers."""
     pixel_scale: float | None
     penalties: tuple[tuple[float, float], ...] = ()
     """`l1` and `l2` of each Dense layer's kernel."""
     notes: tuple[str, ...] = ()
-    """What the config says that is not imported."""
+    """Parts of the config that are not imported."""
 
 
 def checked_layers(arrays: Sequence[Sequence[np.ndarray[Any, Any]]]) -> tuple[Dense, ...]:
-    """The layers, kernel and bias, or kernel alone, each; every one taking what the one before gives.
+    """The layers, each from a kernel and a bias, or only a kernel. Each must fit the layer before.
 
     Raises:
-        Refused: They are not: which, found and wanted.
+        Refused: A layer does not fit. The message says which, and what was found and wanted.
     """
     layers: list[Dense] = []
     for i, (kernel, *rest) in enumerate(arrays):
@@ -109,13 +109,13 @@ def checked_layers(arrays: Sequence[Sequence[np.ndarray[Any, Any]]]) -> tuple[De
 
 
 def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> KerasNetwork:
-    """The network of a file's arrays and of what its config says.
+    """The network from a file's arrays and config.
 
     Raises:
-        Refused: They differ; or the config is of a network that no `MLP` can say.
+        Refused: Arrays and config differ, or no `MLP` can represent the network.
     """
     if architecture is None:
-        note = f"it holds weights alone: the activation is taken to be --model.activation ({MLP.activation})"
+        note = f"it holds only weights: the activation is assumed to be --model.activation ({MLP.activation})"
         return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))
     units = tuple(len(layer.bias) for layer in layers)
     if units != architecture.units:
@@ -125,21 +125,23 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
         raise Refused(f"its last layer ends in {last}, wanted softmax, or linear for logits")
     for activation in hidden:
         if activation not in ACTIVATIONS:
-            why = ": Keras's is exact, and ours approximated by tanh" if activation == "gelu" else ""
+            why = ": Keras computes it exactly, jaxmlp approximates it by tanh" if activation == "gelu" else ""
             raise Refused(f"its activation {activation} is not one of {', '.join(ACTIVATIONS)}{why}")
     if len(set(hidden)) > 1:
-        raise Refused(f"its hidden layers have several activations ({', '.join(hidden)}), wanted one for all")
+        raise Refused(f"its hidden layers have several activations ({', '.join(hidden)}), wanted the same for all")
     before, *rates = architecture.dropout_rates
     notes = list(architecture.notes)
     penalties = set(architecture.penalties)
     if len(penalties) > 1:
         notes.append(
-            "its kernel regularizers differ from layer to layer: further training has none. "
-            "--model.l1 and --model.l2 set one for all"
+            "its kernel regularizers differ between layers: further training uses none. "
+            "--model.l1 and --model.l2 set one for all layers"
         )
     l1, l2 = penalties.pop() if len(penalties) == 1 else (0.0, 0.0)
     if before or len(set(rates)) > 1:
-        notes.append(f"its dropout differs from layer to layer, {architecture.dropout_rates}: further training has one")
+        notes.append(
+            f"its dropout differs between layers, {architecture.dropout_rates}: further training uses one rate"
+        )
     return KerasNetwork(
         layers=layers,
         activation=ACTIVATIONS[hidden[0]] if hidden else None,
@@ -152,25 +154,25 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
 
 
 def parse_architecture(plain: Any) -> Architecture:
-    """What the config of a Sequential or a linear Functional model says.
+    """What the config of a Sequential or linear Functional model says.
 
     Raises:
-        Refused: A layer of another kind, by name, or one that is not in a row.
+        Refused: A layer has another kind, or the layers do not form a chain.
     """
     try:
         found = _architecture(plain["class_name"], plain["config"])
         return found._replace(notes=(*found.notes, *_notes_of_loss(plain.get("compile_config"))))
     except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise Refused(f"its config is not that of a Keras model ({type(error).__name__}: {error})") from error
+        raise Refused(f"its config does not describe a Keras model ({type(error).__name__}: {error})") from error
 
 
 def _architecture(kind: str, config: Any) -> Architecture:
     if kind not in ("Sequential", "Functional", "Model"):
-        raise Refused(f"its model is {kind!r}, wanted Sequential or Functional; none of its Python is run")
-    # Keras before 2.2.3 wrote the layers of a Sequential alone.
+        raise Refused(f"its model is {kind!r}, wanted Sequential or Functional. Python code in the file is not run")
+    # Before 2.2.3, Keras wrote only the layers of a Sequential.
     layers: list[Mapping[str, Any]] = config if isinstance(config, list) else config["layers"]
     if len(layers) > MAX_LAYERS:
-        raise Refused(f"its model has {len(layers)} layers, wanted {MAX_LAYERS} at most")
+        raise Refused(f"its model has {len(layers)} layers, wanted at most {MAX_LAYERS}")
     if kind != "Sequential":
         _check_in_a_row(layers)
     units: list[int] = []
@@ -185,7 +187,7 @@ def _architecture(kind: str, config: Any) -> Architecture:
         match name:
             case "InputLayer" | "Flatten":
                 if name == "Flatten" and (units or values.get("data_format") == "channels_first"):
-                    raise Refused("its Flatten layer is not at the start, or channels_first")
+                    raise Refused("its Flatten layer is not at the start, or is channels_first")
             case "Dense":
                 units.append(int(values["units"]))
                 activations.append(_activation(values["activation"]))
@@ -202,33 +204,35 @@ def _architecture(kind: str, config: Any) -> Architecture:
                 if not 0 < scale < math.inf:
                     raise ValueError(f"scale {scale}")
             case _:
-                raise Refused(f"its layer {name!r} is not one of a multilayer perceptron, or not there; it is not run")
+                raise Refused(
+                    f"its layer {name!r} does not belong in a multilayer perceptron, or not in this place. It is not run"
+                )
     hidden_rates = tuple(rates[: max(len(units), 1)])
     return Architecture(tuple(units), tuple(activations), hidden_rates, scale, tuple(penalties), tuple(notes))
 
 
 def _left_out(kind: str, values: Mapping[str, Any]) -> Iterator[str]:
-    """What a layer's config says that the import leaves out, and that changes answers or further training."""
+    """Notes on what the import leaves out of a layer, if it affects answers or further training."""
     name = f"its layer {values.get('name', kind)!r}"
     if kind == "Dense" and values.get("trainable") is False:
         yield f"{name} is frozen (trainable: false): further training changes it"
     if kind == "Dense" and values.get("use_bias") is False:
-        yield f"{name} has no bias: further training gives it one"
+        yield f"{name} has no bias: further training adds a bias"
     policy = values.get("dtype")
     policy = policy["config"].get("name") if isinstance(policy, dict) else policy
     if kind != "InputLayer" and policy not in (None, "float32"):
-        yield f"{name} computes in {policy}: the run computes in --precision (float32 unless told)"
+        yield f"{name} computes in {policy}: the run computes in --precision (default: float32)"
     for key, value in values.items():
         if value not in (None, False, "", [], {}) and key not in (*EVERYWHERE, *IMPORTED.get(kind, ())):
             about = value.get("class_name", "one") if isinstance(value, dict) else value
-            yield f"{name} has {key} ({about}), which is not imported: further training has none"
+            yield f"{name} has {key} ({about}), which is not imported: further training goes without it"
 
 
 def _penalty(values: Mapping[str, Any]) -> tuple[float, float]:
     """`l1` and `l2` of the layer's kernel.
 
     Raises:
-        Refused: Its regularizer is another one, so that nobody knows what it adds to the loss.
+        Refused: The regularizer is of another kind, so its effect on the loss is unknown.
     """
     if not (regularizer := values.get("kernel_regularizer")):
         return 0.0, 0.0
@@ -240,7 +244,7 @@ def _penalty(values: Mapping[str, Any]) -> tuple[float, float]:
 
 
 def _notes_of_loss(compiled: Any) -> Iterator[str]:
-    """What `compile` was told of the loss, if further training has another one unless told."""
+    """A note if further training would use another loss than `compile` did."""
     if not isinstance(compiled, dict) or not (loss := compiled.get("loss")):
         return
     name, told = loss, {}
@@ -250,11 +254,11 @@ def _notes_of_loss(compiled: Any) -> Iterator[str]:
     smoothing = told.get("label_smoothing")
     if name not in LOSSES or smoothing:
         smoothed = f" with label_smoothing {smoothing}" if smoothing else ""
-        yield f"it was trained with the loss {name}{smoothed}: further training has --loss, cross-entropy unless told"
+        yield f"it was trained with the loss {name}{smoothed}: further training uses --loss (default: cross-entropy)"
 
 
 def _activation(value: Any) -> str:
-    """Keras 3 writes a dictionary where the function is one of its own by another name."""
+    """The name of an activation. Keras 3 writes a dictionary for a function of its own that has another name."""
     return str(value["config"] if isinstance(value, dict) else value)
 
 
@@ -271,7 +275,7 @@ def _activation_of_layer(name: str, values: Mapping[str, Any]) -> str:
 
 
 def _check_in_a_row(layers: Sequence[Mapping[str, Any]]) -> None:
-    """Every layer of a Functional model but the first takes the one before, and nothing else."""
+    """Check that every layer of a Functional model takes only the output of the layer before."""
     for before, layer in zip([None, *layers], layers, strict=False):
         text = str(layer["inbound_nodes"])
         named = [each["config"]["name"] for each in layers if f"'{each['config']['name']}'" in text]

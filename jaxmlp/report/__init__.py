@@ -1,4 +1,4 @@
-"""A report: one HTML file that needs nothing else, about one run or several side by side."""
+"""What do people see of finished runs? One self-contained HTML file about one run, or several side by side."""
 
 from jaxmlp.report.facts import RunFacts, expand, gather
 from jaxmlp.report.page import Written, write_report

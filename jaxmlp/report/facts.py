@@ -1,6 +1,6 @@
-"""What a report tells of a run: its record, and its model's answers to all test images.
+"""What does a report say about a run? Its record, and its model's answers to all test images.
 
-A lane of a sweep that kept no runs has its record alone, and so has a run that diverged, which has no result.
+A lane of a sweep without kept runs has only its record. So does a diverged run, which has no result.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from jaxmlp.sweep.result import setting_name
 MISTAKES = 25
 TILES = 64
 PREVIEWED, DRAWS = 12, 4
-"""Training images that show the augmentation, and how often it is drawn for each."""
+"""Number of training images that show the augmentation, and number of draws for each."""
 
 DatasetOf: TypeAlias = Callable[[ExperimentConfig, Path, Mapping[str, Any]], data.Dataset]
-"""The data of a run, by its config, folder and manifest."""
+"""Loads the data of a run, from its config, folder and manifest."""
 
 
 class Mistake(NamedTuple):
-    """A wrong answer."""
+    """A wrong prediction."""
 
     place: int
-    """Of the image, in the test split, from 0."""
+    """Index of the image in the test split, from 0."""
     image: np.ndarray[Any, Any]
-    """[height, width, channels], as the split has it."""
+    """Image [height, width, channels], as in the split."""
     label: int
-    """What it is."""
+    """Label of the image."""
     top: tuple[tuple[int, float], ...]
-    """The three likeliest classes with their probabilities, the answer first."""
+    """The three likeliest classes with their probabilities, the prediction first."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -61,82 +61,84 @@ class Answers:
 
     evaluation: Evaluation
     correct: np.ndarray[Any, Any] | None
-    """bool [examples]: which test examples are answered rightly; None where targets are numbers."""
+    """bool [examples]: which test examples are predicted right. None if targets are numbers."""
     calibration: Calibration | None
-    """None where targets are numbers."""
+    """Calibration of the model. None if targets are numbers."""
     mistakes: tuple[Mistake, ...]
-    """Empty where targets are numbers, or inputs no images."""
+    """The worst mistakes. Empty if targets are numbers or inputs are not images."""
     tiles: np.ndarray[Any, Any] | None
-    """[units, height, width, channels]: incoming weights of the first layer's units, those of largest norm first.
+    """[units, height, width, channels]: incoming weights of the first layer's units, largest norm first.
 
-    None of networks other than MLPs of images.
+    None for networks other than MLPs on images.
     """
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RunFacts:
-    """One run."""
+    """What is known about one run."""
 
     path: Path
-    """Its folder, or the sweep's."""
+    """Folder of the run, or of the sweep."""
     lane: bool
-    """Of a sweep that kept no runs: the folder and the manifest are the sweep's."""
+    """Whether this is a lane of a sweep without kept runs. Then folder and manifest are the sweep's."""
     name: str
-    """What tells it from the report's other runs."""
+    """Name that distinguishes the run in the report."""
     config: ExperimentConfig
     manifest: dict[str, Any]
     status: str
     epochs: list[dict[str, Any]]
     digests: list[dict[str, Any]]
-    """Of a lane the last ones alone."""
+    """Digests after each epoch. For a lane, only the last."""
     step: int
-    """Updates that made the model's parameters; of a run that diverged, those of its whole epochs."""
+    """Number of updates that led to the model's parameters. For a diverged run, those of its whole epochs."""
     train_s: float | None
     compile_s: float | None
     train_examples: int
     test_examples: int
     test_loss: float | None
     test_accuracy: float | None
-    """None of a run that diverged, and where targets are numbers."""
+    """Test accuracy. None for a diverged run, and if targets are numbers."""
     answers: Answers | None
-    """None of a lane, whose model is gone, and of a run that diverged."""
+    """Answers of the model. None for a lane, whose model is gone, and for a diverged run."""
     code_changed: tuple[Changed, ...] = ()
-    """Files of the user's own code that are others than the run was made with."""
+    """Files of the user's own code that have changed since the run was made."""
     noun: str = "images"
-    """What an example is called."""
+    """Word for an example."""
     metrics: Mapping[str, float] = MappingProxyType({})
-    """On the test split, by name, without the accuracy."""
+    """Metrics on the test split, by name, without the accuracy."""
     planned: Sequence[tuple[float, float]] = ()
-    """Epochs and the schedule's rates at their ends, of a run that has not got to its last epoch."""
+    """Epochs and the schedule's rates at their ends, for a run that has not reached its last epoch."""
     augmented: np.ndarray[Any, Any] | None = None
-    """[draws, images, height, width, channels]: training images as they are, then as updates 0, 1, ... would have them.
+    """[draws, images, height, width, channels]: training images unchanged, then as augmented in updates 0, 1, ...
 
-    None where nothing is augmented, and of inputs that are no images.
+    None without augmentation, and for inputs that are not images.
     """
 
     @property
     def experiment(self) -> ExperimentConfig:
-        """The config without its seed: equal in runs that differ by chance alone."""
+        """The config without its seed. It is equal in runs that differ only by chance."""
         return dataclasses.replace(self.config, seed=0)
 
     @property
     def data_sha256(self) -> str:
-        """Of the examples of all splits: where it is the same, the test images are."""
+        """SHA-256 of the examples of all splits. If it is equal, so are the test images."""
         return str(self.manifest["binding"]["data_sha256"])
 
     @property
     def correct(self) -> int | None:
-        """How many test images are answered rightly."""
+        """Number of test images that are predicted right."""
         return None if self.test_accuracy is None else round(self.test_accuracy * self.test_examples)
 
     @property
     def ci95(self) -> tuple[float, float] | None:
-        """Wilson's interval of the accuracy."""
+        """Wilson's 95 % interval of the accuracy."""
         return None if self.correct is None else wilson_interval(self.correct, self.test_examples)
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """The runs in `paths`: each a run, a sweep, which stands for the runs that it kept if it did, or a folder of runs.
+    """The runs in `paths`.
+
+    Each path is a run, a sweep, which stands for its kept runs if it has any, or a folder of runs.
 
     Raises:
         RunError: A folder holds none of these.
@@ -145,7 +147,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def _runs_in(path: Path) -> Iterable[Path]:
-    # RunDirectory says what is wrong with a folder that is not there.
+    # RunDirectory reports a folder that does not exist.
     if (path / CONFIG).exists() or not path.is_dir():
         return [path]
     for pattern in ("runs", "."):
@@ -153,7 +155,7 @@ def _runs_in(path: Path) -> Iterable[Path]:
             return runs
     if (path / PLAN).exists():
         return [path]
-    raise RunError(f"{path} is not a run directory, and holds none. `jaxmlp runs` lists the runs.")
+    raise RunError(f"{path} is not a run directory and contains no runs. `jaxmlp runs` lists the runs.")
 
 
 def gather(
@@ -164,18 +166,18 @@ def gather(
     manual_dir: Path | None = None,
     report: Callable[[str], None],
 ) -> list[RunFacts]:
-    """What is known of runs; the models of run directories are loaded and scored, but for those that diverged.
+    """Everything known about runs. Models of run directories are loaded and scored, except those of diverged runs.
 
     Args:
-        paths: Run directories, and sweeps that kept none.
-        checkpoint: As `load_model` takes it.
-        experiment: The user's own code that the runs were made with, as `load_model` takes it.
-        manual_dir: As `data.load` takes it.
-        report: Told what takes long.
+        paths: Run directories, and sweeps without kept runs.
+        checkpoint: As in `load_model`.
+        experiment: The user's own code that the runs used, as in `load_model`.
+        manual_dir: As in `data.load`.
+        report: Called with a line about anything that takes long.
 
     Raises:
         ConfigError, DataError, DiskError: As `load_model` and `data.load`.
-        RunError: As `load_model`; or a run was trained on other data than is here; or no lane of a sweep has ended.
+        RunError: As `load_model`; or a run was trained on other data; or no lane of a sweep has ended.
     """
     datasets: dict[DataConfig, data.Dataset] = {}
 
@@ -196,7 +198,7 @@ def gather(
 
 def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Code) -> RunFacts:
     run = open_run(path, code)
-    # A checkpoint of a run that diverged is no result: training went on from there.
+    # A checkpoint of a diverged run is not a result, because training went on from it.
     model = None if run.status == "diverged" else load_model(run, checkpoint)
     dataset = dataset_of(run.config, path, run.manifest)
     answers = _answers(model, dataset.test) if model else None
@@ -233,7 +235,7 @@ def _planned(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple[floa
 
 
 def preview(config: ExperimentConfig, dataset: data.Dataset) -> np.ndarray[Any, Any] | None:
-    """Training images and draws of the augmentation, as `RunFacts.augmented` says."""
+    """Training images and draws of the augmentation, in the form of `RunFacts.augmented`."""
     if not config.augmentation or not dataset.facts.image_shape:
         return None
     on_data = config.on_data(dataset.num_classes, 1)
@@ -314,7 +316,7 @@ def _steps(epochs: Sequence[EpochRecord]) -> int:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, as long as each is another, else their paths."""
+    """The folders' names if they are unique, else their paths."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 

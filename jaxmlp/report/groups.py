@@ -1,4 +1,4 @@
-"""Runs that differ by their seed alone, together: what they are called, and what came out over their seeds."""
+"""Which runs differ only in their seed? Each such group has a name and results over its seeds."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Group(NamedTuple):
     """Runs of one experiment."""
 
     name: str
-    """What tells it from the report's other groups."""
+    """Name that distinguishes the group in the report."""
     values: dict[str, Any]
-    """Those of its config, by dotted field, in which groups differ."""
+    """Values of the config fields, by dotted path, in which groups differ."""
     runs: list[RunFacts]
 
     def of_seeds(self) -> list[RunFacts]:
-        """One run of each seed, as another one is no other draw: of those with a result the first."""
+        """One run per seed: the first with a result. Runs with the same seed are not independent."""
         found: dict[int, RunFacts] = {}
         for run in sorted(self.runs, key=lambda run: run.test_accuracy is None):
             found.setdefault(run.config.seed, run)
@@ -32,7 +32,7 @@ class Group(NamedTuple):
         return [value for run in self.of_seeds() if (value := getattr(run, figure)) is not None]
 
     def spread(self, figure: str) -> Spread | None:
-        """Of `test_accuracy` or `test_loss`, over the seeds that have it."""
+        """Spread of `test_accuracy` or `test_loss` over the seeds that have it."""
         return Spread.of(self.values_of(figure))
 
 

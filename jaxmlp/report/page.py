@@ -1,4 +1,4 @@
-"""The page itself: what is known of the runs, put into the template, with its pictures inside and beside it."""
+"""How does a report become a page? The template is filled with facts and pictures; plots also lie beside the page."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 
 DETAILED = 8
-"""Runs that are shown in detail; of more, the others are in tables and curves alone."""
+"""Largest number of runs shown in detail. Further runs are only in tables and curves."""
 DRAWN = len(plots.SERIES)
-"""Groups whose curves are drawn: one a colour."""
+"""Largest number of groups with curves: one per colour."""
 
 
 class Versus(NamedTuple):
-    """The first run against another one, on the same test images."""
+    """The first run compared with another run on the same test images."""
 
     run: RunFacts
     comparison: Comparison
     adjusted_p: float
-    """By Holm, for as many comparisons as there are."""
+    """p value, adjusted by Holm's method for the number of comparisons."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What `write_report` made."""
+    """What `write_report` wrote."""
 
     report: Path
     bytes: int
@@ -76,7 +76,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
         if detail.answers.calibration:
             figures["confusion" + detail.suffix] = plots.confusion(detail.answers.evaluation)
             figures["calibration" + detail.suffix] = plots.calibration(detail.answers.calibration)
-    # No encoding has the halves of surrogate pairs that stand for odd bytes in a folder's name.
+    # Odd bytes in a folder's name become lone surrogates, which no encoding has.
     page = _render(runs, groups, versus, details, figures, out).encode(errors="backslashreplace")
     folder = out.parent / "plots"
     if folder.is_symlink():
@@ -92,7 +92,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
 
 
 def compare(runs: Sequence[RunFacts]) -> list[Versus]:
-    """The first run whose model is known against each other one, where they have the same test images."""
+    """Compare the first run that has a model with each other such run on the same test images."""
     known = [(run, run.answers.correct) for run in runs if run.answers and run.answers.correct is not None]
     if not known:
         return []
@@ -104,14 +104,14 @@ def compare(runs: Sequence[RunFacts]) -> list[Versus]:
 
 
 def drawn(groups: Sequence[Group]) -> list[Group]:
-    """The groups whose curves are: at most `DRAWN`, those of highest mean test accuracy, in their order."""
+    """The groups with curves: at most `DRAWN`, those with the highest mean test accuracy, in their order."""
     means = [spread.mean if (spread := each.spread("test_accuracy")) else 0.0 for each in groups]
     kept = sorted(range(len(groups)), key=lambda index: -means[index])[:DRAWN]
     return [groups[index] for index in sorted(kept)]
 
 
 def _heat_fields(groups: Sequence[Group]) -> list[str]:
-    """The two fields in which groups differ, if there are two, and more than two groups with a result."""
+    """The two fields in which groups differ; empty unless there are exactly two, and over two groups with results."""
     scored = [each for each in groups if each.spread("test_accuracy")]
     names = list(groups[0].values)
     return names if len(names) == 2 and len(scored) > 2 else []
@@ -124,7 +124,7 @@ def _curves(runs: Sequence[RunFacts]) -> list[str]:
 
 
 def about(run: RunFacts) -> str:
-    """What was trained, in a line."""
+    """What was trained, in one line."""
     config = run.config
     network = f"The network {where(config.model)}"
     if isinstance(config.model, MLP):
@@ -139,7 +139,7 @@ def about(run: RunFacts) -> str:
 
 
 def experiment_file(config: ExperimentConfig) -> str:
-    """An experiment's file whose CONFIG is `config`: every value, a part a line."""
+    """Source of an experiment file whose CONFIG is `config`, with every value and one part per line."""
     names = sorted({repr(part).partition("(")[0] for part in (config, *config.parts())})
     lines = [f"    {item.name}={getattr(config, item.name)!r},\n" for item in told_fields(config)]
     return f"from jaxmlp import {', '.join(names)}\n\nCONFIG = ExperimentConfig(\n{''.join(lines)})\n"
@@ -161,7 +161,7 @@ def _render(
         "counted": _counted,
         "experiment_file": experiment_file,
         "median": statistics.median,
-        # From the page's folder, so that both may be moved, and no page names a folder of one machine.
+        # Relative to the page's folder, so that both can be moved and no page names a folder of one machine.
         "quote": lambda path: shlex.quote(os.path.relpath(path.resolve(), out.parent.resolve())),
         "version": jaxmlp.__version__,
     }
@@ -187,12 +187,12 @@ def _render(
 
 
 def _counted(count: int, noun: str) -> str:
-    """`1 epoch`, `20 epochs`, `10,000 test images`."""
+    """A count with its noun: `1 epoch`, `20 epochs`, `10,000 test images`."""
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
 def _command(group: Group) -> str:
-    """What trains a group again, once its experiment is a file."""
+    """The command that trains a group again from an experiment file."""
     seeds = dict.fromkeys(run.config.seed for run in group.runs)
     if len(seeds) == 1 and not any(run.lane for run in group.runs):
         return "jaxmlp train again.py"
@@ -209,14 +209,14 @@ def _title(groups: Sequence[Group]) -> str:
 
 
 class _Detail:
-    """What the template needs of a run with a model, ready to be shown."""
+    """What the template needs to show a run with a model."""
 
     def __init__(self, run: RunFacts, answers: Answers, number: int, alone: bool) -> None:
         self.run = run
         self.answers = answers
         self.id = f"run-{number}"
         self.suffix = "" if alone else f"-{number}"
-        """Of its figures' names."""
+        """Suffix of the names of its figures."""
         self.mistakes = [
             (mistake, pictures.as_source(pictures.as_png(pictures.as_pixels(mistake.image))))
             for mistake in answers.mistakes
@@ -227,7 +227,7 @@ class _Detail:
         classes = range(0 if counts is None else len(counts))
         wrong = [(int(counts[i, j]), i, j) for i in classes for j in classes if counts is not None and i != j]
         self.confused = [each for each in sorted(wrong, key=lambda each: -each[0])[:3] if each[0]]
-        """The most frequent mistakes: how often, what it is, what it is taken for."""
+        """The most frequent mistakes: count, label, prediction."""
 
 
 def _details(runs: Sequence[RunFacts]) -> list[_Detail]:
@@ -236,7 +236,7 @@ def _details(runs: Sequence[RunFacts]) -> list[_Detail]:
 
 
 def _augmented(draws: np.ndarray[Any, Any] | None) -> str | None:
-    """The training images and what augmentation makes of them, a draw a row, for an image's `src`."""
+    """The training images and their augmented draws, one row per draw, for an image's `src`."""
     if draws is None:
         return None
     white = max(float(draws[0].max()), 1e-12)

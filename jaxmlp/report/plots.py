@@ -1,8 +1,8 @@
-"""The report's plots, by matplotlib: one figure a question, drawn in named colours that a page gives its own values.
+"""How are the report's plots drawn? With matplotlib, one figure per question, in named colours that a page can set.
 
-Every colour is one of `INKS`; as a file it has the value here, in a page it is a CSS variable of that name, so that one
-drawing serves light and dark. Hues are Okabe and Ito's, made dark enough for lines on white; dashes and markers tell
-apart what the hue tells.
+Every colour is one of `INKS`. A file has the value given here; a page has a CSS variable of that name, so that one
+drawing serves light and dark themes. The hues are those of Okabe and Ito, darkened for lines on white. Dashes and
+markers distinguish whatever hues distinguish.
 """
 
 from __future__ import annotations
@@ -68,24 +68,24 @@ STYLE: Any = {
 
 
 def styled() -> AbstractContextManager[None]:
-    """This style, whatever the user's own matplotlibrc says."""
+    """The style of the report's plots, whatever the user's matplotlibrc says."""
     context: AbstractContextManager[None] = mpl.style.context(STYLE, after_reset=True)
     return context
 
 
 CURVES = 4.6, 3.2
-"""Inches of a figure of curves, three of which stand beside each other."""
+"""Size of a figure of curves in inches. Three of them stand side by side."""
 
 
 @contextlib.contextmanager
 def _axes(width: float = 5.2, height: float = 3.4, *, legend: float = 0) -> Iterator[Axes]:
-    """Of a new figure, in this style; a legend below takes height of its own."""
+    """Axes of a new figure in this style. A legend below the axes adds to the height."""
     with styled():
         yield Figure(figsize=(width, height + legend), layout="constrained").add_subplot()
 
 
 def as_file(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
-    """The figure as PNG or SVG, the same bytes every time."""
+    """The figure as PNG or SVG, with the same bytes every time."""
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
     with styled():
@@ -94,26 +94,26 @@ def as_file(figure: Figure, kind: str, *, transparent: bool = False) -> bytes:
 
 
 def as_inline(figure: Figure, name: str, alt: str) -> str:
-    """The figure as an `<svg>` of a page, for all its themes; `name` keeps its ids apart from other figures'.
+    """The figure as an `<svg>` for a page in all its themes.
 
     Args:
-        figure: Drawn here.
-        name: A word.
-        alt: What it shows, escaped.
+        figure: A figure drawn here.
+        name: A word that keeps the figure's ids apart from those of other figures.
+        alt: What the figure shows, escaped.
     """
     svg = as_file(figure, "svg", transparent=True).decode()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for ink, color in INKS.items():
         svg = svg.replace(color, f"var(--{ink})")
-    # A page's own, unlike a file's, has no size, so that it fits where it stands.
+    # An inline SVG, unlike a file, has no size, so that it fits its place.
     svg = re.sub(r'(<svg\b[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg\b[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
 
 
 def curves(groups: Sequence[Group], figure: str) -> Figure:
-    """A figure by epoch: validation solid, training dashed; over the seeds of a group mean and band."""
+    """A figure by epoch: validation solid, training dashed; for several seeds in a group, mean and band."""
     with _axes(*CURVES, legend=_legend_height(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -145,7 +145,7 @@ def _label_epochs(axes: Axes, groups: Sequence[Group]) -> None:
 
 
 def epoch_ticks(epochs: int) -> list[int]:
-    """At most eight epochs to label: the first, the last, and round ones between them, none beside another."""
+    """At most eight epochs to label: the first, the last, and round numbers between them, none too close."""
     if epochs <= 8:
         return list(range(1, epochs + 1))
     steps = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
@@ -155,7 +155,7 @@ def epoch_ticks(epochs: int) -> list[int]:
 
 
 def _legend(axes: Axes, columns: int = 1) -> None:
-    """Below the axes, where no line can cross it."""
+    """Put the legend below the axes, where it crosses no line."""
     if axes.get_legend_handles_labels()[1]:
         _figure(axes).legend(fontsize=10, loc="outside lower left", ncols=columns)
 
@@ -165,14 +165,14 @@ def _legend_height(groups: Sequence[Group]) -> float:
 
 
 def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
-    """[seeds, epochs] of a figure, nan where a run has not got so far or its figure was not finite."""
+    """A figure as [seeds, epochs]; nan if a run has not reached the epoch or its figure was not finite."""
     known = [[np.nan if line.get(name) is None else line[name] for line in run.epochs] for run in group.of_seeds()]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
 
 def learning_rate(groups: Sequence[Group]) -> Figure:
-    """The rate of each epoch's last update; dotted, what the schedule gives to a run that is not at its end."""
+    """Learning rate of each epoch's last update; dotted, the schedule's rates for a run that has not ended."""
     with _axes(*CURVES, legend=_legend_height(groups) if len(groups) > 1 else 0) as axes:
         for number, group in enumerate(groups):
             lines = group.runs[0].epochs
@@ -190,7 +190,7 @@ def learning_rate(groups: Sequence[Group]) -> Figure:
 
 
 def seeds(groups: Sequence[Group], figure: str) -> Figure:
-    """`test_accuracy` or `test_loss` of each seed, a row a group, with the 95 % interval of the group's mean."""
+    """`test_accuracy` or `test_loss` of each seed, a row per group, with the 95 % interval of the group's mean."""
     with _axes(height=1.0 + 0.42 * len(groups)) as axes:
         for number, group in enumerate(groups):
             color, marker = SERIES[number % len(SERIES)], MARKERS[number % len(MARKERS)]
@@ -208,7 +208,7 @@ def seeds(groups: Sequence[Group], figure: str) -> Figure:
 
 
 def heat_map(groups: Sequence[Group], rows: str, columns: str) -> Figure:
-    """The mean test accuracy of each pair of two fields' values; the higher, the deeper its colour."""
+    """Mean test accuracy for each pair of values of two fields. Higher accuracies have deeper colours."""
     down, across = (_in_order(group.values[field] for group in groups) for field in (rows, columns))
     means = np.full((len(down), len(across)), np.nan)
     for group in groups:
@@ -230,7 +230,7 @@ def heat_map(groups: Sequence[Group], rows: str, columns: str) -> Figure:
 
 
 def _in_order(values: Iterable[Any]) -> list[Any]:
-    """Each once; numbers by size, others as they come."""
+    """The values without duplicates; numbers sorted, others in their order."""
     found: list[Any] = []
     for value in values:
         if value not in found:
@@ -243,7 +243,7 @@ def _short(value: Any) -> str:
 
 
 def confusion(evaluation: Evaluation) -> Figure:
-    """A row for each true class, a column for each answer; the more often a mistake, the deeper its colour."""
+    """Confusion matrix: a row per true class, a column per prediction. Frequent mistakes have deeper colours."""
     counts = evaluation.confusion
     assert counts is not None
     classes = len(counts)
@@ -265,7 +265,7 @@ def confusion(evaluation: Evaluation) -> Figure:
 
 
 def calibration(found: Calibration) -> Figure:
-    """Part of the answers that are right, by their probability, with the share of answers of each probability."""
+    """Fraction of right predictions by their probability, with the share of predictions of each probability."""
     with _axes(5.2, 4.2, legend=0.44) as axes:
         filled = [each for each in found.bins if each.examples]
         total = sum(each.examples for each in filled)

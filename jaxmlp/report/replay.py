@@ -1,4 +1,4 @@
-"""A run and its training again, side by side: update by update, leaf by leaf, the first difference in front."""
+"""How do a run and its training again compare? Update by update and leaf by leaf, the first difference in front."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 
 SHOWN = 200
-"""Updates that are listed, the last ones that were compared."""
+"""Number of compared updates that are listed: the last ones."""
 
 
 def write_replay(found: Reproduction, name: str, out: Path) -> None:
     """Write the page to `out`.
 
     Args:
-        found: What `reproduce` found.
-        name: Of the run, for people.
+        found: The result of `reproduce`.
+        name: Name of the run, for people.
         out: The file.
 
     Raises:

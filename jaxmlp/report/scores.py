@@ -1,4 +1,4 @@
-"""What a model's answers are worth: calibration, the worst mistakes, and whether two models differ."""
+"""How good are a model's predictions? Calibration, the worst mistakes, and whether two models differ."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ import scipy.stats
 from jaxtyping import Bool, Float, Int
 
 BINS = 15
-"""Of a calibration, as Guo et al. 2017 count."""
+"""Number of bins of a calibration, as in Guo et al. 2017."""
 
 
 class Bin(NamedTuple):
-    """The answers whose probability lies in (low, high]."""
+    """The predictions whose probability lies in (low, high]."""
 
     low: float
     high: float
     examples: int
     confidence: float
-    """Mean probability of the answers; the middle of an empty bin, as `accuracy`."""
+    """Mean probability of the predictions. For an empty bin, the middle of the bin, like `accuracy`."""
     accuracy: float
 
 
 class Calibration(NamedTuple):
-    """How often answers are right, by how sure they are."""
+    """How often predictions are right, by their probability."""
 
     bins: tuple[Bin, ...]
     error: float
@@ -55,7 +55,7 @@ def calibration(
 def worst_mistakes(
     probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"], count: int
 ) -> list[int]:
-    """At most `count` wrongly answered examples, the true class's least probable first; of equals, in their order."""
+    """At most `count` wrongly predicted examples, by rising probability of the true class; ties in their order."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
     order = np.argsort(probabilities[wrong, labels[wrong]], stable=True)[:count]
     return [int(index) for index in wrong[order]]
@@ -65,18 +65,18 @@ class Comparison(NamedTuple):
     """Two models on the same images."""
 
     only_first: int
-    """Images that the first answers rightly and the second wrongly."""
+    """Number of images that only the first model predicts right."""
     only_second: int
     p: float
-    """Of McNemar's exact test: how likely a difference this large is, were both equally good."""
+    """p value of McNemar's exact test: the probability of such a difference if both models were equally good."""
 
 
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Comparison:
-    """McNemar's test, two-sided and exact: of the images that one alone answers rightly, is half the first's?
+    """McNemar's test, two-sided and exact. Of the images that only one model predicts right, is half the first's?
 
     Args:
-        first: Whether the first model answers each image rightly.
-        second: The same of the second model.
+        first: Whether the first model predicts each image right.
+        second: Whether the second model does.
     """
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     discordant = only_first + only_second
@@ -85,7 +85,7 @@ def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Co
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values made good for being several. Source: Holm 1979."""
+    """The p values adjusted for multiple comparisons. Source: Holm 1979."""
     adjusted, floor = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))

@@ -1,4 +1,4 @@
-"""Jinja's environment for pages that need nothing beside themselves."""
+"""How does Jinja render pages that need no other file?"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxmlp.run import files
 
 
 def environment() -> jinja2.Environment:
-    """Templates of `page/`, which know the style sheet as `css`."""
+    """Templates of `page/`. The style sheet is their variable `css`."""
     found = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxmlp.report", "page"),
         autoescape=True,
