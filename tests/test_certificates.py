@@ -139,7 +139,7 @@ def test_a_run_that_has_not_ended_and_a_file_that_is_no_key_are_refused(
 ) -> None:
     run, _, public = certified
     assert main(["certify", str(run), "--key", str(public)]) == 2
-    assert "is no ed25519 private key" in capsys.readouterr().err
+    assert "is not an ed25519 private key" in capsys.readouterr().err
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
     (run / "SHA256SUMS").unlink()

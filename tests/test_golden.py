@@ -114,7 +114,7 @@ def test_a_flipped_last_bit_is_shown_with_its_leaf_index_values_and_distance(
     failed.assert_outcomes(failed=1)
     failed.stdout.fnmatch_lines(
         [
-            "*test_tree has other bits than golden_bits/test_it/test_tree.*.json",
+            "*test_tree differs from golden_bits/test_it/test_tree.*.json",
             "*1 of 2 leaves differ, recorded and here:",
             "*kernel: 1 of 4 values differ, the first at [[]1, 1[]]: 4.0 (0x40800000) and 4.0000005 (0x40800001), "
             "1 ULP apart",
@@ -130,7 +130,7 @@ def test_without_values_a_failure_names_the_leaf_and_how_to_keep_them(pytester: 
     failed.stdout.fnmatch_lines(
         [
             "*bias: float32[[]2[]] and float32[[]3[]]",
-            "*kernel: other bits in float32[[]2, 2[]]",
+            "*kernel: different bits in float32[[]2, 2[]]",
             "*pytest --golden-update --golden-values",
         ]
     )
@@ -160,7 +160,7 @@ def test_values_of_another_record_are_not_compared(pytester: pytest.Pytester, ru
     run("--golden-update")
     records.values_path(path).write_bytes(kept)
     write(pytester, TREE)
-    run().stdout.fnmatch_lines("*kernel: other bits in float32[[]2, 2[]]")
+    run().stdout.fnmatch_lines("*kernel: different bits in float32[[]2, 2[]]")
 
 
 def test_keeping_values_without_recording_is_refused(run: Run) -> None:
@@ -180,7 +180,7 @@ def test_another_platform_is_skipped_with_the_facts_and_whether_its_bits_are_the
         rf"\(numpy: 1.0 there, {np.__version__} here; isa: aarch64-sve-1 there, .+ here\); the bits here are the same"
     )
     write(pytester, FLIPPED)
-    run().stdout.fnmatch_lines("*the bits here are others")
+    run().stdout.fnmatch_lines("*the bits here are different")
     strict = run("--golden-strict")
     strict.assert_outcomes(failed=1)
     strict.stdout.fnmatch_lines("*AssertionError: no golden record of test_tree for this platform*")
@@ -251,7 +251,7 @@ def test_a_damaged_record_is_named_and_replaced_by_an_update(pytester: pytest.Py
     path.write_text("<<<<<<< HEAD\n" + path.read_text())
     failed = run()
     failed.assert_outcomes(failed=1)
-    failed.stdout.fnmatch_lines(f"*{path} is no golden record*")
+    failed.stdout.fnmatch_lines(f"*{path} is not a golden record*")
     run("--golden-update")
     run().assert_outcomes(passed=1)
 
@@ -294,7 +294,7 @@ def test_stale_records_are_reported_and_removed_by_an_update_of_the_whole_file(
     write(pytester, OLD[: OLD.index("def test_old")] + "def test_other(): pass\n")
     run().stdout.fnmatch_lines("stale: golden_bits/test_it/test_old (1 record), which no test uses; --golden-update*")
     partial = run("--golden-update", "-k", "test_kept")
-    partial.stdout.fnmatch_lines("stale: *; it stays, because its file did not run whole")
+    partial.stdout.fnmatch_lines("stale: *; it stays, because not all tests of its file ran")
     run("--golden-update", "test_it.py::test_kept")
     assert names(pytester) == {"test_kept", "test_old"}
     run("--golden-update").stdout.fnmatch_lines("removed: golden_bits/test_it/test_old (1 record), which no test uses")
@@ -373,7 +373,7 @@ def test_arrays_of_every_kind_of_number_are_kept_and_shown(pytester: pytest.Pyte
 )
 def test_what_is_no_array_of_numbers_is_refused(pytester: pytest.Pytester, run: Run, leaf: str) -> None:
     write(pytester, TREE.replace('np.zeros(2, "f4")', leaf))
-    run("--golden-update").stdout.fnmatch_lines("*ValueError: golden bits are of numbers of at most 64 bits: 'bias'*")
+    run("--golden-update").stdout.fnmatch_lines("*ValueError: golden bits need numbers of at most 64 bits: 'bias'*")
 
 
 def test_a_tree_of_jax_arrays_has_the_facts_of_jax_and_of_their_device(pytester: pytest.Pytester, run: Run) -> None:

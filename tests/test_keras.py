@@ -256,7 +256,7 @@ LEFT_OUT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "frozen": (lambda c: layer(c, 2)["config"].update(trainable=False), "'dense' is frozen (trainable: false)"),
     "one layer's regularizer": (
         lambda c: layer(c, 4)["config"].update(kernel_regularizer=regularizer("L2", l2=0.1)),
-        "its kernel regularizers differ from layer to layer: further training has none",
+        "its kernel regularizers differ between layers: further training uses none",
     ),
     "bias regularizer": (
         lambda c: layer(c, 4)["config"].update(bias_regularizer=regularizer("L2", l2=0.1)),

@@ -179,7 +179,7 @@ def test_in_portable_precision_numpy_says_whether_the_run_or_this_machine_is_wro
     path = trained(flip, digest_every=1, config=small)
     found = reproduce(path, small_dataset, bisect=True, devices=1)
     assert found.first_difference and found.first_difference.steps == (2, 2)
-    assert found.operation == "this machine has the right bits, by NumPy, and the run has not"
+    assert found.operation == "by NumPy, this machine has the right bits and the run does not"
     shutil.rmtree(path)
     trained(digest_every=1, config=small)
     advance = Training.advance
@@ -196,7 +196,7 @@ def test_in_portable_precision_numpy_says_whether_the_run_or_this_machine_is_wro
     found = reproduce(path, small_dataset, bisect=True, devices=1)
     assert found.first_difference and found.first_difference.steps == (2, 2)
     assert (
-        found.operation == f"the run has the right bits, by NumPy, and this machine has not; wrong primitive: {named}"
+        found.operation == f"by NumPy, the run has the right bits and this machine does not; wrong primitive: {named}"
     )
 
 
@@ -294,7 +294,7 @@ def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
         reproduce(trained(), other)
     facts = manifest(CONFIG, small_dataset)
     for name, there, said in [
-        ("empty", {}, "says nothing of what its bits depend on"),
+        ("empty", {}, "does not say what its bits depend on"),
         ("imported", {**facts, "imported": {}}, "was imported, not trained"),
     ]:
         with RunDirectory.create(tmp_path / name, CONFIG, there) as run:

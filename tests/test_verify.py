@@ -118,9 +118,9 @@ def test_sums_made_anew_do_not_hide_files_that_contradict_each_other(copy: Path)
     with RunDirectory.open(copy, write=False) as run:
         run.finish(run.manifest["status"], run.manifest["result"])
     assert dict(verify(copy).damaged) == {
-        "config.json": "its SHA-256 is not the one in manifest.json",
+        "config.json": "its SHA-256 differs from the one in manifest.json",
         "manifest.json": "its val_accuracy is not that of metrics.jsonl",
-        "checkpoints/step-00000015.safetensors": "its params are not those of digests.jsonl",
+        "checkpoints/step-00000015.safetensors": "its params differ from those in digests.jsonl",
     }
 
 

@@ -1,1 +1,1 @@
-"""Golden bits in anyone's tests: a pytest plugin that compares trees of arrays with records kept beside the tests."""
+"""Does anyone's code still compute the recorded bits? A pytest plugin compares trees of arrays with stored records."""

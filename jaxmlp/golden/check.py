@@ -1,4 +1,4 @@
-"""How a tree is compared with its record, and what a failure says."""
+"""How is a tree compared with its record, and what does a failure say?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class GoldenBits:
         tally: Tally,
     ) -> None:
         self.unknown: list[str] = []
-        """Why checks found no record for this platform; the test is then skipped."""
+        """Reasons why checks found no record for this platform. If there are any, the test is skipped."""
         self._test_file, self._test, self._portable, self._facts = test_file, test, portable, dict(facts)
         self._update, self._values, self._strict = update, values, strict
         self._folder = folder_of(test_file)
@@ -44,18 +44,18 @@ class GoldenBits:
         self._names: set[str | None] = set()
 
     def check(self, tree: Any, name: str | None = None, *, portable: bool | None = None) -> None:
-        """Fail unless a tree has the bits of its record; with `--golden-update`, record them.
+        """Fail unless a tree has the bits of its record. With `--golden-update`, record the bits instead.
 
-        Without a record for this platform, but with records for others, the test runs on and is skipped at its end.
+        If there are records only for other platforms, the test runs on and is skipped at its end.
 
         Args:
             tree: Any JAX pytree of arrays of numbers. A tree of plain containers and NumPy arrays needs no JAX.
-            name: The check's name in its test. A test with several checks names each.
+            name: Name of the check in its test. A test with several checks must name each.
             portable: Whether one record serves all machines. Default: whether the test is marked `portable`.
 
         Raises:
-            AssertionError: The bits differ, or there is no record, or none for this platform with `--golden-strict`.
-            ValueError: The name was used already in this test, or a leaf is not an array of numbers.
+            AssertionError: The bits differ, there is no record, or with `--golden-strict` none for this platform.
+            ValueError: The test has already used the name, or a leaf is not an array of numbers.
             DiskError: The record could not be written.
         """
         __tracebackhide__ = True  # pytest then shows the test's line.
@@ -66,7 +66,7 @@ class GoldenBits:
         portable = self._portable if portable is None else portable
         facts = facts_of(tree)
         facts = {**facts, "binding": {**facts["binding"], **self._facts}}
-        # A record is compared as JSON reads it.
+        # Compared after a round trip through JSON, like the record.
         here = Record(self._test, name, portable, digest(arrays), {}, json.loads(json.dumps(facts)))
         if self._update:
             self._record(here, arrays)
@@ -94,7 +94,7 @@ class GoldenBits:
         same = any(record.digest == here.digest for record in known.values())
         reason = (
             f"no golden record of {self._named(here)} for this platform ({'; '.join(changed)}); "
-            f"the bits here are {'the same' if same else 'others'}"
+            f"the bits here are {'the same' if same else 'different'}"
         )
         if self._strict:
             return reason
@@ -107,7 +107,7 @@ class GoldenBits:
     def _difference(self, path: Path, record: Record, here: Record, arrays: Mapping[str, NDArray[Any]]) -> str:
         from jaxmlp.proof.bits import SHOWN, differences
 
-        lines = [f"{self._named(here)} has other bits than {self._shown(path)}"]
+        lines = [f"{self._named(here)} differs from {self._shown(path)}"]
         kept = records.values(path, record)
         if kept is None:
             found = list(_changed_leaves(record.leaves, _about(arrays)))
@@ -127,14 +127,14 @@ class GoldenBits:
         path = self._folder / here.file_name
         before = None
         if path.is_file():
-            # A damaged file, or one that was edited to tell of another platform, is replaced.
+            # A damaged file, or a file edited for another platform, is replaced.
             with contextlib.suppress(records.DamagedRecordError):
                 found = records.read(path)
                 if here.portable or found.platform["binding"] == here.platform["binding"]:
                     before = found
         is_same = before is not None and before.digest == here.digest
         had_values = records.values_path(path).is_file()
-        # A record that has values keeps having them.
+        # A record that has values keeps them.
         keep = self._values or had_values
         self._note(here, "same" if is_same else "changed" if before else "new")
         if not (before and is_same and (not keep or records.values(path, before) is not None)):
@@ -152,10 +152,10 @@ class GoldenBits:
 
 
 def _numbers(tree: Any) -> dict[str, NDArray[Any]]:
-    """The leaves by path, in the byte order of this machine.
+    """The leaves by path, in this machine's byte order.
 
     Raises:
-        ValueError: One is not an array of numbers of at most 64 bits, whose bits alone decide its value.
+        ValueError: A leaf is not an array of numbers of at most 64 bits, whose bits alone determine its value.
     """
     arrays = leaves(tree)
     for path, array in arrays.items():
@@ -168,7 +168,7 @@ def _numbers(tree: Any) -> dict[str, NDArray[Any]]:
             fits = kind in "biufcmM" and size <= (16 if kind == "c" else 8)
             arrays[path] = array.astype(array.dtype.newbyteorder("="), copy=False)
         if not fits:
-            raise ValueError(f"golden bits are of numbers of at most 64 bits: {path!r} has dtype {array.dtype}")
+            raise ValueError(f"golden bits need numbers of at most 64 bits: {path!r} has dtype {array.dtype}")
     return arrays
 
 
@@ -183,12 +183,12 @@ def _about(arrays: Mapping[str, NDArray[Any]]) -> dict[str, dict[str, Any]]:
 def _changed_leaves(
     there: Mapping[str, Mapping[str, Any]], here: Mapping[str, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """Path and problem of each leaf that is not the same, by digests alone."""
+    """Path and problem of each leaf that differs, found from digests only."""
     found = []
     for path in sorted(there.keys() | here.keys()):
         pair = [f"{leaf['dtype']}{leaf['shape']}" if (leaf := side.get(path)) else "absent" for side in (there, here)]
         if pair[0] != pair[1]:
             found.append((path, f"{pair[0]} and {pair[1]}"))
         elif there[path]["sha256"] != here[path]["sha256"]:
-            found.append((path, f"other bits in {pair[0]}"))
+            found.append((path, f"different bits in {pair[0]}"))
     return found

@@ -1,4 +1,4 @@
-"""Which facts of this machine decide the bits of a tree."""
+"""Which facts of this machine decide the bits of a tree?"""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from jaxmlp.run.manifest import instruction_set, platform_facts
 
 
 def facts_of(tree: Any) -> dict[str, dict[str, Any]]:
-    """The facts that decide a tree's bits (`binding`), and those that help to explain a difference (`not_binding`).
+    """The facts that decide a tree's bits (`binding`), and facts that help to explain a difference (`not_binding`).
 
-    A tree with a JAX array has JAX's facts, those of the device that holds the array. Any other tree has NumPy's.
+    A tree with a JAX array has JAX's facts, with those of the device that holds the array. Any other tree has NumPy's.
     """
     jax = sys.modules.get("jax")
     if jax is not None:

@@ -1,7 +1,7 @@
-"""What pytest sees of golden bits: three options, one marker, two fixtures, and a summary at the end.
+"""What does pytest see of golden bits? Three options, one marker, two fixtures, and a summary at the end.
 
-Pytest loads this file in every environment that has jaxmlp, so it imports nothing but pytest and what pytest has loaded
-already. NumPy is imported by the first test that uses the fixture, JAX only by the tests themselves.
+Pytest loads this file in every environment that has jaxmlp. So it imports only pytest and modules that pytest has
+already loaded. The first test that uses the fixture imports NumPy; only the tests themselves import JAX.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--golden-values",
         action="store_true",
-        help="with --golden-update: keep the arrays too, so that a failure shows index, values and distance",
+        help="with --golden-update: also store the arrays, so that a failure shows index, values and distance",
     )
     group.addoption(
-        "--golden-strict", action="store_true", help="fail, not skip, on a platform for which there is no record"
+        "--golden-strict", action="store_true", help="fail, rather than skip, on a platform without a record"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the marker, and refuse options that make no sense together."""
+    """Register the marker, and refuse options that do not fit together."""
     config.addinivalue_line("markers", "portable: golden_bits keeps one record of this test for all machines")
     if config.getoption("golden_values") and not config.getoption("golden_update"):
-        raise pytest.UsageError("--golden-values says what --golden-update keeps: give both")
+        raise pytest.UsageError("--golden-values needs --golden-update: give both")
     config.stash[_TALLY] = Tally()
 
 
 @pytest.fixture(scope="session")
 def golden_facts() -> dict[str, Any]:
-    """Facts of your own that your bits depend on, as JSON values. Override this fixture; by default there are none."""
+    """Your own facts that your bits depend on, as JSON values. Override this fixture. Default: no facts."""
     return {}
 
 
 @pytest.fixture
 def golden_bits(request: pytest.FixtureRequest, golden_facts: dict[str, Any]) -> GoldenBits:
-    """`golden_bits.check(tree, name=None)` fails unless the tree's bits are those of the record beside the test."""
+    """`golden_bits.check(tree, name=None)` fails unless the tree has the bits of the record beside the test."""
     from jaxmlp.golden.check import GoldenBits
 
     config = request.config
@@ -74,7 +74,7 @@ def golden_bits(request: pytest.FixtureRequest, golden_facts: dict[str, Any]) ->
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, Any]:
-    """Note the files that were collected, so that one without tests is known too, and whether something was not."""
+    """Note the collected files, including files without tests, and whether collection failed anywhere."""
     report = yield
     tally = collector.config.stash[_TALLY]
     if report.failed:
@@ -86,7 +86,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, Any, Any]:
-    """Note every test that exists, before `-k`, `-m` and other plugins take some away."""
+    """Note every test that exists, before `-k`, `-m` and other plugins deselect some."""
     for item in items:
         config.stash[_TALLY].file(item.path).exist.add(id_in_file(item))
     return (yield)
@@ -96,9 +96,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a pass into a skip where a check had no record for this platform.
+    """Turn a pass into a skip if a check had no record for this platform.
 
-    The test has run to its end by then, so that a skip hides no other failure.
+    The test has run to its end by then, so the skip hides no other failure.
     """
     report = yield
     if call.when == "call":
@@ -118,13 +118,13 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    """Add what a worker of pytest-xdist saw. A worker that crashed sends nothing, and its tests count as not run."""
+    """Add what a worker of pytest-xdist saw. A crashed worker sends nothing; its tests count as not run."""
     node.config.stash[_TALLY].add(getattr(node, "workeroutput", {}).get(_SENT, {}))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In a worker, send what it saw; elsewhere find the records that no test uses any more."""
+    """In a worker, send what it saw. Elsewhere, find the records that no test uses any more."""
     config = session.config
     tally = config.stash[_TALLY]
     tally.forget_others()
@@ -133,7 +133,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         return
     if config.option.collectonly or not tally.tests:
         return
-    # Now, because it loads NumPy.
+    # Imported late, because it loads NumPy.
     from jaxmlp.golden.stale import tidy
 
     if any("::" in argument for argument in config.args) or config.getoption("lf", False):

@@ -1,4 +1,4 @@
-"""Records that no test uses any more: found, moved to the test's new name, or removed."""
+"""Which records does no test use any more? They are moved to the test's new name, or removed."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from jaxmlp.golden.tally import Check, Tally, folder_of
 from jaxmlp.run import files
 
 _OLD_S = 3600
-"""Age from which a temporary file belongs to nobody who still writes."""
+"""Age in seconds from which a temporary file is not being written any more."""
 
 
 class _Stale(NamedTuple):
     path: Path
     record: Record
     may_go: bool
-    """Whether the tests of its file all ran, or the file is gone."""
+    """Whether all tests of its file ran, or the file is gone."""
 
 
 def tidy(tally: Tally, *, update: bool, shown_from: Path) -> list[str]:
-    """Find stale records; with `update`, move or remove them. Returns what to tell people, a line each.
+    """Find stale records; with `update`, move or remove them. Returns lines to print.
 
-    A record is stale if its test does not exist any more, or passed without making this check. A test that was not
-    collected, was skipped, or failed keeps its records. Where a check without a record has the bits of a stale one,
-    the test was renamed: the records of all platforms move to the new name.
+    A record is stale if its test no longer exists, or passed without making this check. A test that was not collected,
+    was skipped, or failed keeps its records. If a check without a record has the bits of a stale record, the test was
+    renamed: then the records of all platforms move to the new name.
 
     Raises:
         DiskError: A record could not be moved.
-        OSError: One could not be removed.
+        OSError: A record could not be removed.
     """
     found = list(_stale(tally))
     renamed = _renamed(found, tally)
@@ -57,7 +57,7 @@ def tidy(tally: Tally, *, update: bool, shown_from: Path) -> list[str]:
                 _remove(each.path)
             lines.append(f"removed: {place}, which no test uses")
         else:
-            how = "--golden-update removes it" if not update else "it stays, because its file did not run whole"
+            how = "--golden-update removes it" if not update else "it stays, because not all tests of its file ran"
             lines.append(f"stale: {place}, which no test uses; {how}")
     if update:
         for folder in {key[0] for key in groups}:
@@ -83,7 +83,7 @@ def _stale(tally: Tally) -> Iterator[_Stale]:
             try:
                 record = records.read(path)
             except records.DamagedRecordError:
-                # The test whose record it was fails and says so.
+                # The test that owns the record fails and reports it.
                 continue
             if tests is None:
                 yield _Stale(path, record, may_go=True)
@@ -101,7 +101,7 @@ def _has_test_file(folder: Path) -> bool:
 
 
 def _renamed(found: list[_Stale], tally: Tally) -> dict[tuple[Path, str], Check]:
-    """The check whose record a stale one is, where the bits leave no doubt."""
+    """The new check for each stale record, where the bits leave no doubt."""
     new = [each for each in tally.checks if each.outcome in ("new", "missing")]
     fresh = {(each.platform, each.digest): each for each in new}
     candidates = Counter((each.platform, each.digest) for each in new)

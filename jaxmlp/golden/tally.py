@@ -1,4 +1,4 @@
-"""What one pytest session did with golden records: what each worker saw, and the sum of all workers."""
+"""What did one pytest session do with golden records? The counts of each worker, and their sum."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple
 import pytest
 
 FOLDER = "golden_bits"
-"""The name of the folder beside the tests that has their records."""
+"""Name of the folder, beside the tests, that holds their records."""
 
 Outcome = Literal["missing", "new", "changed", "same", "checked"]
-"""No record to compare with; recorded for the first time; recorded anew with other bits, or with the same; compared."""
+"""No record to compare with; recorded for the first time; recorded again with different bits; with the same;
+compared."""
 
 
 class Tests(NamedTuple):
@@ -20,7 +21,7 @@ class Tests(NamedTuple):
 
     exist: set[str]
     ran: set[str]
-    """Finished, whatever came out."""
+    """Tests that finished, with any result."""
     passed: set[str]
 
 
@@ -29,20 +30,20 @@ class Check(NamedTuple):
 
     test_file: str
     test: str
-    """The name in the file, such as `TestStep::test_update[8]`."""
+    """Name of the test in its file, such as `TestStep::test_update[8]`."""
     name: str | None
-    """The check's own name in the test."""
+    """Name of the check in the test."""
     portable: bool
     platform: str
-    """As `records.platform_tag` names it."""
+    """Platform as `records.platform_tag` names it."""
     digest: str
     outcome: Outcome
 
 
 def id_in_file(node: pytest.Item) -> str:
-    """The name of a test without its file: `TestStep::test_update[8]`.
+    """Name of a test without its file, such as `TestStep::test_update[8]`.
 
-    It does not come from the node's id, to which pytest-xdist may add a group.
+    It does not come from the node's id, because pytest-xdist may add a group to the id.
     """
     chain = node.listchain()
     last_file = max((i for i, each in enumerate(chain) if isinstance(each, pytest.File)), default=0)
@@ -56,31 +57,31 @@ def folder_of(test_file: Path) -> Path:
 
 @dataclass
 class Tally:
-    """What was collected, what ran and what was checked."""
+    """What was collected, run and checked."""
 
     tests: dict[str, Tests] = field(default_factory=dict)
-    """By the path of the test file."""
+    """Tests by the path of their file."""
     checks: list[Check] = field(default_factory=list)
     in_part: bool = False
     """Whether some tests of the collected files may be unknown."""
 
     def file(self, path: Path | str) -> Tests:
-        """The tests of a file, none at first."""
+        """The tests of a file, initially none."""
         return self.tests.setdefault(str(path), Tests(set(), set(), set()))
 
     def forget_others(self) -> None:
-        """Keep only the files of tests that have a folder of records beside them."""
+        """Keep only test files that have a folder of records beside them."""
         folders = {Path(path).parent for path in self.tests}
         with_records = {folder for folder in folders if (folder / FOLDER).is_dir()}
         self.tests = {path: tests for path, tests in self.tests.items() if Path(path).parent in with_records}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values that a worker can send."""
+        """The tally as plain values that a worker can send."""
         tests = {path: [sorted(names) for names in each] for path, each in self.tests.items()}
         return {"tests": tests, "checks": [list(each) for each in self.checks], "in_part": self.in_part}
 
     def add(self, sent: dict[str, Any]) -> None:
-        """Add what a worker sent, or nothing where it sent nothing."""
+        """Add what a worker sent, if it sent anything."""
         for path, sets in sent.get("tests", {}).items():
             for mine, names in zip(self.file(path), sets, strict=True):
                 mine.update(names)

@@ -205,7 +205,7 @@ def _architecture(kind: str, config: Any) -> Architecture:
                     raise ValueError(f"scale {scale}")
             case _:
                 raise Refused(
-                    f"its layer {name!r} does not belong in a multilayer perceptron, or not in this place. It is not run"
+                    f"its layer {name!r} does not belong in a multilayer perceptron, or not here; it is not run"
                 )
     hidden_rates = tuple(rates[: max(len(units), 1)])
     return Architecture(tuple(units), tuple(activations), hidden_rates, scale, tuple(penalties), tuple(notes))

@@ -1,1 +1,1 @@
-"""What shows that bits are the same: comparing trees, re-hashing a run, training it again, and reference digests."""
+"""How are bits proved? By comparing trees, hashing a run again, training it again, and reference digests."""

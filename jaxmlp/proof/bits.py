@@ -1,4 +1,4 @@
-"""Where two trees of arrays differ: leaf, index, both values, and how many representable numbers lie between them."""
+"""Where do two trees of arrays differ? Leaf, index, both values, and the representable numbers between them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from numpy.typing import NDArray
 from jaxmlp.run.digest import leaves
 
 SHOWN = 10
-"""Leaves that a failure lists."""
+"""Largest number of leaves that a failure lists."""
 
 
 class Difference(NamedTuple):
-    """One leaf that is not the same in two trees."""
+    """One leaf that differs between two trees."""
 
     leaf: str
-    """Its path, such as `params/Dense_0/kernel`."""
+    """Path of the leaf, such as `params/Dense_0/kernel`."""
     problem: str
     """What differs, for people."""
     max_ulp: int | None = None
-    """The largest distance of two values, or none where the leaves have no values to compare."""
+    """Largest distance of two values. None if the leaves have no values to compare."""
 
 
 def assert_same_bits(a: Any, b: Any) -> None:
-    """Fail unless two trees have the same leaves, dtypes, shapes and bits; NaNs of the same bits are the same.
+    """Fail unless two trees have the same leaves, dtypes, shapes and bits. NaNs with the same bits are equal.
 
     Args:
-        a: Any JAX pytree of arrays; one of plain dicts and NumPy arrays is compared without JAX.
-        b: The other.
+        a: Any JAX pytree of arrays. A tree of plain dicts and NumPy arrays is compared without JAX.
+        b: The other tree.
 
     Raises:
-        AssertionError: They differ. Names each leaf with its first differing index, both values and their bits,
-            their distance in units in the last place, and the largest distance.
+        AssertionError: They differ. The message names each leaf with its first differing index, both values and their
+            bits, their distance in units in the last place, and the largest distance.
     """
     __tracebackhide__ = True  # pytest then shows the caller's line.
     first, second = leaves(a), leaves(b)
@@ -48,7 +48,7 @@ def assert_same_bits(a: Any, b: Any) -> None:
 
 
 def differences(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
-    """The leaves that are not the same in both, in sorted order of the paths."""
+    """The leaves that differ, sorted by path."""
     for path in sorted(a.keys() | b.keys()):
         described = [_described(tree.get(path)) for tree in (a, b)]
         if described[0] != described[1]:
@@ -58,7 +58,7 @@ def differences(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) ->
 
 
 def ulp_distance(a: Shaped[NDArray[Any], "..."], b: Shaped[NDArray[Any], "..."]) -> UInt64[NDArray[Any], "..."]:
-    """How many steps from one number to the next lie between values of one dtype; of integers, their difference.
+    """Number of steps between representable numbers from one value to the other; for integers, their difference.
 
     Zero means the same bits, so 0.0 and -0.0 are one step apart. A NaN lies beyond the infinities, by its bits.
     """
@@ -67,7 +67,7 @@ def ulp_distance(a: Shaped[NDArray[Any], "..."], b: Shaped[NDArray[Any], "..."])
 
 
 def _ordered(values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Unsigned integers in the order of the values, each number's successor one further."""
+    """Unsigned integers in the order of the values. Neighbouring numbers differ by 1."""
     bits = _bits(values)
     if values.dtype.kind in "ub":
         return bits.astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Which primitive is wrong? An update from right values, rule by rule: on the device, and by NumPy."""
+"""Which primitive is wrong? An update from right values is computed rule by rule, on the device and by NumPy."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ Machine: TypeAlias = Callable[[Any, Callable[..., Any], Arrays], Arrays]
 
 
 class WrongPrimitive(NamedTuple):
-    """A primitive whose result here is not the right one, for the same operands."""
+    """A primitive whose result on this machine is wrong for right operands."""
 
     primitive: str
     shapes: tuple[str, ...]
     """Types of its operands, such as float32[128,784]."""
     at: tuple[int, ...]
-    """Where the first wrong value is."""
+    """Index of the first wrong value."""
     right: str
-    """The right value, and its bits."""
+    """The right value and its bits."""
     here: str
     operation: str | None
-    """The operation of the rule that is wrong by itself; None where only the rule as a whole is."""
+    """The operation of the primitive's rule that is wrong by itself. None if only the rule as a whole is wrong."""
 
     def __str__(self) -> str:
         inside = f", in its {self.operation}" if self.operation else ""
         said = f"{self.primitive} of {', '.join(self.shapes)}{inside}"
-        return f"{said}: at {list(self.at)} {self.here}, right is {self.right}"
+        return f"{said}: {self.here} at {list(self.at)}, right is {self.right}"
 
 
 def program_of(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> tuple[Any, Arrays]:
-    """The jaxpr, closed, of an update, or of the first state where there is none before it; and what it takes."""
+    """The closed jaxpr of an update, or of the first state if `state` is None, and its arguments."""
     arguments = jax.tree.map(np.asarray, (config.without_precision(), state, batch))
 
     def program(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> train.TrainState:
@@ -58,7 +58,7 @@ def program_of(config: ExperimentConfig, state: train.TrainState | None, batch: 
 
 
 def right_state(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> Arrays:
-    """The leaves of the state after an update, or of the first state, by NumPy."""
+    """The leaves of the state after an update, or of the first state, computed by NumPy."""
     closed, values = program_of(config, state, batch)
     return walk(closed.jaxpr, closed.consts, values, by_numpy)
 
@@ -66,19 +66,19 @@ def right_state(config: ExperimentConfig, state: train.TrainState | None, batch:
 def wrong_primitive(
     config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch, machine: Machine | None = None
 ) -> WrongPrimitive | None:
-    """The first primitive of an update that this machine computes wrongly; None where it computes each alone rightly.
+    """The first primitive of an update that this machine computes wrongly. None if each is right by itself.
 
     Args:
-        config: In portable precision, from `ExperimentConfig.on_data`.
-        state: The right state before the update, on the host; None for the making of the first state.
-        batch: The update's, on the host; to make the first state, one example.
-        machine: What computes; by default the first device.
+        config: Config in portable precision, from `ExperimentConfig.on_data`.
+        state: The right state before the update, on the host. None to check how the first state is made.
+        batch: The update's batch, on the host; for the first state, one example.
+        machine: The machine that computes. Default: the first device.
     """
     closed, values = program_of(config, state, batch)
     computed = machine or Device()
 
     class Found(Exception):
-        """The walk is over."""
+        """Ends the walk."""
 
     def visit(eqn: Any, values: Arrays) -> Arrays:
         wanted = by_numpy(eqn, values)
@@ -96,25 +96,25 @@ def wrong_primitive(
 
 
 def by_numpy(eqn: Any, values: Sequence[np.ndarray]) -> Arrays:
-    """The right results of an equation: its rule's operations, by NumPy."""
+    """The right results of an equation: its rule's operations, computed by NumPy."""
     closed = _rule(eqn)
     return right(closed.jaxpr, closed.consts, [np.zeros((), np.int32), *values])
 
 
 def _rule(eqn: Any) -> Any:
-    """The operations that an equation's rule makes of it."""
+    """The operations of an equation's rule."""
     shapes = [jax.ShapeDtypeStruct(atom.aval.shape, atom.aval.dtype) for atom in eqn.invars]
     return jax.make_jaxpr(lambda zero, *values: evaluate_equation(Arithmetic(zero), eqn, values))(np.int32(0), *shapes)
 
 
 class Device:
-    """The first device; a function is compiled once for each equation that is like another."""
+    """The first device. A function is compiled once for all equations of the same form."""
 
     def __init__(self) -> None:
         self.compiled: dict[str, Any] = {}
 
     def __call__(self, eqn: Any, function: Callable[..., Any], values: Arrays) -> Arrays:
-        """The function's results. Keys are their words on the host."""
+        """The function's results. Keys are returned as their words, on the host."""
 
         def on_words(zero: Any, *values: Any) -> Any:
             wrapped = [
@@ -132,7 +132,10 @@ class Device:
 
 
 def _first_wrong(wanted: Arrays, got: Arrays) -> tuple[np.ndarray, np.ndarray, tuple[int, ...]] | None:
-    """The first result that is wrong, and where. Zeros of any sign are alike within a rule's results, and so is NaN."""
+    """The first wrong result, and its index.
+
+    Zeros of either sign are equal within a rule's results, and so are NaNs.
+    """
     for right_one, one in zip(wanted, got, strict=True):
         same = right_one.view(np.uint8) == one.view(np.uint8) if right_one.dtype == bool else _same(right_one, one)
         if not same.all():

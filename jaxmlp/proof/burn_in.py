@@ -1,4 +1,4 @@
-"""Does every device compute the right bits for minutes on end? The golden run, over and over, on all at once."""
+"""Does every device compute the right bits for minutes? The golden run is repeated on all devices at once."""
 
 from __future__ import annotations
 
@@ -24,55 +24,57 @@ WHOLE = PartitionSpec()
 
 
 class Deviation(NamedTuple):
-    """A device's state that is not the right one."""
+    """A wrong state of a device."""
 
     device: str
-    """Such as cpu:1 (cpu)."""
+    """Device, such as cpu:1 (cpu)."""
     seconds: float
-    """Since the burn-in began."""
+    """Seconds since the burn-in began."""
     round: int
-    """Which repetition of the golden run, from 1."""
+    """Repetition of the golden run, from 1."""
     update: int
     leaf: str | None
     problem: str
-    """What differs, the right value first, with the bits of both; unknown where no device had the right state."""
+    """What differs, the right value first, with the bits of both. Unknown if no device had the right state."""
 
 
 class BurnIn(NamedTuple):
-    """What a burn-in found."""
+    """Result of a burn-in."""
 
     devices: int
     seconds: float
     updates: int
-    """Made and compared, by all devices together."""
+    """Number of updates made and compared by all devices together."""
     deviations: list[Deviation]
 
 
 def burn_in(
     name: str, dataset: data.Dataset, seconds: float, report: Callable[[str], object] = lambda _: None
 ) -> BurnIn:
-    """Train a golden run again and again on every device at once, and compare every state.
+    """Train a golden run repeatedly on every device at once, and compare every state.
 
     A device that deviates goes on from the right state.
 
     Args:
-        name: One of `right_bits.GOLDEN`.
-        dataset: Its data.
-        seconds: How long; the update that has begun is finished.
-        report: Told of each deviation.
+        name: A key of `right_bits.GOLDEN`.
+        dataset: The data set.
+        seconds: Duration. The update in progress is finished.
+        report: Called with a line about each deviation.
 
     Raises:
-        RunError: The golden digests are damaged, or another program's.
+        RunError: The golden digests are damaged, or belong to another program.
     """
     golden = right_bits.read(name)
     here = right_bits.binding(right_bits.GOLDEN[name], dataset)
     if golden.binding != here:
-        raise RunError(f"{name} has no golden digests for what this JAX or flax traces: there is nothing to compare.")
+        raise RunError(
+            f"{name} has no golden digests for the program that this JAX or flax traces: there is nothing to compare."
+        )
     training = Training(right_bits.GOLDEN[name], dataset, devices=1)
     lanes = Lanes(training, dataset)
     first = training.state()
     if digest(first) != golden.states[0]:
-        raise RunError("the initial state is another one: run jaxmlp doctor, which says what is wrong.")
+        raise RunError("the initial state differs from the golden one: run `jaxmlp doctor`, which says what is wrong.")
     lanes.advance(lanes.put([first] * lanes.count), 1)  # Compiled before the clock starts.
     began, found, updates, rounds = time.monotonic(), [], 0, 0
     while time.monotonic() - began < seconds:
@@ -90,12 +92,14 @@ def burn_in(
                     if digest(row) != golden.states[update]:
                         difference = next(bits.differences(leaves(right), leaves(row))) if right else None
                         leaf = difference and difference.leaf
-                        problem = difference.problem if difference else "another digest, again when it was repeated"
+                        problem = (
+                            difference.problem if difference else "its digest differs, also when the update is repeated"
+                        )
                         at = f"{device.platform}:{device.id} ({device.device_kind})"
                         found.append(Deviation(at, time.monotonic() - began, rounds, update, leaf, problem))
                         report(f"{at}: round {rounds}, update {update}, {leaf}: {problem}")
                 if right is None:
-                    break  # It is wrong every time: on to the next round.
+                    break  # It is wrong every time, so the next round begins.
                 states = lanes.put([right] * lanes.count)
             last = good[0] if good else last
             if time.monotonic() - began >= seconds:
@@ -104,7 +108,7 @@ def burn_in(
 
 
 class Lanes:
-    """The golden run on every device: one program, each device with a state of its own."""
+    """The golden run on every device: one program, and a state for each device."""
 
     def __init__(self, training: Training, dataset: data.Dataset) -> None:
         self.devices = jax.devices()
@@ -120,7 +124,7 @@ class Lanes:
         return jax.device_put(tree, NamedSharding(self.mesh, WHOLE))
 
     def put(self, states: list[train.TrainState]) -> Any:
-        """The states of the devices, each where it is to be."""
+        """Copy each state to its device."""
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         return jax.device_put(stacked, NamedSharding(self.mesh, EACH))
 
@@ -136,7 +140,7 @@ class Lanes:
         return _advance(self._config, states, self._split, order, jnp.int32(index), mesh=self.mesh)
 
     def again(self, before: train.TrainState, update: int, golden: str) -> train.TrainState | None:
-        """The right state after an update that all devices computed wrongly, if one does it rightly now."""
+        """The right state after an update that all devices computed wrongly, if a device gets it right now."""
         rows = self.rows(self.advance(self.put([before] * self.count), update))
         return next((row for row in rows if digest(row) == golden), None)
 

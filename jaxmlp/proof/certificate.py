@@ -1,7 +1,7 @@
-"""A signed statement of a run: what its bits depend on, its digests, its results, and the sums of all its files.
+"""How is a run certified? By a signed statement of what its bits depend on, its digests, results and files' hashes.
 
-An in-toto statement in a DSSE envelope, signed by ed25519. A certificate says who vouches for a run; it does not say
-that the run was trained as its config tells: only `reproduce` shows that.
+It is an in-toto statement in a DSSE envelope, signed with ed25519. A certificate says who vouches for a run. It does
+not prove that the run was trained as its config says: only `reproduce` shows that.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "urn:jaxmlp:run:v1"
 PAYLOAD = "application/vnd.in-toto+json"
-"""The envelope's `payloadType`."""
+"""`payloadType` of the envelope."""
 MAX_KEY = 1 << 14
-"""Bytes of the longest file of a key that is read."""
+"""Largest key file that is read, in bytes."""
 MAKE_A_KEY = (
-    "Make one: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
+    "Make a key: openssl genpkey -algorithm ed25519 -out key.pem; openssl pkey -in key.pem -pubout -out public.pem"
 )
 
 
@@ -39,33 +39,33 @@ def certify(run: str | Path, key: Path) -> bytes:
     """The certificate of a run, as the text of a file.
 
     Args:
-        run: Its folder; the run has ended, and is whole.
-        key: A file with an ed25519 private key in PEM, without a password.
+        run: Folder of the run, which must have ended and be undamaged.
+        key: File with an ed25519 private key in PEM, without a password.
 
     Raises:
-        RunError: There is no such run, it has not ended, or it is damaged.
-        UsageError: The file has no such key, or the package `cryptography` is not there.
+        RunError: The run does not exist, has not ended, or is damaged.
+        UsageError: The file has no such key, or the package `cryptography` is not installed.
     """
     secret, found = _private_key(key), verify(run)
     if found.damaged:
         raise RunError(f"{run} is damaged: {found.damaged[0].file}: {found.damaged[0].problem}.")
     if not found.ended:
-        raise RunError(f"{run} has not ended, so its files have no sums yet. Certify it after its end.")
+        raise RunError(f"{run} has not ended, so its files have no hashes yet. Certify it after its end.")
     body = json.dumps(_statement(Path(run))).encode()
     signature = {"keyid": key_id(secret.public_key()), "sig": _in_base64(secret.sign(_signed(body)))}
     return _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [signature]})
 
 
 def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
-    """What a certificate states, once its signature is found to be that of the key.
+    """What a certificate states, after its signature was checked with the key.
 
     Args:
         certificate: The file.
-        public_key: A file with an ed25519 public key in PEM; None leaves the signature unchecked.
+        public_key: File with an ed25519 public key in PEM. None leaves the signature unchecked.
 
     Raises:
-        CheckFailed: The file is no certificate, or is not signed by the key.
-        UsageError: A file cannot be read, has no such key, or the package `cryptography` is not there.
+        CheckFailed: The file is not a certificate, or is not signed with the key.
+        UsageError: A file cannot be read or has no such key, or the package `cryptography` is not installed.
     """
     text = _file(certificate, files.MAX_TEXT)
     try:
@@ -74,11 +74,11 @@ def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
         body = base64.b64decode(envelope["payload"], validate=True)
         signed = base64.b64decode(signature["sig"], validate=True)
         said = {"keyid": str(signature["keyid"]), "sig": _in_base64(signed)}
-        # One text for one content: no byte of the file can be another and mean the same.
+        # Each content has exactly one text, so that changing any byte of the file changes its meaning.
         if text != _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [said]}):
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError):
-        said_why = "is no certificate, or was altered: it is not as `certify` writes it"
+        said_why = "is not a certificate in the form that `certify` writes, or was altered"
         raise CheckFailed(f"{certificate} {said_why}.") from None
     if public_key:
         _check_signature(certificate, public_key, said["keyid"], signed, body)
@@ -91,25 +91,25 @@ def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
             return dict(found)
     except (KeyError, TypeError, ValueError):
         pass
-    raise CheckFailed(f"{certificate} states nothing of a run of jaxmlp, or not in this version's form.")
+    raise CheckFailed(f"{certificate} states nothing about a run of jaxmlp, or has another version's form.")
 
 
 def check_run(run: Path, stated: Mapping[str, Any]) -> None:
-    """Make sure that a whole run is the one that a certificate states.
+    """Check that an undamaged run is the run that a certificate states.
 
     Args:
-        run: Its folder, after `verify` has found no damage.
+        run: Folder of the run, after `verify` has found no damage.
         stated: From `statement`.
 
     Raises:
-        CheckFailed: It is another; names what differs.
-        RunError: It has not ended.
+        CheckFailed: It is another run. The message says what differs.
+        RunError: The run has not ended.
     """
     mine = _statement(run)
     try:
         there, here = ({each["name"]: each["digest"] for each in told["subject"]} for told in (stated, mine))
     except (KeyError, TypeError):
-        raise CheckFailed("the certificate states no sums of files.") from None
+        raise CheckFailed("the certificate states no hashes of files.") from None
     if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
         raise CheckFailed(f"{run} is not the run of this certificate: {', '.join(other)} differ.")
     if stated["predicate"] != mine["predicate"]:
@@ -118,19 +118,21 @@ def check_run(run: Path, stated: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder with what `reproduce` needs of a run, from its certificate alone; gone after the block.
+    """A temporary folder with what `reproduce` needs of a run, made from its certificate alone.
 
     Raises:
-        CheckFailed: The certificate does not agree with itself.
-        RunError: The run began with weights that no certificate has.
+        CheckFailed: The certificate contradicts itself.
+        RunError: The run began with weights, which certificates do not hold.
     """
     told = stated["predicate"]
     config = (json.dumps(told["config"], indent=2) + "\n").encode()
     binding = told["manifest"].get("binding")
     if not isinstance(binding, dict) or binding.get("config_sha256") != hashlib.sha256(config).hexdigest():
-        raise CheckFailed("the certificate states a config whose SHA-256 is not the one that it states.")
+        raise CheckFailed("the certificate contradicts itself: its config has another SHA-256 than it states.")
     if told["manifest"].get("start"):
-        raise RunError("the run began with another run's weights, which no certificate has: reproduce the run itself.")
+        raise RunError(
+            "the run began with another run's weights, which certificates do not hold: reproduce the run itself."
+        )
     with tempfile.TemporaryDirectory(prefix="jaxmlp-certificate-") as name:
         folder = Path(name)
         lines = "".join(json.dumps(line) + "\n" for line in told["digests"])
@@ -142,7 +144,7 @@ def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
 
 
 def key_id(key: Ed25519PublicKey) -> str:
-    """The SHA-256 of a public key's 32 bytes."""
+    """SHA-256 of a public key's 32 bytes."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()
 
 
@@ -168,14 +170,14 @@ def _check_signature(certificate: Path, public_key: Path, keyid: str, signature:
         pem = serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         if not isinstance(key, ed25519.Ed25519PublicKey) or key.public_bytes(*pem) != text:
             raise ValueError
-    except Exception:  # What a library of C and Rust raises for bytes that are no key.
-        raise UsageError(f"{public_key} is no ed25519 public key in PEM. {MAKE_A_KEY}") from None
+    except Exception:  # The library raises various errors for bytes that are not a key.
+        raise UsageError(f"{public_key} is not an ed25519 public key in PEM. {MAKE_A_KEY}") from None
     try:
         key.verify(signature, _signed(body))
     except invalid:
         raise CheckFailed(f"{certificate} is not signed by {public_key}, or was altered.") from None
     if keyid != key_id(key):
-        raise CheckFailed(f"{certificate} was altered: its keyid is not that of {public_key}, which signed it.")
+        raise CheckFailed(f"{certificate} was altered: its keyid is not that of {public_key}, whose key signed it.")
 
 
 def _private_key(path: Path) -> Any:
@@ -183,10 +185,10 @@ def _private_key(path: Path) -> Any:
     text = _file(path, MAX_KEY)
     try:
         key = serialization.load_pem_private_key(text, password=None)
-    except Exception:  # As above; a key with a password is a TypeError.
+    except Exception:  # As above. A key with a password raises TypeError.
         key = None
     if not isinstance(key, ed25519.Ed25519PrivateKey):
-        raise UsageError(f"{path} is no ed25519 private key in PEM without a password. {MAKE_A_KEY}")
+        raise UsageError(f"{path} is not an ed25519 private key in PEM without a password. {MAKE_A_KEY}")
     return key
 
 
@@ -208,7 +210,7 @@ def _file(path: Path, limit: int) -> bytes:
 
 
 def _signed(body: bytes) -> bytes:
-    """The bytes that DSSE signs: type and body, each after its length."""
+    """The bytes that DSSE signs: type and body, each preceded by its length."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(body), body)
 
 

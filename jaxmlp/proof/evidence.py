@@ -1,4 +1,4 @@
-"""What a run or a reference tells of its state at some steps, and the first step at which a training leaves it."""
+"""What does a run or reference record about its states, and at which step does a training first differ?"""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ PARTS = ("params", "opt_state", "variables", "controllers")
 
 @dataclass
 class Evidence:
-    """Of the state after so many updates."""
+    """What is recorded about the state after `step` updates."""
 
     step: int
     sha256: dict[str, str] = field(default_factory=dict)
-    """By part: `params`, `opt_state`."""
+    """Digests by part, such as `params` and `opt_state`."""
     leaves_sha256: dict[str, str] = field(default_factory=dict)
-    """By path."""
+    """Digests of leaves, by path."""
     checkpoint: Path | None = None
     ends_epoch: bool = False
-    """Whether an epoch ended there, as a run may end it before its last update."""
+    """Whether an epoch ended at this step. A run may end an epoch before its last update."""
 
     @classmethod
     def from_line(cls, line: Mapping[str, Any]) -> Evidence:
-        """Of a line of `digests.jsonl`, or of a reference."""
+        """Evidence from a line of `digests.jsonl`, or from a reference."""
         if type(line.get("steps")) is not int:
             raise RunError("a log of digests is damaged: a line lacks its steps")
         sha256 = {part: line[f"{part}_sha256"] for part in PARTS if f"{part}_sha256" in line}
@@ -43,17 +43,18 @@ class Evidence:
 
 
 class FirstDifference(NamedTuple):
-    """Where two trainings part."""
+    """Where two trainings first differ."""
 
     epoch: int
     steps: tuple[int, int]
-    """The first and the last update, counted from 1, that can have made it: those between two pieces of evidence."""
+    """First and last update, counted from 1, that can have caused the difference: those between two pieces of
+    evidence."""
     leaf: str
-    """The one that is furthest off, where values are known; else a parameter before the optimizer's."""
+    """The leaf that differs most, if values are known; else a parameter rather than a leaf of the optimizer."""
     leaves: tuple[str, ...]
-    """All that differ."""
+    """All leaves that differ."""
     max_ulp: int | None
-    """The largest distance of two values; none where no checkpoint has the values."""
+    """Largest distance of two values. None if no checkpoint has the values."""
     problem: str
     """What differs in `leaf`."""
 
@@ -65,7 +66,7 @@ class FirstDifference(NamedTuple):
 
 
 def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
-    """All that a run tells of its states, in order of the steps; and the sum of each epoch's batch order.
+    """Everything that a run records about its states, sorted by step, and the hash of each epoch's batch order.
 
     Raises:
         RunError: A log is damaged.
@@ -86,12 +87,12 @@ def first_difference(
     orders: Mapping[int, str],
     told: Callable[[Evidence], object],
 ) -> FirstDifference | None:
-    """Train from one piece of evidence to the next until one differs.
+    """Train from one piece of evidence to the next until a difference appears.
 
     Args:
-        training: Before the first piece; afterwards, at the last one compared.
-        evidence: In order of the steps.
-        orders: Of the epochs whose batch order is to be the same.
+        training: Before the first piece. Afterwards it stands at the last piece compared.
+        evidence: Pieces sorted by step.
+        orders: Hashes of the batch orders that must be equal, by epoch.
         told: Called with each piece that agrees.
 
     Raises:
@@ -114,17 +115,17 @@ def first_difference(
 def bisect(
     training: Training, evidence: Iterable[Evidence], told: Callable[[Evidence], object]
 ) -> tuple[FirstDifference | None, Position]:
-    """Halve the updates until the first one is found whose result is not the recorded one.
+    """Halve the updates until the first update is found whose result differs from the record.
 
-    From the last state that agrees, train to the last evidence in the first half of what is left, or else to the first
-    in the second half. What is trained is then no longer left, or, where the states differ, at most half of it was:
-    so in all at most the updates from where the training stands to the last piece are made.
+    From the last state that agrees, train to the last evidence in the first half of the remaining updates, or else to
+    the first evidence in the second half. If the states agree, the trained updates are done with; if they differ, at
+    most half of the rest was trained. So the total is at most the number of updates up to the last piece.
 
-    It takes a difference to last: one that vanishes again before the next piece that is looked at is not seen.
+    A difference must persist: a difference that disappears before the next inspected piece is not seen.
 
     Args:
         training: Before the first piece.
-        evidence: In order of the steps.
+        evidence: Pieces sorted by step.
         told: Called with each piece that agrees.
 
     Returns:
@@ -152,7 +153,7 @@ def bisect(
 
 
 def _first(training: Training, agreed: int, piece: Evidence, found: list[bits.Difference]) -> FirstDifference:
-    """What differs in a piece, when the one before agrees."""
+    """The difference in a piece, given that the piece before agrees."""
     far = max(found, key=lambda each: (each.max_ulp or 0, each.leaf.startswith("params")))
     between = (min(agreed + 1, piece.step), piece.step)
     names = tuple(each.leaf for each in found)

@@ -1,4 +1,4 @@
-"""The experiments that everyone has: what `doctor` trains, and how far results spread over seeds."""
+"""Which experiments does everyone have? Those that `doctor` trains, with the spread of their results over seeds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ MNIST_SHA256: Final = "b2d8f5bf39174ee5ffeefa97e42d673c35432b411bb5d1f74fbbeddae
 
 
 class Band(NamedTuple):
-    """Where a figure of one more seed is to lie."""
+    """Range in which a figure of a new seed must lie."""
 
     mean: float
     std: float
-    """Of the seeds that were tried: ten or more."""
+    """Standard deviation over the measured seeds, ten or more."""
 
     @property
     def low(self) -> float:
-        """Four standard deviations below the mean: by Student's t, one right run of 240 lies outside, of ten seeds."""
+        """Four standard deviations below the mean.
+
+        By Student's t for ten seeds, 1 right run of 240 lies outside the band.
+        """
         return self.mean - 4 * self.std
 
     @property
     def high(self) -> float:
-        """As far above."""
+        """Four standard deviations above the mean."""
         return self.mean + 4 * self.std
 
 
@@ -54,10 +57,10 @@ TANH_SGD_NESTEROV: Final = ExperimentConfig(
 QUICKSTART: Final = dataclasses.replace(
     RELU_RMSPROP, name="quickstart", data=DataConfig(name="mnist_5k", validation="test"), epochs=3
 )
-"""Three epochs of `experiments/quickstart.py`: a matter of seconds."""
+"""The experiment of `experiments/quickstart.py`, with three epochs: seconds of training."""
 
 REFERENCED: Final = {each.name: each for each in (QUICKSTART, RELU_RMSPROP, TANH_SGD_NESTEROV)}
-"""What references are of, by name."""
+"""The experiments that have references, by name."""
 
 BANDS: Final = {
     RELU_RMSPROP: {"test_accuracy": Band(0.9836, 0.0008), "test_loss": Band(0.1122, 0.0090)},
@@ -69,11 +72,11 @@ BANDS: Final = {
         "test_accuracy": Band(0.9264, 0.0023), "test_loss": Band(0.2376, 0.0065),
     },
 }  # fmt: skip
-"""Of ten seeds on MNIST; README has the ranges and the commands that measure them."""
+"""Bands from ten seeds on MNIST. README has the ranges and the commands that measure them."""
 
 
 def bands(config: ExperimentConfig, data_sha256: str) -> Mapping[str, Band]:
-    """The bands of an experiment whatever its name, seed and gradient shards; nothing where none are known."""
+    """The bands of an experiment, whatever its name, seed and gradient shards. Empty if they are unknown."""
     for known, found in BANDS.items():
         same = dataclasses.replace(config, name=known.name, seed=known.seed, grad_shards=known.grad_shards)
         if same == known and data_sha256 == MNIST_SHA256:

@@ -1,6 +1,7 @@
-"""Do this machine's products, sums, conversions, roundings and random bits have the values that integers give?
+"""Does this machine compute products, sums, conversions, roundings and random bits as integers say?
 
-Each probe runs in plain `jax.numpy`, and portable. Its right answer is computed by integers, or published.
+Each probe runs in plain `jax.numpy` and in portable arithmetic. Its right answer is computed with integers, or
+published.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jaxmlp.proof.blame import shown
 
 
 class WrongAnswer(NamedTuple):
-    """A probe's first value that is not the right one."""
+    """A probe's first wrong value."""
 
     probe: str
     arithmetic: str
@@ -29,11 +30,11 @@ class WrongAnswer(NamedTuple):
     here: str
 
     def __str__(self) -> str:
-        return f"{self.probe} in {self.arithmetic}: at {list(self.at)} {self.here}, right is {self.right}"
+        return f"{self.probe} in {self.arithmetic}: {self.here} at {list(self.at)}, right is {self.right}"
 
 
 class Probe(NamedTuple):
-    """A function, its arguments, and what it is to give."""
+    """A function, its arguments, and the right result."""
 
     function: Callable[..., Any]
     arguments: tuple[np.ndarray, ...]
@@ -41,13 +42,13 @@ class Probe(NamedTuple):
 
 
 def _rounded(whole: np.ndarray) -> np.ndarray:
-    """Integers as float32, to the nearest, ties to even; by integers alone."""
+    """Integers rounded to float32, to nearest, ties to even, using only integers."""
     size = np.abs(whole)
     cut = np.maximum(0, np.asarray([int(each).bit_length() for each in size.flat]).reshape(size.shape) - 24)
     half = (np.int64(1) << cut) >> 1
     odd = (size >> cut) & 1
     fraction = (size + np.where(cut > 0, half - 1 + odd, 0)) >> cut
-    # Of at most 2^24, so exact; and so is the power of two.
+    # The fraction is at most 2^24, so its conversion is exact, and so is the power of two.
     return (np.sign(whole) * fraction).astype(np.float32) * np.exp2(cut).astype(np.float32)
 
 
@@ -61,7 +62,7 @@ def probes() -> dict[str, Probe]:
     small = rng.integers(-1000, 1001, 5001)
     wide = rng.integers(-(2**31), 2**31, 4096)
     halves = rng.integers(-(2**20), 2**20, 4096)
-    # Source: the known answers of Random123, threefry2x32 with 20 rounds; keys, counters, words.
+    # Source: the known answers of Random123, threefry2x32 with 20 rounds; columns are keys, counters, words.
     known = np.asarray([
         [0x00000000, 0x00000000, 0x00000000, 0x00000000, 0x6B200159, 0x99BA4EFE],
         [0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0x1CB996FC, 0xBB002BE7],
@@ -104,7 +105,7 @@ def probes() -> dict[str, Probe]:
 
 
 def run_probes() -> list[WrongAnswer]:
-    """The probes whose answers are wrong here."""
+    """The probes whose answers are wrong on this machine."""
     found = []
     every = probes()
     functions = [probe.function for probe in every.values()]
@@ -117,7 +118,7 @@ def run_probes() -> list[WrongAnswer]:
         got = transform(answers)(arguments)
         for (name, probe), answer in zip(every.items(), got, strict=True):
             value = np.asarray(answer)
-            # Zeros of any sign are alike: integers have one.
+            # Zeros of either sign are equal, because integers have only one zero.
             if len(wrong := np.argwhere(value != probe.right)):
                 index = tuple(int(i) for i in wrong[0])
                 right, here = shown(probe.right[index]), shown(value[index])

@@ -1,13 +1,15 @@
-"""Which promise is left between two manifests: the same bits, or only the same batch order and range of results.
+"""What is promised between two manifests: the same bits, or only the same batch order and range of results?
 
 L1: between equal manifests, the same bits.
-L2: whatever the chunks of updates, interruptions and resumes, the same bits. Every reproduction compares across these.
-L3: between other counts of devices, processes and threads, the same bits.
-L5: of a run in portable precision, between other versions, hardware or flags, the same bits.
-L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order,
-where JAX, flax and the random streams are the same. Other code of the user's own leaves the batch order alone, and so
-does other code that the run went on with: only the same bits, or a known band, then show that it says the same. So does
-another program of a portable run, as another JAX may trace it.
+L2: for any chunks of updates, interruptions and resumes, the same bits. Every reproduction tests this.
+L3: between other numbers of devices, processes and threads, the same bits.
+L5: for a run in portable precision, between other versions, hardware or flags, the same bits.
+L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order if
+    JAX, flax and the random streams are the same.
+
+Changed code of the user's own does not affect the batch order, and neither does changed code that the run went on with.
+But only the same bits, or a known band, can then show that the code means the same. The same holds for another program
+of a portable run, as another JAX may trace it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ Level = Literal["L1", "L3", "L4", "L5"]
 
 @dataclass(frozen=True)
 class Promise:
-    """What two manifests leave."""
+    """The promise between two manifests."""
 
     level: Level
     changed: tuple[str, ...]
@@ -36,30 +38,31 @@ class Promise:
     same_order: bool
     """Whether the batch order is promised."""
     same_code: bool = True
-    """Whether the user's own code is the same: other code may have another distribution of results."""
+    """Whether the user's own code is the same. Changed code may have another distribution of results."""
     same_program: bool = True
-    """Whether a portable run's program is the same; another one may have other bits on every machine."""
+    """Whether a portable run's program is the same. Another program may have other bits on every machine."""
 
 
 def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
-    """What is promised of a run with the manifest `there`, trained again with the manifest `here`.
+    """What is promised if a run with the manifest `there` is trained again with the manifest `here`.
 
     Raises:
-        RunError: Nothing: the run had another config or data, was imported, or its manifest has no facts.
+        RunError: Nothing is promised: the run had another config or data, was imported, or its manifest lacks the
+            facts.
     """
     if "imported" in there:
         raise RunError("the run's network was imported, not trained: there is nothing to train again.")
     if not there.get("binding"):
-        raise RunError("the run's manifest says nothing of what its bits depend on. Create runs with manifest().")
+        raise RunError("the run's manifest does not say what its bits depend on. Create runs with manifest().")
     binding, not_binding = (differences(there, here, kind) for kind in ("binding", "not_binding"))
     names = {difference.partition(":")[0] for difference in binding}
     for accepted in there.get(ACCEPTED) or []:
         told = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
-        binding.append(f"code: went on with other code after epoch {accepted.get('epochs')}: {told}")
+        binding.append(f"code: went on with changed code after epoch {accepted.get('epochs')}: {told}")
     for longer in there.get("lengthened") or []:
         if not longer.get("same_bits", True):
             after, before, epochs = (longer.get(name) for name in ("after", "from", "to"))
-            binding.append(f"epochs: {before} until epoch {after}, then {epochs}, and the rate depends on them")
+            binding.append(f"epochs: {before} until epoch {after}, then {epochs}, and the learning rate depends on it")
     if there["binding"].get("exact", True) is False:
         binding.append("exact: false, so no two runs are promised the same bits")
     for name, what in [("config_sha256", "config"), ("data_sha256", "data")]:

@@ -1,6 +1,6 @@
-"""Reference digests: the bits of known experiments on known platforms, one file a platform, kept in the package.
+"""What are the bits of known experiments on known platforms? Reference digests, one file per platform.
 
-A platform is what a manifest calls binding, but for config and data. A reference has the digests after no update, one
+A platform is the `binding` of a manifest without config and data. A reference has the digests after no update, one
 update, one epoch and the whole run, so that a difference shows where it begins.
 """
 
@@ -37,28 +37,29 @@ class Reference(NamedTuple):
     path: Path
     platform: Mapping[str, Any]
     experiments: Mapping[str, Mapping[str, Any]]
-    """By name: `config_sha256`, `data_sha256`, `order_sha256` of the first epoch, and `points` as `digests.jsonl`."""
+    """By name: `config_sha256`, `data_sha256`, `order_sha256` of the first epoch, and `points` as in
+    `digests.jsonl`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelfTest:
-    """How this machine's bits stand to the references."""
+    """How this machine's bits compare with the references."""
 
     experiment: str
     verdict: Verdict
     reference: str | None
-    """The nearest platform's file; none where nobody recorded this experiment."""
+    """File of the nearest platform. None if there is no reference for this experiment."""
     changed: tuple[str, ...]
     """The facts in which that platform differs from this one, with both values."""
     steps: int
-    """Updates made."""
+    """Number of updates made."""
     first_difference: FirstDifference | None
     params_sha256: str
-    """After the last update."""
+    """Digest of the parameters after the last update."""
 
 
 class Platform(NamedTuple):
-    """What the bits here depend on, besides the experiment; and what this experiment and data are."""
+    """What the bits depend on here besides the experiment, and the hashes of experiment and data."""
 
     facts: dict[str, Any]
     config_sha256: str
@@ -68,7 +69,7 @@ class Platform(NamedTuple):
 def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object]) -> SelfTest:
     """Train an experiment of `REFERENCED` and compare it with its nearest reference.
 
-    Where that is another platform's, other bits are no failure: the verdict is then `no reference`.
+    If that reference belongs to another platform, different bits are not a failure: the verdict is then `no reference`.
     """
     training = Training(REFERENCED[name], dataset)
     here = _platform(training, dataset)
@@ -95,7 +96,7 @@ def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object])
 
 
 def record(name: str, dataset: data.Dataset) -> Path:
-    """Train an experiment of `REFERENCED` and write its digests as this platform's reference; returns the file.
+    """Train an experiment of `REFERENCED` and write its digests as this platform's reference. Returns the file.
 
     Raises:
         DiskError: The package's folder cannot be written.
@@ -124,10 +125,10 @@ def record(name: str, dataset: data.Dataset) -> Path:
 
 
 def references() -> list[Reference]:
-    """Those that come with the package, and those that were recorded here.
+    """The references that come with the package, and those that were recorded here.
 
     Raises:
-        RunError: One is damaged.
+        RunError: A reference is damaged.
     """
     return [_read(path) for path in sorted(FOLDER.glob("*.json"))]
 
@@ -140,9 +141,9 @@ def _read(path: Path) -> Reference:
             named = {name: each[name] for name in ("config_sha256", "data_sha256", "order_sha256")}
             points = [Evidence.from_line(line) for line in each["points"]]
             if wrong_fields(named) or None in named.values() or any(wrong_fields(line) for line in each["points"]):
-                raise ValueError("a field of another type")
+                raise ValueError("a field has another type")
             if [point.step for point in points] != sorted({point.step for point in points}):
-                raise ValueError("points out of order")
+                raise ValueError("points are out of order")
         return Reference(path, platform, experiments)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged: it is not a reference ({error}). Install jaxmlp again.") from error
@@ -154,7 +155,7 @@ def _platform(training: Training, dataset: data.Dataset) -> Platform:
 
 
 def _nearest(name: str, here: Platform) -> tuple[Reference | None, tuple[str, ...]]:
-    """The reference of this experiment with the fewest other facts, and these."""
+    """The reference of this experiment with the fewest differing facts, and these facts."""
 
     def fits(entry: Mapping[str, Any]) -> bool:
         return (entry["config_sha256"], entry["data_sha256"]) == (here.config_sha256, here.data_sha256)
@@ -168,6 +169,6 @@ def _nearest(name: str, here: Platform) -> tuple[Reference | None, tuple[str, ..
 
 
 def _file_name(facts: Mapping[str, Any]) -> str:
-    """Such as `cpu-x86_64-avx2-1f3a0c2b-jax-0.12.0.1-5d41402a.json`."""
+    """Name of a reference's file, such as `cpu-x86_64-avx2-1f3a0c2b-jax-0.12.0.1-5d41402a.json`."""
     named = re.sub(r"[^\w.]+", "-", f"{facts['device_kind']}-{facts['isa']}-jax-{facts['jax']}").lower()
     return f"{named}-{hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:8]}.json"

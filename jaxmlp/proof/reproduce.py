@@ -1,4 +1,4 @@
-"""A run trained again from its stored config, and compared with what it left, as far as a promise reaches."""
+"""Does a run, trained again from its stored config, give what it left, as far as that is promised?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from jaxmlp.run.manifest import COMPILED, manifest
 
 
 class Judgement(NamedTuple):
-    """A figure of the new training, and its experiment's band over seeds."""
+    """A figure of the new training, with its experiment's band over seeds."""
 
     figure: str
     value: float
@@ -38,45 +38,46 @@ class Judgement(NamedTuple):
 
     @property
     def is_in_band(self) -> bool:
-        """Whether a right run would give it."""
+        """Whether the figure lies in the band."""
         return self.low <= self.value <= self.high
 
 
 class Compared(NamedTuple):
-    """A state of the run and of the new training."""
+    """A state of the run and the same state of the new training."""
 
     epoch: int
     step: int
-    """Updates made."""
+    """Number of updates made."""
     there: dict[str, str]
-    """SHA-256 by leaf, as far as the run tells."""
+    """SHA-256 by leaf, as far as the run recorded them."""
     here: dict[str, str]
-    """The same of the new training."""
+    """SHA-256 by leaf in the new training."""
     same: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What `reproduce` found."""
+    """Result of `reproduce`."""
 
     level: Level
-    """The promise that was checked: the strongest that the two manifests leave."""
+    """The promise that was checked: the strongest that holds between the two manifests."""
     changed: tuple[str, ...]
-    """The facts of the manifest that are others now, with both values."""
+    """The manifest's facts that have changed, with both values."""
     same: bool | None
-    """Whether the promise held; none where nothing that is still promised could be checked."""
+    """Whether the promise held. None if nothing that is still promised could be checked."""
     steps: int
-    """Updates whose result was compared."""
+    """Number of updates up to the last state that agreed."""
     first_difference: FirstDifference | None
-    """Of the bits; at L4 it is no failure, unless it is the batch order's and that was promised."""
+    """The first difference in bits. At L4 it is not a failure, unless a promised batch order differs."""
     judgements: tuple[Judgement, ...] = ()
-    """At L4, where the bits differ."""
+    """Figures and their bands, at L4 if the bits differ."""
     trained: int = 0
-    """Updates made, those made again too."""
+    """Number of updates made, including repeated ones."""
     operation: str | None = None
-    """Of one wrong update in portable precision: whether the run or this machine is wrong, and here in what."""
+    """For a single wrong update in portable precision: whether the run or this machine is wrong, and in which
+    operation."""
     compared: tuple[Compared, ...] = ()
-    """Each state that was, in order of the steps."""
+    """The compared states, sorted by step."""
 
 
 def reproduce(
@@ -92,31 +93,31 @@ def reproduce(
     bisect: bool = False,
     report: Callable[[str], None] = lambda _: None,
 ) -> Reproduction:
-    """Train a run again and compare state and batch order wherever the run tells of them; stop where they differ.
+    """Train a run again and compare state and batch order wherever the run recorded them, up to the first difference.
 
-    Compared are the digests of each epoch, those of `trace.jsonl`, and the tensors of each checkpoint, all bit for bit.
-    Where the manifests leave L4 alone, the training goes on to its end, and its result must lie in the experiment's
-    band over seeds.
+    The digests of each epoch, those of `trace.jsonl`, and the tensors of each checkpoint are compared bit for bit. If
+    the manifests leave only L4, the training goes on to its end, and its result must lie in the experiment's band over
+    seeds.
 
     Args:
-        run: Its folder.
-        dataset: Its data; by default what its config names.
-        experiment: The user's own code that the run was made with: the experiment's file, several, or an experiment in
-            hand. Other code leaves L4.
-        manual_dir: As in `data.load`, where no data set is given.
-        devices: How many share a batch; by default as many as divide the gradient shards.
+        run: Folder of the run.
+        dataset: The data set. Default: the data set in the config.
+        experiment: The user's own code that the run used: the experiment's file, several files, or an
+            `ExperimentConfig`. Changed code leaves only L4.
+        manual_dir: As in `data.load`, if no data set is given.
+        devices: Number of devices that split each batch. Default: the largest number that divides the gradient shards.
         resident_bytes: As in `fit`.
-        from_step: The update after which to begin, from the run's own checkpoint, which is taken as it is.
-        to_step: The last update to train; by default the last one that the run tells of.
-        bisect: Whether to halve the updates in place of comparing all: with a trace of every update the very update is
-            found, with at most as many updates trained as lie between the two ends.
-        report: Told of each epoch that agrees.
+        from_step: Update after which to begin, from the run's own checkpoint, which is not checked.
+        to_step: Last update to train. Default: the last update that the run recorded.
+        bisect: Whether to halve the updates instead of comparing all. With a trace of every update, the exact update is
+            found, and no more updates are trained than lie between the two ends.
+        report: Called with a line about each epoch that agrees.
 
     Raises:
         ConfigError, DataError, DeviceError: As `fit`.
-        CodeError: The run was made with code of the user's own, which is not given.
-        RunError: There is no run, it is damaged, or it tells of no state to compare with.
-        UsageError: The run has no checkpoint at `from_step`, or tells nothing of its state at `to_step`.
+        CodeError: The run used code of the user's own, which was not given.
+        RunError: The run does not exist, is damaged, or recorded no state to compare with.
+        UsageError: The run has no checkpoint at `from_step`, or recorded nothing about its state at `to_step`.
     """
     with open_run(run, experiment) as stored:
         config, there = stored.config, stored.manifest
@@ -132,7 +133,7 @@ def reproduce(
         training.start_at(*checkpoint.load(began_at))
     left = promise(there, manifest(config, dataset, devices=training.devices))
     if left.level == "L1" and there.get(COMPILED) not in (None, training.compiled_sha256()):
-        report("compiled otherwise: XLA made another program of the same experiment than the run's.")
+        report("compiled differently: XLA made another program of this experiment than in the run.")
     agreeing: list[Evidence] = []
 
     def agreed(piece: Evidence) -> None:
@@ -163,7 +164,7 @@ def reproduce(
     if found and (not left.same_program or (left.level == "L4" and (from_step or to_step is not None or bisect))):
         same = None
     elif found and left.level == "L4" and found.leaf != "order":
-        report(f"epoch {found.epoch}: other bits, as they may be: on to the end")
+        report(f"epoch {found.epoch}: the bits differ, which is allowed; training on to the end")
         same, judgements = _judge(training, there, left, orders)
     return Reproduction(
         level=left.level,
@@ -179,7 +180,7 @@ def reproduce(
 
 
 def _checkpoint(run: RunDirectory, step: int) -> Path:
-    """The file of the checkpoint to begin from."""
+    """File of the checkpoint to begin from."""
     there = {int(path.stem.removeprefix("step-")): path for path in run.checkpoints()}
     if step not in there:
         raise UsageError(f"--from-step must be 0 or a checkpoint of {run.path}: {_told(there)}, got {step}")
@@ -187,26 +188,26 @@ def _checkpoint(run: RunDirectory, step: int) -> Path:
 
 
 def _between(pieces: list[Evidence], first: int, last: int | None) -> list[Evidence]:
-    """What the run tells of its states after update `first`, up to `last`."""
+    """What the run recorded about its states after update `first`, up to `last`."""
     steps = [piece.step for piece in pieces if piece.step > first]
     if last is not None and last not in steps:
-        said = f"--to-step must be an update after {first} whose state the run tells of"
-        raise UsageError(f"{said}: {_told(steps)}, got {last}. A trace tells of every one: train --digest-every 1")
+        said = f"--to-step must be an update after {first} whose state the run recorded"
+        raise UsageError(f"{said}: {_told(steps)}, got {last}. To record every update: train --digest-every 1")
     if first and not steps:
-        raise UsageError(f"--from-step {first} is the last state that the run tells of: nothing comes after it")
+        raise UsageError(f"--from-step {first} is the last state that the run recorded: nothing comes after it")
     return [piece for piece in pieces if first <= piece.step <= (last or piece.step)]
 
 
 def _told(steps: Iterable[int]) -> str:
     ordered = sorted(steps)
     more = f", ... {ordered[-1]}" if len(ordered) > 8 else ""
-    return ", ".join(map(str, ordered[:8])) + more or "there is none"
+    return ", ".join(map(str, ordered[:8])) + more or "there are none"
 
 
 def _operation(training: Training, dataset: data.Dataset, mark: Position, wrong: Evidence) -> str | None:
-    """Who is wrong in a portable update: NumPy evaluates it from the state before; here the primitive is named.
+    """Which side is wrong in a portable update, as NumPy evaluates it from the state before; and the wrong primitive.
 
-    None where more than one update lies between two states, or an epoch's end changed the state of controllers.
+    None if more than one update lies between two states, or an epoch's end changed the state of controllers.
     """
     here = training.state()
     if wrong.step - mark.step != 1 or here.controllers:
@@ -216,17 +217,17 @@ def _operation(training: Training, dataset: data.Dataset, mark: Position, wrong:
     right = jax.tree.unflatten(jax.tree.structure(here), right_state(training.on_data, before, batch))
     if all(digest(getattr(right, part)) == sha256 for part, sha256 in wrong.sha256.items()):
         named = wrong_primitive(training.on_data, before, batch)
-        said = f"wrong primitive: {named}" if named else "each primitive alone is right"
-        return f"the run has the right bits, by NumPy, and this machine has not; {said}"
+        said = f"wrong primitive: {named}" if named else "each primitive by itself is right"
+        return f"by NumPy, the run has the right bits and this machine does not; {said}"
     if digest(right) == digest(here):
-        return "this machine has the right bits, by NumPy, and the run has not"
-    return "NumPy's evaluation has other bits than the run and than this machine"
+        return "by NumPy, this machine has the right bits and the run does not"
+    return "NumPy's evaluation differs from both the run and this machine"
 
 
 def _judge(
     training: Training, there: Mapping[str, Any], left: Promise, orders: Mapping[int, str]
 ) -> tuple[bool | None, tuple[Judgement, ...]]:
-    """Whether what L4 promises held, as far as anything is known to check it by."""
+    """Whether the promise L4 held, as far as it can be checked."""
     checks = [training.order_sha256(epoch) == sha256 for epoch, sha256 in orders.items()] if left.same_order else []
     judgements: tuple[Judgement, ...] = ()
     if there["status"] == "finished" and (known := bands(training.config, there["binding"]["data_sha256"])):

@@ -1,7 +1,7 @@
-"""Does this machine compute the right bits? Golden digests of portable trainings, which every machine is to have.
+"""Does this machine compute the right bits? Golden digests of portable trainings, the same for every machine.
 
-A file of `FOLDER` has the digest of an experiment's state after every update: of the quickstart's whole run, and of the
-first epoch of both experiments on MNIST.
+A file of `FOLDER` has the digest of an experiment's state after every update: for the quickstart's whole run, and for
+the first epoch of both experiments on MNIST.
 """
 
 from __future__ import annotations
@@ -30,34 +30,34 @@ from jaxmlp.run.manifest import PROGRAM, manifest
 
 FOLDER = Path(__file__).parents[1] / "references" / "portable"
 GOLDEN: Final = {name: dataclasses.replace(config, precision="portable") for name, config in REFERENCED.items()}
-"""By name: the experiments that have golden digests."""
+"""The experiments that have golden digests, by name."""
 BINDING = ("config_sha256", "data_sha256", PROGRAM)
 
 
 class Golden(NamedTuple):
-    """The digests of one experiment."""
+    """The golden digests of one experiment."""
 
     binding: dict[str, str]
     order_sha256: str
-    """Of the first epoch's batch order."""
+    """SHA-256 of the first epoch's batch order."""
     states: list[str]
-    """SHA-256 of the state after no update, one, two, and so on."""
+    """SHA-256 of the state after 0, 1, 2, ... updates."""
 
 
 class WrongUpdate(NamedTuple):
-    """The first update whose result is not the right one."""
+    """The first update whose result is wrong."""
 
     update: int
-    """Counted from 1; 0 is the initial state."""
+    """Number of the update, from 1; 0 is the initial state."""
     leaf: str | None
-    """The part of the state that is wrong, where the right one could be computed."""
+    """The leaf of the state that is wrong, if the right state could be computed."""
     problem: str
-    """What is wrong in it, with both values and their bits."""
+    """What is wrong in the leaf, with both values and their bits."""
     primitive: WrongPrimitive | None = None
-    """What computes it wrongly; None where each primitive alone is right."""
+    """The primitive that is computed wrongly. None if each primitive by itself is right."""
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON values."""
         found = self._asdict() | {"primitive": None, "shapes": [], "right": None, "here": None, "operation": None}
         return found | (self.primitive._asdict() if self.primitive else {})
 
@@ -69,43 +69,45 @@ class WrongUpdate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Check:
-    """What a comparison with golden digests found."""
+    """Result of a comparison with golden digests."""
 
     experiment: str
     same: bool | None
-    """None where nothing could be compared."""
+    """Whether the bits are right. None if nothing could be compared."""
     updates: int
-    """Compared."""
+    """Number of updates compared."""
     reason: str | None = None
     """Why nothing could be compared."""
     first_difference: WrongUpdate | None = None
 
     def to_plain(self) -> dict[str, Any]:
-        """As JSON."""
+        """The result as JSON values."""
         found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return found | {"first_difference": self.first_difference and self.first_difference.to_plain()}
 
 
 def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
-    """Train an experiment of `GOLDEN` on one device, and compare its state after every update.
+    """Train an experiment of `GOLDEN` on one device and compare its state after every update.
 
     Args:
-        name: Of the experiment.
-        dataset: Its data.
-        by_rule: Whether to go through the first update primitive by primitive even if every state is right: a wrong
-            value may leave no trace in a state, behind a relu or a dropout.
+        name: Name of the experiment.
+        dataset: The data set.
+        by_rule: Whether to check the first update primitive by primitive even if every state is right. Behind a relu or
+            a dropout, a wrong value may leave no trace in a state.
 
     Raises:
-        RunError: The golden digests are damaged, or not there.
+        RunError: The golden digests are damaged or missing.
     """
     config, golden = GOLDEN[name], read(name)
     there, here = golden.binding, binding(config, dataset)
     if other := [fact for fact in BINDING if there[fact] != here[fact]]:
-        what = "another program: this JAX or flax traces it otherwise" if other == [PROGRAM] else f"another {other[0]}"
+        what = (
+            "another program: this JAX or flax traces it differently" if other == [PROGRAM] else f"another {other[0]}"
+        )
         return Check(experiment=name, same=None, updates=0, reason=what)
     training = _training(config, dataset)
     if training.order_sha256(1) != golden.order_sha256:
-        wrong = WrongUpdate(0, "order", "the batch order of the first epoch is another one")
+        wrong = WrongUpdate(0, "order", "the batch order of the first epoch differs")
         return Check(experiment=name, same=False, updates=0, first_difference=wrong)
     before = first = None
     for update, state in enumerate(states(training, len(golden.states) - 1)):
@@ -114,18 +116,18 @@ def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
             return Check(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
         before, first = state, first or state
     if by_rule and first and (masked := wrong_primitive(training.on_data, first, batch_of(training, dataset, 1))):
-        wrong = WrongUpdate(1, None, "the state is right all the same", masked)
+        wrong = WrongUpdate(1, None, "the state is right nevertheless", masked)
         return Check(experiment=name, same=False, updates=len(golden.states) - 1, first_difference=wrong)
     return Check(experiment=name, same=True, updates=len(golden.states) - 1)
 
 
 def _training(config: ExperimentConfig, dataset: data.Dataset) -> Training:
-    """With one batch on the device at a time: without a loop over blocks, the program compiles in half the time."""
+    """A training with one batch on the device at a time. Without a loop over blocks it compiles in half the time."""
     return Training(config, dataset, devices=1, resident_bytes=1)
 
 
 def states(training: Training, last: int) -> Iterator[train.TrainState]:
-    """The state after no update, one, and so on."""
+    """The states after 0, 1, ..., `last` updates."""
     for step in range(last + 1):
         training.advance(step)
         yield training.state()
@@ -139,26 +141,29 @@ def explained(
     update: int,
     golden: str,
 ) -> WrongUpdate:
-    """What is wrong in a state after an update, and which primitive makes it so.
+    """What is wrong in a state after an update, and which primitive causes it.
 
     Args:
-        training: On which config.
-        dataset: Its data.
-        before: The right state before the update; None where the first state is wrong.
-        state: The wrong one after it.
-        update: Its number.
-        golden: The right state's digest.
+        training: Training of the experiment.
+        dataset: The data set.
+        before: The right state before the update. None if the first state is wrong.
+        state: The wrong state after the update.
+        update: Number of the update.
+        golden: Digest of the right state.
     """
     config, batch = training.on_data, batch_of(training, dataset, update)
     right = jax.tree.unflatten(jax.tree.structure(state), right_state(config, before, batch))
     if digest(right) != golden:
-        return WrongUpdate(update, None, "another digest; NumPy's evaluation here has a third one")
+        return WrongUpdate(update, None, "the digest differs; NumPy's evaluation here has a third digest")
     first = next(bits.differences(leaves(right), leaves(state)))
     return WrongUpdate(update, first.leaf, f"{first.problem} (right and here)", wrong_primitive(config, before, batch))
 
 
 def batch_of(training: Training, dataset: data.Dataset, update: int) -> train.Batch:
-    """The examples of an update, as `train.take_batch` has them, taken without a device; before the first, one."""
+    """The batch of an update, as `train.take_batch` makes it, taken on the host.
+
+    Before the first update, one example.
+    """
     if not update:
         return _as_batch(dataset.facts.zeros(1), np.ones(1, np.float32))
     epoch, index = divmod(update - 1, training.steps_per_epoch)
@@ -172,7 +177,7 @@ def _as_batch(split: data.Split, mask: Any) -> train.Batch:
 
 
 def binding(config: ExperimentConfig, dataset: data.Dataset) -> dict[str, str]:
-    """What golden digests depend on."""
+    """The facts that golden digests depend on."""
     facts = manifest(config, dataset)["binding"]
     return {name: facts[name] for name in BINDING}
 
@@ -181,7 +186,7 @@ def read(name: str) -> Golden:
     """The golden digests of an experiment.
 
     Raises:
-        RunError: They are damaged, or not there.
+        RunError: They are damaged or missing.
     """
     path = FOLDER / f"{name}.json"
     try:
@@ -189,7 +194,7 @@ def read(name: str) -> Golden:
         golden = Golden({fact: found[fact] for fact in BINDING}, found["order_sha256"], list(found["states_sha256"]))
         if all(map(SHA256.fullmatch, [*golden.binding.values(), golden.order_sha256, *golden.states])):
             return golden
-        raise ValueError("a digest is none")
+        raise ValueError("a digest is malformed")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged: it has no golden digests ({error}). Install jaxmlp again.") from error
 

@@ -1,4 +1,4 @@
-"""A run's updates once more, from the first one to any step: nothing written, nothing evaluated on the way."""
+"""How are a run's updates made once more, up to any step? Nothing is written, nothing is evaluated on the way."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from jaxmlp.run.weights import as_trained
 
 
 class Training:
-    """Stands between two updates, at first before the first one.
+    """A training that stands between two updates, initially before the first one.
 
     Args:
         config: The experiment.
-        dataset: Its data.
-        devices: How many share a batch, as in `fit`.
+        dataset: The data set.
+        devices: Number of devices that split each batch, as in `fit`.
         resident_bytes: As in `fit`.
-        start: The weights to begin with, as `RunDirectory.start` gives them.
+        start: Initial weights, as `RunDirectory.start` returns them.
 
     Raises:
         ConfigError, DeviceError: As `fit`.
@@ -53,31 +53,31 @@ class Training:
         self.steps_per_epoch = self._programs.steps_per_epoch
         self.last_step = config.epochs * self.steps_per_epoch
         self.made = 0
-        """Updates made in all, those made again too."""
+        """Number of updates made in all, including repeated ones."""
 
     def compiled_sha256(self) -> str:
-        """As a run's manifest has it."""
+        """Hash of the compiled program, as in a run's manifest."""
         return self._programs.compiled_sha256(self._position, self._programs.order(1))
 
     @property
     def step(self) -> int:
-        """Updates made."""
+        """Number of updates made."""
         return self._position.step
 
     def start_at(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> None:
-        """Stand where a checkpoint stands, in place of before the first update.
+        """Move to the position of a checkpoint.
 
         Raises:
-            RunError: It is of other shapes, or not that of a position.
+            RunError: The checkpoint has other shapes, or holds no position.
         """
         self._position = self._programs.placed(self._programs.first().moved_to(as_trained(arrays), meta))
 
     def mark(self) -> Position:
-        """Where the training stands, to go back to."""
+        """The current position, to go back to."""
         return self._programs.copied(self._position)
 
     def go_back(self, mark: Position) -> None:
-        """Stand where `mark` was taken, which stays as it is."""
+        """Go back to where `mark` was taken. `mark` stays valid."""
         self._position = self._programs.copied(mark)
 
     def state(self) -> train.TrainState:
@@ -86,23 +86,23 @@ class Training:
         return state
 
     def epoch_of(self, step: int) -> int:
-        """The epoch, from 1, whose update led to `step`; the first one for step 0."""
+        """The epoch, from 1, whose update led to `step`. Step 0 belongs to the first epoch."""
         return (max(step, 1) - 1) // self.steps_per_epoch + 1
 
     def order(self, epoch: int) -> Int[np.ndarray, " padded"]:
-        """The examples of epoch `epoch`, from 1, padded to whole batches."""
+        """The order of examples in epoch `epoch`, from 1, padded to whole batches."""
         return np.asarray(self._programs.order(epoch))
 
     def order_sha256(self, epoch: int) -> str:
-        """As the run's `digests.jsonl` has it."""
+        """Hash of the batch order, as in the run's `digests.jsonl`."""
         return digest({"order": self.order(epoch)[: self._programs.examples]})
 
     def advance(self, step: int, *, ends: bool = False) -> None:
-        """Make the updates up to `step`; if it ends an epoch, controllers see the epoch.
+        """Make the updates up to `step`. If `step` ends an epoch, the controllers see the epoch.
 
         Args:
             step: Updates since the start.
-            ends: Whether the run ended there, if within an epoch.
+            ends: Whether the run ended there, if `step` lies within an epoch.
         """
         epoch, self.made = self.epoch_of(step), self.made + max(0, step - self.step)
         self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
@@ -110,6 +110,6 @@ class Training:
             self._programs.end_epoch(self._position)
 
     def test(self) -> dict[str, float]:
-        """Loss and metrics on the test examples, such as `test_loss`."""
+        """Loss and metrics on the test examples, with names such as `test_loss`."""
         found = figures(self.config, self._programs.evaluate(self._position, "test")[0])
         return {f"test_{name}": value for name, value in found.items()}

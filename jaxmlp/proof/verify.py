@@ -1,8 +1,9 @@
-"""Whether a run directory is as its run left it: every file and tensor hashed again, and all told alike. No training.
+"""Is a run directory as its run left it? Every file and tensor is hashed again, and files must agree. No training.
 
-What vouches for what: `SHA256SUMS` for every other file, its last line for itself; each checkpoint for its own bytes;
-`digests.jsonl` for the checkpoints' tensors, `manifest.json` for the config and the last digests. Damage by chance is
-found, and so is a file of another run. A forger who writes every file anew is not: nothing here is signed.
+`SHA256SUMS` covers every other file, and its last line covers itself. Each checkpoint covers its own bytes.
+`digests.jsonl` covers the checkpoints' tensors; `manifest.json` covers the config and the last digests. Accidental
+damage is found, and so is a file from another run. A forger who rewrites every file is not found, because nothing here
+is signed.
 """
 
 from __future__ import annotations
@@ -24,45 +25,45 @@ from jaxmlp.run.record import CONFIG, ENDS, MANIFEST, METRICS, read_manifest, re
 from jaxmlp.run.weights import as_trained, is_restored
 
 ALWAYS = (CONFIG, MANIFEST, METRICS, DIGESTS, LOCK)
-"""The files of every run; the others come at its end."""
+"""Files of every run. The others appear at its end."""
 
 
 class Damage(NamedTuple):
-    """A file that is not as the run left it."""
+    """A file that has changed since the run left it."""
 
     file: str
-    """Its name from the run directory."""
+    """Path of the file in the run directory."""
     problem: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found."""
+    """Result of `verify`."""
 
     files: int
-    """Checked."""
+    """Number of files checked."""
     tensors: int
-    """Hashed."""
+    """Number of tensors hashed."""
     damaged: tuple[Damage, ...]
-    """Empty where the run is whole."""
+    """Damaged files. Empty if the run is undamaged."""
     not_covered: tuple[str, ...]
-    """Files that no run writes, such as a report: nothing vouches for them."""
+    """Files that no run writes, such as a report. No hash covers them."""
     ended: bool
-    """Whether the run has ended, and so has `SHA256SUMS`; until then nothing vouches for the logs."""
+    """Whether the run has ended and has `SHA256SUMS`. Until then no hash covers the logs."""
 
 
 def verify(run: str | Path) -> Verification:
-    """Hash every file and tensor of a run again, and compare what its files tell of each other. Needs no JAX.
+    """Hash every file and tensor of a run again, and check that its files agree with each other. Needs no JAX.
 
     Args:
-        run: Its folder.
+        run: Folder of the run.
 
     Raises:
-        RunError: There is no run, or a process is writing it.
+        RunError: The run does not exist, or a process is writing it.
     """
     path = Path(run)
     if not any(os.path.lexists(path / name) for name in (*ALWAYS, HISTORY, SUMS)):
-        raise RunError(f"{path} is not a run directory, or not there. `jaxmlp runs` lists the runs.")
+        raise RunError(f"{path} is not a run directory, or does not exist. `jaxmlp runs` lists the runs.")
     if is_held(path / LOCK):
         raise RunError(f"{path} is in use: a process is writing it. Verify it after its end.")
     return _Check(path).all()
@@ -81,11 +82,11 @@ class _Check:
         ended = manifest.get("status") in ENDS or SUMS in there
         told = (self.read(SUMS, sums.read) or {}) if ended else {}
         for name, sha256 in code.copies(manifest).items():
-            self.agree(name, "its SHA-256 is not the one in", MANIFEST, self.read(name, sums.sha256), sha256)
+            self.agree(name, "its SHA-256 differs from the one in", MANIFEST, self.read(name, sums.sha256), sha256)
         for name in sorted({*ALWAYS, *told, *code.copies(manifest), *([HISTORY, SUMS] if ended else [])} - there):
             self.note(name, "it is missing")
         for name in sorted(there & told.keys()):
-            self.agree(name, "its SHA-256 is not the one in", SUMS, self.read(name, sums.sha256), told[name])
+            self.agree(name, "its SHA-256 differs from the one in", SUMS, self.read(name, sums.sha256), told[name])
         for name in sorted(in_folder - told.keys()) if told else []:
             self.note(name, f"it is not in {SUMS}")
         self.records(manifest, {name: state for name, state in states.items() if state}, ended=ended)
@@ -99,14 +100,14 @@ class _Check:
         )
 
     def records(self, manifest: Mapping[str, Any], states: Mapping[str, Any], *, ended: bool) -> None:
-        """What the files tell of each other."""
+        """Check that the files agree with each other."""
         self.read(CONFIG, lambda _: read_plain_config(self.path))
         self.read(LOCK, _check_lock)
         if told := (manifest.get("binding") or {}).get("config_sha256"):
-            self.agree(CONFIG, "its SHA-256 is not the one in", MANIFEST, self.read(CONFIG, sums.sha256), told)
+            self.agree(CONFIG, "its SHA-256 differs from the one in", MANIFEST, self.read(CONFIG, sums.sha256), told)
         metrics, lines = (self.read(name, jsonl.read) or [] for name in (METRICS, DIGESTS))
         epochs = [[(line["epoch"], line.get("steps")) for line in log] for log in (metrics, lines)]
-        self.agree(DIGESTS, "its epochs are not those of", METRICS, *epochs)
+        self.agree(DIGESTS, "its epochs differ from those in", METRICS, *epochs)
         if ended:
             table = self.read(HISTORY, files.read)
             self.agree(HISTORY, "it is not the table of", METRICS, table, history_table(metrics))
@@ -117,34 +118,34 @@ class _Check:
         for name, (arrays, meta) in states.items():
             step = meta.get("step", 0)
             if name != f"{CHECKPOINTS}/step-{step:08}.safetensors":
-                self.note(name, f"it is that of step {step} under another name")
+                self.note(name, f"it is the checkpoint of step {step} under another name")
             trained = as_trained(arrays)
             for part in ("params", "opt_state"):
                 found = digest(_below(trained, f"state/{part}"))
                 for log, by_step in told_by_step.items():
                     told = by_step.get(step, {}).get(f"{part}_sha256", found)
-                    self.agree(name, f"its {part} are not those of", log, found, told)
+                    self.agree(name, f"its {part} differ from those in", log, found, told)
         self.result(manifest.get("result") or {}, metrics, lines, states)
 
     def result(self, told: Mapping[str, Any], metrics: Any, lines: Any, states: Mapping[str, Any]) -> None:
-        """What the manifest tells of the run's end."""
+        """Check what the manifest says about the run's end."""
         if metrics and lines and told:
             last = {f"train_{name}": metrics[-1].get(name) for name in ("loss", "accuracy")}
             last |= {name: metrics[-1].get(name) for name in ("val_loss", "val_accuracy")}
             for name in last.keys() & told.keys():
-                self.agree(MANIFEST, f"its {name} is not that of", METRICS, told.get(name), last[name])
+                self.agree(MANIFEST, f"its {name} differs from that in", METRICS, told.get(name), last[name])
             by_digests = [] if told.get("status") != "finished" else ["steps", "params_sha256"]
             if any(is_restored(arrays) for arrays, _ in states.values()):
-                by_digests.remove("params_sha256")  # The checkpoint's state has them.
+                by_digests.remove("params_sha256")  # The checkpoint's state covers them.
             for name in by_digests:
-                self.agree(MANIFEST, f"its {name} is not that of", DIGESTS, told.get(name), lines[-1].get(name))
+                self.agree(MANIFEST, f"its {name} differs from that in", DIGESTS, told.get(name), lines[-1].get(name))
         for name, (arrays, meta) in states.items():
             if meta.get("step") == told.get("steps") and "state_sha256" in told:
                 found = digest(_below(arrays, "state"))
-                self.agree(MANIFEST, "its state_sha256 is not that of", name, told["state_sha256"], found)
+                self.agree(MANIFEST, "its state_sha256 differs from that of", name, told["state_sha256"], found)
 
     def read[T](self, name: str, reader: Callable[[Path], T]) -> T | None:
-        """What the reader makes of the file; nothing, and a note, where it cannot."""
+        """The reader's result for the file. If the reader fails, None and a note."""
         if not os.path.lexists(self.path / name):
             return None
         try:
@@ -154,7 +155,7 @@ class _Check:
         return None
 
     def agree(self, name: str, problem: str, by: str, found: Any, told: Any) -> None:
-        """Note where `found` of this file is not what another one tells, which has no problem of its own."""
+        """Note that `found` in this file differs from what an undamaged file `by` says."""
         if by not in self.damaged and found is not None and found != told:
             self.note(name, f"{problem} {by}")
 
@@ -164,13 +165,13 @@ class _Check:
 
 
 def _below(arrays: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The arrays below a path, by the rest of their paths; those of a tree that is one leaf have none."""
+    """The arrays below a path, by the rest of their paths. The rest is empty for a tree that is a single leaf."""
     parts = {name: array for name, array in arrays.items() if f"{name}/".startswith(f"{prefix}/")}
     return {name[len(prefix) + 1 :]: array for name, array in parts.items()}
 
 
 def _check_lock(path: Path) -> None:
-    """A lock that nobody holds is empty, or names the process that was killed with it."""
+    """Check a lock that nobody holds: it is empty, or names the process that was killed while holding it."""
     text = files.read(path)
     try:
         if not text or (type((holder := parse_json(text))["pid"]) is int and datetime.fromisoformat(holder["since"])):
