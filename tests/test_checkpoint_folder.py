@@ -107,7 +107,7 @@ def test_where_no_checkpoint_is_good_all_are_named(run: RunDirectory) -> None:
 def test_a_checkpoint_under_another_name_is_refused(run: RunDirectory) -> None:
     path = save(run, 1)
     path.rename(path.with_name("step-00000009.safetensors"))
-    with pytest.raises(RunError, match=r"step-00000009\.safetensors: it is the checkpoint of step 1 under another name"):
+    with pytest.raises(RunError, match=r"step-00000009\.safetensors: .* step 1 under another name"):
         run.checkpoint_at(9)
 
 

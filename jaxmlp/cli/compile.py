@@ -33,7 +33,7 @@ class CompileFlags(flags.Flags):
     """Target: tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, b200 or cpu. TPUs may have any slice."""
     devices: int | None = ranged(None, "[1, 65536]")
     """Number of devices that split each batch, or the lanes. Default: for TPUs the largest number that divides the
-    gradient shards, for GPUs and CPUs one."""
+    gradient shards or the lanes; for GPUs and CPUs one."""
     lanes: int | None = ranged(None, "[1, 65536]")
     """Number of lanes of a sweep to compile. Default: a single run."""
     batching: Literal["map", "vmap"] = "map"

@@ -1,8 +1,8 @@
-"""What does a program take, counted from its jaxpr alone? No compiler is asked.
+"""What does a program need, counted from its jaxpr without a compiler?
 
-The temporaries are those of a simple compiler: a value is written to memory where a product, a sum, a gather or
-another whole operation reads or writes it, and what is computed element by element in between is written nowhere. A
-value lives from its operation to the last one that reads it.
+Temporaries are counted as for a simple compiler. A value is written to memory if a product, a sum, a gather or another
+whole operation reads or writes it. Elementwise values in between are not written. A value lives from its operation to
+the last operation that reads it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ INLINED = {
     "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit", "remat2",
     "shard_map",
 }  # fmt: skip
-"""Primitives that stand for the operations inside."""
+"""Primitives that stand for the operations inside them."""
 ELEMENTWISE = {
     "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
     "bitcast_convert_type", "broadcast_in_dim", "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
@@ -40,15 +40,16 @@ ELEMENTWISE = {
 }  # fmt: skip
 """Primitives whose results a compiler need not write to memory."""
 VIEWS = {"transpose", "reshape", "squeeze", "expand_dims", "broadcast_in_dim"}
-"""Those that a product reads through."""
+"""Primitives that a product reads through."""
 PRODUCTS = {"dot_general", "conv_general_dilated"}
 RANDOM = {"random_bits", "threefry2x32", "random_split"}
 THREEFRY_ON_CPU = 6
-"""Arrays as long as its result that XLA's loop over threefry's rounds has on a CPU: counters, numbers, their copies."""
+"""Arrays of the result's length that XLA's loop over threefry's rounds holds on a CPU: counters, numbers, and
+copies."""
 GPU_WORKSPACE = 4 << 20
-"""Bytes that XLA gives cuBLAS beside a product's own arrays."""
+"""Bytes that XLA gives cuBLAS besides a product's own arrays."""
 TILE = (8, 128)
-"""Of the last two dimensions in a TPU's memory. Source: "Pallas TPU details", JAX's documentation."""
+"""Tile of the last two dimensions in a TPU's memory. Source: "Pallas TPU details", JAX's documentation."""
 
 
 class Memory(NamedTuple):
@@ -56,28 +57,28 @@ class Memory(NamedTuple):
 
     arguments: int
     outputs: int
-    """Without those that take the memory of donated arguments."""
+    """Bytes of outputs, without those that reuse the memory of donated arguments."""
     temporaries: int
     code: int | None = None
-    """None where it is not known."""
+    """Bytes of the code. None if unknown."""
 
     @property
     def without_code(self) -> int:
-        """All arrays at once."""
+        """Bytes of all arrays together."""
         return self.arguments + self.outputs + self.temporaries
 
     @property
     def total(self) -> int:
-        """Arrays, and code where it is known."""
+        """Bytes of all arrays, and of the code if known."""
         return self.without_code + (self.code or 0)
 
 
 def memory(program: Program, platform: Platform) -> Memory:
-    """What a program takes on each of its devices.
+    """The memory that a program needs on each of its devices.
 
     Args:
-        program: Traced.
-        platform: Whose habits count.
+        program: The traced program.
+        platform: Platform whose compiler is imitated.
     """
     jaxpr = program.traced.jaxpr.jaxpr
     arguments = sum(padded(leaf.shape, leaf.dtype, platform) for leaf in program.arguments)
@@ -86,12 +87,15 @@ def memory(program: Program, platform: Platform) -> Memory:
 
 
 def products(program: Program) -> int:
-    """Multiplications and additions of products in one turn, on each device."""
+    """Multiplications and additions of products in one iteration, on each device."""
     return network.flops(turn(program.traced.jaxpr, program.carried))
 
 
 def turn(jaxpr: Any, carried: Sequence[Any]) -> Any:
-    """The body of the innermost loop that carries all arrays of these shapes; the whole program where there is none."""
+    """The body of the innermost loop that carries arrays of all these shapes.
+
+    Without such a loop, the whole program.
+    """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     wanted = Counter((leaf.dtype, leaf.size) for leaf in carried)
     for equation in jaxpr.eqns:
@@ -106,7 +110,7 @@ def turn(jaxpr: Any, carried: Sequence[Any]) -> Any:
 
 
 def padded(shape: Sequence[int], dtype: Any, platform: Platform) -> int:
-    """Bytes of an array; on a TPU with the rest of its tiles, in the order of dimensions that wastes least."""
+    """Bytes of an array. On a TPU, with padding to whole tiles, in the order of dimensions with the least padding."""
     itemsize, size = getattr(dtype, "itemsize", 4), math.prod(shape)
     if platform != "tpu":
         return size * itemsize
@@ -125,24 +129,24 @@ def padded(shape: Sequence[int], dtype: Any, platform: Platform) -> int:
 
 @dataclass
 class _Node:
-    """A value: its bytes, what it is made of, and what making it takes besides."""
+    """A value: its bytes, its inputs, and the memory for making it."""
 
     nbytes: int
     inputs: Sequence[_Node] = ()
     primitive: str = ""
     inside: int = 0
-    """Peak of the loop or branch that makes it."""
+    """Peak memory of the loop or branch that makes the value."""
     users: list[_Node] = field(default_factory=list)
     position: int = -1
-    """In the program; -1 of its inputs."""
+    """Position in the program; -1 for the program's inputs."""
     in_place: bool = False
-    """Whether it takes the memory of an argument or of a loop's carry."""
+    """Whether the value reuses the memory of an argument or of a loop's carry."""
     is_fenced: bool = False
-    """Whether an optimization barrier keeps it from its readers."""
+    """Whether an optimization barrier separates the value from its readers."""
 
 
 class _Graph:
-    """The operations of a jaxpr, with those of the functions that it calls."""
+    """The operations of a jaxpr, including those of the functions that it calls."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
@@ -181,7 +185,7 @@ class _Graph:
         return [read(var) for var in jaxpr.outvars]
 
     def _make(self, equation: Any, inputs: list[_Node], inner: list[Any]) -> list[_Node]:
-        """The results of an operation; what a loop carries stays where it began."""
+        """The results of an operation. Values carried by a loop stay where they began."""
         name, params = equation.primitive.name, equation.params
         inside = max((_Graph.of(body, self.platform).peak() for body in inner), default=0)
         carried: list[_Node] = []
@@ -211,7 +215,7 @@ class _Graph:
         if node.primitive in RANDOM | {"concatenate"}:
             return self.platform != "cpu"
         if node.primitive in PRODUCTS and self.platform == "tpu":
-            # A TPU updates a parameter where it computes the gradient; a GPU at once after that.
+            # A TPU updates a parameter where it computes the gradient. A GPU updates it right afterwards.
             return not node.in_place and all(self._ends_in_place(user) for user in node.users)
         return node.primitive in ELEMENTWISE
 
@@ -230,19 +234,19 @@ class _Graph:
         return any(self._reads_whole(user) and not (through and user.primitive in PRODUCTS) for user in node.users)
 
     def _only_multiplied(self, node: _Node) -> bool:
-        """Whether one product alone reads the value: a TPU computes it there."""
+        """Whether a single product reads the value, so that a TPU computes it there."""
         (user, *others) = node.users or [_Node(0)]
         through = user.primitive in VIEWS and self._only_multiplied(user)
         return not others and (user.primitive in PRODUCTS or through)
 
     def _reads_whole(self, node: _Node) -> bool:
-        """Whether the operation, or the one that reads through it, must find its input in memory."""
+        """Whether the operation, or the operation that reads through it, needs its input in memory."""
         if node.primitive in VIEWS and self._is_light(node):
             return any(self._reads_whole(user) for user in node.users)
         return not self._is_light(node)
 
     def peak(self) -> int:
-        """Bytes of temporaries that live at once."""
+        """Peak bytes of temporaries."""
         stored = {id(node) for node in self.nodes if not node.in_place and self._is_stored(node)}
         last: dict[int, int] = {}
         for node in reversed(self.nodes):
@@ -262,19 +266,19 @@ class _Graph:
 
 
 def _scan_carries(equation: Any, body: Any) -> int:
-    """How many values a scan carries: its first results, which have no axis for the turns."""
+    """Number of values that a scan carries: its first results, which have no axis of iterations."""
     alike = [out.aval.shape == made.aval.shape for out, made in zip(equation.outvars, body.outvars, strict=True)]
     return [*alike, False].index(False)
 
 
 def _scan_consts(equation: Any, body: Any) -> int:
-    """How many values each turn of a scan reads whole: all but those carried, and those cut into turns."""
+    """Number of values that each iteration of a scan reads whole: neither carried nor sliced."""
     alike = [var.aval.shape == read.aval.shape for var, read in zip(equation.invars, body.invars, strict=True)]
     return alike.count(True) - _scan_carries(equation, body)
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs of an equation; of a loop its body's alone."""
+    """The jaxprs of an equation. For a loop, only that of its body."""
     params = equation.params
     if equation.primitive.name == "while":
         params = {"body_jaxpr": params["body_jaxpr"]}

@@ -1,4 +1,4 @@
-"""The grammar of a compiled program: XLA's text of an optimised module, as computations of instructions."""
+"""What is the grammar of a compiled program? XLA's text of an optimised module, as computations of instructions."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class Array(NamedTuple):
     """The type of an array."""
 
     dtype: str
-    """Such as `f32`, `bf16`, `s32`, `pred`."""
+    """Element type, such as `f32`, `bf16`, `s32` or `pred`."""
     shape: tuple[int, ...]
     layout: str = ""
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -40,7 +40,7 @@ class Array(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """Whether sums of it depend on their order."""
+        """Whether sums of such elements depend on their order."""
         return self.dtype[0] in "fc" or self.dtype.startswith("bf")
 
 
@@ -50,27 +50,27 @@ class Instruction:
 
     name: str
     op: str
-    """The opcode, such as `fusion`, `dot`, `while`."""
+    """Opcode, such as `fusion`, `dot` or `while`."""
     arrays: tuple[Array, ...]
-    """The result's: one, or those of a tuple."""
+    """The result: one array, or the arrays of a tuple."""
     operands: tuple[str, ...]
     attributes: str
-    """All after the operands."""
+    """Everything after the operands."""
     is_root: bool = False
 
     @property
     def result(self) -> Array:
-        """The array that it computes; of a tuple the first."""
+        """The resulting array; for a tuple, the first."""
         return self.arrays[0] if self.arrays else Array("token", ())
 
     @property
     def nbytes(self) -> int:
-        """Of all its results."""
+        """Bytes of all results."""
         return sum(array.nbytes for array in self.arrays)
 
     @property
     def source(self) -> str:
-        """The JAX operation that it was made for, such as `jit(train_steps)/while/body/dot_general`."""
+        """The JAX operation that it comes from, such as `jit(train_steps)/while/body/dot_general`."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -87,13 +87,13 @@ class Instruction:
         return tuple(dict.fromkeys([*_CALLED.findall(self.attributes), *lists]))
 
     def called_as(self, role: str) -> str:
-        """The one computation in a role, such as `body`; empty where there is none."""
+        """The computation in a role, such as `body`. Empty if there is none."""
         found = re.search(rf"\b{role}=%?([\w.~-]+)", self.attributes)
         return found[1] if found else ""
 
     @property
     def trip_count(self) -> int | None:
-        """How often a `while` runs its body, where the compiler knows."""
+        """Number of iterations of a `while`, if the compiler knows it."""
         found = re.search(r'"known_trip_count":\{"n":"(\d+)"', self.attributes)
         return int(found[1]) if found else None
 
@@ -103,14 +103,14 @@ class Module:
     """A compiled program."""
 
     computations: dict[str, dict[str, Instruction]]
-    """By name; instructions by name, in their order."""
+    """Computations by name. Each maps names to instructions, in their order."""
     entry: str
     aliased: frozenset[int]
-    """Numbers of the outputs that take the memory of a donated argument."""
+    """Numbers of the outputs that reuse the memory of a donated argument."""
     parallel: frozenset[str] = field(default_factory=frozenset)
 
     def inside(self, computation: str) -> Iterator[Instruction]:
-        """All instructions of a computation and of those that it calls, each once."""
+        """All instructions of a computation and of the computations that it calls, each once."""
         waiting, seen = [computation], {computation}
         while waiting:
             for each in self.computations.get(waiting.pop(), {}).values():
@@ -124,10 +124,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """The module that `compiled.as_text()` shows.
+    """Parse the text of `compiled.as_text()`.
 
     Args:
-        text: XLA's, after optimisation.
+        text: XLA's text of the optimised module.
     """
     computations: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
@@ -174,7 +174,7 @@ def _array(found: re.Match[str]) -> Array:
 
 
 def _balanced(text: str, start: int) -> str:
-    """From the bracket at `start` to the one that closes it."""
+    """The text from the bracket at `start` to the matching bracket."""
     depth = 0
     for end in range(start, len(text)):
         depth += (text[end] in "({") - (text[end] in ")}")

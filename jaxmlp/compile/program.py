@@ -25,16 +25,16 @@ class Examples(NamedTuple):
 
     facts: data.Facts
     counts: dict[str, int]
-    """Examples by split."""
+    """Number of examples by split."""
     weighted: bool = False
 
     @classmethod
     def of(cls, config: DataConfig) -> Examples:
-        """Of MNIST and its kin without their data.
+        """The examples of a config. For MNIST and its variants the data need not be present.
 
         Raises:
-            ConfigError: An unknown data set, or a wrong validation split.
-            DataError: It cannot be read.
+            ConfigError: The data set is unknown, or the validation split is wrong.
+            DataError: The data cannot be read.
         """
         if config.name in SOURCES:
             source = SOURCES[config.name]
@@ -53,7 +53,7 @@ class Examples(NamedTuple):
         return cls(facts, {name: len(split.targets) for name, split in splits.items() if split}, weighted)
 
     def split(self, name: str) -> train.Split:
-        """All examples of a split."""
+        """Shapes of all examples of a split."""
         rows = self.counts[name]
         zeros = train.Split.of(self.facts.zeros(1))
         if self.weighted:
@@ -63,24 +63,24 @@ class Examples(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A function of the engine, traced."""
+    """A traced function of the engine."""
 
     name: str
     """`train` or `evaluate`."""
     traced: Any
-    """`jax.stages.Traced`; `.lower().compile()` compiles it for its devices."""
+    """A `jax.stages.Traced`. `.lower().compile()` compiles it for its devices."""
     arguments: tuple[Any, ...]
-    """Shapes on one device."""
+    """Shapes of the arguments on one device."""
     outputs: tuple[Any, ...]
-    """Likewise."""
+    """Shapes of the outputs on one device."""
     carried: tuple[Any, ...]
-    """What the loop over updates, or over batches of an evaluation, changes in each turn: shapes on one device."""
+    """What the loop over updates, or over batches of an evaluation, changes per iteration: shapes on one device."""
     donated: int
-    """Its first outputs, which take the memory of donated arguments."""
+    """Number of leading outputs that reuse the memory of donated arguments."""
     devices: int
     lanes: int | None
     batch: int
-    """Examples a turn, of one lane."""
+    """Number of examples per iteration, in one lane."""
 
 
 def training(
@@ -91,17 +91,18 @@ def training(
     lanes: int | None = None,
     batching: Batching = "map",
 ) -> Program:
-    """The loop over an epoch's updates.
+    """Trace the loop over an epoch's updates.
 
     Args:
         config: The experiment.
-        examples: Its data, all of it on the devices.
-        devices: That share each batch; with lanes, that share the lanes.
-        lanes: Of a sweep; None for one run.
+        examples: The data, all of it on the devices.
+        devices: Devices that split each batch; with lanes, devices that share the lanes.
+        lanes: Number of lanes of a sweep. None for a single run.
         batching: How a device trains its lanes.
 
     Raises:
-        ConfigError: The network does not fit the data, or the devices do not fit the gradient shards or lanes.
+        ConfigError: The network does not fit the data, or the number of devices does not divide the gradient shards or
+            lanes.
     """
     on_data, state, sums = _of_run(config, examples, devices, lanes)
     steps = -(-examples.counts["train"] // config.batch_size)
@@ -136,7 +137,7 @@ def evaluation(
     batching: Batching = "map",
     split: str = "test",
 ) -> Program:
-    """The loop over all examples of a split; arguments and errors as of `training`."""
+    """Trace the loop over all examples of a split. Arguments and errors are as for `training`."""
     on_data, state, sums = _of_run(config, examples, devices, lanes)
     carried = jax.tree.leaves(sums)
     if lanes is None:
@@ -165,10 +166,10 @@ def evaluation(
 
 
 def check_devices(config: ExperimentConfig, devices: int, lanes: int | None) -> None:
-    """Make sure that so many devices can share the batch, or the lanes.
+    """Check that the number of devices divides the gradient shards, or the lanes.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: It does not.
     """
     of, number = ("lanes", lanes) if lanes else ("grad_shards", config.grad_shards)
     if number % devices:
@@ -192,7 +193,7 @@ def _of_run(config: ExperimentConfig, examples: Examples, devices: Sequence[Any]
 
 
 def _ends(traced: Any, arguments: Any, lanes: int | None, devices: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """Shapes of the arguments and outputs on one device; of lanes each device has its rows."""
+    """Shapes of the arguments and outputs on one device. With lanes, each device has its own rows."""
     given = [
         jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype) for leaf in jax.tree.leaves(arguments)
     ]
@@ -213,6 +214,6 @@ def _rows(lanes: int, sharding: NamedSharding, tree: Any) -> Any:
 
 
 def _on_device(leaves: Sequence[Any], lanes: int, devices: int, batching: Batching) -> list[Any]:
-    """The shapes that a device's loop has: of one lane with `map`, of all the device's with `vmap`."""
+    """The shapes in a device's loop: those of one lane with `map`, of all the device's lanes with `vmap`."""
     rows = () if batching == "map" else (lanes // devices,)
     return [jax.ShapeDtypeStruct((*rows, *leaf.shape), leaf.dtype) for leaf in leaves]

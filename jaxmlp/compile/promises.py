@@ -1,16 +1,16 @@
-"""What must hold of a compiled program, each rule a function from the program to the findings that break it.
+"""What must hold for a compiled program? Each rule is a function from the program to the findings that break it.
 
-    no_float_sum        no sum of floats across devices but that of `shards`, which adds in one fixed order
-    no_lost_sign        no message whose values lose the sign of a zero on the way
-    no_unwritten        no message between devices that nobody wrote
-    known_length        the loop over updates has a length that the compiler knows
+    no_float_sum        no sum of floats across devices except that of `shards`, which adds in a fixed order
+    no_lost_sign        no message in which a zero loses its sign
+    no_unwritten        no message between devices that the program does not ask for
+    known_length        the compiler knows the length of the loop over updates
     donated             the state is updated in place
     nothing_hosted      no callback, and no transfer to or from the host
     nothing_wide        nothing in 64 bits
-    nothing_copied      no argument is copied before the loop, as into another layout: each call would do it again
-    few_kernels         at most so many kernels an update
+    nothing_copied      no argument is copied before the loop, as into another layout: each call would copy it again
+    few_kernels         a limited number of kernels per update
 
-Two more tell what else bits may hang on: `scatters` and `varying`.
+Two more report what else bits may depend on: `scatters` and `varying`.
 """
 
 from __future__ import annotations
@@ -23,34 +23,37 @@ from jaxmlp.compile.hlo import Array
 from jaxmlp.compile.reading import COPIES, Collective, Reading, changed, on_chip
 
 GATHERS = ("all_gather", "all_to_all")
-"""Messages of JAX that add nothing, whatever XLA makes of them."""
+"""JAX primitives that send messages and add nothing, whatever XLA makes of them."""
 WRITTEN = (*GATHERS, "psum", "psum2", "pmax", "pmin", "ppermute", "pbroadcast", "reduce_scatter", "psum_scatter")
 HOST_CALLS = ("callback", "host", "infeed", "outfeed")
 HOST_OPS = {"infeed", "outfeed", "send", "recv", "host-execute"}
 LARGE = 1 << 20
-"""Bytes of a copy that is worth telling."""
-VARYING = {"rng": "random numbers of the device's own", "select-and-scatter": "an order of its own for equal values"}
+"""Smallest copy, in bytes, that is reported."""
+VARYING = {
+    "rng": "the device draws its own random numbers",
+    "select-and-scatter": "the device chooses the order of equal values",
+}
 
 
 class Finding(NamedTuple):
-    """Something in a program that a promise, or the reader, does not want."""
+    """Something in a program that breaks a promise, or that the reader should know."""
 
     rule: str
-    """The promise's name."""
+    """Name of the promise."""
     what: str
     where: str
-    """The JAX operation that it was made for; else the instruction's name."""
+    """The JAX operation that it comes from, else the instruction's name."""
 
 
 def no_float_sum(reading: Reading) -> Iterator[Finding]:
-    """No sum of floats across devices: their order is the network's, and bits hang on it."""
+    """No sum of floats across devices: the network decides its order, and the bits depend on the order."""
     for each in _float_sums(reading):
         if not _written(each, GATHERS):
             yield Finding("no_float_sum", f"{each.op} adds floats of {each.devices} devices", each.source or each.op)
 
 
 def no_lost_sign(reading: Reading) -> Iterator[Finding]:
-    """No all-gather of floats that XLA turns into a sum of zeros and one value: of -0.0 it makes 0.0."""
+    """No all-gather of floats that XLA turns into a sum of zeros and one value, which turns -0.0 into 0.0."""
     for each in _float_sums(reading):
         if _written(each, GATHERS):
             told = f"{each.op} adds zeros to {_types(each.arrays)}: -0.0 becomes 0.0"
@@ -58,28 +61,28 @@ def no_lost_sign(reading: Reading) -> Iterator[Finding]:
 
 
 def no_unwritten(reading: Reading) -> Iterator[Finding]:
-    """No message between devices that no line of the program asks for: XLA's partitioner makes them."""
+    """No message between devices that the program does not ask for. XLA's partitioner makes such messages."""
     for each in reading.collectives:
         if not _written(each, WRITTEN):
-            told = f"{each.op} of {_types(each.arrays)} that nobody wrote"
+            told = f"{each.op} of {_types(each.arrays)}, which the program does not ask for"
             yield Finding("no_unwritten", told, each.source or each.op)
 
 
 def known_length(reading: Reading) -> Iterator[Finding]:
-    """A loop of unknown length makes the host of a GPU wait for a flag in each turn."""
+    """The loop has a known length. Otherwise the host of a GPU waits for a flag in each iteration."""
     if reading.trip_count is None:
         where = reading.loop and (reading.loop.source or reading.loop.name)
         yield Finding("known_length", "the loop's length is not known", where or reading.module.entry)
 
 
 def donated(reading: Reading, outputs: int) -> Iterator[Finding]:
-    """Each of the first `outputs` outputs takes the memory of an argument."""
+    """Each of the first `outputs` outputs reuses the memory of an argument."""
     for number in sorted({*range(outputs)} - reading.module.aliased):
         yield Finding("donated", f"output {number} does not take the memory of a donated argument", f"output {number}")
 
 
 def nothing_hosted(reading: Reading) -> Iterator[Finding]:
-    """Nothing in the program calls the host, or waits for it."""
+    """Nothing in the program calls the host or waits for it."""
     for each in reading.module.all():
         calls = each.op == "custom-call" and any(word in each.target.lower() for word in HOST_CALLS)
         moves = (
@@ -91,7 +94,7 @@ def nothing_hosted(reading: Reading) -> Iterator[Finding]:
 
 
 def nothing_wide(reading: Reading) -> Iterator[Finding]:
-    """Nothing in 64 bits."""
+    """Nothing is computed in 64 bits."""
     wide = {"f64", "s64", "u64", "c128"}
     sources = {each.source: each for each in reading.module.all() if wide & {array.dtype for array in each.arrays}}
     for source, each in sources.items():
@@ -99,11 +102,11 @@ def nothing_wide(reading: Reading) -> Iterator[Finding]:
 
 
 def nothing_copied(reading: Reading) -> Iterator[Finding]:
-    """No large array that the loop only reads is copied outside it; to keep it on the chip for the loop is no copy."""
+    """No large array that the loop only reads is copied outside it. Keeping it on the chip for the loop does not count."""
     if not reading.loop:
         return
     entry = reading.module.computations[reading.module.entry]
-    # Devices that share an update cut parameters and optimizer state into slices, once a call.
+    # Devices that share an update cut parameters and optimizer state into slices, once per call.
     state = {(array.dtype, array.size) for array in changed(reading.module, reading.loop)}
     for each in entry.values():
         if each.op in COPIES and each.nbytes >= LARGE and (each.result.dtype, each.result.size) not in state:
@@ -114,21 +117,21 @@ def nothing_copied(reading: Reading) -> Iterator[Finding]:
 
 
 def few_kernels(reading: Reading, most: int) -> Iterator[Finding]:
-    """At most so many kernels a turn."""
+    """At most `most` kernels per iteration."""
     if reading.kernels_per_turn > most:
         found = ", ".join(f"{count} {kind}" for kind, count in sorted(reading.kernels.items()) if kind != "copies")
         yield Finding("few_kernels", f"{reading.kernels_per_turn} kernels, wanted at most {most}: {found}", "update")
 
 
 def scatters(reading: Reading) -> Iterator[Finding]:
-    """Sums of a scatter whose indices may be equal: without deterministic kernels their order varies."""
+    """No scatter adds floats where indices may be equal. Without deterministic kernels, their order varies."""
     for each in reading.module.all():
         if each.op == "scatter" and each.result.is_float and "unique_indices=true" not in each.attributes:
             yield Finding("scatters", "a scatter adds floats where indices may be equal", each.source or each.name)
 
 
 def varying(reading: Reading) -> Iterator[Finding]:
-    """Operations whose results are known to vary between devices or runs."""
+    """No operation whose results are known to vary between devices or runs."""
     for each in reading.module.all():
         if each.op in VARYING:
             yield Finding("varying", f"{each.op}: {VARYING[each.op]}", each.source or each.name)
@@ -140,15 +143,15 @@ PROMISES: tuple[Callable[[Reading], Iterator[Finding]], ...] = (
     no_float_sum, no_lost_sign, no_unwritten, known_length, nothing_hosted, nothing_wide, nothing_copied, scatters,
     varying,
 )  # fmt: skip
-"""Those that need nothing but the program."""
+"""The promises that need only the program."""
 
 
 def findings(reading: Reading, outputs: int) -> list[Finding]:
-    """All that is to be told of a program, each once, with how often it is there.
+    """All findings of a program, without duplicates.
 
     Args:
         reading: The program.
-        outputs: How many of its first outputs must take the memory of donated arguments.
+        outputs: Number of leading outputs that must reuse the memory of donated arguments.
     """
     found = [finding for promise in PROMISES for finding in promise(reading)] + list(donated(reading, outputs))
     return list(dict.fromkeys(found))

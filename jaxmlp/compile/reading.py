@@ -32,17 +32,17 @@ class Collective(NamedTuple):
 
     op: str
     arrays: tuple[Array, ...]
-    """What it gives on each device."""
+    """The result on each device."""
     devices: int
-    """That take part in one group."""
+    """Number of devices in one group."""
     source: str
-    """The JAX operation that it was made for."""
+    """The JAX operation that it comes from."""
     reduces: str
-    """The opcode that an all-reduce joins values with, such as `add`."""
+    """Opcode with which an all-reduce combines values, such as `add`."""
 
     @property
     def received(self) -> int:
-        """Bytes that each device must receive, at least.
+        """Smallest number of bytes that each device must receive.
 
         All-gather and all-to-all: (D-1)/D of the result. All-reduce: 2(D-1)/D of it. Reduce-scatter: D-1 results.
         """
@@ -53,35 +53,35 @@ class Collective(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """A program's turn: an update, or a batch of an evaluation."""
+    """An iteration of a program: an update, or a batch of an evaluation."""
 
     module: Module
     loop: Instruction | None
-    """Over the turns; None where the compiler has opened it, because there is but one turn."""
+    """The loop over iterations. None if the compiler unrolled it, because there is only one iteration."""
     trip_count: int | None
-    """How often the loop runs; None where the compiler does not know."""
+    """Number of iterations. None if the compiler does not know it."""
     kernels: Counter[str]
-    """Kernels a turn, by kind: `fusions`, `library calls`, `products`, `others`; `copies` apart."""
+    """Kernels per iteration, by kind: `fusions`, `library calls`, `products`, `others`, and `copies`."""
     flops: int
-    """Multiplications and additions of products a turn."""
+    """Multiplications and additions of products per iteration."""
     bytes: int
-    """Read and written in the device's memory a turn."""
+    """Bytes read and written in the device's memory per iteration."""
     large_bytes: int
-    """Those of arrays that no cache holds."""
+    """Bytes of arrays that are larger than the cache."""
     collectives: tuple[Collective, ...]
 
     @property
     def kernels_per_turn(self) -> int:
-        """Without copies."""
+        """Number of kernels without copies."""
         return sum(count for kind, count in self.kernels.items() if kind != "copies")
 
 
 def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Reading:
-    """What one turn of a program does.
+    """What one iteration of a program does.
 
     Args:
         module: The program.
-        carried: Shapes of what its loop over turns changes.
+        carried: Shapes of what its loop over iterations changes.
         cache_bytes: Arrays up to this size may stay in the device's cache between kernels.
     """
     loop = find_loop(module, carried)
@@ -100,7 +100,7 @@ def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Readin
 
 
 def _turns(module: Module, loop: Instruction | None) -> int | None:
-    """How often the loop runs; once where the compiler has opened it."""
+    """Number of iterations of the loop; 1 if the compiler unrolled it."""
     if loop:
         return trip_count(module, loop)
     is_open = any(trip_count(module, each) is None for _, each in loops_of(module))
@@ -108,7 +108,7 @@ def _turns(module: Module, loop: Instruction | None) -> int | None:
 
 
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
-    """The innermost loop that changes all arrays of these shapes; where there is no array, all scalars."""
+    """The innermost loop that changes arrays of all these shapes. If there are only scalars, these count."""
     keys = [_key(leaf) for leaf in carried]
     wanted = collections.Counter([key for key in keys if key[1] > 1] or keys)
     loops = [each for _, each in loops_of(module)]
@@ -128,7 +128,7 @@ def _array_key(array: Array) -> tuple[str, int]:
 
 
 def loops_of(module: Module, computation: str | None = None) -> Iterator[tuple[str, Instruction]]:
-    """The loops below a computation, outer ones first, with the computation that each stands in."""
+    """The loops below a computation, outer loops first, each with the computation that contains it."""
     waiting, seen = [computation or module.entry], set[str]()
     while waiting:
         name = waiting.pop(0)
@@ -141,7 +141,7 @@ def loops_of(module: Module, computation: str | None = None) -> Iterator[tuple[s
 
 
 def changed(module: Module, loop: Instruction) -> list[Array]:
-    """The arrays that a turn of the loop changes; the others pass through."""
+    """The arrays that an iteration of the loop changes. The others pass through."""
     body = module.computations[loop.called_as("body")]
     root = next(each for each in body.values() if each.is_root)
     return [
@@ -150,14 +150,14 @@ def changed(module: Module, loop: Instruction) -> list[Array]:
 
 
 def _reads(body: dict[str, Instruction], value: Instruction | None, number: int) -> bool:
-    """Whether a value is what a loop's turn began with in this place."""
+    """Whether a value is the one with which the iteration began at this index."""
     if value is None or value.op != "get-tuple-element" or f"index={number}" not in re.split(r"[, ]", value.attributes):
         return False
     return body[value.operands[0]].op == "parameter"
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
-    """How often a loop runs, where the program says so: by the compiler's note, or by its constant bounds."""
+    """Number of iterations of a loop, if the program says it: by the compiler's note, or by constant bounds."""
     if loop.trip_count is not None:
         return loop.trip_count
     condition = module.computations.get(loop.called_as("condition"), {})
@@ -173,7 +173,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 
 
 def _initial(module: Module, loop: Instruction, element: Instruction | None) -> int | None:
-    """The constant that a loop begins with in the place that `element` reads."""
+    """The constant with which a loop begins at the index that `element` reads."""
     found = re.search(r"index=(\d+)", element.attributes) if element and element.op == "get-tuple-element" else None
     around = next(each for each in module.computations.values() if each.get(loop.name) is loop)
     given = around.get(loop.operands[0]) if found else None
@@ -191,7 +191,10 @@ def _constant(instruction: Instruction | None) -> int | None:
 
 
 def _executed(module: Module, computation: str, times: int = 1) -> Iterator[tuple[int, Instruction, str]]:
-    """All instructions that run, with how often in a turn; the body of a loop of unknown length once."""
+    """All instructions that run, with their number of runs per iteration.
+
+    The body of a loop of unknown length counts once.
+    """
     for each in module.computations.get(computation, {}).values():
         if each.op == "while":
             yield from _executed(module, each.called_as("body"), times * (trip_count(module, each) or 1))
@@ -218,7 +221,7 @@ def _kind(each: Instruction) -> str | None:
 
 
 def is_collective(each: Instruction) -> bool:
-    """Whether it is a message between devices; of one in two parts, its start."""
+    """Whether it is a message between devices. Of an asynchronous message, only the start counts."""
     return each.op.removesuffix("-start") in COLLECTIVES
 
 
@@ -247,7 +250,7 @@ def _moved(module: Module, computation: str, each: Instruction) -> Iterator[int]
 
 
 def on_chip(array: Array) -> bool:
-    """Whether it lies in a memory space of the chip's own, which a TPU's compiler manages."""
+    """Whether the array lies in on-chip memory, which a TPU's compiler manages."""
     return bool(re.search(r"S\([1-9]\d*\)", array.layout))
 
 
@@ -258,7 +261,7 @@ def _sliced(each: Instruction, number: int, whole: int) -> int:
 
 
 def _read_part(inside: dict[str, Instruction], parameter: str | None, whole: int) -> int:
-    """Bytes that a fusion reads of a parameter: the rows that it gathers, or all."""
+    """Bytes that a fusion reads of a parameter: the rows that it gathers, or everything."""
     if parameter is None:
         return whole
     users = [item for item in inside.values() if parameter in item.operands]
@@ -268,7 +271,7 @@ def _read_part(inside: dict[str, Instruction], parameter: str | None, whole: int
 
 
 def _products(module: Module, computation: str, times: int = 1) -> Iterator[tuple[int, Instruction, str]]:
-    """All products that run, those inside fusions too."""
+    """All products that run, including those inside fusions."""
     for count, each, around in _executed(module, computation, times):
         if each.op in ("dot", "convolution") or each.target.startswith((*GEMMS, "__cudnn$conv")):
             yield count, each, around
@@ -280,7 +283,7 @@ def _products(module: Module, computation: str, times: int = 1) -> Iterator[tupl
 def _flops(module: Module, each: Instruction, computation: str) -> int:
     around = module.computations[computation]
     left, right = (around[name].result for name in each.operands[:2])
-    output = each.result  # A library's workspace comes after it.
+    output = each.result  # A library's workspace follows it in the tuple.
     if each.op == "convolution":
         spread = re.search(r"lhs_dilate=([\dx]+)", each.attributes)
         zeros = math.prod(map(int, spread[1].split("x"))) if spread else 1
@@ -305,12 +308,12 @@ def _labels(each: Instruction) -> tuple[str, str, str]:
 
 
 def _per_output(kernel: Array, labels: str) -> int:
-    """Multiplications of a convolution for one number of its result: all of the kernel's axes but its outputs'."""
+    """Multiplications of a convolution per output element: the product of all kernel axes except the outputs."""
     return math.prod(size for size, label in zip(kernel.shape, labels, strict=True) if label != "o")
 
 
 def collectives(module: Module, computation: str) -> Iterator[Collective]:
-    """The messages between devices in a computation, as often as they are sent."""
+    """The messages between devices in a computation, repeated as often as they are sent."""
     for times, each, _ in _executed(module, computation):
         found = [each] if is_collective(each) else [
             item for name in each.called if each.op == "fusion" for item in module.inside(name) if is_collective(item)

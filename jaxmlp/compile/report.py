@@ -1,4 +1,4 @@
-"""What would a target run? The report: a program compiled for it, beside what is counted without a compiler."""
+"""What would a target run? The report shows the compiled program beside what is counted without a compiler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError
 
 Trace: TypeAlias = Callable[[ExperimentConfig, int | None], Program]
-"""The program of an experiment, and of a number of lanes."""
+"""Traces the program of an experiment with a number of lanes."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +31,37 @@ class Compiled:
     program: Program
     seconds: float
     text: str
-    """The optimised module."""
+    """Text of the optimised module."""
     memory: Memory
-    """As the compiler says."""
+    """Memory according to the compiler."""
     reading: Reading
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a target would run, and what of it is counted."""
+    """What a target would run, compiled and counted."""
 
     target: Target
     program: Program
     counted: Memory
     counted_flops: int
     compiled: Compiled | None
-    """None where the target has not enough memory for the program."""
+    """The compiled program. None if the target has too little memory for it."""
     refusal: str
-    """What the compiler said then."""
+    """The compiler's message in that case."""
     precision: str
     fits: bool
     largest: int | None
-    """Where it does not fit: the largest batch, or number of lanes, that does by our count; 0 where none does."""
+    """If the program does not fit: the largest batch or number of lanes that fits, by counting; 0 if none fits."""
 
     @property
     def findings(self) -> list[Finding]:
-        """What the promises say of the program."""
+        """Findings of the promises on the program."""
         return promises.findings(self.compiled.reading, self.program.donated) if self.compiled else []
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a turn takes at least, by what limits it: the data sheet's peaks are never reached."""
+        """Smallest number of seconds per iteration, by limit. The data sheet's peaks are never reached."""
         chip = self.target.chip
         if not self.compiled:
             return {}
@@ -81,12 +81,12 @@ def compile_for(target: Target, program: Program) -> Compiled:
 
     Raises:
         DeviceError: The program needs the device itself, as a callback does.
-        jax.errors.JaxRuntimeError: The target has not enough memory, or the compiler fails.
+        jax.errors.JaxRuntimeError: The target has too little memory, or the compiler fails.
     """
     began = time.perf_counter()
     try:
         lowered = program.traced.lower()
-    except (RuntimeError, NotImplementedError) as error:  # As of a callback, for a device that is not here.
+    except (RuntimeError, NotImplementedError) as error:  # For example a callback, for a device that is not here.
         line = str(error).partition("\n")[0]
         raise DeviceError(f"device: the program cannot be compiled for {target.name} from here: {line}") from error
     with compiling_anew():
@@ -113,10 +113,10 @@ def report(
     """Compile an experiment's program for a target, and count it.
 
     Args:
-        target: Whose devices the program is traced for.
+        target: Target whose devices the program is traced for.
         config: The experiment.
-        trace: The program of a config and a number of lanes.
-        lanes: Of a sweep.
+        trace: Traces the program of a config with a number of lanes.
+        lanes: Number of lanes of a sweep.
     """
     program = trace(config, lanes)
     counted = _counted(target, program)
@@ -137,7 +137,7 @@ def _counted(target: Target, program: Program) -> Memory:
 
 
 def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
-    """The largest number of lanes, or batch, below the given one that fits by our count; but for one part in 64."""
+    """The largest number of lanes, or batch, below the given one that fits by counting, to within 1/64."""
     lanes = program.lanes
     unit = program.devices if lanes else config.grad_shards
     lowest, highest = 0, (lanes or config.batch_size) // unit
@@ -146,7 +146,7 @@ def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Pr
         try:
             changed = config if lanes else dataclasses.replace(config, batch_size=units * unit)
             return _counted(target, trace(changed, units * unit if lanes else None)).total <= target.memory()
-        except ConfigError:  # Shards of one row.
+        except ConfigError:  # Shards would have a single row.
             return False
 
     while highest - lowest > max(1, highest // 64):
@@ -192,7 +192,7 @@ def _memory(memory: Memory | None) -> dict[str, Any]:
 
 
 def flags(target: Target) -> list[str]:
-    """XLA's flags that a target's programs are compiled under."""
+    """The XLA flags with which a target's programs are compiled."""
     chosen: Mapping[str, Any] = {"xla_gpu_deterministic_ops": True, **target.flags}
     return [f"--{name}={str(value).lower()}" for name, value in chosen.items()]
 
@@ -204,7 +204,7 @@ def table(found: Report) -> str:
     lanes = f", {program.lanes} lanes" if program.lanes else ""
     seconds = f"compiled in {compiled.seconds:.1f} s" if compiled else "not compiled: out of memory"
     lines = [f"{program.name} on {devices} of {target.name}{lanes}: {seconds}", ""]
-    lines += [f"{'memory a device':24}{'counted':>16}{'compiler':>16}"]
+    lines += [f"{'memory per device':24}{'counted':>16}{'compiler':>16}"]
     theirs = compiled.memory if compiled else None
     for name in (*Memory._fields[:-1], "without_code", "code", "total"):
         ours = None if name == "total" else getattr(found.counted, name)
@@ -215,7 +215,7 @@ def table(found: Report) -> str:
     if compiled:
         read = compiled.reading
         turn = "an update" if program.name == "train" else "a batch"
-        lines += [f"{turn + ' of a device':24}{'counted':>16}{'compiler':>16}"]
+        lines += [f"{turn + ' on a device':24}{'counted':>16}{'compiler':>16}"]
         lines += [f"  {'FLOPs of products':22}{found.counted_flops:>16,}{read.flops:>16,}"]
         lines += [f"  {'bytes moved':22}{'':16}{_shown(read.bytes):>16}"]
         kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(read.kernels.items()))

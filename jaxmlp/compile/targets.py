@@ -1,4 +1,4 @@
-"""Which accelerators can a program be compiled for, what do their makers say of them, and where is the compiler?"""
+"""For which accelerators can a program be compiled, what do their makers say, and where is the compiler?"""
 
 from __future__ import annotations
 
@@ -21,29 +21,30 @@ _SPECS = "https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_confi
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """An accelerator as its maker describes it, one device of it."""
+    """One device of an accelerator, as its maker describes it."""
 
     platform: Platform
     memory: int | None = None
-    """Bytes; None where it is this machine's own."""
+    """Memory in bytes. None for the memory of this machine."""
     bandwidth: float | None = None
-    """Bytes a second of the memory."""
+    """Memory bandwidth in bytes per second."""
     flops: dict[str, float] = field(default_factory=dict)
-    """Multiplications and additions a second of products, at most, by the type of the factors."""
+    """Peak multiplications and additions of products per second, by type of the factors."""
     interconnect: float | None = None
-    """Bytes a second that a device receives from others, at most."""
+    """Peak bytes per second that a device receives from others."""
     cache_bytes: int = 0
-    """Of the largest cache: smaller arrays may never reach the memory. A TPU's compiler says itself what stays."""
+    """Size of the largest cache in bytes. Smaller arrays may never reach memory. A TPU's compiler itself says what
+    stays."""
     source: str = ""
-    """Where the figures are from."""
+    """Source of the figures."""
     topology: str = ""
-    """Of the smallest slice; empty where devices are simply counted."""
+    """Topology of the smallest slice. Empty if devices are simply counted."""
     description: str = ""
-    """What XLA must know of a GPU, as its `GpuTargetConfigProto`."""
+    """Description of a GPU for XLA, as a `GpuTargetConfigProto`."""
 
 
 def _gpu(name: str, cores: int, clock_ghz: float, memory: int, bandwidth: int, cache: int, major: int) -> str:
-    """A GPU as XLA's own descriptions have it: the limits that all have in common, and its own sizes."""
+    """A GPU in the form of XLA's own descriptions: limits that all GPUs share, and its own sizes."""
     common = (
         "threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 fpus_per_core: 128 "
         "shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 "
@@ -85,10 +86,11 @@ CHIPS = {
     ),
     "cpu": Chip(platform="cpu"),
 }  # fmt: skip
-"""By the name of a target. Peaks of GPUs are without sparsity, half of what their maker says with it."""
+"""Chips by the name of a target. Peaks of GPUs are without sparsity, half of what their maker states with sparsity."""
 
 GPU_FLAGS = {"xla_gpu_deterministic_ops": True, "xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-"""Nothing can be tuned without a device: the kernels are not quite those that a user's GPU takes."""
+"""Options of GPU targets. Without a device nothing can be tuned, so kernels differ somewhat from those on a user's
+GPU."""
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ class Target:
     """Devices to compile for."""
 
     name: str
-    """As it is typed: `tpu-v5e:2x4`, `h100`, `cpu`."""
+    """Name as typed: `tpu-v5e:2x4`, `h100`, `cpu`."""
     chip: Chip
     topology: str
 
     @classmethod
     def of(cls, text: str) -> Target:
-        """What a user names.
+        """The target that a user names.
 
         Raises:
             ConfigError: There is no such target.
@@ -114,22 +116,22 @@ class Target:
         chip = CHIPS[name]
         if colon and not (chip.topology and re.fullmatch(r"\d+(x\d+)*", topology)):
             such = f"{name}:{chip.topology}" if chip.topology else name
-            raise ConfigError("for", f"must be such as {such}, got {text!r}")
+            raise ConfigError("for", f"must look like {such}, got {text!r}")
         return cls(text, chip, topology or chip.topology)
 
     @property
     def flags(self) -> dict[str, bool | int]:
-        """XLA's, beside those that every run has."""
+        """XLA flags of the target, beside those of every run."""
         return dict(GPU_FLAGS) if self.chip.platform == "gpu" else {}
 
     def memory(self) -> int:
-        """Bytes of one device."""
+        """Memory of one device in bytes."""
         if self.chip.memory is not None:
             return self.chip.memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
     def devices(self, wanted: int | None, divides: int) -> Sequence[Any]:
-        """So many of the target's devices; by default the largest number of them that divides `divides`.
+        """Devices of the target: `wanted` of them, or the largest number that divides `divides`.
 
         Raises:
             ConfigError: There is no such topology, or it has fewer devices.
@@ -139,7 +141,7 @@ class Target:
         if wanted is None:
             wanted = max(count for count in range(1, min(len(there), divides) + 1) if divides % count == 0)
         if wanted > len(there):
-            raise ConfigError("devices", f"must be at most the {len(there)} of {self.name}, got {wanted}")
+            raise ConfigError("devices", f"must be at most the {len(there)} devices of {self.name}, got {wanted}")
         return there[:wanted]
 
     def _described(self, count: int) -> Sequence[Any]:
@@ -166,7 +168,7 @@ class Target:
 
 
 def has_compiler(platform: Platform) -> bool:
-    """Whether the compiler for it is installed; nothing is started."""
+    """Whether the compiler for the platform is installed. Nothing is started."""
     if platform == "cpu":
         return True
     names = ("libtpu",) if platform == "tpu" else ("jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
@@ -176,30 +178,30 @@ def has_compiler(platform: Platform) -> bool:
 
 
 def _cpus(count: int) -> Sequence[Any]:
-    """This machine's CPU as so many devices, if JAX has not started with fewer.
+    """This machine's CPU as `count` devices, if JAX has not started with fewer.
 
     Raises:
-        DeviceError: It has.
+        DeviceError: JAX has started with fewer devices.
     """
     import jax
 
     there = jax.devices("cpu")
     if len(there) < count:
-        raise DeviceError(f"device: JAX is already up with {len(there)} CPU devices, and {count} were asked for")
+        raise DeviceError(f"device: JAX has already started with {len(there)} CPU devices, but {count} were requested")
     return there
 
 
 def prepare(devices: int | None) -> None:
-    """Let JAX start on the CPU alone, and compilers look for no device; before JAX starts.
+    """Before JAX starts: let it start on the CPU only, and keep compilers from looking for a device.
 
     Args:
-        devices: As how many devices the CPU is to appear.
+        devices: Number of devices that the CPU appears as.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     quiet = {
         "CUDA_VISIBLE_DEVICES": "-1", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_MIN_LOG_LEVEL": "3", "TF_CPP_MIN_LOG_LEVEL": "3", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # What libtpu would look for; the topology decides.
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # libtpu would look for it; the topology decides.
     }  # fmt: skip
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
@@ -209,14 +211,17 @@ def prepare(devices: int | None) -> None:
 
 @contextlib.contextmanager
 def compiling_anew() -> Iterator[None]:
-    """Let JAX's cache of compiled programs be: seconds are the compiler's, and no such program can be read from it."""
+    """Disable JAX's compilation cache within the block, so that seconds measure the compiler.
+
+    Such a program cannot be read from the cache either.
+    """
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     kept = jax.config.jax_enable_compilation_cache
     try:
         jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # JAX looks at its setting once.
+        compilation_cache.reset_cache()  # JAX reads the setting only once.
         yield
     finally:
         jax.config.update("jax_enable_compilation_cache", kept)
