@@ -1,7 +1,7 @@
-"""The code of the user's own that an experiment is made of: which files define its parts, and their SHA-256.
+"""Which of the user's own files define an experiment's parts, and what are their SHA-256?
 
-Such a file binds bits, and so do the local modules that it imports. A file that only registers the data set does not:
-the sum of the data binds.
+The bits depend on such a file, and on the local modules that it imports. They do not depend on a file that only
+registers the data set: the data's hash covers the data.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from jaxmlp.parts import Part, PlainObject
 from jaxmlp.plain import file_of, is_installed, is_shipped, place_of, where
 
 NONE = "none"
-"""Stands for code that no file has, such as a notebook's."""
+"""Stands for code that is in no file, such as a notebook's."""
 
 _ran: dict[Path, bytes] = {}
-"""The source of each file that was run as an experiment's, or imported by one, as it was then."""
+"""Source of each file that was run as an experiment or imported by one, at the time it was run."""
 
 
 class Source(NamedTuple):
@@ -31,30 +31,30 @@ class Source(NamedTuple):
 
     path: Path
     content: bytes
-    """As it was run, though the file may be another by now."""
+    """Content at the time the file was run. The file may have changed since."""
 
     @property
     def sha256(self) -> str:
-        """Of the content."""
+        """SHA-256 of the content."""
         return hashlib.sha256(self.content).hexdigest()
 
 
 Sources = dict[str, Source | None]
-"""Files by their names; `NONE` has none."""
+"""Files by name. `NONE` has no source."""
 
 
 def code_of(*configs: ExperimentConfig) -> Sources:
-    """The files that define the parts in use, and the local modules that these import; no file of a library.
+    """The files that define the parts in use, and the local modules that these import. No files of libraries.
 
     Raises:
-        ConfigError: Two of the files have one name.
+        ConfigError: Two of the files have the same name.
     """
     found = dict.fromkeys(file for config in configs for file in _defining(config))
     return _named(found)
 
 
 def data_code_of(config: ExperimentConfig) -> Sources:
-    """The file that registers the experiment's data set, where `jaxmlp.data.register` did, and what it imports."""
+    """The file that registers the experiment's data set with `jaxmlp.data.register`, and what the file imports."""
     function = data.registered(config.data.name)
     if function is None:
         return {}
@@ -75,18 +75,18 @@ def sums_of(code: Sources) -> dict[str, str | None]:
 
 
 def remember(path: Path, content: bytes) -> None:
-    """The source of a file as it is run; a file that is edited later still counts as this."""
-    _ran.pop(path, None)  # So that the last that was run comes last.
+    """Remember the source of a file as it is run. A later edit does not change it."""
+    _ran.pop(path, None)  # The file that was run last must come last.
     _ran[path] = content
 
 
 def as_run(path: Path) -> bytes | None:
-    """The source of a file as it was run; None of a file that was not."""
+    """The source of a file as it was run; None if it was not run."""
     return _ran.get(path)
 
 
 def _named(files: Iterable[Path | None]) -> Sources:
-    """The sources of files, and of the modules beside each that it imports, by names from its folder."""
+    """The sources of files and of the local modules that each imports, by path relative to the file's folder."""
     names: dict[Path | None, str] = {file: file.name if file else NONE for file in files}
     for file in list(filter(None, names)):
         for near in local_files(file):
@@ -100,7 +100,7 @@ def _named(files: Iterable[Path | None]) -> Sources:
 
 
 def _defining(config: ExperimentConfig) -> Iterator[Path | None]:
-    """The files that define the parts in use; None for what no file has."""
+    """The files that define the parts in use. None stands for a part that no file defines."""
     for part in config.parts():
         if isinstance(part, PlainObject):
             yield from _file(part.value, where(part))
@@ -128,7 +128,7 @@ def _file(thing: Any, place: str) -> Iterator[Path | None]:
 
 
 def local_files(path: Path) -> list[Path]:
-    """The modules beside a file, or in folders there, that it imports, directly or through each other."""
+    """The modules beside a file, or in folders there, that it imports, directly or indirectly."""
     found: dict[Path, None] = {}
     left = [path]
     while left:
@@ -140,7 +140,7 @@ def local_files(path: Path) -> list[Path]:
 
 
 def _imported(path: Path, root: Path) -> Iterator[Path]:
-    """The files below `root` that may be what a file imports."""
+    """The files below `root` that a file may import."""
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):

@@ -1,7 +1,7 @@
-"""Where compiled programs are kept for the next start, and how one that is not whole is told from one that is.
+"""Where are compiled programs kept for the next start, and how are damaged ones detected?
 
-JAX's own cache writes a program in place, and never again: one that a kill or a full disk cut off is read with a
-warning, and compiled anew, at every start. Where its compression has no checksum, a flipped bit is run.
+JAX's own cache writes a program in place, and only once. A program that a kill or a full disk cut off is read with a
+warning and compiled again at every start. If its compression has no checksum, a program with a flipped bit is run.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from jaxmlp.errors import DiskError
 from jaxmlp.run import files
 
 DAY_S = 86_400.0
-"""After which no process is still writing a program."""
+"""Age in seconds from which no process is still writing a program."""
 MAX_BYTES = 1 << 30
-"""Of the programs that are kept in a folder, where the user's JAX_COMPILATION_CACHE_MAX_SIZE says nothing."""
+"""Largest size in bytes of the programs in a folder, unless JAX_COMPILATION_CACHE_MAX_SIZE says otherwise."""
 
 
 def keep_in(folder: Path) -> None:
-    """Let JAX keep compiled programs in a folder; before its first use."""
+    """Let JAX keep compiled programs in a folder. Call it before JAX's first use."""
     with contextlib.suppress(OSError):
         files.remove_temporaries(folder, older_than_s=DAY_S)
     compilation_cache.get_file_cache = lambda path: (CompiledPrograms(Path(path), _limit()), path)
@@ -35,7 +35,7 @@ def keep_in(folder: Path) -> None:
 
 
 def _limit() -> float:
-    """JAX's setting; -1 means no limit, and 0 that nothing is kept."""
+    """JAX's setting: -1 means no limit, and 0 means that nothing is kept."""
     limit: int = jax.config.jax_compilation_cache_max_size
     if limit == -1 and "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
         return MAX_BYTES
@@ -43,24 +43,26 @@ def _limit() -> float:
 
 
 class CompiledPrograms(CacheInterface):
-    """A file a program, each replaced whole: its SHA-256, then its bytes. Several processes may share the folder.
+    """A cache with one file per program: its SHA-256, then its bytes. Several processes may share the folder.
+
+    Each file is replaced whole.
 
     Args:
-        folder: Where they lie.
-        max_bytes: What all of them may take; those go first that were not used for the longest time.
+        folder: Folder of the programs.
+        max_bytes: Largest size of all programs. The least recently used are removed first.
     """
 
     def __init__(self, folder: Path, max_bytes: float = MAX_BYTES) -> None:
         self._path = folder
         self._max_bytes = max_bytes
         self._bytes = math.inf
-        """At least what all take, as far as this process knows; infinite before it has looked."""
+        """Lower bound on the size of all programs, as far as this process knows. Infinite until it has looked."""
 
     def _file(self, key: str) -> Path:
         return self._path / f"{key}.program"
 
     def get(self, key: str) -> bytes | None:
-        """The program; none where there is none, or its bytes are not those that were kept."""
+        """The program; None if there is none, or its bytes have changed."""
         try:
             kept = self._file(key).read_bytes()
         except OSError:
@@ -69,12 +71,12 @@ class CompiledPrograms(CacheInterface):
         if hashlib.sha256(program).digest() != sha256:
             return None
         with contextlib.suppress(OSError):
-            # When it was last used, which many systems do not note by themselves.
+            # The time of last use, which many systems do not record themselves.
             os.utime(self._file(key), ns=(time.time_ns(), self._file(key).stat().st_mtime_ns))
         return program
 
     def put(self, key: str, value: bytes) -> None:
-        """Keep a program; a disk that takes none costs compile time, nothing else."""
+        """Keep a program. If the disk refuses it, the only cost is compile time."""
         size = 32 + len(value)
         if size > self._max_bytes:
             return
@@ -85,10 +87,10 @@ class CompiledPrograms(CacheInterface):
                 self._bytes = self._make_room()
 
     def _make_room(self) -> int:
-        """Remove programs until the others fit, or none can be removed; returns the bytes of these."""
+        """Remove programs until the rest fits or none can be removed. Returns the size of the rest in bytes."""
         found = []
         for path in self._path.glob("*.program"):
-            with contextlib.suppress(OSError):  # Another process has removed it since, or it is no file.
+            with contextlib.suppress(OSError):  # Another process has removed it since, or it is not a file.
                 about = path.lstat()
                 found.append((about.st_atime_ns, about.st_size, path))
         total = sum(size for _, size, _ in found)

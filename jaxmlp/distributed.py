@@ -1,6 +1,6 @@
-"""Many processes, one run: joining them, agreeing before the first step and at every chunk, ending together.
+"""How do many processes form one run? They join, agree before the first step and at every chunk, and end together.
 
-JAX's own runtime does the work; it ends the survivors of a lost peer from C++, with no Python handler. So each
+JAX's own runtime does the work. When a peer is lost, it ends the survivors from C++, without a Python handler. So each
 process that people start is a small parent (`supervise`) that turns its child's end into a message and an exit code.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     import numpy as np
 
 HEARTBEAT_S = 30
-"""A process that is silent for so long counts as lost."""
+"""Seconds of silence after which a process counts as lost."""
 JOIN_S = 300
-"""How long the processes of a run may take to start."""
+"""Seconds that the processes of a run may take to start."""
 SHUTDOWN_S = 10
-"""How long a process that ends waits for the others."""
+"""Seconds that a process that ends waits for the others."""
 CHILD = "JAXMLP_SUPERVISED"
-"""Set in a supervised process: the descriptors for telling where its run is kept, and for its answer."""
+"""Set in a supervised process: the descriptors for messages to the parent, and for the answer."""
 
 _BROKEN = re.compile(
     r"Connection (closed|reset) by peer|Connection refused|Broken pipe|Timed out waiting \d+ ?ms"
@@ -41,7 +41,7 @@ _BROKEN = re.compile(
     r"|another task died|tasks have crashed|UNAVAILABLE.*coordination service|coordination service.*UNAVAILABLE",
     re.DOTALL,
 )
-"""What Gloo, NCCL and JAX's coordination service say of a connection that broke."""
+"""What Gloo, NCCL and JAX's coordination service report about a broken connection."""
 _TRANSPORT = re.compile(r"\b(Gloo|NCCL|nccl[A-Z]\w+|coordination service)\b", re.IGNORECASE)
 _LOST = re.compile(r"stopped sending heartbeats\):\s*([\d,\s]+)")
 _CPP_LOG = re.compile(
@@ -50,7 +50,7 @@ _CPP_LOG = re.compile(
 
 
 class Cluster(NamedTuple):
-    """Where the processes of a run meet; all none where JAX detects it (Slurm, Open MPI, Kubernetes, TPU pods)."""
+    """Where the processes of a run meet. All None if JAX detects it (Slurm, Open MPI, Kubernetes, TPU pods)."""
 
     address: str | None = None
     processes: int | None = None
@@ -58,10 +58,10 @@ class Cluster(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Cluster:
-        """From `auto` or `HOST:PORT,PROCESSES,INDEX`.
+        """Parse `auto` or `HOST:PORT,PROCESSES,INDEX`.
 
         Raises:
-            ConfigError: It is neither.
+            ConfigError: The text has neither form.
         """
         if text == "auto":
             return cls()
@@ -73,7 +73,7 @@ class Cluster(NamedTuple):
 
 
 def join(cluster: Cluster) -> None:
-    """Meet the other processes; before JAX's first use.
+    """Connect to the other processes, before JAX's first use.
 
     Raises:
         DeviceError: They cannot be reached, or no cluster is detected.
@@ -86,7 +86,7 @@ def join(cluster: Cluster) -> None:
         jax.distributed.initialize(
             *cluster,
             initialization_timeout=JOIN_S,
-            # By default JAX listens on every address of the machine, for whoever connects.
+            # By default JAX listens on every address of the machine, open to anyone.
             coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or cluster.address,
             heartbeat_timeout_seconds=HEARTBEAT_S,
             shutdown_timeout_seconds=SHUTDOWN_S,
@@ -96,7 +96,7 @@ def join(cluster: Cluster) -> None:
         first = str(error).partition("\n")[0]
         raise DeviceError(
             f"distributed: this process cannot join {where}: {first}\n"
-            "Check that HOST:PORT is process 0's, reachable and free, and that every INDEX is used once."
+            "Check that HOST:PORT belongs to process 0, is reachable and free, and that every INDEX is used once."
         ) from None
 
 
@@ -108,7 +108,7 @@ def is_first() -> bool:
 
 
 def gather(values: Sequence[int]) -> np.ndarray[Any, Any]:
-    """Every process's values, [processes, values]; each gives as many.
+    """The values of every process, [processes, values]. Each process must pass equally many.
 
     Raises:
         PeerLostError: Another process is gone.
@@ -121,9 +121,9 @@ def gather(values: Sequence[int]) -> np.ndarray[Any, Any]:
 
 
 def share(data: bytes) -> bytes:
-    """The first process's bytes, on all.
+    """The first process's bytes, on all processes.
 
-    Bytes and no arrays, because JAX broadcasts by adding zeros, which takes the sign from a negative zero.
+    It sends bytes rather than arrays, because JAX broadcasts by adding zeros, which turns a negative zero positive.
 
     Raises:
         PeerLostError: Another process is gone.
@@ -134,7 +134,7 @@ def share(data: bytes) -> bytes:
 
     if jax.process_count() == 1:
         return data
-    # In two numbers: a state of 2 GiB is longer than an int32 says.
+    # As two numbers, because the length of a state of 2 GiB does not fit an int32.
     high, low = gather(divmod(len(data), 1 << 30))[0]
     size = (int(high) << 30) + int(low)
     with _peers():
@@ -143,10 +143,10 @@ def share(data: bytes) -> bytes:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-    """Make sure that all processes know the same facts.
+    """Check that all processes have the same facts.
 
     Raises:
-        RunError: They do not; names each fact that differs, its values, and whose they are.
+        RunError: They differ. The message names each fact that differs, its values, and their processes.
         PeerLostError: Another process is gone.
     """
     mine = json.dumps(dotted(facts)).encode()
@@ -162,7 +162,7 @@ def agree(facts: Mapping[str, Any]) -> None:
             told = "; ".join(f"{value} on process {', '.join(map(str, who))}" for value, who in values.items())
             different.append(f"{name}: {told}")
     if different:
-        raise RunError("the processes of this run differ, so their bits would:\n" + "\n".join(different))
+        raise RunError("the processes of this run differ, and so would their bits:\n" + "\n".join(different))
 
 
 @contextlib.contextmanager
@@ -177,15 +177,15 @@ def _peers() -> Iterator[None]:
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error of JAX's says that a connection to another process broke."""
+    """Whether a JAX error says that a connection to another process broke."""
     return bool(_TRANSPORT.search(str(error)) and _BROKEN.search(str(error)))
 
 
 def explained(error: BaseException, what: str = "run") -> PeerLostError | DeviceError | None:
-    """Our error for one of JAX's about other processes, with JAX's words in it; None for an error of another kind.
+    """Our error for a JAX error about other processes, including JAX's message. None for other errors.
 
     Args:
-        error: What JAX raised where processes exchange arrays.
+        error: What JAX raised when processes exchanged arrays.
         what: What the processes share: a run or a sweep.
     """
     cause = str(error).strip().partition("\n")[0]
@@ -197,16 +197,16 @@ def explained(error: BaseException, what: str = "run") -> PeerLostError | Device
 
 
 def supervise(argv: Sequence[str]) -> int:
-    """Run this process's part of a distributed run in a child, and say in its place what it cannot say itself.
+    """Run this process's part of a distributed run in a child, and report what the child cannot report itself.
 
     Args:
         argv: The command and its flags.
 
     Returns:
-        The child's exit code; `PeerLostError.exit_code` where JAX aborted it for a lost peer.
+        The child's exit code, or `PeerLostError.exit_code` if JAX aborted it because a peer was lost.
     """
     reading, telling = os.pipe()
-    # The program's own answer goes past the pipe, to which Gloo prints from C++ what would tear it.
+    # The answer bypasses the pipe, into which Gloo prints from C++ and would corrupt it.
     answering = os.dup(1)
     child = subprocess.Popen(
         [sys.executable, "-m", "jaxmlp.cli.supervised", *argv],
@@ -234,11 +234,11 @@ def supervise(argv: Sequence[str]) -> int:
     with open(reading, encoding="utf-8", errors="surrogateescape") as lines:
         told = dict(line.rstrip("\n").split("=", 1) for line in lines)
     if "code" in told:
-        # JAX aborts a process that ends alone: the others do not join it in its farewell.
+        # JAX aborts a process that ends alone, because the others do not join its shutdown.
         return int(told["code"])
     run_dir = told.get("run_dir")
     said = "".join(withheld)
-    # JAX aborts a process for a lost peer, and C++ for much else.
+    # JAX aborts a process for a lost peer, but C++ also aborts for many other reasons.
     is_lost = code == PeerLostError.exit_code or (code == -signal.SIGABRT and _BROKEN.search(said))
     if not is_lost:
         if code < 0:
@@ -248,7 +248,7 @@ def supervise(argv: Sequence[str]) -> int:
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
     resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('flags', '')}"
     go_on = f" Go on from the last checkpoint: {resume}" if run_dir else ""
-    print(f"distributed: {who} is gone, so this one ended too.{go_on}", file=sys.stderr)
+    print(f"distributed: {who} is gone, so this process ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
 
 
@@ -258,7 +258,7 @@ def is_supervised() -> bool:
 
 
 def become_supervised() -> None:
-    """In the child, first of all: end with the parent, and answer to the parent's stdout."""
+    """In the child, before anything else: end with the parent, and write the answer to the parent's stdout."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
@@ -266,11 +266,11 @@ def become_supervised() -> None:
 
 
 def tell(name: str, value: object) -> None:
-    """Tell the parent, if there is one.
+    """Send a value to the parent, if there is one.
 
     Args:
         name: `run_dir`, `flags` or `code`.
-        value: Where the run is kept, the flags that it goes on with, or the code that the child ends in.
+        value: Folder of the run, the flags to go on with, or the child's exit code.
     """
     if is_supervised():
         os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode(errors="surrogateescape"))

@@ -1,6 +1,6 @@
-"""Which examples are on the device: all of a split; or, where they are too many, those of the next updates alone.
+"""Which examples are on the device? All of a split or, if they are too many, only those of the next updates.
 
-Either way the same functions of `train` see the same batches, so the bits are the same.
+In both cases the functions of `train` see the same batches, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jaxmlp import data, train
 from jaxmlp.config import ExperimentConfig
 
 RESIDENT_BYTES = 4 << 30
-"""Bytes of inputs up to which a split stays on the device. MNIST's have 47 MB."""
+"""Largest size in bytes of inputs that stay on the device. MNIST has 47 MB."""
 
 PIECE_BYTES = 32 << 20
-"""Of inputs that stream at a time: while the device works on one piece, the host gathers and sends the next."""
+"""Bytes of inputs streamed at a time. While the device works on one piece, the host gathers and sends the next."""
 
 Put = Callable[[Any], Any]
-"""Places a tree of the host's arrays on the devices."""
+"""Copies a tree of the host's arrays to the devices."""
 
 
 class Updates(NamedTuple):
@@ -38,13 +38,13 @@ class Feed:
     """A split, as `train_steps` and `evaluate` take it.
 
     Args:
-        split: On the host.
-        config: Its examples an update, gradient shards and rows evaluated at a time.
-        put: Places arrays that all devices have whole.
-        put_rows: Places arrays that have a row a lane; for one run, `put`.
-        lanes: Runs that train side by side, each with an order of its own; None for one run.
-        resident_bytes: Bytes of inputs that may be on a device at a time; at least two batches are.
-        resident: The split, where it is on the devices already.
+        split: The split, on the host.
+        config: The experiment, for its batch size, gradient shards and rows evaluated at a time.
+        put: Copies arrays to every device, whole.
+        put_rows: Copies arrays that have a row per lane. Default, for a single run: `put`.
+        lanes: Number of runs that train side by side, each with its own order. None for a single run.
+        resident_bytes: Largest size in bytes of inputs on a device at a time. Two batches are always there.
+        resident: The split, if it is on the devices already.
     """
 
     def __init__(
@@ -67,19 +67,19 @@ class Feed:
         self.resident = (resident or self._put(train.Split.of(split))) if fits else None
         rows = min(PIECE_BYTES, resident_bytes // 2) // row_bytes  # Two pieces are on the device at a time.
         self.steps = max(1, rows // (self.batch_size * (lanes or 1)))
-        """Updates of a piece."""
+        """Number of updates in a piece."""
         eval_rows = train.eval_batch_size(config, examples)
         self.piece_rows = eval_rows * max(1, min(rows, examples) // eval_rows)
-        """Examples evaluated a call: whole batches."""
+        """Number of examples evaluated per call: whole batches."""
         self._sent: tuple[Any, int, train.Split, Any] | None = None
-        """The order and the first update of the piece on the device, its examples and their places there."""
+        """Order and first update of the piece on the device, its examples and their positions there."""
 
     def limit(self, start: int, stop: int) -> int:
-        """The last update before `stop` up to which `updates(order, start, ...)` can go."""
+        """The last update before `stop` that `updates(order, start, ...)` can reach."""
         return stop if self.resident else min(stop, start - start % self.steps + self.steps)
 
     def updates(self, order: Int[Array, "*lanes padded"], start: int, stop: int) -> Updates:
-        """The epoch's updates `start` to `stop`."""
+        """The examples of the epoch's updates `start` to `stop`."""
         if self.resident:
             return Updates(self.resident, order, start, stop)
         first = start - start % self.steps
@@ -89,7 +89,7 @@ class Feed:
         return Updates(examples, places, start - first, stop - first)
 
     def _piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.Split, Any]:
-        """The examples of the updates from `first` on, and their places there; padded to a whole piece."""
+        """The examples of the updates from `first` on, and their positions there, padded to a whole piece."""
         orders = jax.device_get(order).reshape(self._lanes or 1, -1)
         rows = np.full((len(orders), self.steps * self.batch_size), train.PADDING, np.int32)
         wanted = orders[:, first * self.batch_size :][:, : rows.shape[1]]
@@ -100,7 +100,7 @@ class Feed:
         return self._put_rows(self._rows(rows)), self._put_rows(places)
 
     def pieces(self) -> Iterator[train.Split]:
-        """All examples, in as many pieces as must be."""
+        """All examples, in as few pieces as fit."""
         if self.resident:
             yield self.resident
             return

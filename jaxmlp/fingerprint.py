@@ -1,4 +1,4 @@
-"""Which program does an experiment train by? What a portable run's bits depend on, beside its config and data."""
+"""With which program does an experiment train? A portable run's bits depend on it, besides its config and data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from jaxmlp.prng import root_key
 
 
 def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool = False) -> str:
-    """The first state, a batch, one gradient shard's gradient and the update, in a canonical text.
+    """A canonical text of the first state, a batch, the gradient of one gradient shard, and the update.
 
-    It has no mesh: the devices that share a batch are not in it.
+    It has no mesh, so it does not depend on the devices that split a batch.
 
     Args:
         config: The experiment.
@@ -42,7 +42,7 @@ def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool 
 
 
 def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -> str:
-    """SHA-256 of the text of an experiment; of several with other programs, of their sums in order."""
+    """SHA-256 of an experiment's program text; for several different programs, of their sorted hashes."""
     facts, weighted = dataset.facts, dataset.train.weights is not None
     sums = sorted({_sha256(_Program(config, facts, weighted)) for config in configs})
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
@@ -50,7 +50,7 @@ def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Program:
-    """What a program is traced from; equal where the rates, the seed or the name alone are others."""
+    """What a program is traced from. Equal if only rates, seed or name differ."""
 
     config: ExperimentConfig
     facts: data.Facts

@@ -1,6 +1,6 @@
-"""Opens what a run was made of: its experiment, by the user's own code that is given, and its data. Both are checked.
+"""How are a run's experiment and data opened? With the user's own code and data, both of which are checked.
 
-Code in a run directory is never run: later commands run the files that the user names.
+Code in a run directory is never run. Later commands run the files that the user names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jaxmlp.plain import Find
 from jaxmlp.run import code as stored
 from jaxmlp.run.directory import RunDirectory
 
-IN_PYTHON = "Give the data set in Python: jaxmlp.evaluate, reproduce and fit take it as `dataset`"
+IN_PYTHON = "Pass the data set in Python: jaxmlp.evaluate, reproduce and fit take it as `dataset`"
 
 
 def open_run(
@@ -32,16 +32,16 @@ def open_run(
     """Open a run whose experiment may have parts of the user's own.
 
     Args:
-        path: Its folder.
-        experiment: The user's own code: files, or an experiment in hand.
-        write: Whether the run is to go on; a finished one needs no code.
-        longer: Whether a finished one is to go on too.
-        accept_changed_code: Whether it may go on with other code than it was made with, which the run then records.
+        path: Folder of the run.
+        experiment: The user's own code: files, or an `ExperimentConfig`.
+        write: Whether the run is to go on. A finished run needs no code.
+        longer: Whether a finished run is to go on too.
+        accept_changed_code: Whether the run may go on with code that has changed. The run records the change.
 
     Raises:
-        CodeError: Code of the run is not given; or the run is to go on, and the code is another.
+        CodeError: Code of the run was not given; or the run is to go on, but the code has changed.
         RunError: As `RunDirectory.open`.
-        UsageError: A file of `experiment` is not there, or raises.
+        UsageError: A file of `experiment` does not exist, or raises.
     """
     path, code = Path(path), experiment if isinstance(experiment, Code) else Code(experiment)
     run = RunDirectory.open(path, write=False)
@@ -62,16 +62,16 @@ def open_run(
 
 
 def refusal(path: Path, changed: tuple[Changed, ...]) -> CodeError:
-    """Why the run or sweep in the folder `path` does not go on with other code."""
+    """The error of a run or sweep in the folder `path` that must not go on with changed code."""
     told = "; ".join(map(str, changed))
-    way = f"Its own is in {path / stored.CODE}. Or accept the other with --accept-changed-code, which is recorded"
-    return CodeError(f"{path} does not go on with other code: {told}. {way}.", " --accept-changed-code")
+    way = f"Its own code is in {path / stored.CODE}. Or accept the change with --accept-changed-code, which is recorded"
+    return CodeError(f"{path} does not go on with changed code: {told}. {way}.", " --accept-changed-code")
 
 
 def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Code) -> Find:
-    """Finds the user's own parts of the run or sweep in the folder `path`, in the code that is given.
+    """A function that finds the user's own parts of the run or sweep in the folder `path`, in the given code.
 
-    What it returns raises CodeError for a part that is not there.
+    The function raises CodeError for a part that was not given.
     """
     wanted = stored.wanted(manifest)
     names = stored.files_to_name(plain_config, manifest)
@@ -83,16 +83,16 @@ def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Cod
         file = place.partition(":")[0]
         changed = [each for each in code.changed(wanted) if each.file == file and each.here]
         if changed:
-            raise CodeError(f"{path} has {place}, which the file given does not have: {changed[0]}.", "")
+            raise CodeError(f"{path} uses {place}, which the given file does not have: {changed[0]}.", "")
         if file == NONE:
             raise CodeError(
-                f"{path} was made in Python with {place.partition(':')[2]}, which no file has. Give the experiment in "
+                f"{path} was made in Python with {place.partition(':')[2]}, which no file defines. Pass it in "
                 f"Python, such as jaxmlp.load_model({str(path)!r}, experiment=ExperimentConfig(...)).", ""
             )  # fmt: skip
         copy = f"The copy in {path / stored.CODE} is never run unasked"
         needed = " and ".join(names) or file
         raise CodeError(
-            f"{path} was made with {place}, code of your own. {copy}: name {needed} with --experiment.",
+            f"{path} uses {place}, code of your own. {copy}: name {needed} with --experiment.",
             stored.flags(names or [file]),
         )
 
@@ -100,9 +100,9 @@ def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Cod
 
 
 def warn_of(changed: tuple[Changed, ...], warn: Callable[[str], None]) -> None:
-    """Tell of code that is another one now."""
+    """Warn about code that has changed."""
     for each in changed:
-        warn(f"{each}: the answers may be others than the run's.")
+        warn(f"{each}: the answers may differ from the run's.")
 
 
 def open_data(
@@ -112,12 +112,12 @@ def open_data(
     manual_dir: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> data.Dataset:
-    """The data of a run: what is given, or what its config names, after its SHA-256 and its shapes were checked.
+    """The data of a run: the given data set, or the one in its config, after checking its SHA-256 and shapes.
 
     Raises:
-        CodeError: A file that was not given registers it.
+        CodeError: A file registers the data set, but was not given.
         ConfigError, DataError, DiskError: As `data.load`.
-        RunError: It is other data than the run was trained on.
+        RunError: The data differs from what the run was trained on.
     """
     return open_data_of(
         run.path, run.config.data, run.manifest, dataset, manual_dir=manual_dir, report=report
@@ -133,12 +133,12 @@ def open_data_of(
     manual_dir: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> data.Dataset:
-    """As `open_data`, of a run or sweep by its folder, the data that it names, and its manifest."""
+    """`open_data` for a run or sweep, given its folder, the data that it names, and its manifest."""
     if not dataset and config.name not in data.names():
         if names := list(stored.data_code(manifest))[:1]:
             problem = f"{path} was trained on the data set {config.name}, which {names[0]} registers"
             raise CodeError(f"{problem}: name the file with --experiment.", stored.flags(names))
-        raise RunError(f"{path} was trained on {config.name}, which is no data set here. {IN_PYTHON}.")
+        raise RunError(f"{path} was trained on {config.name}, which is not a known data set. {IN_PYTHON}.")
     found = dataset or data.load(config, manual_dir=manual_dir, report=report)
     there = (manifest.get("binding") or {}).get("data_sha256", found.sha256)
     if there != found.sha256:

@@ -1,4 +1,4 @@
-"""Images and weights as pictures: small PNG files, which a page can hold."""
+"""How do images and weights become pictures? As small PNG files, which a page can hold."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 
 def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """PNG of uint8 [height, width, channels]; of one channel grey, of three red, green and blue, else the first's."""
+    """PNG of uint8 [height, width, channels]: colour for three channels, else grey from the first channel."""
     picture = Image.fromarray(pixels if pixels.shape[-1] == 3 else pixels[..., 0])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
@@ -22,25 +22,25 @@ def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
 
 
 def as_source(png: bytes) -> str:
-    """For an image's `src`."""
+    """The PNG as a data URL, for an image's `src`."""
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def as_pixels(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The image as uint8; one of floats is stretched from its darkest to its brightest."""
+    """The image as uint8. Floats are stretched from the darkest to the brightest."""
     return image if image.dtype == np.uint8 else _stretched(image, image.min(), image.max())
 
 
 def strongest_tiles(
     kernel: Float[np.ndarray, "pixels units"], image_shape: tuple[int, int, int], count: int
 ) -> Float[np.ndarray, "tiles height width channels"]:
-    """The incoming weights of a first layer's units, as images: at most `count`, those of largest norm first."""
+    """Incoming weights of a first layer's units as images: at most `count`, largest norm first."""
     strongest = np.argsort(-np.linalg.norm(kernel, axis=0), stable=True)[:count]
     return kernel[:, strongest].T.reshape(-1, *image_shape)
 
 
 def weights_sheet(tiles: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Tiles [n, height, width, channels] beside each other: each on a scale of its own, on which grey is zero.
+    """Tiles [n, height, width, channels] side by side, each scaled so that grey is zero.
 
     Returns:
         uint8 [height, width, channels], with a line of one pixel between tiles.

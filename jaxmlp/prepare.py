@@ -1,4 +1,4 @@
-"""Digits on paper or drawn, prepared as MNIST's were: light on black, in a 20 x 20 box, centre of mass in 28 x 28.
+"""How are digits prepared as MNIST's were? Light on black, in a 20 x 20 box, centre of mass in the middle of 28 x 28.
 
 Source: LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/. `export/page/prepare.js` does the same to a
 drawing, step by step; a test compares them.
@@ -13,24 +13,24 @@ from scipy import ndimage
 
 SIDE, BOX = 28, 20
 PHOTO_SIDE = 384
-"""Pixels of the longer side that a photograph is reduced to before its ink is looked for, about."""
+"""Approximate length in pixels to which a photograph's longer side is reduced before its ink is searched."""
 LEAST_CONTRAST = 24
-"""Of 255, between paper and ink."""
+"""Smallest contrast between paper and ink, of 255."""
 SPECK = 0.05
-"""Part of the largest stroke that another must have to belong to the digit."""
+"""Smallest size of a stroke of the digit, relative to the largest stroke."""
 INSIDE = 0.2
-"""Part of the largest stroke that one inside must have for those at the border to be left out."""
+"""Size, relative to the largest stroke, of an inner stroke from which strokes at the border are ignored."""
 APART, AS_LARGE, AS_HIGH = 0.25, 0.2, 0.5
-"""Two shapes count as two digits if their extents overlap by less than the first part, across or down, and the smaller
-has more than the second part of the larger's ink and more than the third of its height. Of MNIST's 10,000 test digits
-6 count as two, and of 2,000 pairs of them, beside or above each other, 99.6 %."""
+"""Two shapes count as two digits if their extents overlap by less than the first fraction, horizontally or vertically,
+and the smaller has more than the second fraction of the larger's ink and more than the third of its height. Of MNIST's
+10,000 test digits 6 count as two; of 2,000 pairs of them, beside or above each other, 99.6 % do."""
 
 
 def prepare(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 28"] | None:
-    """The digit in MNIST's frame, or none where there is no ink.
+    """The digit in MNIST's frame; None if there is no ink.
 
     Args:
-        ink: 0 where there is none, to 255.
+        ink: Ink from 0, which is none, to 255.
     """
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     if not rows.size:
@@ -48,7 +48,7 @@ def prepare(ink: Float[np.ndarray, "height width"]) -> UInt8[np.ndarray, "28 28"
 
 
 def _overlaps(wide: int, narrow: int) -> Float[np.ndarray, "narrow wide"]:
-    """How much of each of `wide` cells is in each of `narrow` ones of the same length together; rows sum to 1."""
+    """How much of each of `wide` cells lies in each of `narrow` cells of the same total length. Rows sum to 1."""
     ends = np.arange(narrow + 1)[:, np.newaxis] * (wide / narrow)
     cells = np.arange(wide)
     shared = np.minimum(ends[1:], cells + 1) - np.maximum(ends[:-1], cells)
@@ -56,12 +56,12 @@ def _overlaps(wide: int, narrow: int) -> Float[np.ndarray, "narrow wide"]:
 
 
 def shows_several(ink: Float[np.ndarray, "height width"]) -> bool:
-    """Whether the ink looks like more than one digit: two shapes of about one height, beside or above each other.
+    """Whether the ink looks like more than one digit: two shapes of similar height, beside or above each other.
 
-    Digits that touch, or of which one is much smaller, are taken for one.
+    Digits that touch, or differ much in size, count as one.
 
     Args:
-        ink: As `prepare` takes it.
+        ink: As in `prepare`.
     """
     parts, count = ndimage.label(ink > 64, np.ones((3, 3)))
     if count < 2:
@@ -81,37 +81,37 @@ def shows_several(ink: Float[np.ndarray, "height width"]) -> bool:
 
 
 def find_ink(picture: Image.Image) -> Float[np.ndarray, "height width"]:
-    """The ink of a photograph, scan or drawing of one digit: 0 to 255, whichever of paper and ink is darker.
+    """The ink of a photograph, scan or drawing of one digit: 0 to 255, whether ink or paper is darker.
 
     Args:
-        picture: Of any mode and size, upright.
+        picture: An upright picture of any mode and size.
     """
     grey = _grey(picture)
     border = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    # The border is paper, or most of it.
+    # Most of the border is paper.
     dark_on_light = np.median(border) > (grey.min() + grey.max()) / 2
     light = 255 - grey if dark_on_light else grey
-    # Paper is what is left where all that is narrower than a quarter of the picture is taken away.
+    # Removing everything narrower than a quarter of the picture leaves the paper.
     contrast = light - ndimage.grey_opening(light, size=max(3, max(light.shape) // 4))
     threshold = _otsu(contrast)
     strokes = contrast > threshold
     full = float(np.median(contrast[strokes])) if strokes.any() else 0.0
     if full < LEAST_CONTRAST:
         return np.zeros_like(grey)
-    # From half the threshold, so that the edges of strokes stay soft.
+    # Starts at half the threshold, so that the edges of strokes stay soft.
     ink = np.clip((contrast - threshold / 2) / (full - threshold / 2), 0, 1) * 255
     near_digit = ndimage.binary_dilation(_digit(strokes), np.ones((3, 3)), iterations=2)
     return np.where(near_digit, ink, 0)
 
 
 def _grey(picture: Image.Image) -> Float[np.ndarray, "height width"]:
-    """0 to 255, transparent parts as paper, no side longer than `PHOTO_SIDE`."""
+    """Brightness, 0 to 255, with transparent parts as paper and no side longer than `PHOTO_SIDE`."""
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture) // 257).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         whole = picture.convert("RGBA")
         alpha, brightness = (np.asarray(part) for part in (whole.getchannel("A"), whole.convert("L")))
-        # Row by row, as the whole would take many times the picture's memory.
+        # Row by row, because the whole computation needs many times the picture's memory.
         light = sum(int(row.astype(np.int64) @ other) for row, other in zip(alpha, brightness, strict=True))
         is_dark = light < 127.5 * alpha.sum(dtype=np.int64)
         picture = Image.alpha_composite(Image.new("RGBA", whole.size, "white" if is_dark else "black"), whole)
@@ -120,7 +120,7 @@ def _grey(picture: Image.Image) -> Float[np.ndarray, "height width"]:
 
 
 def _otsu(values: Float[np.ndarray, "..."]) -> float:
-    """The threshold that parts the values into two classes of least spread. Source: Otsu 1979."""
+    """The threshold that splits the values into two classes of least spread. Source: Otsu 1979."""
     counts, edges = np.histogram(values, bins=256)
     centres = (edges[1:] + edges[:-1]) / 2
     below, above = counts.cumsum()[:-1], counts[::-1].cumsum()[::-1][1:]
@@ -130,12 +130,12 @@ def _otsu(values: Float[np.ndarray, "..."]) -> float:
 
 
 def _digit(strokes: Bool[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
-    """The strokes without specks, and without what reaches in over the border, such as a table's edge."""
+    """The strokes without specks, and without shapes that cross the border, such as a table's edge."""
     parts, count = ndimage.label(strokes, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel(), minlength=count + 1).astype(float)
     sizes[0] = 0
     inside = sizes.copy()
     inside[np.unique(np.concatenate([parts[0], parts[-1], parts[:, 0], parts[:, -1]]))] = 0
-    # A digit may touch the border itself: then what is inside is specks.
+    # A digit may touch the border itself. Then the shapes inside are specks.
     sizes = inside if inside.max() > INSIDE * sizes.max() else sizes
     return np.asarray((sizes > SPECK * sizes.max())[parts])

@@ -1,6 +1,6 @@
-"""Named random streams: a key is a function of seed, stream and position, so none is ever stored.
+"""Which random stream belongs to which step? A key is a function of seed, stream and position, so none is stored.
 
-Adding a stream shifts no other, and a resume needs no key from its checkpoint.
+Adding a stream changes no other stream, and a resume needs no key from its checkpoint.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jax.extend.random import threefry2x32_p, threefry_2x32
 from jaxtyping import Array, Bool, Int, Key, UInt32
 
 IMPLEMENTATION = "threefry2x32"
-"""JAX documents its bits as the same on CPU, GPU and TPU, however arrays are sharded."""
+"""The generator. JAX documents that its bits are the same on CPU, GPU and TPU, for any sharding of arrays."""
 
 
 class Stream(enum.IntEnum):
-    """What a key is for. A stream's number is part of every run's bits."""
+    """The purpose of a key. The number of a stream affects every run's bits."""
 
     INIT = 0
     DROPOUT = 1
@@ -29,16 +29,16 @@ class Stream(enum.IntEnum):
 
 
 def root_key(seed: int | UInt32[Array, ""]) -> Key[Array, ""]:
-    """The key that all streams of a run come from.
+    """The key from which all streams of a run derive.
 
     Args:
-        seed: In [0, 2^32).
+        seed: Seed in [0, 2^32).
     """
     return jax.random.key(seed, impl=IMPLEMENTATION)
 
 
 def key_of(words: UInt32[Array, "... 2"]) -> Key[Array, "..."]:
-    """The keys that `jax.random.key_data` gives these words of."""
+    """The keys whose words, as in `jax.random.key_data`, are given."""
     return jax.random.wrap_key_data(words, impl=IMPLEMENTATION)
 
 
@@ -46,22 +46,22 @@ def stream_key(root: Key[Array, ""], stream: Stream, position: int | Int[Array, 
     """fold_in(fold_in(root, stream), position).
 
     Args:
-        root: From `root_key`.
-        stream: What the key is for.
-        position: Where in the stream: the step for dropout and augmentation, the epoch for shuffling.
+        root: Key from `root_key`.
+        stream: Purpose of the key.
+        position: Position in the stream: the step for dropout and augmentation, the epoch for shuffling.
     """
     return jax.random.fold_in(jax.random.fold_in(root, int(stream)), position)
 
 
 def of_the_device(key: Key[Array, ""]) -> Key[Array, ""]:
-    """A key of the device's own generator: faster on accelerators, with other bits on other devices."""
+    """A key for the device's own generator, which is faster on accelerators. Other devices give other bits."""
     return jax.random.wrap_key_data(jnp.tile(jax.random.key_data(key), 2), impl="rbg")
 
 
 def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """True with `probability`, rounded to a multiple of 2^-16: 16 random bits an element.
+    """True with `probability`, rounded to a multiple of 2^-16. Draws 16 random bits per element.
 
-    Differs from: `jax.random.bernoulli`, which computes 128 random bits for each element and keeps 23 of them.
+    Differs from: `jax.random.bernoulli`, which computes 128 random bits per element and uses 23 of them.
     """
     threshold = jnp.uint32(round(probability * 2**16))
     if str(jax.random.key_impl(key)) != IMPLEMENTATION:
@@ -70,10 +70,10 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
     size = math.prod(shape)
     if not shape or shape[0] % 4:
         words = threefry_2x32(jax.random.key_data(key), lax.iota(jnp.uint32, -(-size // 2)))
-        # Apart from what uses the elements, or each of these would compute the bits again.
+        # The barrier keeps each user of the elements from computing the bits again.
         words = lax.optimization_barrier(words)
         return (jnp.concatenate([words & 0xFFFF, words >> 16])[:size] < threshold).reshape(shape)
-    # The same bits in a quarter of the rows: one kernel draws them, and no other moves them.
+    # The same bits in a quarter of the rows: a single kernel draws them, and no kernel moves them.
     first = lax.iota(jnp.uint32, size // 4).reshape(shape[0] // 4, *shape[1:])
     keys = [jnp.broadcast_to(half, first.shape) for half in jax.random.key_data(key)]
     words = threefry2x32_p.bind(*keys, first, first + jnp.uint32(size // 4 % 2**32))

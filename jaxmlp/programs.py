@@ -1,4 +1,4 @@
-"""What one run computes on its devices: the functions of `train`, bound to a config, its data and the devices."""
+"""What does one run compute on its devices? The functions of `train`, bound to a config, its data and the devices."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from jaxmlp.run.digest import restore
 class Programs:
     """The compiled programs of one run, with the arrays that they share on the devices.
 
-    A sweep has the same programs over lanes (`jaxmlp.sweep.program`); the host's loop knows no difference, as
-    `rows` takes the arrays of several lanes apart.
+    A sweep has the same programs over lanes (`jaxmlp.sweep.program`). The host's loop is the same for both, because
+    `rows` separates the arrays of several lanes.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class Programs:
         return Feed(split, self.config, self.put, resident_bytes=self._resident_bytes, resident=resident)
 
     def put[T](self, tree: T) -> T:
-        """The tree's arrays, whole on every device."""
+        """Copy arrays to the devices, whole on each of them."""
         return shards.replicate(tree, self.mesh)
 
     def freeze(self, going: Sequence[bool]) -> None:
-        """Let lanes that are not going stand still: a run has one lane, and ends with it."""
+        """Stop training lanes that are not going. A run has one lane and ends with it, so nothing happens."""
 
     def rows[T](self, tree: T) -> list[T]:
-        """The tree on the host, for each lane: here there is one."""
+        """The tree on the host, one per lane. A run has a single lane."""
         return [jax.device_get(tree)]
 
     def first(self) -> Position:
-        """Where the run starts."""
+        """The position before the first update."""
         example = self.put(self.dataset.facts.zeros(1).inputs)
         state = train.init_state(self.config, example)
         if self._start:
@@ -79,20 +79,20 @@ class Programs:
         return position.holding(*self.put((position.state, position.sums)))
 
     def zero_sums(self, position: Position) -> train.Sums:
-        """The sums at an epoch's start."""
+        """The sums at the start of an epoch."""
         return self.put(self._zero(position.state))
 
     def order(self, epoch: int) -> jax.Array:
-        """The examples of epoch `epoch`, from 1, padded to whole batches."""
+        """The order of examples in epoch `epoch`, from 1, padded to whole batches."""
         order: jax.Array = train.epoch_order(self.config, self.put(np.int32(epoch - 1)), examples=self.examples)
         return self.put(order)
 
     def limit(self, position: Position) -> int:
-        """The last of the epoch's updates that one `advance` can reach."""
+        """The last update of the epoch that one `advance` can reach."""
         return self.feeds["train"].limit(position.done, self.steps_per_epoch)
 
     def advance(self, position: Position, order: jax.Array, stop: int) -> train.Health:
-        """Make the epoch's updates from where the position stands up to `stop`, and move it there."""
+        """Make the epoch's updates from the position up to `stop`, and move the position there."""
         updates = self.feeds["train"].updates(order, position.done, stop)
         health: train.Health
         position.state, position.sums, health = self.steps(position, *updates)
@@ -100,7 +100,7 @@ class Programs:
         return health
 
     def advance_to(self, position: Position, epoch: int, done: int) -> None:
-        """Make all updates up to update `done` of `epoch`, with nothing in between, and move the position there."""
+        """Make all updates up to update `done` of `epoch`, and move the position there."""
         while (position.epoch, position.done) < (epoch, done):
             until = done if position.epoch == epoch else self.steps_per_epoch
             order = self.order(position.epoch)
@@ -110,7 +110,7 @@ class Programs:
                 self.end_epoch(position)
 
     def end_epoch(self, position: Position) -> None:
-        """Move the position from an epoch's last update to the next epoch's start; controllers see the epoch."""
+        """Move the position from an epoch's last update to the start of the next epoch. Controllers see the epoch."""
         if position.state.controllers:
             self.control(position, self.epoch_figures(position, [self.config]))
         position.epoch, position.done, position.sums = position.epoch + 1, 0, self.zero_sums(position)
@@ -118,11 +118,11 @@ class Programs:
     def epoch_figures(
         self, position: Position, configs: Sequence[ExperimentConfig | None]
     ) -> list[dict[str, float | None] | None]:
-        """Loss and metrics of the epoch that ends here, for each lane; None of a lane whose config is None.
+        """Loss and metrics of the epoch that ends here, for each lane. None for a lane whose config is None.
 
-        Those of the training examples are in training mode. Those of the validation split have `val_` before their
-        names, those of the moving average `val_ema_`; without a validation split they are None. Those of a split in
-        `data.also` have `val_`, its name and `_`.
+        Training figures are in training mode. Names of validation figures start with `val_`, those of the moving
+        average with `val_ema_`; without a validation split they are None. Names of figures of a split in `data.also`
+        start with `val_`, the split's name and `_`.
         """
         trained = self.rows(position.sums)
         scored = self.scored(position, "validation", configs) if self.dataset.validation else None
@@ -139,7 +139,7 @@ class Programs:
     def scored(
         self, position: Position, name: str, configs: Sequence[ExperimentConfig | None]
     ) -> list[dict[str, float]]:
-        """Loss and metrics on all of a split, for each lane; of the moving average with `ema_` before their names."""
+        """Loss and metrics on all of a split, for each lane. Names for the moving average start with `ema_`."""
         sums = [("", self.evaluate(position, name))]
         if averaged := controllers.averaged(position.state):
             sums.append(("ema_", self.evaluate(position.holding(averaged, position.sums), name)))
@@ -151,33 +151,33 @@ class Programs:
         ]
 
     def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
-        """Let controllers see an epoch of these figures; their states then, on the host and without trees, by lane."""
+        """Let controllers see an epoch with these figures. Returns their states, on the host without trees, by lane."""
         (seen,) = found
         if position.state.controllers and seen:
             position.state = controllers.after_epoch(self.config, position.state, self.put(as_seen(seen)))
         return self.rows(without_trees(position.state.controllers))
 
     def exchange(self, position: Position, *, back: bool = False) -> None:
-        """Put the weights of the best epoch in place of the last one's, as `controllers.exchanged` does."""
+        """Replace the last epoch's weights by those of the best epoch, as `controllers.exchanged` does."""
         if position.state.controllers:
             position.state = controllers.exchanged(position.state, back=back)
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
-        """`train.train_steps` on these examples; the position's arrays are gone then."""
+        """`train.train_steps` on these examples. The position's arrays are donated."""
         bounds = self.put((np.int32(start), np.int32(stop)))
         return train.train_steps(self.config, position.state, position.sums, split, order, *bounds, mesh=self.mesh)
 
     def copied(self, position: Position) -> Position:
-        """The position with arrays of its own: those of the other are gone once it moves."""
+        """The position with copied arrays. The original arrays are lost when the original position moves."""
         return position.holding(*_copied((position.state, position.sums)))
 
     def learning_rates(self, position: Position) -> list[float | None]:
-        """The rate of the update that led to the position, for each lane; None where it is not known."""
+        """Learning rate of the last update before the position, for each lane. None if it is not known."""
         state, step = position.state, self.put(np.int32(position.step - 1))
         return [known(rate) for rate in self.rows(train.learning_rate(self.config, step, state.controllers))]
 
     def compiled_sha256(self, position: Position, order: jax.Array) -> str:
-        """The SHA-256 of the training program as XLA compiled it, but for what it says of source files."""
+        """SHA-256 of the training program as compiled by XLA, without references to source files."""
         split, order, *bounds = self.feeds["train"].updates(order, position.done, position.done)
         arguments = self.config, position.state, position.sums, split, order, *self.put(tuple(map(np.int32, bounds)))
         text = str(train.train_steps.lower(*arguments, mesh=self.mesh).compile().as_text())
@@ -192,12 +192,12 @@ class Programs:
 
     def evaluate(self, position: Position, name: str) -> list[train.Sums]:
         """The sums over all of a split, for each lane."""
-        # The test split is put on the devices for its evaluation alone.
+        # The test split is on the devices only during its evaluation.
         feed = self.feeds.get(name) or self._feed(name)
         state, sums = position.state, self.zero_sums(position)
         for piece in feed.pieces():
             before, sums = sums, self._evaluated(state, piece, sums)
-            jax.block_until_ready(before)  # Two pieces at a time are on the devices.
+            jax.block_until_ready(before)  # At most two pieces are on the devices at a time.
         return self.rows(sums)
 
     def _evaluated(self, state: train.TrainState, piece: train.Split, sums: train.Sums) -> Any:
@@ -211,17 +211,17 @@ def _copied[T](tree: T) -> T:
 
 
 def known(rate: Any) -> float | None:
-    """The rate; None for the NaN of an optimizer whose rate is not known."""
+    """The learning rate; None for NaN, which stands for an unknown rate."""
     return None if math.isnan(rate) else float(rate)
 
 
 def as_seen(found: Mapping[str, float | None]) -> dict[str, Any]:
-    """An epoch's figures as controllers see them: float32, without those that are absent."""
+    """An epoch's figures as controllers see them: float32, without those that are None."""
     return {name: np.float32(value) for name, value in found.items() if value is not None}
 
 
 def without_trees(states: Mapping[str, Any]) -> dict[str, Any]:
-    """The states of controllers, without what is a tree in them, such as parameters."""
+    """The states of controllers without the trees in them, such as parameters."""
     return {
         name: {each: value for each, value in own.items() if not isinstance(value, dict)}
         for name, own in states.items()

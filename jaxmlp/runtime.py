@@ -1,4 +1,4 @@
-"""What must be set before JAX starts: device, XLA flags, product precision, compile cache. The one place that does.
+"""What must be set before JAX starts? Device, XLA flags, precision of products, compile cache. Only this module does.
 
 Everything here that decides bits is in a run's manifest.
 """
@@ -20,17 +20,17 @@ from jaxmlp.run.manifest import instruction_set
 Device: TypeAlias = Literal["auto", "cpu", "gpu", "tpu"]
 
 XLA_FLAGS: Final = ("--xla_gpu_deterministic_ops=true",)
-"""Added to the user's own. Without it, some GPU kernels add in an order that changes from run to run."""
+"""Flags added to the user's own. Without them, some GPU kernels add in an order that changes from run to run."""
 
 MATMUL_PRECISION: Final = "highest"
-"""JAX's default rounds the factors of float32 products to bfloat16 on TPUs and to TensorFloat-32 on recent GPUs."""
+"""By default JAX rounds the factors of float32 products to bfloat16 on TPUs, and to TensorFloat-32 on recent GPUs."""
 
 _SETTINGS: Final = {
     "enable_x64": False,
     "default_matmul_precision": MATMUL_PRECISION,
     "threefry_partitionable": True,
 }
-"""JAX's settings that decide bits, by the names of its contexts."""
+"""JAX's settings that decide bits, by the names of JAX's contexts."""
 
 _added: list[str] = []
 """The flags that `prepare` has added to the user's."""
@@ -39,11 +39,11 @@ _EXTRAS: Final = {"gpu": "cuda13 (or cuda12)", "tpu": "tpu"}
 
 
 def prepare(device: Device = "auto", *, exact: bool = True) -> None:
-    """Set XLA's flags and the device, before anything can start JAX; does not start it. Idempotent.
+    """Set XLA's flags and the device before anything can start JAX. It does not start JAX. Idempotent.
 
     Args:
-        device: As of `configure`.
-        exact: Whether bits matter; else the flags that cost speed are not added.
+        device: As in `configure`.
+        exact: Whether bits matter. If false, flags that cost speed are left out.
     """
     import jax
 
@@ -56,12 +56,12 @@ def prepare(device: Device = "auto", *, exact: bool = True) -> None:
 
 
 def started_by() -> bool:
-    """Whether JAX is up already: started by somebody else's code, if `configure` has not been called."""
+    """Whether JAX has already started. Before `configure` was called, other code must have started it."""
     return _is_up()
 
 
 def _is_up() -> bool:
-    from jax._src import xla_bridge  # JAX has no public way to ask whether it is up.
+    from jax._src import xla_bridge  # JAX has no public function for this.
 
     return bool(xla_bridge.backends_are_initialized())
 
@@ -73,23 +73,23 @@ def _missing_flags(given: str) -> list[str]:
 def configure(
     device: Device = "auto", cluster: Cluster | None = None, *, cpu_devices: int | None = None, exact: bool = True
 ) -> None:
-    """Set up JAX so that a run's bits depend on nothing that its manifest does not name. Idempotent.
+    """Set up JAX so that a run's bits depend only on what its manifest names. Idempotent.
 
     Args:
-        device: What to compute on; `auto` takes what JAX prefers: TPU, GPU, CPU.
-        cluster: The other processes of the run, to be met before JAX starts.
-        cpu_devices: As how many devices the CPU appears, at most one a core; by default one. What XLA_FLAGS or
-            JAX_NUM_CPU_DEVICES says comes before it.
-        exact: Of the experiment; without, XLA's deterministic flags are left out, if JAX is not up.
+        device: Device to compute on. `auto` takes the first that JAX finds of TPU, GPU, CPU.
+        cluster: The other processes of the run, to connect to before JAX starts.
+        cpu_devices: Number of devices that the CPU appears as, at most one per core. Default: one. XLA_FLAGS and
+            JAX_NUM_CPU_DEVICES take precedence.
+        exact: As in the experiment. If false, and JAX has not started, XLA's deterministic flags are left out.
 
     Raises:
-        DeviceError: The device is not there, or JAX is already up on another one, or in 64 bits.
+        DeviceError: The device does not exist, or JAX has already started on another device or in 64 bits.
     """
     import jax
 
     if _is_up() and jax.config.jax_enable_x64:
         raise DeviceError(
-            "device: JAX is already up in 64 bits, and jaxmlp's bits are those of 32. "
+            "device: JAX has already started in 64 bits, but jaxmlp's bits need 32-bit mode. "
             "Call it inside `with jax.enable_x64(False):`, or in a process of its own"
         )
     for name, value in _SETTINGS.items():
@@ -99,9 +99,9 @@ def configure(
 
 @contextlib.contextmanager
 def settings(*, cpu_devices: int | None = None, exact: bool = True) -> Iterator[None]:
-    """JAX set up as by `configure` while the block lasts; what the user set is back afterwards.
+    """Set up JAX as `configure` does within the block. The user's settings are restored afterwards.
 
-    Args, Raises: As `configure`; JAX may be up in 64 bits.
+    Args, Raises: As `configure`, but JAX may have started in 64 bits.
     """
     import jax
 
@@ -113,7 +113,7 @@ def settings(*, cpu_devices: int | None = None, exact: bool = True) -> Iterator[
 
 
 def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exact: bool) -> None:
-    """Start JAX on the device, with the flags, where it is not up."""
+    """Start JAX on the device with the flags, if it has not started."""
     import jax
 
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
@@ -134,22 +134,22 @@ def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exa
         raise DeviceError(f"device: JAX cannot start on {platforms or 'this machine'}: {error}") from None
     if up and missing and exact and here == "gpu":
         warnings.warn(
-            f"JAX was up before jaxmlp, without {' '.join(missing)}: runs of this process can differ in their bits, "
+            f"JAX started before jaxmlp, without {' '.join(missing)}: runs of this process can differ in their bits, "
             "and the manifest says so. Call jaxmlp.configure() before the first use of JAX, or add it to XLA_FLAGS",
             stacklevel=3,
         )
     if device not in ("auto", here):
         found = ", ".join(sorted({f"{d.platform} ({d.device_kind})" for d in jax.devices()}))
         if up and device == "cpu":
-            raise DeviceError(f"device: cpu was asked for, but JAX is already up on {found}. Start a new process")
+            raise DeviceError(f"device: cpu was requested, but JAX has already started on {found}. Start a new process")
         raise DeviceError(
-            f"device: {device} was asked for, but JAX finds {found}. "
+            f"device: {device} was requested, but JAX finds {found}. "
             f"Install jaxmlp's extra {_EXTRAS.get(device)}, or leave --device at auto"
         )
 
 
 def _name_the_extra(record: logging.LogRecord) -> bool:
-    """Say in JAX's one line about an accelerator that it cannot use what would let it."""
+    """Add to JAX's message about an accelerator that it cannot use which extra to install."""
     for device, name in (("gpu", "An NVIDIA GPU"), ("tpu", "A Google TPU")):
         if record.msg.startswith(f"{name} may be present"):
             record.msg = f"{name} is present, but this JAX cannot use it. Install jaxmlp's extra {_EXTRAS[device]}"
@@ -157,14 +157,14 @@ def _name_the_extra(record: logging.LogRecord) -> bool:
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _keep_compiled_programs() -> None:
-    """Store compiled programs in the user's cache folder, so that the next start compiles next to nothing.
+    """Store compiled programs in the user's cache folder, so that the next start compiles almost nothing.
 
-    One folder for each set of processor features, because JAX's keys know nothing of them.
+    Each set of processor features has its own folder, because JAX's keys do not include them.
     """
     import jax
 
@@ -175,7 +175,7 @@ def _keep_compiled_programs() -> None:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
-            return  # A home that cannot be written costs compile time, nothing else.
+            return  # If home cannot be written, the only cost is compile time.
         from jaxmlp import compiled
 
         compiled.keep_in(folder)

@@ -1,4 +1,4 @@
-"""Stop signals: the first asks the training loop to save and end, a second Ctrl-C leaves at once."""
+"""What do stop signals do? The first makes the training loop save and end; a second Ctrl-C exits at once."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from threading import Timer, current_thread, main_thread
 from types import FrameType
 
 GC_CALLBACK = "_xla_gc_callback"
-"""JAX's function that Python calls when it collects garbage, and whose exceptions it drops."""
+"""JAX's function that Python calls when it collects garbage. Python drops its exceptions."""
 AGAIN_S = 0.02
-"""After which a Ctrl-C that met it comes once more."""
+"""Seconds after which a Ctrl-C that arrived in that function is sent again."""
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stop:
-    """Which signal asked for the end, if one has."""
+    """The signal that requested the end, if there was one."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as shells count."""
+        """Exit code as in shells: 128 + the signal's number."""
         return 128 + self.signal if self.signal else 0
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stop]:
-    """Collect stop signals while the block runs; the handlers before come back after it. For the main thread.
+    """Collect stop signals within the block, and restore the handlers afterwards. Main thread only.
 
-    A signal that is ignored stays so: `nohup` ignores SIGHUP.
+    An ignored signal stays ignored: `nohup` ignores SIGHUP.
     """
     stop = Stop()
 
@@ -52,9 +52,9 @@ def stop_signals() -> Iterator[Stop]:
 
 @contextmanager
 def kept_interrupts() -> Iterator[None]:
-    """Let no Ctrl-C be dropped while the block runs: one that meets JAX's callback is raised after it.
+    """Keep Ctrl-C from being dropped within the block: if it arrives in JAX's callback, it is raised afterwards.
 
-    Only where Ctrl-C raises KeyboardInterrupt, as it does in the main thread by default.
+    This applies only where Ctrl-C raises KeyboardInterrupt, the default in the main thread.
     """
 
     def handle(number: int, frame: FrameType | None) -> None:

@@ -188,7 +188,7 @@ def test_a_hand_made_file_with_nothing_wrong_loads(path: Path) -> None:
 )
 def test_a_header_that_no_checkpoint_has_is_refused(path: Path, header: dict[str, Any] | bytes) -> None:
     hand_made(path, header, DATA)
-    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not that of a"):
+    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not a checkpoint's"):
         checkpoint.load(path)
 
 

@@ -307,7 +307,7 @@ def test_from_python_the_same_by_argument(
     history = fit(run=stopped, experiment=files)
     assert history.params_sha256 == json.loads((run / "manifest.json").read_text())["result"]["params_sha256"]
     again = Path(shutil.copytree(trained / "stopped", stopped.parent / "again"))
-    with pytest.raises(CodeError, match="does not go on with other code"):
+    with pytest.raises(CodeError, match="does not go on with changed code"):
         fit(load_experiment(changed(files)).config, run=again)
 
 
@@ -374,7 +374,7 @@ def test_a_run_of_a_notebook_says_so_and_needs_the_object(small_dataset: data.Da
     assert facts["binding"]["code"] == {"none": None}
     RunDirectory.create(tmp_path / "run", config, facts).close()
     assert not (tmp_path / "run" / "code").exists()
-    with pytest.raises(CodeError, match=r"made in Python with Dense, which no file has.*experiment="):
+    with pytest.raises(CodeError, match=r"made in Python with Dense, which no file defines.*experiment="):
         open_run(tmp_path / "run").config  # noqa: B018
     assert open_run(tmp_path / "run", config).config is config
     with pytest.raises(CodeError, match="made in Python with Focal"):

@@ -212,7 +212,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
             6,
             "device: 64 devices were asked for, but JAX finds 8",
         ),
-        ("train {quick} --device tpu", 6, "device: tpu was asked for, but JAX finds cpu (cpu)."),
+        ("train {quick} --device tpu", 6, "device: tpu was requested, but JAX finds cpu (cpu)."),
         (
             "train {quick} --data.name mnist --manual-dir {here}",
             4,

@@ -167,7 +167,7 @@ WRONG_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
     "bomb": (lambda: archive(b" " * 10**7, zipfile.ZIP_DEFLATED), "its config.json is compressed"),
     "long config": (lambda: archive(b" " * (1 << 22) + b" "), "its config.json has 4194305 bytes, wanted 4194304"),
     "deep config": (lambda: archive(b"[" * 10**5), "its config is not JSON"),
-    "no config of a model": (lambda: archive(b"[]"), "its config is not that of a Keras model"),
+    "no config of a model": (lambda: archive(b"[]"), "its config does not describe a Keras model"),
     "Python code": (
         lambda: config_with(lambda c: c["config"]["layers"].append(LAMBDA)),
         "its layer 'Lambda' is not one",

@@ -62,7 +62,7 @@ print(jax.config.jax_default_matmul_precision, jax.config.jax_threefry_partition
 def test_a_device_that_is_not_there_is_named_with_those_that_are_and_the_extra(device: str, extra: str) -> None:
     said = python(f"from jaxmlp import configure\nconfigure('{device}')", JAX_PLATFORMS="cpu")
     assert said == (
-        f"DeviceError 6 device: {device} was asked for, but JAX finds cpu (cpu). "
+        f"DeviceError 6 device: {device} was requested, but JAX finds cpu (cpu). "
         f"Install jaxmlp's extra {extra}, or leave --device at auto\n"
     )
 
@@ -119,7 +119,7 @@ print(read_manifest(Path({folder!r}) / "1")["binding"]["xla_flags"])"""
 
 def test_a_jax_that_is_up_on_a_gpu_without_the_flags_trains_and_tells_once_and_in_the_manifest(tmp_path: Path) -> None:
     lost, flag = (
-        "JAX was up before jaxmlp, without --xla_gpu_deterministic_ops=true:",
+        "JAX started before jaxmlp, without --xla_gpu_deterministic_ops=true:",
         "--xla_gpu_deterministic_ops=true",
     )
     assert python(ALREADY_UP.format(folder=str(tmp_path / "a"))) == f"{[lost]}\n\n"
