@@ -183,7 +183,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints has no checkpoint of step 7. It has: 32."),
         ("evaluate {run}x", 5, "{run}x does not exist. `jaxmlp runs` lists the runs."),
         ("evaluate {here}", 5, "{here} is not a run directory: it has no config.json. `jaxmlp runs` lists the runs."),
-        ("evaluate last", 5, "there is no last run: {here}/runs has none."),
+        ("evaluate last", 5, "there is no last run: {here}/runs has no runs."),
         ("evaluate", 2, "evaluate needs RUN: jaxmlp evaluate RUN"),
         ("evaluate {run} --min-accuracy 1", 3, "the accuracy {accuracy} is below the wanted 1"),
         ("train --resume {run} --min-accuracy 1", 3, "the test accuracy {accuracy} is below the wanted 1"),

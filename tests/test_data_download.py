@@ -111,9 +111,9 @@ def test_prepare_downloads_the_official_order_beside_a_stock_folder(
     ("respond", "reason"),
     [
         (lambda handler: handler.send_error(404), "its server answers 404 Not Found for train-images-idx3-ubyte.gz"),
-        (answer(b"<html>Welcome to our hotel</html>"), "its server sent another file as .*: SHA-256"),
-        (answer(b"half", length=8), "its server sent another file as .*: SHA-256"),
-        (answer(bytes(200_000)), "its server sent another file as .*: SHA-256"),
+        (answer(b"<html>Welcome to our hotel</html>"), "its server sent another file as"),
+        (answer(b"half", length=8), "its server sent another file as"),
+        (answer(bytes(200_000)), "its server sent another file as"),
         (lambda handler: time.sleep(1), "its server stopped sending; gave up after 0.3 s"),
         (lambda handler: handler.wfile.write(b"no HTTP at all\n"), "broke off"),
     ],

@@ -1,9 +1,9 @@
-"""Which operations on floats have one right answer on every machine, and how is each of them made?
+"""Which operations on floats have one right answer on every machine, and how is each made?
 
-Everything here is float32, and is made of a device's +, -, * and conversions, and of integers. Between rules no value
-is subnormal. A zero may have a sign and a NaN any bits: whoever looks at bits takes them from `canonical`.
+Everything here is float32. It is made of a device's +, -, * and conversions, and of integers. Between rules no value is
+subnormal. A zero may have a sign and a NaN any bits, so code that reads bits takes them from `canonical`.
 
-Source: the roundings of / and sqrt are settled by exact integer remainders, as in long division.
+Source: exact integer remainders decide the roundings of / and sqrt, as in long division.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FRACTION = np.int32(0x7FFFFF)
 ONE = np.int32(0x3F800000)
 HIDDEN = np.int32(0x800000)
 ROUNDER = np.float32(1.5 * 2**23)
-"""x + ROUNDER holds x, rounded to the nearest whole number, in its last bits, where |x| <= 2^22."""
+"""For |x| <= 2^22, the last bits of x + ROUNDER hold x rounded to the nearest integer."""
 
 
 def bits(x: Array) -> Array:
@@ -36,17 +36,17 @@ def bits(x: Array) -> Array:
 
 
 def floats(b: Array) -> Array:
-    """The float32 that has these bits."""
+    """The float32 with these bits."""
     return lax.bitcast_convert_type(b, np.float32)
 
 
 def select(condition: Array, x: Value, y: Value) -> Array:
-    """`x` where the condition holds, else `y`; either may be a scalar."""
+    """`x` where the condition holds, else `y`. Either may be a scalar."""
     return lax.select(condition, *(jnp.broadcast_to(jnp.asarray(value), condition.shape) for value in (x, y)))
 
 
 def full(like: Array, value: float | np.floating) -> Array:
-    """The float32 value in an array's shape."""
+    """A float32 value in an array's shape."""
     return jnp.full(like.shape, value, np.float32)
 
 
@@ -56,24 +56,24 @@ def exponent(b: Array) -> Array:
 
 
 def is_nan(b: Array) -> Array:
-    """By bits: a compiler that is told of no NaN deletes x != x."""
+    """Whether the bits are a NaN. A compiler that assumes there are no NaNs deletes x != x."""
     return (b & MAGNITUDE) > INFINITY
 
 
 def canonical(b: Array) -> Array:
-    """The one way in which a rule or a reader sees a float: +0 for all that is less than 2^-126, one NaN."""
+    """The bits in the form that rules and readers see: +0 for magnitudes below 2^-126, and a single NaN."""
     b = select(exponent(b) == 0, np.int32(0), b)
     return select(is_nan(b), NAN, b)
 
 
 def order(x: Array) -> Array:
-    """Whole numbers in the floats' order: both zeros are 0, and NaN is above all."""
+    """Integers in the order of the floats. Both zeros are 0, and NaN is above everything."""
     b = canonical(bits(x))
     return select(b < 0, -(b & MAGNITUDE), b)
 
 
 def from_order(key: Array) -> Array:
-    """The floats that `order` was given."""
+    """The floats that were passed to `order`."""
     return floats(select(key < 0, -key | SIGN, key))
 
 
@@ -83,12 +83,12 @@ def power_of_two(n: Array) -> Array:
 
 
 def head(x: Array) -> Array:
-    """The first 12 bits of a float's 24; what is left has 12, and products of such halves are exact."""
+    """The first 12 of a float's 24 bits. The rest has 12 bits too, so products of such halves are exact."""
     return floats(bits(x) & np.int32(-4096))
 
 
 def round_int(x: Array) -> Array:
-    """The nearest whole number, ties to even, int32, for |x| <= 2^22. `x` may be an exact product: it stays that."""
+    """The nearest integer, ties to even, int32, for |x| <= 2^22. If `x` is an exact product, it stays exact."""
     return bits(x + ROUNDER) - ROUNDER.view(np.int32)
 
 
@@ -96,56 +96,57 @@ class Arithmetic:
     """Float32 arithmetic whose results pass a fence that no compiler sees through.
 
     A result's bits are combined by exclusive or with a zero that the compiled program receives as an argument. So the
-    compiler must round it, and may neither contract it with the next operation (to a fused multiply-add) nor reorder
-    both.
+    compiler must round the result. It can neither contract it with the next operation (to a fused multiply-add) nor
+    reorder the two.
 
     Args:
-        zero: int32 0, unknown when the program is compiled.
-        slices: Into how many pieces of 8 bits the factors of products are cut.
-        factors: The type in which those pieces are multiplied. It changes no bit.
+        zero: int32 0, unknown at compile time.
+        slices: Number of 8-bit pieces into which the factors of products are cut.
+        factors: Type in which the pieces are multiplied. The bits do not depend on it.
     """
 
     def __init__(self, zero: Array, slices: int = 2, factors: str = "int8") -> None:
         self.zero, self.slices, self.factors = zero, slices, factors
         self.memory: dict[tuple[int, object], tuple[Any, Array]] = {}
-        """What was computed of a value: `id(value)` and what it is, with the value itself, which keeps its id."""
+        """What was computed from a value. Keys are `id(value)` and what was computed; entries keep the value, and so
+        its id."""
 
     def guard(self, x: Array) -> Array:
-        """The fence alone, for results that are not subnormal or whose being so changes nothing."""
+        """The fence alone, for results that are not subnormal, or where flushing them would not matter."""
         return floats(bits(x) ^ self.zero)
 
     def add(self, x: Array, y: Value) -> Array:
-        """X + y, rounded to nearest even. Sums below 2^-126 are exact, and become 0."""
+        """The sum x + y, rounded to nearest even. Sums below 2^-126 are exact and become 0."""
         b = bits(x + y) ^ self.zero
         return floats(select((b & INFINITY) == 0, np.int32(0), b))
 
     def sub(self, x: Array, y: Value) -> Array:
-        """X - y, as `add`."""
+        """The difference x - y, as in `add`."""
         b = bits(x - y) ^ self.zero
         return floats(select((b & INFINITY) == 0, np.int32(0), b))
 
     def mul(self, x: Array, y: Value) -> Array:
-        """X * y, rounded to nearest even; 0 where that is at most 2^-126.
+        """The product x * y, rounded to nearest even; 0 if it is at most 2^-126.
 
-        Devices that have no subnormals differ on products that round up to 2^-126: that one is 0, too.
+        Devices without subnormals differ on products that round up to 2^-126, so those are 0 too.
         """
         b = bits(x * y) ^ self.zero
         return floats(select((b & MAGNITUDE) <= HIDDEN, np.int32(0), b))
 
     def horner(self, x: Array, coefficients: Sequence[float]) -> Array:
-        """The polynomial, its highest coefficient first."""
+        """The polynomial with these coefficients, the highest first."""
         total = self.guard(x * np.float32(coefficients[0])) + np.float32(coefficients[1])
         for coefficient in coefficients[2:]:
             total = self.guard(self.guard(total) * x) + np.float32(coefficient)
         return self.guard(total)
 
     def two_sum(self, large: Array, small: Array) -> tuple[Array, Array]:
-        """The rounded sum and its error, exactly, where |large| >= |small| or `large` is 0. Source: Dekker, 1971."""
+        """The rounded sum and its exact error, if |large| >= |small| or `large` is 0. Source: Dekker, 1971."""
         total = self.guard(large + small)
         return total, self.guard(small - self.guard(total - large))
 
     def two_product(self, x: Array, y: Array) -> tuple[Array, Array]:
-        """The rounded product and its error, exactly. Source: Dekker, 1971."""
+        """The rounded product and its exact error. Source: Dekker, 1971."""
         x0, y0 = head(x), head(y)
         x1, y1 = self.guard(x - x0), self.guard(y - y0)
         product = self.guard(x * y)
@@ -155,7 +156,7 @@ class Arithmetic:
         return product, self.guard(error + self.guard(x1 * y1))
 
     def scale(self, x: Array, n: Array | np.int32) -> Array:
-        """X * 2^n, which is exact, or 0, or infinite. NaN becomes infinite: not for NaN."""
+        """The value x * 2^n, which is exact, or 0, or infinite. Not for NaN, which becomes infinite."""
         b = bits(x)
         power = exponent(b)
         moved = power + n
@@ -163,17 +164,17 @@ class Arithmetic:
         return floats(select((power != 0) & (moved >= 255), (bits(x) & SIGN) | INFINITY, b))
 
     def reciprocal_seed(self, x: Array) -> Array:
-        """1 / x for x in [1, 2), with an error of at most 2^-13: Chebyshev's parabola, and a step of Newton's."""
+        """1 / x for x in [1, 2), with an error of at most 2^-13: Chebyshev's parabola and one step of Newton's."""
         seed = self.guard(self.guard(x * np.float32(32 / 99)) - np.float32(144 / 99))
         seed = self.guard(self.guard(seed * x) + np.float32(210 / 99))
         error = self.guard(np.float32(1) - self.guard(x * seed))
         return self.guard(seed + self.guard(seed * error))
 
     def div(self, x: Array, y: Array) -> Array:
-        """X / y, correctly rounded; 0 below 2^-126.
+        """The quotient x / y, correctly rounded; 0 below 2^-126.
 
-        The quotient of the fractions is found in two digits of 12 bits, and the integer remainders, exact modulo 2^32
-        since they are small, settle the last bit. A tie cannot be.
+        The quotient of the fractions is found in two digits of 12 bits. The integer remainders are small and so exact
+        modulo 2^32; they decide the last bit. Ties cannot occur.
         """
         bx, by = bits(x), bits(y)
         power_x, power_y = exponent(bx), exponent(by)
@@ -181,7 +182,7 @@ class Arithmetic:
         less = whole_x < whole_y
         whole_x = select(less, whole_x << 1, whole_x)
         seed = self.reciprocal_seed(floats((by & FRACTION) | ONE))
-        # whole_x * 2^-23 is exact, as are all scalings by powers of two here: contracted or not, they are the same.
+        # whole_x * 2^-23 is exact, like all scalings by powers of two here. Contraction does not change them.
         first = round_int(self.guard(whole_x.astype(np.float32) * seed) * np.float32(2.0**-12))
         rest = (whole_x << 11) - first * whole_y
         second = round_int(self.guard(rest.astype(np.float32) * seed) * np.float32(2.0**-11))
@@ -199,7 +200,7 @@ class Arithmetic:
         return floats(select((huge & tiny) | is_nan(bx) | is_nan(by), NAN, b))
 
     def _root_parts(self, b: Array) -> tuple[Array, Array, Array]:
-        """Of a positive number m * 4^n: the fraction m in [1, 4) as a whole number times 2^-23, m^-1/2, and n."""
+        """For a positive number m * 4^n: m in [1, 4) as an integer times 2^-23, m^-1/2, and n."""
         power = exponent(b) - 127
         odd = power & 1
         whole = ((b & FRACTION) | HIDDEN) << odd
@@ -212,7 +213,7 @@ class Arithmetic:
         return whole, seed, (power - odd) >> 1
 
     def sqrt(self, x: Array) -> Array:
-        """The square root, correctly rounded, in two digits of 12 bits as in `div`. A tie cannot be."""
+        """The square root, correctly rounded, in two digits of 12 bits as in `div`. Ties cannot occur."""
         b = bits(x)
         whole, seed, power = self._root_parts(b)
         first = round_int(self.guard(whole.astype(np.float32) * seed) * np.float32(2.0**-12))
@@ -227,7 +228,7 @@ class Arithmetic:
         return floats(select(exponent(b) == 0, np.int32(0), result))
 
     def rsqrt(self, x: Array) -> Array:
-        """X^-1/2: Newton's steps, the last in a form that rounds once at full size."""
+        """The reciprocal square root x^-1/2: Newton's steps, the last in a form that rounds once at full size."""
         b = bits(x)
         whole, seed, power = self._root_parts(b)
         fraction = whole.astype(np.float32) * np.float32(2.0**-23)
@@ -242,12 +243,12 @@ class Arithmetic:
         return floats(select(exponent(b) == 0, INFINITY, result))
 
     def max(self, x: Array, y: Array) -> Array:
-        """The larger; NaN if either is."""
+        """The larger value; NaN if either is NaN."""
         kx, ky = order(x), order(y)
         return from_order(select(kx >= ky, kx, ky))
 
     def min(self, x: Array, y: Array) -> Array:
-        """The smaller; NaN if either is."""
+        """The smaller value; NaN if either is NaN."""
         kx, ky = order(x), order(y)
         least = select(kx <= ky, kx, ky)
         return from_order(select((kx == NAN) | (ky == NAN), NAN, least))
@@ -261,28 +262,28 @@ class Arithmetic:
         return floats(bits(x) & MAGNITUDE)
 
     def sign(self, x: Array) -> Array:
-        """-1, 0 or 1; NaN of NaN."""
+        """-1, 0 or 1; NaN for NaN."""
         b = canonical(bits(x))
         one = floats(select(b == 0, np.int32(0), (b & SIGN) | ONE))
         return select(is_nan(b), floats(b), one)
 
     def _whole(self, x: Array, rounded: Array) -> Array:
-        """`rounded`, for what is less than 2^22; all above 2^23 is whole."""
+        """`rounded` for magnitudes below 2^22. Everything above 2^23 is an integer already."""
         b = bits(x)
         return select((b & MAGNITUDE) >= np.float32(2.0**23).view(np.int32), x, rounded)
 
     def floor(self, x: Array) -> Array:
-        """The largest whole number up to x."""
+        """The largest integer up to x."""
         down = _small(x).astype(np.int32)
         down = down.astype(np.float32)
         return self._whole(x, select(down > x, down - np.float32(1), down))
 
     def ceil(self, x: Array) -> Array:
-        """The smallest whole number from x on."""
+        """The smallest integer from x on."""
         return self.neg(self.floor(self.neg(x)))
 
     def round(self, x: Array, ties_to_even: bool) -> Array:
-        """The nearest whole number; ties to even, or away from 0."""
+        """The nearest integer, ties to even or away from 0."""
         whole = _small(x).astype(np.int32)
         rest = _small(x) - whole.astype(np.float32)  # Exact.
         size = bits(rest) & MAGNITUDE
@@ -292,12 +293,12 @@ class Arithmetic:
         return self._whole(x, (whole + select(up, away, np.int32(0))).astype(np.float32))
 
     def to_integers(self, x: Array, dtype: np.dtype) -> Array:
-        """Cut towards 0; NaN is 0, and what is out of the type's range is its nearest end."""
+        """Truncate to integers. NaN becomes 0, and values out of range become the nearest end of the type's range."""
         info = np.iinfo(dtype)
         b = canonical(bits(x))
         size = b & MAGNITUDE
         if info.max > 2**31 - 1:
-            # [2^31, 2^32): the fraction, moved. Below, the device's conversion.
+            # For [2^31, 2^32): the shifted fraction. Below: the device's conversion.
             large = ((b & FRACTION) | HIDDEN).astype(np.uint32) << 8
             small = _within(x, 2.0**31).astype(np.int32).astype(np.uint32)
             value = select(size >= np.float32(2.0**31).view(np.int32), large, small)
@@ -309,15 +310,15 @@ class Arithmetic:
         return select(is_nan(b), np.int32(0), value).astype(dtype)
 
     def from_integers(self, x: Array) -> Array:
-        """To the nearest, ties to even."""
+        """Convert integers to the nearest float, ties to even."""
         if x.dtype != np.uint32:
             return x.astype(np.int32).astype(np.float32)
         high, low = ((part.astype(np.int32).astype(np.float32)) for part in (x >> 16, x & np.uint32(0xFFFF)))
-        return self.guard(high * np.float32(2.0**16) + low)  # One rounding: the product is exact.
+        return self.guard(high * np.float32(2.0**16) + low)  # One rounding, because the product is exact.
 
 
 def _within(x: Array, limit: float) -> Array:
-    """X, and 0 for what is not less than the limit in size, so that every conversion is in range."""
+    """The value x if its magnitude is below the limit, else 0, so that every conversion is in range."""
     b = bits(x)
     return floats(select((b & MAGNITUDE) < np.float32(limit).view(np.int32), b, np.int32(0)))
 

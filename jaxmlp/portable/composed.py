@@ -1,4 +1,4 @@
-"""Which primitives are written in plain JAX, and made portable by the other rules?"""
+"""Which primitives are written in plain JAX and made portable by the other rules?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxmlp.portable.arithmetic import Array
 
 
 def qr(x: Array, *, full_matrices: bool) -> tuple[Array, Array]:
-    """Q and R by Householder's reflections, a column at a time; R's diagonal has LAPACK's signs."""
+    """Q and R by Householder's reflections, one column at a time. R's diagonal has LAPACK's signs."""
     if x.ndim > 2:
         flat = x.reshape(-1, *x.shape[-2:])
         q, r = lax.map(lambda matrix: qr(matrix, full_matrices=full_matrices), flat)
@@ -32,7 +32,7 @@ def qr(x: Array, *, full_matrices: bool) -> tuple[Array, Array]:
         head = first + jnp.where(first < 0, -norm, norm)
         v = jnp.where(places == k, head, column)
         size = head * head + below
-        # Nothing below the diagonal: LAPACK leaves the column as it is.
+        # If everything below the diagonal is 0, LAPACK leaves the column unchanged.
         tau = jnp.where(below > 0, 2 / size, jnp.float32(0))
         r = r - tau * v[:, None] * jnp.sum(v[:, None] * r, axis=0)[None]
         q = q - tau * jnp.sum(q * v[None], axis=1)[:, None] * v[None]
@@ -44,5 +44,5 @@ def qr(x: Array, *, full_matrices: bool) -> tuple[Array, Array]:
 
 
 def jaxpr_of(function: Callable[..., Any], *values: Array) -> Any:
-    """What a composed function computes of such values."""
+    """The jaxpr of a composed function for values of these types."""
     return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values))

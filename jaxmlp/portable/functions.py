@@ -1,8 +1,8 @@
-"""How are exp, log, tanh, sin and their like made of `Arithmetic`?
+"""How are exp, log, tanh, sin and others made from `Arithmetic`?
 
-Each reduces its argument exactly or in two parts, evaluates a polynomial, and puts the exponent in as an integer.
-The coefficients are minimax fits, weighted for the relative error of the result (Lawson's iteration on 4,000 Chebyshev
-points, in float64). docs/portable.md states the largest errors, which tests/portable measures.
+Each function reduces its argument exactly or in two parts, evaluates a polynomial, and inserts the exponent as an
+integer. The coefficients are minimax fits, weighted for the relative error of the result (Lawson's iteration on 4,000
+Chebyshev points, in float64). docs/portable.md states the largest errors, which tests/portable measures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jaxmlp.portable.arithmetic import (
 LOG2_E = np.float32(1.4426950408889634)
 LN2 = np.float32(0.6931471805599453)
 LN2_HIGH, LN2_LOW = np.float32(0.693359375), np.float32(-2.1219444005e-4)
-"""The first has 9 bits, so that its products with exponents are exact."""
+"""LN2_HIGH has 9 bits, so that its products with exponents are exact."""
 
 EXP = (0.0013950489228591323, 0.008368889801204205, 0.04166620597243309, 0.166665181517601, 0.5)
 """(exp(r) - 1 - r) / r^2 for |r| <= ln(2) / 2."""
@@ -79,21 +79,21 @@ ERF_INV_TAIL = (
 """Source: Giles, Approximating the erfinv function, 2010; the polynomials that XLA has."""
 
 TWO_OVER_PI = (0x00000000, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB629599, 0x3C439041, 0xFE5163AB)
-"""Bits of 2 / pi behind the point, after 32 zeros."""
+"""Bits of 2 / pi after the binary point, preceded by 32 zeros."""
 
 
 def _log2_e_reduced(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
-    """The whole number k, and r + rest, with x = k ln(2) + r + rest, |r| <= ln(2) / 2, for |x| <= 200."""
+    """The integer k, r and rest, with x = k ln(2) + r + rest and |r| <= ln(2) / 2, for |x| <= 200."""
     k = round_int(a.guard(x * LOG2_E))
     whole = k.astype(np.float32)
-    high = a.guard(x - whole * LN2_HIGH)  # Exact, contracted or not.
+    high = a.guard(x - whole * LN2_HIGH)  # Exact, with or without contraction.
     low = a.guard(whole * LN2_LOW)
     r = a.guard(high - low)
     return k, r, a.guard(a.guard(high - r) - low)
 
 
 def _clamped(x: Array, limit: float) -> Array:
-    """X, cut to +-limit in size; NaN likewise."""
+    """The value x, clamped to magnitude `limit`; NaN too."""
     b = bits(x)
     return floats(
         select((b & MAGNITUDE) > np.float32(limit).view(np.int32), (b & SIGN) | np.float32(limit).view(np.int32), b)
@@ -105,20 +105,20 @@ def _nan_kept(x: Array, result: Array) -> Array:
 
 
 def _exp_of(a: Arithmetic, r: Array, rest: Value, k: Array) -> Array:
-    """exp(r + rest) 2^k: 1 + r in two parts, then all that is small."""
+    """exp(r + rest) 2^k: 1 + r in two parts, then all smaller terms."""
     top, lost = a.two_sum(full(r, 1.0), r)
     small = a.guard(a.guard(a.guard(r * r) * a.horner(r, EXP)) + rest)
     return a.scale(a.guard(top + a.guard(small + lost)), k)
 
 
 def exp(a: Arithmetic, x: Array, halvings: int = 0) -> Array:
-    """The exponential, by 2^halvings; 0 where the result is less than 2^-126."""
+    """The exponential divided by 2^halvings; 0 if the result is below 2^-126."""
     k, r, rest = _log2_e_reduced(a, _clamped(x, 110))
     return _nan_kept(x, _exp_of(a, r, rest, k - halvings))
 
 
 def exp2(a: Arithmetic, x: Array) -> Array:
-    """2^x."""
+    """The power 2^x."""
     clamped = _clamped(x, 200)
     k = round_int(clamped)
     r, rest = a.two_product(a.guard(clamped - k.astype(np.float32)), full(x, LN2))
@@ -140,15 +140,15 @@ def expm1(a: Arithmetic, x: Array) -> Array:
 
 
 def clip_int(x: Array, low: int, high: int) -> Array:
-    """Whole numbers, cut to the range."""
+    """Integers, clamped to the range."""
     x = select(x < low, np.int32(low), x)
     return select(x > high, np.int32(high), x)
 
 
 def _log_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
-    """The exponent k, and f, with the number 2^k (1 + f) and 1 + f in [sqrt(1/2), sqrt(2)].
+    """The exponent k and f, for the number 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)].
 
-    f is exact, and needs the fence all the same: XLA makes 2 + (y - 1) into y + 1.
+    f is exact, but still needs the fence: XLA turns 2 + (y - 1) into y + 1.
     """
     fraction = b & FRACTION
     large = fraction > (np.float32(2**0.5).view(np.int32) & FRACTION)
@@ -157,7 +157,7 @@ def _log_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
 
 
 def _log_of(a: Arithmetic, k: Array, f: Array, more: Array | None = None) -> Array:
-    """K ln(2) + log(1 + f) + more."""
+    """The sum k ln(2) + log(1 + f) + more."""
     square = a.guard(f * f)
     whole = k.astype(np.float32)
     low = a.guard(a.guard(square * f) * a.horner(f, LOG))
@@ -171,7 +171,7 @@ def _log_of(a: Arithmetic, k: Array, f: Array, more: Array | None = None) -> Arr
 
 
 def _log_specials(b: Array, result: Array) -> Array:
-    """Of the number whose logarithm it is."""
+    """The logarithm's special values, from the bits of its argument."""
     r = select(b == INFINITY, INFINITY, bits(result))
     r = select((b < 0) | is_nan(b), NAN, r)
     return floats(select(exponent(b) == 0, INFINITY | SIGN, r))
@@ -187,13 +187,13 @@ def log1p(a: Arithmetic, x: Array) -> Array:
     """log(1 + x)."""
     total = a.guard(x + np.float32(1))
     b = bits(total)
-    # What 1 + x lost, in units of its fraction: f' = f + lost / 2^k, and the logarithm moves by that over 1 + f.
+    # What 1 + x lost, relative to its fraction: f' = f + lost / 2^k. The logarithm changes by that over 1 + f.
     large = (bits(x) & MAGNITUDE) >= ONE
     lost = select(large, a.guard(np.float32(1) - a.guard(total - x)), a.guard(x - a.guard(total - np.float32(1))))
     k, f = _log_parts(a, b)
     near = k == 0
     lost = a.scale(lost, -k)
-    # 1 / (1 + f) to a fiftieth is enough for a correction of half a unit in the last place.
+    # 1 / (1 + f) to within 1/50 is enough for a correction of half a unit in the last place.
     more = a.guard(lost * a.guard(a.guard(a.guard(f * f) + np.float32(1)) - f))
     result = _log_of(a, k, select(near, x, f), select(near, np.float32(0), more))
     result = _log_specials(b, result)
@@ -207,10 +207,10 @@ def _log2_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
     s = a.div(f, below)
     product, error = a.two_product(s, below)
     rest = a.guard(a.guard(a.guard(f - product) - error) - a.guard(s * lost))
-    # 1 / (2 + f) within a tenth would do for 3 more bits; a division's seed gives 13.
+    # 1 / (2 + f) to within a tenth would be enough for 3 more bits; a division's seed gives 13.
     rest = a.guard(a.guard(rest * np.float32(0.5)) * _seed(a, below))
     rest = a.guard(rest + a.guard(rest * a.guard(s * s)))  # By atanh's slope.
-    # atanh(s) = s + s^3 / 3 + ...: the second term, too, in two parts.
+    # atanh(s) = s + s^3 / 3 + ...: the second term is computed in two parts too.
     z, z_low = a.two_product(s, s)
     cube, cube_low = a.two_product(s, z)
     cube_low = a.guard(cube_low + a.guard(s * z_low))
@@ -235,17 +235,17 @@ def _seed(a: Arithmetic, below: Array) -> Array:
 
 
 def log2(a: Arithmetic, x: Array) -> Array:
-    """The logarithm to base 2; exact for powers of two."""
+    """The logarithm to base 2, exact for powers of two."""
     b = bits(x)
     return _log_specials(b, _log2_parts(a, b)[0])
 
 
 def pow(a: Arithmetic, x: Array, y: Array) -> Array:  # noqa: A001, the primitive's name
-    """X^y, with C's special cases: 1^y = x^0 = 1 for every x and y."""
+    """The power x^y, with C's special cases: 1^y = x^0 = 1 for every x and y."""
     bx, by = bits(x), bits(y)
     size = bx & MAGNITUDE
     high, low = _log2_parts(a, size)
-    bounded = _clamped(y, 2.0**36)  # Beyond, every x but 1 overflows or underflows.
+    bounded = _clamped(y, 2.0**36)  # For larger |y|, every x but 1 overflows or underflows.
     power, error = a.two_product(bounded, high)
     error = a.guard(error + a.guard(bounded * low))
     power = _clamped(power, 400)
@@ -282,12 +282,12 @@ def tanh(a: Arithmetic, x: Array) -> Array:
 
 
 def logistic(a: Arithmetic, x: Array) -> Array:
-    """1 / (1 + exp(-x)): of |x|, or the part that is left."""
+    """1 / (1 + exp(-x)), computed from exp(-|x|)."""
     power = exp(a, a.neg(a.abs(x)))
     above = select(bits(x) < 0, power, np.float32(1))
     below, lost = a.two_sum(full(power, 1.0), power)
     result = a.div(above, below)
-    # What the sum lost, over the sum: 1 / sum is the result, or 1 less it.
+    # The sum's rounding error, relative to the sum. 1 / sum is the result, or 1 minus the result.
     lost = a.guard(lost * select(bits(x) < 0, a.guard(np.float32(1) - result), result))
     return _nan_kept(x, a.guard(result - a.guard(result * lost)))
 
@@ -297,7 +297,7 @@ def erf(a: Arithmetic, x: Array) -> Array:
     b = bits(x)
     size = _clamped(a.abs(x), 4)
     z = a.guard(size * size)
-    # Where a part of x would be subnormal, of a larger x: erf is linear there.
+    # If a term would be subnormal, compute with a larger x: erf is linear there.
     tiny = select(exponent(b) < 64, np.int32(60), np.int32(0))
     larger = floats(bits(size) + (tiny << 23))
     near = a.scale(a.guard(larger + a.guard(larger * a.horner(z, ERF))), -tiny)
@@ -308,7 +308,7 @@ def erf(a: Arithmetic, x: Array) -> Array:
 
 
 def erfc(a: Arithmetic, x: Array) -> Array:
-    """1 - erf(x), with its relative error also where that is near 0."""
+    """1 - erf(x), with a small relative error also near 0."""
     size = _clamped(a.abs(x), 10.2)
     q = a.div(a.guard(size - np.float32(4)), a.guard(size + np.float32(4)))
     square, lost = a.two_product(size, size)
@@ -322,7 +322,7 @@ def erfc(a: Arithmetic, x: Array) -> Array:
 
 
 def erf_inv(a: Arithmetic, x: Array) -> Array:
-    """The inverse of the error function, as XLA approximates it; random normals are made with it."""
+    """The inverse of the error function, as XLA approximates it. It makes random normals."""
     w = a.neg(log1p(a, a.neg(a.mul(x, x))))
     small = bits(w) < np.float32(5).view(np.int32)
     centre = a.horner(a.guard(w - np.float32(2.5)), ERF_INV_CENTRE)
@@ -334,11 +334,11 @@ def erf_inv(a: Arithmetic, x: Array) -> Array:
 
 
 def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
-    """The number of quarter turns q, and r + rest, with x = q pi / 2 + r + rest and |r| <= pi / 4.
+    """The number of quarter turns q, r and rest, with x = q pi / 2 + r + rest and |r| <= pi / 4.
 
     Source: Payne, Hanek, 1983.
 
-    The product of the fraction, 24 bits, and 96 bits of 2 / pi from where whole turns end, in 16-bit limbs.
+    The 24-bit fraction is multiplied by 96 bits of 2 / pi, starting where whole turns end, in 16-bit limbs.
     """
     b = bits(x)
     near = (b & MAGNITUDE) < np.float32(0.75).view(np.int32)
@@ -362,7 +362,7 @@ def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
         columns[i] = columns[i] & 0xFFFF
     top, middle, bottom = (columns[i] << 16 | columns[i - 1] for i in (5, 3, 1))
     first, second = (top << 2) | (middle >> 30), (middle << 2) | (bottom >> 30)
-    turned = (first >> 31) == 1  # At least half a quarter: from the next one, backwards.
+    turned = (first >> 31) == 1  # At least half a quarter: count back from the next quarter.
     quarter = ((top >> 30) + (first >> 31)).astype(np.int32)
     first, second = select(turned, ~first, first), select(turned, ~second, second)
     zeros = _leading_zeros(first)
@@ -387,7 +387,7 @@ def _pick(index: Array, values: tuple[int, ...]) -> Array:
 
 
 def _leading_zeros(x: Array) -> Array:
-    """Of uint32; 31 at most."""
+    """Number of leading zeros of a uint32, at most 31."""
     count = x * 0
     for width in (16, 8, 4, 2, 1):
         empty = (x >> (32 - width)) == 0
@@ -428,7 +428,7 @@ def tan(a: Arithmetic, x: Array) -> Array:
 
 
 def sinh(a: Arithmetic, x: Array) -> Array:
-    """The hyperbolic sine: with e = expm1(|x|), (e + e / (e + 1)) / 2; above 10, exp(|x|) / 2."""
+    """The hyperbolic sine: (e + e / (e + 1)) / 2 with e = expm1(|x|); above 10, exp(|x|) / 2."""
     b = bits(x)
     size = a.abs(x)
     part = expm1(a, size)
@@ -439,13 +439,13 @@ def sinh(a: Arithmetic, x: Array) -> Array:
 
 
 def cosh(a: Arithmetic, x: Array) -> Array:
-    """The hyperbolic cosine: with e = exp(|x|) / 2, e + 1 / (4 e)."""
+    """The hyperbolic cosine: e + 1 / (4 e) with e = exp(|x|) / 2."""
     half = exp(a, a.abs(x), 1)
     return _nan_kept(x, a.add(half, a.div(full(half, 0.25), half)))
 
 
 def integer_pow(a: Arithmetic, x: Array, n: int) -> Array:
-    """x^n, by squaring from the last bit of n on; one division at the end if n < 0."""
+    """The power x^n, by squaring from the last bit of n on, with one division at the end if n < 0."""
     if n == 0:
         return select(bits(x) == bits(x), np.float32(1), x)
     total: Array | None = None
@@ -461,7 +461,7 @@ def integer_pow(a: Arithmetic, x: Array, n: int) -> Array:
 
 
 def cbrt(a: Arithmetic, x: Array) -> Array:
-    """The cube root: of x = m 8^n with m in [1, 8), a power, then a step of Newton's."""
+    """The cube root: a power of m, for x = m 8^n with m in [1, 8), then one step of Newton's."""
     b = bits(x)
     ordinary = (exponent(b) != 0) & (exponent(b) != 255)
     power = exponent(b) + 2  # 127 is a multiple of 3, plus 1.

@@ -1,6 +1,6 @@
-"""What are the right values? The operations that rules are made of, by NumPy, operation by operation, without XLA.
+"""What are the right values? NumPy evaluates the operations of the rules one by one, without XLA.
 
-NumPy's float32 +, - and * round once each, as IEEE 754 says, and its integers are exact.
+NumPy's float32 +, - and * round once each, as IEEE 754 defines, and its integers are exact.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Values = Sequence[np.ndarray]
 
 
 def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
-    """The results of a jaxpr that consists of such operations. Random keys are their words, uint32 `[..., 2]`.
+    """The results of a jaxpr that consists of such operations. Random keys are given as words, uint32 `[..., 2]`.
 
     Raises:
-        NotImplementedError: It has another primitive, by its name.
+        NotImplementedError: The jaxpr has another primitive, which the message names.
     """
     return walk(jaxpr, consts, values, right_of)
 
@@ -32,7 +32,7 @@ def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
 def walk(
     jaxpr: Any, consts: Values, values: Values, visit: Callable[[Any, list[np.ndarray]], list[np.ndarray]]
 ) -> list[np.ndarray]:
-    """The results of a jaxpr: `visit(equation, values)` gives those of each equation, and calls are gone into."""
+    """The results of a jaxpr. `visit(equation, values)` returns those of each equation; calls are walked into."""
     env: dict[Any, np.ndarray] = {}
 
     def read(atom: Any) -> np.ndarray:
@@ -73,7 +73,7 @@ def is_key(aval: Any) -> bool:
 
 
 def threefry(key: Values, count: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Two words of each counter under a key of two words. Source: Salmon et al. 2011, Threefry-2x32, 20 rounds."""
+    """Two words for each counter, under a key of two words. Source: Salmon et al. 2011, Threefry-2x32, 20 rounds."""
     schedule = [*key, key[0] ^ key[1] ^ np.uint32(0x1BD11BDA)]
     x, y = count[0] + schedule[0], count[1] + schedule[1]
     for i in range(5):
@@ -112,7 +112,7 @@ def _convert(params: Any, x: np.ndarray) -> np.ndarray:
 
 
 def _dot_general(params: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Of whole numbers: in float64 exact below 2^53."""
+    """Products of integers, in float64, which is exact below 2^53."""
     ((contracted_x, contracted_y), (batch_x, batch_y)) = params["dimension_numbers"]
     parts = []
     for value, batch, contracted in ((x, batch_x, contracted_x), (y, batch_y, contracted_y)):
@@ -126,7 +126,7 @@ def _dot_general(params: Any, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _gather(params: Any, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """Slices of x; those that lie outside are clipped into it, or filled."""
+    """Slices of x. Slices outside x are clipped into it, or filled."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     if numbers.operand_batching_dims:
         raise NotImplementedError("NumPy's evaluation has no gather with batches")
@@ -158,7 +158,7 @@ def _gather(params: Any, x: np.ndarray, indices: np.ndarray) -> np.ndarray:
 
 
 def _at(x: np.ndarray, starts: Values, sizes: Sequence[int]) -> tuple[slice, ...]:
-    """Where a slice lies, pushed into x."""
+    """The position of a slice, shifted to lie inside x."""
     first = [min(max(int(start), 0), whole - size) for start, whole, size in zip(starts, x.shape, sizes, strict=True)]
     return tuple(slice(start, start + size) for start, size in zip(first, sizes, strict=True))
 
@@ -268,4 +268,4 @@ def _broadcast_in_dim(params: Any, x: np.ndarray) -> np.ndarray:
 
 
 OPERATIONS = _fill()
-"""operation(parameters, *values) -> the result, or several."""
+"""operation(parameters, *values) -> the result, or several results."""

@@ -1,6 +1,6 @@
-"""What does each primitive become? One rule each, in one table.
+"""What does each primitive become? One table has a rule for each.
 
-A rule receives the arithmetic, the equation and its values, all canonical for the reader (see `arithmetic`), and
+A rule receives the arithmetic, the equation and its values, whose bits it reads with `canonical` (see `arithmetic`). It
 returns the equation's results. A primitive that is not in the table is refused.
 """
 
@@ -34,27 +34,27 @@ from jaxmlp.portable.arithmetic import (
 )
 
 Rule = Callable[..., Any]
-"""rule(arithmetic, equation, *values) -> the result, or a sequence of results where the primitive has several."""
+"""rule(arithmetic, equation, *values) -> the result, or a sequence of results if the primitive has several."""
 
 RULES: dict[str, Rule] = {}
 
 
 class Refused(NotImplementedError):
-    """What a portable function cannot contain."""
+    """A portable function contains something that it cannot."""
 
 
 def is_float(x: Any) -> bool:
-    """Whether the array's numbers are floats, of any size."""
+    """Whether the array's elements are floats of any size."""
     return bool(jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def unchanged(a: Arithmetic, eqn: Any, *values: Array) -> Any:
-    """The primitive itself: it moves bits, or its arithmetic is on integers only."""
+    """The primitive itself, because it only moves bits or computes with integers."""
     return eqn.primitive.bind(*values, **eqn.params)
 
 
 def on_integers(rule: Rule, otherwise: Rule = unchanged) -> Rule:
-    """The rule for floats; for integers, the primitive as it is."""
+    """The rule for floats. For integers, the primitive itself."""
 
     def chosen(a: Arithmetic, eqn: Any, *values: Array) -> Any:
         return (rule if any(map(is_float, values)) else otherwise)(a, eqn, *values)
@@ -63,7 +63,7 @@ def on_integers(rule: Rule, otherwise: Rule = unchanged) -> Rule:
 
 
 def alike(rule: Rule) -> Rule:
-    """The rule for values of one shape: jaxprs have scalars beside arrays."""
+    """The rule with all values broadcast to one shape, because jaxprs have scalars beside arrays."""
 
     def shaped(a: Arithmetic, eqn: Any, *values: Array) -> Any:
         shape = eqn.outvars[0].aval.shape
@@ -73,7 +73,7 @@ def alike(rule: Rule) -> Rule:
 
 
 def wide(rule: Rule) -> Rule:
-    """The rule in float32 for 16-bit floats; its result is rounded to their type."""
+    """The rule in float32 for 16-bit floats. Its result is rounded to their type."""
 
     def widened(a: Arithmetic, eqn: Any, *values: Array) -> Any:
         short = [value.dtype for value in values if is_float(value) and value.dtype.itemsize == 2]
@@ -87,19 +87,19 @@ def wide(rule: Rule) -> Rule:
 
 
 def floating(rule: Callable[..., Array]) -> Rule:
-    """A rule of the values alone."""
+    """A rule that needs only the values."""
     return wide(lambda a, eqn, *values: rule(a, *values))
 
 
 def to_float32(a: Arithmetic, x: Array) -> Array:
-    """Of any float up to 32 bits, exactly; subnormal bfloat16 becomes 0, subnormal float16 is a float32 like others."""
+    """Convert any float of up to 32 bits exactly. Subnormal bfloat16 becomes 0; subnormal float16 becomes a float32."""
     if x.dtype == np.float32:
         return x
     whole = lax.bitcast_convert_type(x, np.uint16).astype(np.int32)
     if x.dtype == jnp.bfloat16:
         return floats(canonical(whole << 16))
     if x.dtype != np.float16:
-        raise Refused(f"portable knows no {x.dtype}")
+        raise Refused(f"portable has no {x.dtype}")
     sign, power, fraction = (whole & 0x8000) << 16, (whole >> 10) & 31, whole & 1023
     small = bits(fraction.astype(np.float32) * np.float32(2.0**-24))
     ordinary = ((power + 112) << 23) | (fraction << 13)
@@ -108,7 +108,7 @@ def to_float32(a: Arithmetic, x: Array) -> Array:
 
 
 def from_float32(a: Arithmetic, x: Array, dtype: Any) -> Array:
-    """To the nearest float of 16 bits, ties to even, in integers."""
+    """Round to the nearest 16-bit float, ties to even, using integers."""
     dtype = np.dtype(dtype)
     if dtype == np.float32:
         return x
@@ -117,10 +117,10 @@ def from_float32(a: Arithmetic, x: Array, dtype: Any) -> Array:
         rounded = (b + 0x7FFF + ((b >> 16) & 1)) >> 16
         return lax.bitcast_convert_type((select(is_nan(b), NAN >> 16, rounded) & 0xFFFF).astype(np.uint16), dtype)
     if dtype != np.float16:
-        raise Refused(f"portable knows no {dtype}")
+        raise Refused(f"portable has no {dtype}")
     size = b & MAGNITUDE
     normal = (size - (112 << 23) + 0xFFF + ((size >> 13) & 1)) >> 13
-    # Below 2^-14 the step is 2^-24: the sum's last bits are the float16's.
+    # Below 2^-14 the step is 2^-24, and the last bits of the sum are those of the float16.
     sub = bits(floats(size) + np.float32(0.5)) - np.float32(0.5).view(np.int32)
     half = select(size < np.float32(2.0**-14).view(np.int32), sub, normal)
     half = select(size >= np.float32(65520).view(np.int32), np.int32(0x7C00), half)
@@ -129,13 +129,13 @@ def from_float32(a: Arithmetic, x: Array, dtype: Any) -> Array:
 
 
 def convert(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """Between types: defined for every value, out of range and NaN too."""
+    """Convert between types. It is defined for every value, out of range and NaN included."""
     dtype = np.dtype(eqn.params["new_dtype"])
     if not is_float(x):
         if not jnp.issubdtype(dtype, jnp.floating):
             return _between_integers(x, dtype)
         if x.dtype.itemsize > 4:
-            raise Refused(f"portable knows no {x.dtype}")
+            raise Refused(f"portable has no {x.dtype}")
         result = from_float32(a, a.from_integers(x), dtype)
         return products.known_whole(a, result) if x.dtype == np.bool_ else result
     x = to_float32(a, x)
@@ -144,17 +144,17 @@ def convert(a: Arithmetic, eqn: Any, x: Array) -> Array:
     if dtype == np.bool_:
         return exponent(bits(x)) != 0
     if dtype.itemsize > 4 or not jnp.issubdtype(dtype, jnp.integer):
-        raise Refused(f"portable knows no {dtype}")
+        raise Refused(f"portable has no {dtype}")
     return a.to_integers(x, dtype)
 
 
 def _between_integers(x: Array, dtype: np.dtype) -> Array:
-    """Modulo the type's size."""
+    """Convert between integers, modulo the type's size."""
     return x.astype(dtype)
 
 
 def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
-    """A comparison by the floats' order as whole numbers; `unordered` where one is NaN."""
+    """A comparison of the floats' order as integers. If a value is NaN, the result is `unordered`."""
 
     def rule(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
         kx, ky = order(x), order(y)
@@ -165,7 +165,7 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
 
 
 def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
-    """A shift of integers; by the type's width or more, nothing is left but copies of the sign."""
+    """A shift of integers. Shifting by the type's width or more leaves only copies of the sign."""
     width = x.dtype.itemsize * 8
     outside = by.astype(np.uint32) >= np.uint32(width)
     shifted = eqn.primitive.bind(x, select(outside, np.asarray(width - 1, by.dtype), by), **eqn.params)
@@ -175,7 +175,7 @@ def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
 
 
 def integer_quotient(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """X / y or its rest; by 0: -1 (all bits), and x. The least integer by -1: itself, and 0."""
+    """The quotient or remainder of integers. By 0: -1 (all bits), and x. The least integer by -1: itself, and 0."""
     rest = eqn.primitive.name == "rem"
     zero = y == 0
     over = zero
@@ -189,23 +189,23 @@ def integer_quotient(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
 
 
 def power(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """x^y, y of floats or integers."""
+    """The power x^y, for y of floats or integers."""
     return functions.pow(a, x, y if is_float(y) else a.from_integers(y))
 
 
 def clamp(a: Arithmetic, least: Array, x: Array, most: Array) -> Array:
-    """min(max(x, least), most); either end may be a scalar."""
+    """min(max(x, least), most). Either end may be a scalar."""
     least, most = (jnp.broadcast_to(end, x.shape) for end in (least, most))
     return a.min(a.max(x, least), most)
 
 
 def summed(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """The sum along axes: a tree."""
+    """The sum along axes, as a tree."""
     return sums.reduce(a.add, x, eqn.params["axes"], 0.0)
 
 
 def multiplied(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """The product along axes: a tree."""
+    """The product along axes, as a tree."""
     return sums.reduce(a.mul, x, eqn.params["axes"], 1.0)
 
 
@@ -227,12 +227,12 @@ def cumulated_logsumexp(a: Arithmetic, eqn: Any, x: Array) -> Array:
 
 
 def extreme(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """The largest or smallest, in windows or along axes, of whole numbers in the floats' order."""
+    """The largest or smallest element, in windows or along axes, compared as integers in the floats' order."""
     return sums.extreme(eqn.primitive, x, eqn.params)
 
 
 def place_of_extreme(a: Arithmetic, eqn: Any, x: Array) -> Any:
-    """The first place of the largest or smallest; of a NaN, where there is one."""
+    """The first index of the largest or smallest element; of a NaN, if there is one."""
     return eqn.primitive.bind(_least_nan(order(x), eqn.primitive.name == "argmin"), **eqn.params)
 
 
@@ -241,20 +241,20 @@ def _least_nan(key: Array, below: bool) -> Array:
 
 
 def sort(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
-    """Floats are sorted as whole numbers in their order, NaN last."""
+    """Floats sorted as integers in their order, NaN last."""
     keys = [order(value) if value.dtype == np.float32 else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
     return [from_order(key) if value.dtype == np.float32 else key for key, value in zip(out, values, strict=True)]
 
 
 def top(a: Arithmetic, eqn: Any, x: Array) -> list[Array]:
-    """The largest and their places."""
+    """The largest elements and their indices."""
     keys, places = eqn.primitive.bind(order(x), **eqn.params)
     return [from_order(keys), places]
 
 
 def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """A float shows its canonical bits, and bits become a canonical float."""
+    """A bitcast. A float shows its canonical bits, and bits become a canonical float."""
     if x.dtype == np.float32:
         x = floats(canonical(bits(x)))
     elif is_float(x):
@@ -264,7 +264,7 @@ def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
 
 
 def flushed(x: Array) -> Array:
-    """What comes from outside: subnormal floats count as 0. Refuses types without rules."""
+    """A value that enters, with subnormal floats set to 0. Refuses types without rules."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     if x.dtype == np.float32:
@@ -275,11 +275,11 @@ def flushed(x: Array) -> Array:
         return lax.bitcast_convert_type(select((b & 0x7F80) == 0, np.uint16(0), b), jnp.bfloat16)
     if x.dtype == np.float16:
         return x
-    raise Refused(f"portable knows no {x.dtype}: cast it to float32")
+    raise Refused(f"portable has no {x.dtype}: cast it to float32")
 
 
 def shown(x: Array) -> Array:
-    """What goes outside: canonical bits."""
+    """A value that leaves, with canonical bits."""
     if not is_float(x):
         return x
     if x.dtype == np.float32:
@@ -293,7 +293,7 @@ def shown(x: Array) -> Array:
 
 
 def reduce_precision(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """Fewer bits of the fraction, or float16's; ties to even."""
+    """Round to fewer bits of fraction, or to float16; ties to even."""
     powers, fraction = eqn.params["exponent_bits"], eqn.params["mantissa_bits"]
     if powers == 8 and fraction <= 23:
         b, cut = canonical(bits(x)), 23 - fraction
@@ -301,16 +301,16 @@ def reduce_precision(a: Arithmetic, eqn: Any, x: Array) -> Array:
         return floats(select(is_nan(b), NAN, rounded))
     if (powers, fraction) == (5, 10):
         return to_float32(a, from_float32(a, x, np.float16))
-    raise Refused(f"portable has no reduce_precision to {powers} bits of exponent and {fraction} of fraction")
+    raise Refused(f"portable has no reduce_precision to {powers} bits of exponent and {fraction} bits of fraction")
 
 
 def rounded(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """To the nearest whole number."""
+    """Round to the nearest integer."""
     return a.round(x, eqn.params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
 def rest(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """X - y trunc(x / y), exact: a long division in integers, a bit at a time."""
+    """The remainder x - y trunc(x / y), exact: a long division in integers, one bit at a time."""
     bx, by = canonical(bits(x)), canonical(bits(y))
     whole_x, whole_y = (((b & 0x7FFFFF) | 0x800000) for b in (bx, by))
     ahead = exponent(bx) - exponent(by)
@@ -330,7 +330,7 @@ def rest(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
 
 
 def next_after(a: Arithmetic, x: Array, y: Array) -> Array:
-    """The next float from x towards y; next to 0 there is 2^-126."""
+    """The next float from x towards y. Next to 0 lies 2^-126."""
     kx, ky = order(x), order(y)
     moved = kx + (ky > kx).astype(np.int32) - (ky < kx).astype(np.int32)
     least = np.int32(2**23)
@@ -340,7 +340,7 @@ def next_after(a: Arithmetic, x: Array, y: Array) -> Array:
 
 
 def logistic_slope(a: Arithmetic, x: Array) -> Array:
-    """X (1 - x)."""
+    """The product x (1 - x)."""
     return a.mul(x, a.sub(full(x, 1.0), x))
 
 
@@ -356,19 +356,19 @@ def convert_to_factor(a: Arithmetic, x: Array) -> Array:
 
 
 def transposed(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """Axes in another order; a product takes the array itself."""
+    """Axes in another order. A product takes the original array."""
     result: Array = eqn.primitive.bind(x, **eqn.params)
     return products.known_transposed(a, result, x, eqn.params["permutation"])
 
 
 def dot_general(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """Exact products of slices; integers beside floats become floats."""
+    """Exact products of slices. Integers beside floats become floats."""
     x, y = (value if is_float(value) else convert_to_factor(a, value) for value in (x, y))
     return products.dot_general(a, x, y, eqn.params["dimension_numbers"])
 
 
 def convolution(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """Products of slices, too."""
+    """A convolution, also by products of slices."""
     return products.convolution(a, x, y, eqn.params)
 
 
@@ -392,12 +392,12 @@ def of_chosen(a: Arithmetic, eqn: Any, tangents: Array, operand: Array) -> Array
 
 
 def scatter_add(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Array:
-    """Sums into places, in a fixed order."""
+    """Sums into positions, in a fixed order."""
     return sums.scatter_add(a, operand, indices, updates, eqn.params)
 
 
 def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Any:
-    """Values into places: the last of several stays."""
+    """Values into positions. Of several values for one position, the last stays."""
     if eqn.params.get("unique_indices") or operand.dtype.itemsize > 4:
         return unchanged(a, eqn, operand, indices, updates)
     if operand.dtype.itemsize == 2 and is_float(operand):
@@ -408,22 +408,22 @@ def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Ar
 
 
 def scatter_extreme(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Array:
-    """The largest or smallest into places: the same in any order."""
+    """The largest or smallest values into positions, which is the same in any order."""
     return sums.scatter_extreme(operand, indices, updates, eqn.primitive, eqn.params)
 
 
 def collective_sum(a: Arithmetic, eqn: Any, *values: Array) -> Any:
-    """Of integers only: between devices, floats are added in an order that nobody states."""
+    """Sums of integers over devices. Floats are refused, because nobody defines the order of their additions."""
     if any(map(is_float, values)):
         raise Refused(
-            f"portable refuses {eqn.primitive.name} of floats: the order of its additions is the devices'. "
+            f"portable refuses {eqn.primitive.name} of floats: the devices decide the order of its additions. "
             "Gather the parts (lax.all_gather) and add them in an order of your own"
         )
     return unchanged(a, eqn, *values)
 
 
 def across_devices_extreme(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
-    """The largest over devices, of whole numbers in the floats' order."""
+    """The largest or smallest value over devices, compared as integers in the floats' order."""
     least = "min" in eqn.primitive.name
     keys = [_least_nan(order(value), least) if is_float(value) else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
@@ -435,24 +435,24 @@ def across_devices_extreme(a: Arithmetic, eqn: Any, *values: Array) -> list[Arra
 
 
 def random_bits(a: Arithmetic, eqn: Any, *values: Array) -> Any:
-    """Random bits, of generators that are the same everywhere."""
+    """Random bits, from generators that are the same everywhere."""
     kinds = [str(getattr(value.dtype, "_impl", "")) for value in values] + [str(eqn.params.get("impl", ""))]
     for kind in kinds:
         if "rbg" in kind:
-            raise Refused("portable refuses rbg keys: their bits are the device's. Use impl='threefry2x32'")
+            raise Refused("portable refuses rbg keys: their bits depend on the device. Use impl='threefry2x32'")
     return unchanged(a, eqn, *values)
 
 
 def first(a: Arithmetic, eqn: Any, *values: Array) -> Any:
-    """The values as they are."""
+    """The values unchanged."""
     return list(values) if eqn.primitive.multiple_results else values[0]
 
 
 def platform(a: Arithmetic, eqn: Any) -> np.ndarray:
-    """Of `lax.platform_dependent`: the default, on every platform."""
+    """The default of `lax.platform_dependent`, on every platform."""
     platforms = eqn.params["platforms"]
     if None not in platforms:
-        raise Refused("portable refuses lax.platform_dependent without a default: no branch is for every platform")
+        raise Refused("portable refuses lax.platform_dependent without a default: it needs a branch for every platform")
     return np.asarray(platforms.index(None), np.int32)
 
 
@@ -645,14 +645,14 @@ _fill()
 
 
 def shape_of(x: Any) -> str:
-    """As in jaxprs: float32[3,4]."""
+    """Type and shape as in jaxprs: float32[3,4]."""
     return f"{x.dtype}[{','.join(map(str, jax.typeof(x).shape))}]"
 
 
 def check(name: str, values: Sequence[Array]) -> None:
-    """Refuses types that no rule knows: float64 and complex numbers."""
+    """Refuse types without rules: float64 and complex numbers."""
     for value in values:
         if jnp.issubdtype(value.dtype, jnp.inexact) and not (
             value.dtype in (np.float32, np.float16) or value.dtype == jnp.bfloat16
         ):
-            raise Refused(f"portable knows no {value.dtype} ({name}): cast it to float32")
+            raise Refused(f"portable has no {value.dtype} ({name}): cast it to float32")

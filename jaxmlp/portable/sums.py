@@ -1,7 +1,7 @@
-"""In which order are floats added, where a compiler would choose one?
+"""In which order are floats added where a compiler would choose one?
 
-A sum along an axis is a tree of halves: x[i] + x[i + n / 2]. Sums into one place, as of the rows of an embedding's
-gradient, are taken in the order of the updates. Both orders depend on shapes and indices alone.
+A sum along an axis is a tree of halves: x[i] + x[i + n / 2]. Sums into one position, as for the rows of an embedding's
+gradient, are taken in the order of the updates. Both orders depend only on shapes and indices.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Combine = Callable[[Array, Array], Array]
 
 
 def reduce(combine: Combine, x: Array, axes: Sequence[int], empty: float) -> Array:
-    """The tree of halves along each axis, the last one first; an odd last element is carried along."""
-    x = lax.optimization_barrier(x)  # In memory, or every branch of the tree holds a copy of what computes x.
+    """The tree of halves along each axis, the last axis first. An odd last element is carried along."""
+    x = lax.optimization_barrier(x)  # Stored in memory: else every branch of the tree computes x again.
     for axis in sorted(axes, reverse=True):
         while (size := x.shape[axis]) > 1:
             half = size // 2
@@ -37,13 +37,13 @@ def reduce(combine: Combine, x: Array, axes: Sequence[int], empty: float) -> Arr
 
 
 def cumulative(combine: Combine, x: Array, axis: int, reverse: bool) -> Array:
-    """Running sums or products, as `lax.associative_scan` pairs them."""
+    """Running sums or products, paired as in `lax.associative_scan`."""
     result: Array = lax.associative_scan(combine, x, reverse=reverse, axis=axis)
     return result
 
 
 def _windows(x: Array, params: dict[str, Any], fill: Any) -> tuple[Array, list[int]]:
-    """X, padded with `fill` and spread by its own dilation, and the number of windows on each axis."""
+    """The array x, padded with `fill` and dilated, and the number of windows on each axis."""
     spread = [(*pad, dilation - 1) for pad, dilation in zip(params["padding"], params["base_dilation"], strict=True)]
     x = lax.pad(x, np.asarray(fill, x.dtype), spread)
     wide = [(size - 1) * step + 1 for size, step in _windows_of(params)]
@@ -60,7 +60,7 @@ def _windows_of(params: dict[str, Any]) -> list[tuple[int, int]]:
 
 
 def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
-    """The sum of each window, one axis after the other, the last one first."""
+    """The sum of each window, one axis after the other, the last axis first."""
     x, counts = _windows(x, params, 0)
     for axis in reversed(range(x.ndim)):
         size, dilation = _windows_of(params)[axis]
@@ -82,7 +82,7 @@ def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
 
 
 def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """To the place of each window's largest element (the first one), its source is added; window by window's place."""
+    """Add each window's source to the position of its largest element (the first of equals), in a fixed order."""
     plain = params | {"base_dilation": (1,) * operand.ndim}
     key = order(operand)
     keys, counts = _windows(-key if least else key, plain, -(2**31))
@@ -114,7 +114,7 @@ def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: 
 
 
 def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """The tangent at the place of each window's largest element."""
+    """The tangent at the position of each window's largest element."""
     key = order(operand)
     keys, counts = _windows(-key if least else key, params, -(2**31))
     values, _ = _windows(tangents, params, 0)
@@ -135,7 +135,7 @@ def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: 
 
 
 def _targets(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
-    """The place in the flat operand that each update's element goes to, or -1; shaped as the updates."""
+    """The index in the flat operand to which each element of the updates goes, or -1, in the updates' shape."""
     numbers = params["dimension_numbers"]
     window = iter(updates.shape[i] for i in numbers.update_window_dims)
     apart = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
@@ -155,9 +155,9 @@ def _targets(operand: Array, indices: Array, updates: Array, params: dict[str, A
 
 
 def _by_rows(operand: Array, updates: Array, targets: Array, params: dict[str, Any]) -> tuple[Array, Array, Any]:
-    """Updates `[n, w]`, the first target of each row, and the way back to the updates' shape.
+    """Updates `[n, w]`, the first target of each row, and a function back to the updates' shape.
 
-    Rows, if two rows go to the same places or to none in common; else each element is a row.
+    The updates form rows if two rows either share all positions or none. Otherwise each element is a row.
     """
     numbers = params["dimension_numbers"]
     inside = [i for i in range(operand.ndim) if i not in numbers.inserted_window_dims]
@@ -182,7 +182,9 @@ def _by_rows(operand: Array, updates: Array, targets: Array, params: dict[str, A
 
 
 def _in_groups(targets: Array) -> tuple[Array, Array, Array]:
-    """A stable order that brings equal targets together, its inverse, and in that order whether a group ends."""
+    """A stable order that groups equal targets, its inverse, and for each position of the order whether a group
+    ends.
+    """
     places = jnp.arange(targets.shape[0], dtype=np.int32)
     sorted_targets, there = lax.sort((targets, places), num_keys=1, is_stable=True)
     _, back = lax.sort((there, places), num_keys=1, is_stable=True)
@@ -191,14 +193,14 @@ def _in_groups(targets: Array) -> tuple[Array, Array, Array]:
 
 
 def _placed(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
-    """Whole numbers where they belong, 0 elsewhere; one update at most to a place is not 0, so their sum is it."""
+    """Integers at their positions, 0 elsewhere. At most one update per position is not 0, so a sum places it."""
     zeros = jnp.zeros(operand.shape, updates.dtype)
     numbers, mode = params["dimension_numbers"], params["mode"]
     return lax.scatter_add(zeros, indices, updates, numbers, mode=mode)
 
 
 def scatter_add(a: Arithmetic, operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
-    """Operand + the sum of the updates that go to a place, those in the order in which they come."""
+    """The operand plus the sum of the updates for each position, added in the order of the updates."""
     if updates.size == 0 or operand.size == 0:
         return operand
     targets = _targets(operand, indices, updates, params)
@@ -218,7 +220,7 @@ def scatter_add(a: Arithmetic, operand: Array, indices: Array, updates: Array, p
 
 
 def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
-    """The operand with the updates in place; of several that go to one place, the last."""
+    """The operand with the updates in place. Of several updates for one position, the last wins."""
     if updates.size == 0 or operand.size == 0:
         return operand
     wide = np.uint32 if operand.dtype.itemsize == 4 else None
@@ -237,7 +239,7 @@ def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, An
 
 
 def scatter_extreme(operand: Array, indices: Array, updates: Array, primitive: Any, params: dict[str, Any]) -> Array:
-    """scatter-max or scatter-min, on whole numbers in the floats' order."""
+    """scatter-max or scatter-min, on integers in the floats' order."""
     into = lax.scatter_min if "min" in primitive.name else lax.scatter_max
     keys = _extreme_key(operand, primitive), _extreme_key(updates, primitive)
     placed = into(keys[0], indices, keys[1], params["dimension_numbers"], mode=params["mode"])
@@ -248,7 +250,7 @@ NAN_BELOW = -(2**31)
 
 
 def _extreme_key(x: Array, primitive: Any) -> Array:
-    """As `order`, but for the least NaN is below all."""
+    """`order`, except that for minima NaN is below everything."""
     key = order(x)
     return select(key == 0x7FC00000, np.int32(NAN_BELOW), key) if "min" in primitive.name else key
 
@@ -258,5 +260,5 @@ def _from_extreme_key(key: Array) -> Array:
 
 
 def extreme(primitive: Any, x: Array, params: dict[str, Any]) -> Array:
-    """A largest or smallest element, by a primitive that exists for whole numbers too."""
+    """The largest or smallest element, by a primitive that also exists for integers."""
     return _from_extreme_key(primitive.bind(_extreme_key(x, primitive), **params))

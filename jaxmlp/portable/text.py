@@ -1,7 +1,7 @@
-"""Which program is it? A jaxpr in a canonical text, the same wherever the same operations are traced.
+"""Which program is it? A jaxpr as a canonical text, which is the same wherever the same operations are traced.
 
-Calls are written out in place. Names, places in the source, meshes, layouts and whatever else changes no bit of a
-portable program are left out, and so are equations that nothing uses.
+Calls are written out in place. The text leaves out names, source positions, meshes, layouts and everything else that
+changes no bit of a portable program, and equations whose results are unused.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ LEFT_OUT = {
     "accuracy", "algorithm", "precision", "sharding", "out_sharding", "unroll", "linear", "name", "layout",
     "_split_transpose", "ft_in", "ft_out", "jaxpr", "num_consts", "num_carry", "weak_type",
 }  # fmt: skip
-"""Parameters that change no bit, or that the text says in its own way."""
+"""Parameters that change no bit, or that the text states in its own way."""
 THE_SAME = (
     "copy", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pcast", "pvary", "reshard",
     "sharding_constraint", "stop_gradient",
 )  # fmt: skip
-"""Primitives that give what they are given."""
+"""Primitives that return their arguments unchanged."""
 
 
 def text(function: Callable[..., Any], *arguments: Any) -> str:
-    """The program that a function of arrays, or of their shapes, traces to: one equation a line.
+    """The program that a function of arrays, or of their shapes, traces to, with one equation per line.
 
     Args:
         function: As for `jax.make_jaxpr`.
@@ -42,7 +42,7 @@ def text(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
-    """A function: its arguments, the equations that its results need, its results."""
+    """The lines of a function: its arguments, the equations that its results need, its results."""
     env: dict[Any, Any] = {}
     equations: list[tuple[Any, list[Any]]] = []
 
@@ -94,7 +94,7 @@ def _name(eqn: Any) -> str:
 
 
 def _inner(eqn: Any) -> list[Any]:
-    """The functions of a loop or a branch."""
+    """The functions of a loop or branch."""
     values = [eqn.params[name] for name in ("cond_jaxpr", "body_jaxpr", "jaxpr") if name in eqn.params]
     return values + list(eqn.params.get("branches", ()))
 
@@ -107,7 +107,7 @@ def _parameters(eqn: Any) -> dict[str, str]:
 
 
 def _plain(value: Any) -> Any:
-    """A parameter as text, or None where it is no plain value."""
+    """A parameter as text. None if it is not a plain value."""
     if isinstance(value, bool | int | str):
         return str(value)
     if isinstance(value, float):
@@ -127,7 +127,7 @@ def _plain(value: Any) -> Any:
 
 
 def _constant(value: Any) -> str:
-    """A small constant by its bits, a large one by their SHA-256."""
+    """A small constant by its bits, a large constant by their SHA-256."""
     array = np.asarray(value)
     whole = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("<"))).tobytes()
     said = whole.hex() if len(whole) <= 16 else hashlib.sha256(whole).hexdigest()
@@ -135,5 +135,5 @@ def _constant(value: Any) -> str:
 
 
 def type_of(aval: Any) -> str:
-    """As in jaxprs: float32[3,4]."""
+    """Type and shape as in jaxprs: float32[3,4]."""
     return f"{aval.dtype}[{','.join(map(str, aval.shape))}]"

@@ -19,7 +19,7 @@ from jaxmlp.portable.rules import RULES, Refused, check, flushed, is_float, shap
 
 FACTORS = ("int8", "bfloat16", "float32")
 MARK = "portable_program"
-"""The name of a compiled portable program inside a larger one: its first argument is the fence's zero."""
+"""Name of a compiled portable program inside a larger one. Its first argument is the fence's zero."""
 
 
 def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
@@ -53,13 +53,13 @@ def evaluate_equation(a: Arithmetic, eqn: Any, operands: Sequence[Any]) -> list[
 
 @contextmanager
 def _named(eqn: Any) -> Iterator[None]:
-    """Adds to a refusal the line of the user's code."""
+    """Add the line of the user's code to a refusal."""
     try:
         yield
     except Refused as error:
         if "\n  at " in str(error):
             raise
-        # Of a function that JAX itself wrote, the line is that of its caller, an equation further out.
+        # For a function that JAX itself wrote, the line is that of its caller, in an outer equation.
         place = source_info_util.summarize(eqn.source_info)
         if not place or place == "<unknown>":
             raise
@@ -67,12 +67,12 @@ def _named(eqn: Any) -> Iterator[None]:
 
 
 def literal(atom: Any) -> np.ndarray:
-    """The number that a jaxpr has in place of a variable."""
+    """The number that a jaxpr holds in place of a variable."""
     return np.asarray(atom.val, atom.aval.dtype)
 
 
 def constant(x: np.ndarray) -> Any:
-    """A number in the program; subnormal ones are 0."""
+    """A number in the program. Subnormal numbers become 0."""
     if x.dtype == np.float32:
         x = np.where(np.abs(x) < np.float32(2.0**-126), np.float32(0), x)
     return jnp.asarray(x)
@@ -93,12 +93,12 @@ def _entering_constant(x: Any) -> Any:
 
 
 def apart(a: Arithmetic) -> Arithmetic:
-    """The same, in the body of a loop or a branch: values computed there are not to be used outside."""
+    """The arithmetic for the body of a loop or branch, whose values must not be used outside."""
     return Arithmetic(a.zero, a.slices, a.factors)
 
 
 def call(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
-    """A function called: its equations, in place."""
+    """A function call: its equations, in place."""
     if eqn.params.get("name") == MARK:
         values = (a.zero, *values[1:])
         return list(eqn.primitive.bind(*values, **eqn.params))
@@ -115,7 +115,7 @@ def called(eqn: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def parts_of_scan(eqn: Any, values: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """A loop's values that stay, those that it carries, and those that it goes through."""
+    """A scan's constants, its carried values, and the values that it iterates over."""
     params = eqn.params
     if "ft_in" in params:
         consts, init, xs = (list(part) for part in params["ft_in"].update(values).unpack())
@@ -139,7 +139,7 @@ def scan(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
 
 
 def _as_carry(value: Any) -> Any:
-    """Without a weak type, which the rules' results do not have."""
+    """The value without a weak type, which the rules' results do not have."""
     return lax.convert_element_type(value, value.dtype) if hasattr(value, "weak_type") and value.weak_type else value
 
 
@@ -159,7 +159,7 @@ def while_loop(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
 
 
 def cond(a: Arithmetic, eqn: Any, index: Any, *values: Any) -> list[Any]:
-    """Branches; an index that is known, as of `lax.platform_dependent`, chooses its branch now."""
+    """Branches. A known index, as from `lax.platform_dependent`, selects its branch now."""
     branches = eqn.params["branches"]
     if isinstance(index, (np.ndarray, np.generic)):
         return _run(a, branches[int(np.clip(index, 0, len(branches) - 1))], values)
@@ -176,7 +176,7 @@ def qr(a: Arithmetic, eqn: Any, x: Array) -> list[Any]:
 
 
 def shard_map(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
-    """A function on every device; the fence's zero is there on each."""
+    """A function on every device. Each device gets the fence's zero."""
     params = eqn.params
     jaxpr, consts = _inner(params["jaxpr"])
 
@@ -219,14 +219,14 @@ STRUCTURE: dict[str, Callable[..., Any]] = {
     "shard_map": shard_map,
     "qr": qr,
 }
-"""The primitives that hold functions, or become some."""
+"""The primitives that hold functions, or become functions."""
 
 
 def zero_from(values: Sequence[Any]) -> Array:
-    """An int32 0 that no compiler knows: x^2 + 1 is never 7 y^2 modulo 2^32, for x and y made of the values' bits.
+    """An int32 0 unknown to any compiler: x^2 + 1 is never 7 y^2 modulo 2^32, for x and y made from the values' bits.
 
-    (Squares are 0, 1 or 4 modulo 8; so x^2 + 1 is 1, 2 or 5, and 7 y^2 is 0, 7 or 4.) Up to 64 elements of each value
-    go into x and y, so that they are unknown unless all values are.
+    (Squares are 0, 1 or 4 modulo 8, so x^2 + 1 is 1, 2 or 5, and 7 y^2 is 0, 7 or 4.) Up to 64 elements of each value
+    go into x and y, so x and y are unknown unless all values are known.
     """
     x = y = jnp.zeros((), np.uint32)
     for i, value in enumerate(values):
@@ -249,7 +249,7 @@ def zero_from(values: Sequence[Any]) -> Array:
 
 
 def _staged() -> bool:
-    """Whether JAX is tracing a program now, so that constants, too, are part of it."""
+    """Whether JAX is tracing a program now, so that constants are part of it too."""
     return isinstance(lax.add(np.int32(0), np.int32(0)), jax.core.Tracer)
 
 
@@ -258,23 +258,24 @@ def portable[F: Callable[..., Any]](
 ) -> F:
     """The function, with bits that depend on no processor, compiler, flag, thread or device.
 
-    Put it outside `jax.grad`: `portable(jax.value_and_grad(loss))`. The gradient of a portable function is right as
-    well, computed in portable arithmetic; `jax.jvp` of it is refused.
+    Put it outside `jax.grad`: `portable(jax.value_and_grad(loss))`. The gradient of a portable function is right too,
+    and computed in portable arithmetic. `jax.jvp` of it is refused.
 
     Args:
-        function: Of arrays of up to 32 bits. Refused, by name and line: float64, and a primitive without a rule.
-        slices: Into how many pieces of 8 bits the factors of products are cut: 1, 2 or 3. With 2, a factor is rounded
-            to 2^-15 of the largest in its row; with 3, to 2^-23.
-        factors: In which type slices are multiplied: int8, bfloat16 or float32. It changes speed, and no bit.
-        zero: int32 0 that is an argument of your own compiled program, where this is part of it. Without it, a call
-            inside a program makes a zero of its arguments' bits, which no compiler is known to see through.
+        function: A function of arrays with up to 32 bits. float64 and primitives without a rule are refused, by name
+            and line.
+        slices: Number of 8-bit pieces into which the factors of products are cut: 1, 2 or 3. With 2, a factor is
+            rounded to 2^-15 of the largest in its row; with 3, to 2^-23.
+        factors: Type in which slices are multiplied: int8, bfloat16 or float32. It affects speed, but no bit.
+        zero: An int32 0 that is an argument of your own compiled program, if this function is part of one. By default,
+            a call inside a program makes a zero from its arguments' bits, which no compiler is known to see through.
 
     Returns:
         A function with the same signature. Differs from `jax.jit`: there are no static arguments (bind them with
-        `functools.partial`), and zeros have no sign, subnormal numbers are 0, and NaN is 0x7fc00000.
+        `functools.partial`); zeros have no sign, subnormal numbers are 0, and NaN is 0x7fc00000.
 
     Raises:
-        Refused: When it is called; a primitive has no rule, or none can be.
+        Refused: At a call, if a primitive has no rule, or can have none.
     """
     if slices not in products.SLICES:
         raise ValueError(f"slices must be 1, 2 or 3, got {slices!r}")
@@ -292,7 +293,7 @@ def portable[F: Callable[..., Any]](
         return [shown(jnp.asarray(x)) if is_float(x) else x for x in results]
 
     def of_flat(flat: Callable[..., Any]) -> Callable[..., Any]:
-        """A flat function made portable, gradients too."""
+        """A flat function made portable, with its gradient."""
 
         def program(zero: Array, *values: Any) -> list[Any]:
             return evaluated(zero, flat, *values)
@@ -334,7 +335,7 @@ def portable[F: Callable[..., Any]](
                 if not _staged():
                     return list(compiled(np.int32(0) if zero is None else zero, *values))
                 if zero is None:
-                    # All is known: it is computed now, by a program of its own.
+                    # All values are known: a separate program computes the result now.
                     with jax.ensure_compile_time_eval():
                         return list(compiled(np.int32(0), *values))
             return list(with_gradient(*values))
@@ -366,7 +367,7 @@ def portable[F: Callable[..., Any]](
         return jax.tree.unflatten(out_tree[0], out)
 
     def lower(*args: Any, **kwargs: Any) -> Any:
-        """The compiled program's text, as of `jax.jit`."""
+        """Lower the program for these arguments, like `lower` of a function from `jax.jit`."""
         called, _, values = flattened(args, kwargs)
         return called.lower(*values)  # type: ignore[attr-defined]
 
@@ -375,7 +376,7 @@ def portable[F: Callable[..., Any]](
 
 
 def _array(value: Any) -> Any:
-    """An argument as jit would take it."""
+    """An argument as `jax.jit` would take it."""
     return value if hasattr(value, "dtype") else jnp.asarray(value)
 
 
