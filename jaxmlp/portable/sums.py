@@ -182,9 +182,7 @@ def _by_rows(operand: Array, updates: Array, targets: Array, params: dict[str, A
 
 
 def _in_groups(targets: Array) -> tuple[Array, Array, Array]:
-    """A stable order that groups equal targets, its inverse, and for each position of the order whether a group
-    ends.
-    """
+    """A stable order that groups equal targets, its inverse, and for each position whether a group ends there."""
     places = jnp.arange(targets.shape[0], dtype=np.int32)
     sorted_targets, there = lax.sort((targets, places), num_keys=1, is_stable=True)
     _, back = lax.sort((there, places), num_keys=1, is_stable=True)
