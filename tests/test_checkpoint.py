@@ -231,7 +231,7 @@ def test_a_name_that_would_lead_out_of_a_folder_or_into_a_terminal_is_refused(pa
     with pytest.raises(ValueError, match="a checkpoint cannot hold"):
         checkpoint.save(path, {name: np.zeros(2)}, {})
     hand_made(path, header_of(name, ENTRY), DATA)
-    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not that of"):
+    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not a checkpoint's"):
         checkpoint.load(path)
 
 

@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_named_with_the_older_good_one_that_is_used(run:
     assert newest and newest.step == 1
     assert warnings == [
         "checkpoint step-00000002.safetensors: tensor params/w is damaged (SHA-256 differs). "
-        "step-00000001.safetensors is used, the next older good one."
+        "Using step-00000001.safetensors, the next older good checkpoint."
     ]
 
 

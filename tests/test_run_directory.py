@@ -163,7 +163,7 @@ def test_a_run_of_another_format_is_refused_with_both_numbers(
 ) -> None:
     run.close()
     (path / "manifest.json").write_text(json.dumps({**facts, "status": "finished", "result": None}))
-    with pytest.raises(RunError, match=f"is a run of format {told}, and this jaxmlp reads format {FORMAT}"):
+    with pytest.raises(RunError, match=f"is a run of format {told}, but this jaxmlp reads format {FORMAT}"):
         RunDirectory.open(path, write=False)
 
 

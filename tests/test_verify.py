@@ -119,7 +119,7 @@ def test_sums_made_anew_do_not_hide_files_that_contradict_each_other(copy: Path)
         run.finish(run.manifest["status"], run.manifest["result"])
     assert dict(verify(copy).damaged) == {
         "config.json": "its SHA-256 differs from the one in manifest.json",
-        "manifest.json": "its val_accuracy is not that of metrics.jsonl",
+        "manifest.json": "its val_accuracy differs from that in metrics.jsonl",
         "checkpoints/step-00000015.safetensors": "its params differ from those in digests.jsonl",
     }
 
