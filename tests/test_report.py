@@ -228,7 +228,7 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
         if setting["mean"]:
             assert f"{setting['mean']:.4f} ± {setting['std']:.4f}" in words
             assert "{:.4f} to {:.4f}".format(*setting["ci95"]) in words
-    assert "kept no runs, so what needs a model is not here" in words
+    assert "kept no runs, so everything that needs a model is missing" in words
     assert "jaxmlp sweep again.py --seeds 0,1 --keep-runs" in words
     assert lanes[0]["params_sha256"] in words
     assert {Path(plot).stem for plot in document["plots"]} == {

@@ -1,4 +1,4 @@
-// The page: strokes in, the network's opinion out, at every movement.
+// The page: takes strokes, and shows the network's answer at every movement.
 
 const PIXELS = 280, PEN = 22;
 const SAMPLES = [
@@ -22,9 +22,9 @@ const raster = Object.assign(document.createElement("canvas"), { width: PIXELS, 
 const ink = raster.getContext("2d", { willReadFrequently: true });
 const calm = matchMedia("(prefers-reduced-motion: reduce)"), dark = matchMedia("(prefers-color-scheme: dark)");
 
-let strokes = []; // Of points [x, y], parts of the board's width.
+let strokes = []; // Each a list of points [x, y], in fractions of the board's width.
 let drawing = null; // The pointer that draws.
-let sample = 0; // Counts sample digits begun, so that an older one stops.
+let sample = 0; // Number of sample digits started; an older sample then stops.
 let activations = null;
 
 /* ---- drawing ---- */
@@ -132,7 +132,7 @@ document.addEventListener("keydown", (event) => {
   if (["Escape", "Delete", "Backspace"].includes(event.key)) clear();
 });
 
-/* ---- the network's opinion ---- */
+/* ---- the network's answer ---- */
 
 const bars = Array.from({ length: model.classes }, (_, label) => {
   const item = document.createElement("li");
@@ -164,7 +164,7 @@ function show(pixels, several = false) {
 }
 
 let saying;
-/** To those who hear the page: once the hand rests. */
+/** Announce the answer to screen readers once the hand rests. */
 function say(text) {
   clearTimeout(saying);
   saying = setTimeout(() => {
@@ -180,9 +180,9 @@ function say(text) {
 const first = layers.length > 1 ? layers[0] : null;
 const columns = first && Math.ceil(Math.sqrt(first.units * (innerWidth < 860 ? 1.6 : 3)));
 const CELL = 24, GAP = 4;
-let picked = false; // Whether a person has picked a unit; until then the brightest one is shown.
+let picked = false; // Whether the user picked a unit. Until then the brightest unit is shown.
 
-/** Blue for positive parts of 1, orange for negative, on what the theme has for nothing. */
+/** Blue for positive values, orange for negative, up to 1 in magnitude, on the theme's background. */
 function colour(part, off) {
   const towards = part > 0 ? (dark.matches ? [110, 176, 255] : [31, 102, 214]) : dark.matches ? [255, 157, 63] : [180, 83, 9];
   const amount = Math.min(Math.abs(part), 1);

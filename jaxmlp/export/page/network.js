@@ -1,4 +1,4 @@
-// The network: the run's weights, and what they make of 784 pixels. Every sum is in double precision.
+// The network: the run's weights applied to 784 pixels. Every sum is in double precision.
 
 const SELU = 1.0507009873554805, SELU_ALPHA = 1.6732632423543772;
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -15,7 +15,7 @@ const ACTIVATIONS = {
   linear: (x) => x,
 };
 
-/** The layers with their arrays, cut out of the base64 text of all kernels and biases: float32, little-endian. */
+/** The layers with their arrays, decoded from the base64 text of all kernels and biases: float32, little-endian. */
 function readLayers(layers, base64) {
   const bytes = Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
   let start = 0;
@@ -23,7 +23,7 @@ function readLayers(layers, base64) {
   return layers.map((layer) => ({ ...layer, kernel: take(layer.inputs * layer.units), bias: take(layer.units) }));
 }
 
-/** What each layer gives, first to last; the last one's are the classes' probabilities. */
+/** Output of each layer, first to last. The last output is the probabilities of the classes. */
 function forward(layers, pixels) {
   const found = [];
   let inputs = pixels;

@@ -1,4 +1,4 @@
-// A drawing as MNIST prepared its digits. The same as jaxmlp/prepare.py, step by step; a test compares them.
+// Prepares a drawing as MNIST prepared its digits. The same steps as jaxmlp/prepare.py; a test compares them.
 
 const SIDE = 28, BOX = 20;
 
@@ -34,7 +34,7 @@ function prepare(ink, width) {
   return pixels;
 }
 
-/** [top, left, height, breadth] of what is not 0. */
+/** Box [top, left, height, breadth] of the pixels that are not 0. */
 function boundingBox(ink, width) {
   let top = Infinity, left = Infinity, bottom = -1, right = -1;
   for (let i = 0; i < ink.length; i++) {
@@ -59,7 +59,7 @@ function showsSeveral(ink, width) {
   return apart && two.size > AS_LARGE * one.size && low > AS_HIGH * high;
 }
 
-/** Connected ink, shape by shape: its pixels, and its box [top, left, bottom, right]. */
+/** Connected shapes of ink: the pixels of each and its box [top, left, bottom, right]. */
 function shapes(ink, width) {
   const found = [], left = Uint8Array.from(ink, (value) => value > 64);
   for (let start = 0; start < left.length; start++) {
@@ -83,7 +83,7 @@ function shapes(ink, width) {
   return found;
 }
 
-/** [to, from, part]: how much of each of `wide` cells is in each of `narrow` ones of the same length together. */
+/** [to, from, part]: fraction of each of the `narrow` cells that each of the `wide` cells covers. Both span the same length. */
 function overlaps(wide, narrow) {
   const found = [], step = wide / narrow;
   for (let to = 0; to < narrow; to++) {
