@@ -29,7 +29,7 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
 
     Raises:
         CodeError: The run used code of the user's own, which was not given.
-        ConfigError: `trained` is none of these types, or there is no such checkpoint.
+        ConfigError: `trained` is none of these types, or the checkpoint does not exist.
         RunError: The run does not exist or is damaged.
     """
     if isinstance(trained, str | Path):
@@ -62,7 +62,7 @@ def evaluate(
         experiment: The user's own code, as in `load_model`.
 
     Raises:
-        ConfigError, RunError: As `load_model`; or there is no such split, or the model was trained on other data.
+        ConfigError, RunError: As `load_model`; or the split does not exist, or the model was trained on other data.
         DataError: The data cannot be loaded.
     """
     model = load_model(trained, experiment=experiment)

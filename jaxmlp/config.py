@@ -127,7 +127,7 @@ class ExperimentConfig(Part):
                     wanted = f"must be one of {', '.join(self.validated)}, got {self.best_by!r}"
                     hint = did_you_mean(self.best_by, self.validated)
                     raise ConfigError("best_by", f"{wanted}.{hint or ' Name its metric in metrics'}")
-        # On CPUs, XLA fuses a loop over one-row products into one kernel, whose bits differ from those of the products.
+        # On CPUs, XLA fuses a loop over one-row products into one kernel, with other bits than the products alone.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
             works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
             near = sorted(sorted(works, key=lambda v: abs(v - self.grad_shards))[:2])

@@ -26,7 +26,7 @@ class EarlyStopping(Controller):
 
     An epoch improves if its figure is better than the best so far by more than `min_delta`. Figures are compared in
     float32. With `restore_best` the run ends with the parameters and variables of its best epoch, even if it was not
-    stopped early. The state keeps those of the last epoch, so that the run can go on.
+    stopped early. The state keeps the last epoch's values, so the run can continue.
     """
 
     kind: ClassVar[str] = "early_stopping"
@@ -248,7 +248,7 @@ def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]
 
 @functools.partial(jax.jit, static_argnames="back")
 def exchanged(state: Any, *, back: bool) -> Any:
-    """Swap the weights of the last epoch for those of the best epoch; `back` undoes the swap.
+    """Swap the weights of the last epoch for the best epoch's; `back` undoes the swap.
 
     The last epoch's weights are kept in the controller's state. Swapping twice is the same as once, so a resume at a
     run's end changes nothing. Without a controller that restores weights, the state is unchanged.

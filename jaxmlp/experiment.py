@@ -182,7 +182,7 @@ def _nearest(path: Path) -> str:
 
 
 def _at(thing: Any, names: Sequence[str]) -> Any:
-    """A global of a module, a class inside a class, or an object in CONFIG; None if there is no such name."""
+    """A global of a module, a class inside a class, or an object in CONFIG; None if the name is unknown."""
     is_config = names[0] == "CONFIG" and len(names) > 1
     for place, name in enumerate(names):
         if place and not is_config and not isinstance(thing, type):

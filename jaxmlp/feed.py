@@ -1,4 +1,4 @@
-"""Which examples are on the device? All of a split or, if they are too many, only those of the next updates.
+"""Which examples are on the device? A whole split or, if it is too large, the examples of the next updates.
 
 In both cases the functions of `train` see the same batches, so the bits are the same.
 """

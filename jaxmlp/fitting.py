@@ -66,9 +66,9 @@ def fit(
         dataset: The data. Default: the data set that `config.data` names. May also be arrays or frames, as
             `data.as_dataset` takes them: `(inputs, targets)`, or two such pairs. Arrays may come first, and the
             experiment second or not at all.
-        out: New folder for metrics, digests and checkpoints, like that of `jaxmlp train`. Default: nothing is written.
-        run: Run to go on with, in place of `out`: its folder, or an open run directory, which may be new.
-        epochs: Total number of epochs that `run` goes on to; it may be finished. The bits equal those of a run with
+        out: New folder for metrics, digests and checkpoints, as `jaxmlp train` writes. Default: nothing is written.
+        run: Run to continue, instead of `out`: its folder, or an open run directory, which may be new.
+        epochs: Total number of epochs to which `run` continues; it may be finished. The bits equal a run with
             this many epochs from its start, unless the optimizer's rate depends on the number of epochs; then a note
             says so.
         start: Folder of another run, whose last weights replace the initial weights of this new run.
@@ -139,11 +139,11 @@ def fit(
 
 
 def _not_heard(config: ExperimentConfig) -> list[str]:
-    """Notes on what the user's own module is not told."""
+    """Notes on what the user's own module does not receive."""
     if config.precision != "bfloat16" or not isinstance(config.model, FlaxModel):
         return []
     name = type(config.model.value).__name__
-    problem = f"{name} is not told of bfloat16. Give its layers a dtype, or write a Model, whose module() is told"
+    problem = f"{name} does not receive bfloat16. Give its layers a dtype, or write a Model: its module() gets it"
     return [f"precision: {problem}."]
 
 
@@ -199,7 +199,7 @@ def _longer(
         same_bits = not done or not reads_length(config, dataset)
         if not same_bits:
             was = f"The learning rate depends on the number of epochs, which was {before} until now"
-            told.note(f"{was}: the bits differ from those of a run with {epochs} epochs from its start.")
+            told.note(f"{was}: the bits differ from a run with {epochs} epochs from the start.")
         if why := (run.manifest["result"] or {}).get("stopped"):
             told.note(f"{run.path} stopped in epoch {done}, as a run of {epochs} epochs would have: {why}.")
         run.lengthen(epochs, same_bits=same_bits)

@@ -9,7 +9,7 @@ from jaxmlp.errors import UsageError
 
 
 def chosen_folder(given: str | os.PathLike[str] | None, variable: str) -> Path | None:
-    """The given folder, else that of the environment variable, with `~` expanded. An empty name counts as none.
+    """The given folder, else the environment variable's, with `~` expanded. An empty name counts as absent.
 
     Raises:
         UsageError: The folder starts with `~`, but the system knows no home folder.

@@ -19,7 +19,7 @@ from jaxmlp.prepare import LEAST_CONTRAST, SIDE, find_ink, prepare, shows_severa
 
 PICTURES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif")
 OTHERS = (".npy", ".idx", "-ubyte", ".gz")
-"""Suffixes, besides those of pictures, that are read from a folder. A file that is named itself may have any name."""
+"""Suffixes besides pictures' that are read from a folder. A file that is named itself may have any name."""
 UNREAD = (".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg")
 """Suffixes of pictures that cannot be read. Files in a folder with these suffixes are reported, not skipped
 silently."""

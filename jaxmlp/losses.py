@@ -86,7 +86,7 @@ def distribution(targets: Targets, logits: Logits) -> Float[Array, "batch classe
     The class id of padding, -1, becomes a row of zeros.
 
     Raises:
-        ConfigError: The targets are numbers whose shape is not that of the logits.
+        ConfigError: The targets are numbers and their shape differs from the logits' shape.
     """
     if jnp.issubdtype(targets.dtype, jnp.floating):
         if targets.shape != logits.shape:

@@ -52,7 +52,7 @@ class MLP(Model):
     """Whether each hidden layer is normalised before its activation.
 
     The rule is (x - mean) / sqrt(variance + 0.001), then a trained scale and shift. In training, mean and variance are
-    those of the rows of a gradient shard. In evaluation they are running means with momentum 0.99 per update. Source:
+    taken over a gradient shard's rows. In evaluation they are running means with momentum 0.99 per update. Source:
     Keras 3, `BatchNormalization`.
     """
     l1: float = ranged(0.0, "[0, inf)")

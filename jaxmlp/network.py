@@ -103,7 +103,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
         raise ConfigError("config", f"{wanted}; got {type(config).__name__}")
     facts = facts or MNIST
     check_network(config, facts)
-    # The work is that of the network as written, whatever arithmetic computes it.
+    # Counts the network as written, whatever arithmetic computes it.
     on_data = config.without_precision().on_data(facts.outputs, 1)
     rows = config.batch_size
     inputs, one = facts.zeros(rows).inputs, train.Split.of(facts.zeros(1))

@@ -125,7 +125,7 @@ class Part(Checked, abc.ABC):
 
     @classmethod
     def of(cls, given: Any) -> Any:
-        """The given part of this role, or a part that wraps the given plain object. A placeholder is returned as it is.
+        """The given part of this role, or a part that wraps the given plain object. Placeholders stay unchanged.
 
         Raises:
             ConfigError: The value is neither a part of this role nor a plain object that fits it.
@@ -420,7 +420,7 @@ class FunctionAugmentation(PlainObject, Augmentation):
 
 
 class FlaxModel(PlainObject, Model):
-    """Wraps a flax module as a model. The module is not told the experiment's precision."""
+    """Wraps a flax module as a model. The module does not receive the experiment's precision."""
 
     def __post_init__(self) -> None:
         if isinstance(self.value, nn.Module):

@@ -307,7 +307,7 @@ def value_at(part: Part, path: str) -> Any:
 
 
 def paths(part: Part, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all fields in JSON, including those of nested parts."""
+    """The dotted paths of all fields in JSON, including fields of nested parts."""
     for item in stored_fields(part):
         value = getattr(part, item.name)
         yield prefix + item.name

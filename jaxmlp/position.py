@@ -42,7 +42,7 @@ class Position:
 
     @property
     def step(self) -> int:
-        """Number of updates since the run's start; for lanes, that of the first lane."""
+        """Number of updates since the run's start; for lanes, of the first lane."""
         return int(np.ravel(jax.device_get(self.state.step))[0])
 
     @classmethod

@@ -120,7 +120,7 @@ class Programs:
     ) -> list[dict[str, float | None] | None]:
         """Loss and metrics of the epoch that ends here, for each lane. None for a lane whose config is None.
 
-        Training figures are in training mode. Names of validation figures start with `val_`, those of the moving
+        Training figures are in training mode. Names of validation figures start with `val_`, figures of the moving
         average with `val_ema_`; without a validation split they are None. Names of figures of a split in `data.also`
         start with `val_`, the split's name and `_`.
         """
@@ -158,7 +158,7 @@ class Programs:
         return self.rows(without_trees(position.state.controllers))
 
     def exchange(self, position: Position, *, back: bool = False) -> None:
-        """Replace the last epoch's weights by those of the best epoch, as `controllers.exchanged` does."""
+        """Replace the last epoch's weights by the best epoch's, as `controllers.exchanged` does."""
         if position.state.controllers:
             position.state = controllers.exchanged(position.state, back=back)
 

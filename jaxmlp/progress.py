@@ -33,7 +33,7 @@ class Progress:
         return contextlib.nullcontext()
 
     def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
-        """`done` of the epoch's `total` updates are made. The figures are those of the epoch so far."""
+        """`done` of the epoch's `total` updates are made. The figures cover the epoch so far."""
 
     def epoch_ended(self, record: EpochRecord) -> None:
         """An epoch has ended and is recorded."""

@@ -93,8 +93,8 @@ def test_what_is_an_image_can_be_said() -> None:
         (lambda: split(X, Y, num_classes=3), r"distributions must be \[n, 3\]"),
         (lambda: split(X, LABELS, weights=-np.ones(60)), "weights must be"),
         (lambda: split(X, LABELS, weights=np.ones(59)), "weights must be"),
-        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must match those of train: float32 \(2,\)"),
-        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must match those of train"),
+        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must match train: float32 \(2,\)"),
+        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must match train"),
     ],
 )
 def test_arrays_that_are_no_examples_are_refused(made: Any, told: str) -> None:

@@ -122,8 +122,8 @@ def test_arrays_make_a_data_set() -> None:
     ("test", "message"),
     [
         ((GREY[:2], [0]), "test must have a label for each image, got 2 images and 1 labels"),
-        ((PICTURES[:2], [0, 1]), "test images must match those of train: uint8 \\(6, 6, 1\\), got uint8 \\(6, 6, 3\\)"),
-        ((GREY[:2] / 255, [0, 1]), "test images must match those of train: uint8"),
+        ((PICTURES[:2], [0, 1]), "test images must match train: uint8 \\(6, 6, 1\\), got uint8 \\(6, 6, 3\\)"),
+        ((GREY[:2] / 255, [0, 1]), "test images must match train: uint8"),
         (GREY, "test must be a pair of images and labels, got ndarray"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_module_that_hears_nothing_of_bfloat16_is_named(
 ) -> None:
     module = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
     fit(ExperimentConfig(model=module, precision="bfloat16", epochs=1), small_dataset)
-    assert "precision: Sequential is not told of bfloat16" in "".join(capsys.readouterr())
+    assert "precision: Sequential does not receive bfloat16" in "".join(capsys.readouterr())
 
 
 def test_products_in_tensorfloat32_are_asked_for_in_the_users_own_modules_too() -> None:

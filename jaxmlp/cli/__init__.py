@@ -58,7 +58,7 @@ COMMANDS = {
 }
 """One line of help for each command. Its module has the command's name, with `_` for `-`."""
 SCRIPTS = ("peers", "speedrun")
-"""Modules like those of commands, run by files in `experiments`."""
+"""Modules like commands' modules, run by files in `experiments`."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: The command and its arguments. Default: those of the process.
+        argv: The command and its arguments. Default: the process's arguments.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _open_closed_streams()

@@ -146,7 +146,7 @@ class _Node:
 
 
 class _Graph:
-    """The operations of a jaxpr, including those of the functions that it calls."""
+    """The operations of a jaxpr, including the functions that it calls."""
 
     def __init__(self, platform: Platform) -> None:
         self.platform = platform
@@ -278,7 +278,7 @@ def _scan_consts(equation: Any, body: Any) -> int:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    """The jaxprs of an equation. For a loop, only that of its body."""
+    """The jaxprs of an equation. For a loop, only the body."""
     params = equation.params
     if equation.primitive.name == "while":
         params = {"body_jaxpr": params["body_jaxpr"]}

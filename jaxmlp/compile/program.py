@@ -214,6 +214,6 @@ def _rows(lanes: int, sharding: NamedSharding, tree: Any) -> Any:
 
 
 def _on_device(leaves: Sequence[Any], lanes: int, devices: int, batching: Batching) -> list[Any]:
-    """The shapes in a device's loop: those of one lane with `map`, of all the device's lanes with `vmap`."""
+    """The shapes in a device's loop: of one lane with `map`, of all the device's lanes with `vmap`."""
     rows = () if batching == "map" else (lanes // devices,)
     return [jax.ShapeDtypeStruct((*rows, *leaf.shape), leaf.dtype) for leaf in leaves]

@@ -1,6 +1,6 @@
 """What must hold for a compiled program? Each rule is a function from the program to the findings that break it.
 
-    no_float_sum        no sum of floats across devices except that of `shards`, which adds in a fixed order
+    no_float_sum        no sum of floats across devices except in `shards`, which adds in a fixed order
     no_lost_sign        no message in which a zero loses its sign
     no_unwritten        no message between devices that the program does not ask for
     known_length        the compiler knows the length of the loop over updates

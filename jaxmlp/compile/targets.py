@@ -121,7 +121,7 @@ class Target:
 
     @property
     def flags(self) -> dict[str, bool | int]:
-        """XLA flags of the target, beside those of every run."""
+        """XLA flags of the target, in addition to every run's flags."""
         return dict(GPU_FLAGS) if self.chip.platform == "gpu" else {}
 
     def memory(self) -> int:

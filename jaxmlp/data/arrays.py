@@ -270,10 +270,10 @@ def from_arrays(
     for split, found in splits.items():
         if _shown(found.inputs) != _shown(wanted.inputs):
             told = f"{_shown(wanted.inputs)}, got {_shown(found.inputs)}"
-            raise DataError(f"data: {split} {_noun(wanted.inputs)} must match those of train: {told}")
+            raise DataError(f"data: {split} {_noun(wanted.inputs)} must match train: {told}")
         if _shown(found.targets) != _shown(wanted.targets):
             told = f"{_shown(wanted.targets)}, got {_shown(found.targets)}"
-            raise DataError(f"data: {split} targets must match those of train: {told}")
+            raise DataError(f"data: {split} targets must match train: {told}")
     splits["train"] = wanted._replace(weights=_as_weights(weights, len(wanted.targets)))
     return make_dataset(
         name,

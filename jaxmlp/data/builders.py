@@ -1,7 +1,7 @@
 """How does tensorflow-datasets prepare and read MNIST and Fashion-MNIST without loading TensorFlow?
 
 tfds's own builders need TensorFlow to decompress and to encode PNG, and they shuffle what they write. The builders here
-write plain uint8 tensors in the files' order. Their names differ from those of tfds, with which they share a registry
+write plain uint8 tensors in the files' order. Their names differ from tfds's names, with which they share a registry
 and folders.
 """
 

@@ -74,7 +74,7 @@ def checked_digest(origin: Path, source: Source, train: Split, test: Split) -> s
 
 
 def write_copy(path: Path, train: Split, test: Split) -> None:
-    """Write the decoded copy, whole or not at all. Of several writers, the last wins.
+    """Write the decoded copy, completely or not at all. Of several writers, the last wins.
 
     Raises:
         OSError: The copy cannot be written.

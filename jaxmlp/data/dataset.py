@@ -189,7 +189,7 @@ def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
     r"""The bytes that a data set's SHA-256 covers: each split's inputs, targets and weights as uncompressed IDX files.
 
     Images with one channel have the axes examples, height, width; other images have channels last. Labels are unsigned
-    bytes if all are below 256, else 32-bit integers. So the digest of MNIST is that of its four files, one after the
+    bytes if all are below 256, else 32-bit integers. So MNIST has the digest of its four files, one after the
     other:
 
         zcat train-images-idx3-ubyte.gz train-labels-idx1-ubyte.gz \

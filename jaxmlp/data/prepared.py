@@ -42,7 +42,7 @@ class Status(NamedTuple):
     where: str
     """A file, a folder, or another source. Empty if there is nothing here to load."""
     prepared: bool
-    """Whether the data loads as it is. Original files must be prepared first."""
+    """Whether the data loads without preparation. Original files must be prepared first."""
     bytes: int
     """Bytes of the file or files at `where`."""
     sha256: str | None

@@ -1,4 +1,4 @@
-"""How is an export checked? It is written, read back, and its answers are compared with those of `predict`."""
+"""How is an export checked? It is written, read back, and its answers are compared with `predict`'s."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Exporter(Protocol):
     """What the module of a format provides."""
 
     def write(self, path: Path, model: Model) -> None:
-        """Write the model to `path`, whole or not at all."""
+        """Write the model to `path`, completely or not at all."""
 
     def answers(self, path: Path, model: Model, inputs: Any) -> np.ndarray[Any, Any]:
         """The answers of the export at `path`. The parameters of `model` are not used."""
@@ -71,7 +71,7 @@ class Exported(NamedTuple):
     path: Path
     bytes: int
     difference: float
-    """Largest difference of an answer, a probability or number, from that of `predict` over the probes."""
+    """Largest difference of an answer (a probability or number) from `predict`'s answer over the probes."""
     rounding: float
     """Largest rounding error of `predict` itself: for an MLP the difference from the exact answers, for other networks
     the difference from a program that computes each operation separately."""

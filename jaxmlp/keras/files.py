@@ -109,7 +109,7 @@ def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
         if paths := layer.texts("weight_names"):
             parts = [path.rpartition("/")[2].removesuffix(":0") for path in paths]
             if parts not in (["kernel"], ["kernel", "bias"]):
-                raise Refused(f"its layer {name!r} has the weights {', '.join(parts)}, wanted those of a Dense layer")
+                raise Refused(f"its layer {name!r} has the weights {', '.join(parts)}, wanted a Dense layer's")
             found.append([layer.array(path) for path in paths])
     return found
 
@@ -125,6 +125,6 @@ def _keras3_arrays(root: Group) -> list[list[np.ndarray[Any, Any]]]:
             continue
         dense = _DENSE.fullmatch(name)
         if not dense or keys not in (["0"], ["0", "1"]):
-            raise Refused(f"its layer {name!r} has {len(keys)} weights, wanted those of a Dense layer")
+            raise Refused(f"its layer {name!r} has {len(keys)} weights, wanted a Dense layer's")
         found[int(dense[1] or 0)] = [variables.array(key) for key in keys]
     return [found[number] for number in sorted(found)]

@@ -120,7 +120,7 @@ def from_float32(a: Arithmetic, x: Array, dtype: Any) -> Array:
         raise Refused(f"portable has no {dtype}")
     size = b & MAGNITUDE
     normal = (size - (112 << 23) + 0xFFF + ((size >> 13) & 1)) >> 13
-    # Below 2^-14 the step is 2^-24, and the last bits of the sum are those of the float16.
+    # Below 2^-14 the step is 2^-24, and the sum has the last bits of the float16.
     sub = bits(floats(size) + np.float32(0.5)) - np.float32(0.5).view(np.int32)
     half = select(size < np.float32(2.0**-14).view(np.int32), sub, normal)
     half = select(size >= np.float32(65520).view(np.int32), np.int32(0x7C00), half)

@@ -59,7 +59,7 @@ def _named(eqn: Any) -> Iterator[None]:
     except Refused as error:
         if "\n  at " in str(error):
             raise
-        # For a function that JAX itself wrote, the line is that of its caller, in an outer equation.
+        # For JAX's own functions, the line is the caller's, in an outer equation.
         place = source_info_util.summarize(eqn.source_info)
         if not place or place == "<unknown>":
             raise

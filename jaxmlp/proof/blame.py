@@ -34,7 +34,7 @@ class WrongPrimitive(NamedTuple):
     """The right value and its bits."""
     here: str
     operation: str | None
-    """The operation of the primitive's rule that is wrong by itself. None if only the rule as a whole is wrong."""
+    """The operation of the primitive's rule that is wrong on its own. None if only the rule as a whole is wrong."""
 
     def __str__(self) -> str:
         inside = f", in its {self.operation}" if self.operation else ""
@@ -66,7 +66,7 @@ def right_state(config: ExperimentConfig, state: train.TrainState | None, batch:
 def wrong_primitive(
     config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch, machine: Machine | None = None
 ) -> WrongPrimitive | None:
-    """The first primitive of an update that this machine computes wrongly. None if each is right by itself.
+    """The first primitive of an update that this machine computes wrongly. None if each is right on its own.
 
     Args:
         config: Config in portable precision, from `ExperimentConfig.on_data`.
@@ -154,7 +154,7 @@ def _same(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _named(
     eqn: Any, values: Arrays, wanted: np.ndarray, got: np.ndarray, index: tuple[int, ...], machine: Machine
 ) -> WrongPrimitive:
-    """The wrong primitive, and the operation of its rule that is wrong by itself."""
+    """The wrong primitive, and the operation of its rule that is wrong on its own."""
     closed, operation = _rule(eqn), None
     env: dict[Any, np.ndarray] = dict(zip(closed.jaxpr.constvars, map(np.asarray, closed.consts), strict=True))
     env.update(zip(closed.jaxpr.invars, [np.zeros((), np.int32), *values], strict=True))

@@ -177,7 +177,7 @@ def _check_signature(certificate: Path, public_key: Path, keyid: str, signature:
     except invalid:
         raise CheckFailed(f"{certificate} is not signed by {public_key}, or was altered.") from None
     if keyid != key_id(key):
-        raise CheckFailed(f"{certificate} was altered: its keyid is not that of {public_key}, whose key signed it.")
+        raise CheckFailed(f"{certificate} was altered: {public_key} signed it, but its keyid names another key.")
 
 
 def _private_key(path: Path) -> Any:

@@ -95,9 +95,9 @@ def reproduce(
 ) -> Reproduction:
     """Train a run again and compare state and batch order wherever the run recorded them, up to the first difference.
 
-    The digests of each epoch, those of `trace.jsonl`, and the tensors of each checkpoint are compared bit for bit. If
-    the manifests leave only L4, the training goes on to its end, and its result must lie in the experiment's band over
-    seeds.
+    The digests of each epoch, the digests in `trace.jsonl` and the tensors of each checkpoint are compared bit for bit.
+    If the manifests leave only L4, the training continues to its end, and its result must lie in the experiment's band
+    over seeds.
 
     Args:
         run: Folder of the run.
@@ -217,7 +217,7 @@ def _operation(training: Training, dataset: data.Dataset, mark: Position, wrong:
     right = jax.tree.unflatten(jax.tree.structure(here), right_state(training.on_data, before, batch))
     if all(digest(getattr(right, part)) == sha256 for part, sha256 in wrong.sha256.items()):
         named = wrong_primitive(training.on_data, before, batch)
-        said = f"wrong primitive: {named}" if named else "each primitive by itself is right"
+        said = f"wrong primitive: {named}" if named else "each primitive is right on its own"
         return f"by NumPy, the run has the right bits and this machine does not; {said}"
     if digest(right) == digest(here):
         return "by NumPy, this machine has the right bits and the run does not"

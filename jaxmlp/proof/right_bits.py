@@ -54,7 +54,7 @@ class WrongUpdate(NamedTuple):
     problem: str
     """What is wrong in the leaf, with both values and their bits."""
     primitive: WrongPrimitive | None = None
-    """The primitive that is computed wrongly. None if each primitive by itself is right."""
+    """The primitive that is computed wrongly. None if each primitive is right on its own."""
 
     def to_plain(self) -> dict[str, Any]:
         """The result as JSON values."""

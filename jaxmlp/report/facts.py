@@ -90,7 +90,7 @@ class RunFacts:
     digests: list[dict[str, Any]]
     """Digests after each epoch. For a lane, only the last."""
     step: int
-    """Number of updates that led to the model's parameters. For a diverged run, those of its whole epochs."""
+    """Number of updates that led to the model's parameters. For a diverged run, the updates of its whole epochs."""
     train_s: float | None
     compile_s: float | None
     train_examples: int
@@ -141,7 +141,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     Each path is a run, a sweep, which stands for its kept runs if it has any, or a folder of runs.
 
     Raises:
-        RunError: A folder holds none of these.
+        RunError: A folder holds neither runs nor a sweep.
     """
     return list(dict.fromkeys(run for path in paths for run in _runs_in(path)))
 
@@ -166,7 +166,7 @@ def gather(
     manual_dir: Path | None = None,
     report: Callable[[str], None],
 ) -> list[RunFacts]:
-    """Everything known about runs. Models of run directories are loaded and scored, except those of diverged runs.
+    """Everything known about runs. Models of run directories are loaded and scored, except for diverged runs.
 
     Args:
         paths: Run directories, and sweeps without kept runs.

@@ -1,7 +1,7 @@
 """How are the report's plots drawn? With matplotlib, one figure per question, in named colours that a page can set.
 
 Every colour is one of `INKS`. A file has the value given here; a page has a CSS variable of that name, so that one
-drawing serves light and dark themes. The hues are those of Okabe and Ito, darkened for lines on white. Dashes and
+drawing serves light and dark themes. The hues are Okabe and Ito's, darkened for lines on white. Dashes and
 markers distinguish whatever hues distinguish.
 """
 
@@ -98,7 +98,7 @@ def as_inline(figure: Figure, name: str, alt: str) -> str:
 
     Args:
         figure: A figure drawn here.
-        name: A word that keeps the figure's ids apart from those of other figures.
+        name: A word that keeps the figure's ids apart from other figures' ids.
         alt: What the figure shows, escaped.
     """
     svg = as_file(figure, "svg", transparent=True).decode()

@@ -72,7 +72,7 @@ class _Tensor(NamedTuple):
 
 
 def save(path: Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all, and wait until it is on the disk.
+    """Write a checkpoint, completely or not at all, and wait until it is on the disk.
 
     Args:
         path: File to write. An existing file is replaced.

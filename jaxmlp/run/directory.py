@@ -260,7 +260,7 @@ class RunDirectory:
         self._write_manifest()
 
     def accept_code(self, sources: Sources) -> None:
-        """Record that the run, which is open for writing, goes on with changed code."""
+        """Record that the run, which is open for writing, continues with changed code."""
         from jaxmlp.code import sums_of
 
         told = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}

@@ -48,7 +48,7 @@ def manifest(
     """The facts of a run on this machine, as JSON values, without names of the host or user, or their paths.
 
     Args:
-        config: The experiment. Its hash is that of `config.json`.
+        config: The experiment. Its hash is the hash of `config.json`.
         dataset: The data set.
         devices: Number of devices that split each batch. Default: all that JAX finds.
         variants: Variants of the experiment, whose code counts too.

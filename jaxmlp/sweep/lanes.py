@@ -161,7 +161,7 @@ def with_values(config: ExperimentConfig, values: Mapping[str, Any]) -> Experime
 
 
 def _names(config: ExperimentConfig, values: Mapping[str, Any]) -> list[str]:
-    """The fields of an experiment, including those of the kinds of part that a sweep sets."""
+    """The fields of an experiment, including fields of the part kinds that a sweep sets."""
     found = dict.fromkeys(paths(config))
     kinds = {name: each for name, each in values.items() if name in found and isinstance(value_at(config, name), str)}
     for name, each in kinds.items():

@@ -128,7 +128,7 @@ class LanePrograms(Programs):
         return self.rows(without_trees(position.state.controllers))
 
     def exchange(self, position: Position, *, back: bool = False) -> None:
-        """Replace each lane's last weights by those of its best epoch."""
+        """Replace each lane's last weights by its best epoch's weights."""
         if position.state.controllers:
             position.state = exchange_lanes(position.state, mesh=self.mesh)
 

@@ -26,7 +26,7 @@ class SweepProgress:
         """This many more updates are done. `where` names lanes and epoch."""
 
     def epoch_ended(self, where: str, seconds: float, records: Sequence[EpochRecord]) -> None:
-        """An epoch of a group has ended. The records are those of lanes that go on."""
+        """An epoch of a group has ended. `records` has the lanes that continue."""
 
 
 class Notes(SweepProgress):

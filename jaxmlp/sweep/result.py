@@ -131,7 +131,7 @@ class SweepResult:
         return sum(lane.train_s for lane in self.lanes)
 
     def summary(self) -> list[dict[str, Any]]:
-        """One object per setting. `mean, std, ci95` are those of the first test metric; `best` is its best lane.
+        """One object per setting. `mean, std, ci95` are of the first test metric; `best` is its best lane.
 
         The first metric is the accuracy, or another metric if the experiment has no accuracy.
         """

@@ -156,7 +156,7 @@ def resume(
         )
         facts = manifest(plan.config, dataset, variants=plan.variants())
         for difference in differences(there, facts) if directory else []:
-            progress.note(f"The bits may differ from those of an uninterrupted sweep: {difference}.")
+            progress.note(f"The bits may differ from an uninterrupted sweep: {difference}.")
         lanes = plan.lanes()
         picked = pick_devices(len(lanes), devices)
         return _train(plan, lanes, dataset, directory, picked, progress, stop, checkpoint_s, options)

@@ -32,7 +32,7 @@ def compare(
         batching: How the sweep trains its lanes.
 
     Returns:
-        `speedup`: the median time of the solo runs divided by that of the sweep; both medians and all times in s;
+        `speedup`: the median time of the solo runs divided by the sweep's median time; both medians and all times in s;
         `updates_per_s` of both; `same_bits`: whether each lane's state has the digest of its solo run.
     """
     runtime.configure(cpu_devices=len(seeds))
