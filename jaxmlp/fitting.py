@@ -105,7 +105,7 @@ def fit(
     if callable(hooks):
         raise ConfigError("hooks", f"must be a list of functions: hooks=[{getattr(hooks, '__name__', hooks)}]")
     if start is not None and run is not None:
-        raise ConfigError("start", "needs a new run: a run that goes on has its own weights")
+        raise ConfigError("start", "needs a new run: a continued run has its own weights")
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.settings(exact=config is None or config.exact))
         if isinstance(run, str | Path):
@@ -185,7 +185,7 @@ def _run(loop: RunLoop) -> History:
 def _longer(
     config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, told: Progress
 ) -> ExperimentConfig:
-    """The config of a run that goes on to more epochs. Its directory records the new number."""
+    """The config of a run that continues to more epochs. Its directory records the new number."""
     if not run:
         if jax.process_count() == 1:
             raise ConfigError("epochs", "needs run, a run to go on with; for a new run, set epochs in its config")

@@ -1,4 +1,4 @@
-"""How are examples mixed with each other, and their targets likewise?"""
+"""How are examples and their targets mixed?"""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRIES = 32
 
 
 class Mixup(Augmentation):
-    """part * example + (1 - part) * the next example, and likewise the targets; part ~ Beta(alpha, alpha).
+    """part * example + (1 - part) * the next example, the same for the targets; part ~ Beta(alpha, alpha).
 
     The next example is the next row of the same gradient shard, which shuffling makes random. One part is drawn for
     each update and gradient shard. Weights of examples are mixed too. Source: Zhang et al. 2018.

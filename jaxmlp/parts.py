@@ -352,7 +352,7 @@ class Controller(Part):
         return None
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
-        """Why the run must end after this epoch; None if it goes on.
+        """Why the run must end after this epoch; None if it continues.
 
         Args:
             own: The controller's state after the epoch, on the host, without nested trees.

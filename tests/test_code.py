@@ -263,7 +263,7 @@ def test_a_resume_refuses_other_code_unless_that_is_accepted_and_then_records_it
     scored = program("evaluate", str(stopped), "--experiment", str(other), "--json")
     assert scored.document["code_changed"] == []
     again = program("reproduce", str(stopped), "--experiment", str(other), "--json")
-    assert again.document["level"] == "L4" and "went on with changed code after epoch 1" in again.stderr
+    assert again.document["level"] == "L4" and "continued with changed code after epoch 1" in again.stderr
 
 
 ACCEPT, HELPED = "--accept-changed-code", "lion_rule.py"

@@ -37,8 +37,8 @@ STARTED = time.perf_counter()
 """Time at which the program began, for `total_s`."""
 
 COMMANDS = {
-    "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR goes on)",
-    "sweep": "EXPERIMENT.py   many seeds and values in few programs (sweep --resume DIR goes on)",
+    "train": "EXPERIMENT.py   train; every config value is a flag (train --resume DIR continues)",
+    "sweep": "EXPERIMENT.py   many seeds and values in few programs (sweep --resume DIR continues)",
     "new": "FILE.py         write a commented experiment with a part of each role",
     "evaluate": "RUN             loss, accuracy with its interval, per-class table, confusion matrix",
     "predict": "RUN FILE...     classes of images: photographs and scans, .npy, IDX, folders",

@@ -71,7 +71,7 @@ FLAG = re.compile(r"--|-[^\d.]")
 """Matches the start of a flag, but not a negative number."""
 
 ONCE = ("json", "no_color", "resume", "experiment", "accept_changed_code", "distributed")
-"""Flags that a command to go on sets anew or leaves out."""
+"""Flags that a resume command sets to a new value or leaves out."""
 
 registry = ConstructorRegistry()
 
@@ -201,7 +201,7 @@ def parse[Chosen: Flags](
 
 
 def repeated(chosen: Flags, kind: type[Flags]) -> str:
-    """The flags of `kind` to repeat when a command goes on: those whose values differ from the defaults."""
+    """The flags of `kind` to repeat in a resume command: the flags with values other than the defaults."""
     said = []
     for item in dataclasses.fields(kind):
         value = getattr(chosen, item.name)

@@ -22,7 +22,7 @@ class RunsFlags(flags.Flags):
     """
 
     sort: Literal["begun", "name", "test_accuracy", "test_loss", "val_loss", "train_s"] = "begun"
-    """Order: begun, the latest first, or as named; name; or a figure, the best first."""
+    """Order: begun (latest first, or as named), name, or a figure (best first)."""
 
 
 def run(argv: Sequence[str]) -> Answer:

@@ -1,6 +1,6 @@
 """What makes a function's bits the same on every machine? `portable(f)`, a transformation like `jit`.
 
-This package needs only JAX and NumPy, and nothing else of jaxmlp. docs/portable.md explains it.
+This package needs only JAX and NumPy, and nothing else from jaxmlp. docs/portable.md explains it.
 """
 
 from jaxmlp.portable.rules import RULES as RULES

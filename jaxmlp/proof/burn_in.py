@@ -35,7 +35,7 @@ class Deviation(NamedTuple):
     update: int
     leaf: str | None
     problem: str
-    """What differs, the right value first, with the bits of both. Unknown if no device had the right state."""
+    """What differs: the right value, then this device's, with their bits. Unknown if no device had the right state."""
 
 
 class BurnIn(NamedTuple):
@@ -53,7 +53,7 @@ def burn_in(
 ) -> BurnIn:
     """Train a golden run repeatedly on every device at once, and compare every state.
 
-    A device that deviates goes on from the right state.
+    A device that deviates continues from the right state.
 
     Args:
         name: A key of `right_bits.GOLDEN`.

@@ -129,7 +129,7 @@ def bisect(
         told: Called with each piece that agrees.
 
     Returns:
-        The difference, and the last position that agrees, from which the training goes on.
+        The difference, and the last position that agrees, from which the training continues.
 
     Raises:
         RunError: A checkpoint is damaged.

@@ -7,7 +7,7 @@ L5: for a run in portable precision, between other versions, hardware or flags, 
 L4: between other versions, hardware or flags, the same distribution of results over seeds; and the same batch order if
     JAX, flax and the random streams are the same.
 
-Changed code of the user's own does not affect the batch order, and neither does changed code that the run went on with.
+Changes in the user's code do not affect the batch order, whether or not the run continued with them.
 But only the same bits, or a known band, can then show that the code means the same. The same holds for another program
 of a portable run, as another JAX may trace it.
 """
@@ -58,7 +58,7 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
     names = {difference.partition(":")[0] for difference in binding}
     for accepted in there.get(ACCEPTED) or []:
         told = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
-        binding.append(f"code: went on with changed code after epoch {accepted.get('epochs')}: {told}")
+        binding.append(f"code: continued with changed code after epoch {accepted.get('epochs')}: {told}")
     for longer in there.get("lengthened") or []:
         if not longer.get("same_bits", True):
             after, before, epochs = (longer.get(name) for name in ("after", "from", "to"))

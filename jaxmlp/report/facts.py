@@ -198,7 +198,7 @@ def gather(
 
 def _run(path: Path, name: str, checkpoint: str, dataset_of: DatasetOf, code: Code) -> RunFacts:
     run = open_run(path, code)
-    # A checkpoint of a diverged run is not a result, because training went on from it.
+    # A checkpoint of a diverged run is not a result, because training continued from it.
     model = None if run.status == "diverged" else load_model(run, checkpoint)
     dataset = dataset_of(run.config, path, run.manifest)
     answers = _answers(model, dataset.test) if model else None

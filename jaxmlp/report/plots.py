@@ -2,7 +2,7 @@
 
 Every colour is one of `INKS`. A file has the value given here; a page has a CSS variable of that name, so that one
 drawing serves light and dark themes. The hues are Okabe and Ito's, darkened for lines on white. Dashes and
-markers distinguish whatever hues distinguish.
+markers repeat every distinction that hues make.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How does a run directory keep copies of the user's own code, to read and to compare? Nothing here runs it.
 
 code/lion.py             what the run was made with
-code/accepted-1/lion.py  changed code that the run went on with, after the change was accepted
+code/accepted-1/lion.py  changed code with which the run continued, after the change was accepted
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class KeptRun:
     """The run directory of a lane in training.
 
     Args:
-        path: Folder of the run. An existing run goes on.
+        path: Folder of the run. An existing run is continued.
         config: Config of the lane.
         manifest: Manifest of a new run.
         before: Records of the lane's epochs so far.
