@@ -39,9 +39,8 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
         wanted = "what fit returned, a model, or a run's folder"
         raise ConfigError("trained", f"must be {wanted}, such as evaluate(fit(config)); got {type(trained).__name__}")
     if checkpoint != "last":
-        raise ConfigError(
-            "checkpoint", "must be last: a history keeps no other checkpoint. Train with fit(config, out=FOLDER)"
-        )
+        told = f"must be last, got {checkpoint}: a history keeps no other. Train with fit(config, out=FOLDER)"
+        raise ConfigError("checkpoint", told)
     return trained if isinstance(trained, Model) else inference.model_of(trained)
 
 

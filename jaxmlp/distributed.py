@@ -247,7 +247,7 @@ def supervise(argv: Sequence[str]) -> int:
     lost = _LOST.search(said)
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
     resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('flags', '')}"
-    go_on = f" Go on from the last checkpoint: {resume}" if run_dir else ""
+    go_on = f" Continue from the last checkpoint: {resume}" if run_dir else ""
     print(f"distributed: {who} is gone, so this process ended too.{go_on}", file=sys.stderr)
     return PeerLostError.exit_code
 
@@ -270,7 +270,7 @@ def tell(name: str, value: object) -> None:
 
     Args:
         name: `run_dir`, `flags` or `code`.
-        value: Folder of the run, the flags to go on with, or the child's exit code.
+        value: Folder of the run, the flags to continue with, or the child's exit code.
     """
     if is_supervised():
         os.write(int(os.environ[CHILD].split(",")[0]), f"{name}={value}\n".encode(errors="surrogateescape"))

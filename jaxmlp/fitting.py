@@ -59,7 +59,7 @@ def fit(
     digest_every: int | None = None,
     resident_bytes: int = RESIDENT_BYTES,
 ) -> History:
-    """Train the experiment `config`. If `run` has a checkpoint, go on from its newest good one.
+    """Train the experiment `config`. If `run` has a checkpoint, continue from its newest good checkpoint.
 
     Args:
         config: The experiment. Default: the config of `run`.
@@ -74,7 +74,7 @@ def fit(
         start: Folder of another run, whose last weights replace the initial weights of this new run.
         experiment: The user's own code of `run`, if no `config` is given: the experiment's file, several files, or an
             `ExperimentConfig`.
-        accept_changed_code: Whether `run` may go on with code that has changed. The run records the change.
+        accept_changed_code: Whether `run` may continue with code that has changed. The run records the change.
         verbose: What is printed: 0 only essentials, such as a download; 1 a live line on a terminal; 2 a line per
             epoch; `auto` is 1 on a terminal, else 2.
         progress: Receives all events of the run, in place of the output that `verbose` selects.
@@ -114,7 +114,7 @@ def fit(
             run = stack.enter_context(opened)
         if not config:
             if not run:
-                raise ConfigError("config", "must be given, unless run names a run to go on with")
+                raise ConfigError("config", "must be given, unless run names a run to continue")
             config = run.config
         config = placed(config)
         told = progress or stack.enter_context(make_progress(verbose, epochs or config.epochs))
@@ -188,7 +188,7 @@ def _longer(
     """The config of a run that continues to more epochs. Its directory records the new number."""
     if not run:
         if jax.process_count() == 1:
-            raise ConfigError("epochs", "needs run, a run to go on with; for a new run, set epochs in its config")
+            raise ConfigError("epochs", "needs run, a run to continue; for a new run, set epochs in its config")
         return dataclasses.replace(config, epochs=epochs)
     done, before = len(run.epochs()), config.epochs
     if epochs < done:
@@ -253,7 +253,7 @@ def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code:
     there, here = run.plain_config, config.to_dict()
     if other := [each for each in {**here, **there} if each != "name" and here.get(each) != there.get(each)]:
         raise RunError(
-            f"{run.path} has a config with another {', '.join(other)}. Go on with fit(run=...), without a config."
+            f"{run.path} has a config with another {', '.join(other)}. Continue with fit(run=...), without a config."
         )
     changed = Code(config).changed(wanted(run.manifest))
     if changed and not accept_changed_code:

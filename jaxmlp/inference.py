@@ -287,7 +287,7 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
     if not found:
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
         resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
-        raise RunError(f"{run.path} has no checkpoint yet. Go on with `{resume}`.")
+        raise RunError(f"{run.path} has no checkpoint yet. Continue with `{resume}`.")
     if which == "best" and not (found := run.best_checkpoint()):
         raise RunError(f"{run.path} has no best checkpoint, because it has no validation split. Use the last.")
     if which == "best":  # Also if the run ended at this checkpoint and then restored another epoch's weights.

@@ -36,7 +36,7 @@ def open_run(
         experiment: The user's own code: files, or an `ExperimentConfig`.
         write: Whether the run is to go on. A finished run needs no code.
         longer: Whether a finished run is to go on too.
-        accept_changed_code: Whether the run may go on with code that has changed. The run records the change.
+        accept_changed_code: Whether the run may continue with code that has changed. The run records the change.
 
     Raises:
         CodeError: Code of the run was not given; or the run is to go on, but the code has changed.
@@ -62,10 +62,10 @@ def open_run(
 
 
 def refusal(path: Path, changed: tuple[Changed, ...]) -> CodeError:
-    """The error of a run or sweep in the folder `path` that must not go on with changed code."""
+    """The error of a run or sweep in the folder `path` that must not continue with changed code."""
     told = "; ".join(map(str, changed))
     way = f"Its own code is in {path / stored.CODE}. Or accept the change with --accept-changed-code, which is recorded"
-    return CodeError(f"{path} does not go on with changed code: {told}. {way}.", " --accept-changed-code")
+    return CodeError(f"{path} does not continue with changed code: {told}. {way}.", " --accept-changed-code")
 
 
 def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Code) -> Find:

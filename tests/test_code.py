@@ -307,7 +307,7 @@ def test_from_python_the_same_by_argument(
     history = fit(run=stopped, experiment=files)
     assert history.params_sha256 == json.loads((run / "manifest.json").read_text())["result"]["params_sha256"]
     again = Path(shutil.copytree(trained / "stopped", stopped.parent / "again"))
-    with pytest.raises(CodeError, match="does not go on with changed code"):
+    with pytest.raises(CodeError, match="does not continue with changed code"):
         fit(load_experiment(changed(files)).config, run=again)
 
 

@@ -189,7 +189,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_by_name(dataset: data.Dataset, 
 def test_a_run_goes_on_with_its_own_config_and_data_alone(dataset: data.Dataset, tmp_path: Path) -> None:
     with RunDirectory.create(tmp_path / "run", CONFIG, {"binding": {"data_sha256": dataset.sha256}}) as run:
         for changes, named in (({"seed": 1}, "seed"), ({"epochs": 1, "batch_size": 8}, "batch_size, epochs")):
-            with pytest.raises(RunError, match=f"run has a config with another {named}. Go on with fit"):
+            with pytest.raises(RunError, match=f"run has a config with another {named}. Continue with fit"):
                 fitting.fit(dataclasses.replace(CONFIG, **changes), dataset, run=run)
         other = dataclasses.replace(dataset, sha256="0" * 64)
         with pytest.raises(RunError, match=f"on other data: data_sha256: {dataset.sha256} there, {other.sha256} here"):

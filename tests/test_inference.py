@@ -198,7 +198,7 @@ def test_a_checkpoint_that_is_not_there_is_refused(
     with pytest.raises(ConfigError, match=r"checkpoint must be last, best, ema or the step .*'worst'"):
         load_model(trained[0], "worst")
     with RunDirectory.create(tmp_path / "a run", CONFIG, manifest(CONFIG, dataset)) as run:
-        with pytest.raises(RunError, match=r"has no checkpoint yet\. Go on with `jaxmlp train --resume '.*/a run'`\."):
+        with pytest.raises(RunError, match=r"no checkpoint yet\. Continue with `jaxmlp train --resume '.*/a run'`\."):
             load_model(run)
         run.save_checkpoint(24, load_checkpoint(trained[0]), {})
         with pytest.raises(RunError, match="has no best checkpoint, because it has no validation split"):

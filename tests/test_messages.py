@@ -154,7 +154,7 @@ def test_a_disk_that_fills_up_ends_in_8_and_names_the_checkpoint_that_is_intact(
     (intact,) = (out / "checkpoints").glob("step-*.safetensors")
     assert code == 8
     assert "could not write" in said and "No space left on device" in said
-    assert f"{intact.name} is intact: make room for more, and go on with --resume." in said
+    assert f"{intact.name} is intact: make room for more, and continue with --resume." in said
     monkeypatch.undo()
     assert mistake("train", "--resume", str(out))[0] == 0
 

@@ -163,7 +163,7 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
         (
             "'{here}/a sweep'",
             5,
-            "no lane of {here}/a sweep has ended yet. Go on with `jaxmlp sweep --resume '{here}/a sweep'`.",
+            "no lane of {here}/a sweep has ended yet. Continue with `jaxmlp sweep --resume '{here}/a sweep'`.",
         ),
         ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
         ("{other}", 5, "{other} was trained on other data: data_sha256:"),

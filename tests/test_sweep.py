@@ -243,7 +243,7 @@ def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resume
 ) -> None:
     config, path = CONFIG, tmp_path / "sweep"
     finished = sweep(config, dataset, seeds=range(8), out=path, devices=1)
-    with pytest.raises(RunError, match=r"holds a sweep. Go on with `jaxmlp sweep --resume .*sweep`"):
+    with pytest.raises(RunError, match=r"holds a sweep. Continue with `jaxmlp sweep --resume .*sweep`"):
         sweep(config, dataset, seeds=[0], out=path, devices=1)
     assert [figures(lane) for lane in resume(path, dataset).lanes] == [figures(lane) for lane in finished.lanes]
     RunDirectory.create(tmp_path / "run", config, {}).close()

@@ -1,4 +1,4 @@
-"""`jaxmlp sweep`: train many seeds and values of an experiment, or go on with an interrupted sweep."""
+"""`jaxmlp sweep`: train many seeds and values of an experiment, or continue an interrupted sweep."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ RANGE = re.compile(r"(log|uniform)\(([^,()]+),([^,()]+)\)")
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Go on with a sweep, lane by lane, to the same bits. For a finished sweep, show its result."""
+    """Continue a sweep, lane by lane, to the same bits. For a finished sweep, show its result."""
 
     resume: str | None = None
-    """Sweep to go on with, a folder or `last`, in place of EXPERIMENT.py."""
+    """Sweep to continue, a folder or `last`, instead of EXPERIMENT.py."""
     accept_changed_code: flags.Switch = False
     """Go on although the code has changed since the sweep began. The sweep records the change."""
     devices: int | None = ranged(None, "[1, 65536]")
@@ -59,7 +59,7 @@ class SweepResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepFlags(SweepResumeFlags):
-    """Train every seed of every setting of an experiment's CONFIG, or go on with a sweep: --resume DIR.
+    """Train every seed of every setting of an experiment's CONFIG, or continue a sweep: --resume DIR.
 
     Lanes that differ only in seed, rates, momenta and decays share one compiled program. Other values compile once
     each.

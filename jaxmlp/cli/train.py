@@ -1,4 +1,4 @@
-"""`jaxmlp train`: train a new run of an experiment, or go on with an interrupted run."""
+"""`jaxmlp train`: train a new run of an experiment, or continue an interrupted run."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
-    """Go on from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
+    """Continue from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
 
     resume: str | None = None
-    """Run to go on with, a folder or `last`, in place of EXPERIMENT.py."""
+    """Run to continue, a folder or `last`, instead of EXPERIMENT.py."""
     accept_changed_code: flags.Switch = False
     """Go on although the code has changed since the run began. The run records the change."""
     devices: int | None = ranged(None, "[1, 65536]")
@@ -58,7 +58,7 @@ class ResumeFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class GoOnFlags(ResumeFlags):
-    """Go on from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
+    """Continue from a run's newest good checkpoint, with its stored config. For a finished run, show its result."""
 
     epochs: int | None = ranged(None, "[1, 1000000]")
     """Total number of epochs to go on to, also with a finished run."""
@@ -66,7 +66,7 @@ class GoOnFlags(ResumeFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(ResumeFlags):
-    """Train the CONFIG of an experiment's file; every value of it is a flag. Or go on with a run: --resume DIR."""
+    """Train the CONFIG of an experiment's file; every value of it is a flag. Or continue a run: --resume DIR."""
 
     from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Run whose last weights replace the initial weights: a folder or `last`."""

@@ -280,7 +280,7 @@ def _lanes(path: Path, prefix: str, dataset_of: DatasetOf, code: Code) -> Iterat
     if not results:
         names = files_to_name(plan.config.to_dict(), manifest)
         resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{flags(names)}"
-        raise RunError(f"no lane of {path} has ended yet. Go on with `{resume}`.")
+        raise RunError(f"no lane of {path} has ended yet. Continue with `{resume}`.")
     changed = code.changed(wanted(manifest)) if code.files else ()
     lanes = plan.lanes()
     for result in results:

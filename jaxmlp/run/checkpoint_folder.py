@@ -68,7 +68,7 @@ class CheckpointFolder:
             # If the best checkpoint is written again, it stays the best.
             checkpoint.save(path, arrays, {**meta, "step": step, "best": best or _is_best(path)})
         except DiskError as error:
-            intact = f" {before[0].name} is intact: make room for more, and go on with --resume." if before else ""
+            intact = f" {before[0].name} is intact: make room for more, and continue with --resume." if before else ""
             raise DiskError(f"{error}{intact}") from error
         found = self.paths()
         best_paths = [each for each in found if _is_best(each)]

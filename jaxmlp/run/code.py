@@ -42,7 +42,7 @@ def copy(folder: Path, sources: Sources) -> None:
 
 
 def wanted(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """Hashes of the code that the run must go on with: the last accepted code, else the original code."""
+    """Hashes of the code that the run must continue with: the last accepted code, else the original code."""
     accepted = manifest.get(ACCEPTED) or [manifest.get("binding") or {}]
     return dict(accepted[-1].get(CODE) or {})
 

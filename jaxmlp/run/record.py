@@ -117,4 +117,4 @@ def taken(path: Path) -> str:
         return f"{path} holds a finished run{told}. {resume} prints its result; or name another folder with --out."
     status = "interrupted" if manifest["status"] == "running" else manifest["status"]
     done = f"{status}, {len(jsonl.read(path / METRICS))} of {epochs} epochs done"
-    return f"{path} holds an unfinished run ({done}). Go on with {resume}, or name another folder with --out."
+    return f"{path} holds an unfinished run ({done}). Continue with {resume}, or name another folder with --out."

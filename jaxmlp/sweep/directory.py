@@ -74,7 +74,7 @@ class SweepDirectory:
             if os.path.lexists(path / PLAN):
                 names = stored.files_to_name(parse_json(files.read(path / PLAN)), read_manifest(path))
                 resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{stored.flags(names)}"
-                raise RunError(f"{path} holds a sweep. Go on with `{resume}`, or name another folder with --out.")
+                raise RunError(f"{path} holds a sweep. Continue with `{resume}`, or name another folder with --out.")
             sweep = cls(path, plan, {"format": FORMAT, **manifest, "status": "running"}, lock)
             sweep._remove_temporaries()
             stored.copy(path / stored.CODE, data_code_of(plan.config) | code_of(plan.config, *plan.variants()))
@@ -90,14 +90,14 @@ class SweepDirectory:
 
     @classmethod
     def open(cls, path: Path, code: Code | None = None, *, accept_changed_code: bool = False) -> SweepDirectory:
-        """Open a sweep to go on with it. Files that a killed process left half written are removed.
+        """Open a sweep to continue it. Files that a killed process left half written are removed.
 
         An unfinished sweep becomes `running` again.
 
         Args:
             path: Folder of the sweep.
             code: The user's own code that the sweep used.
-            accept_changed_code: Whether the sweep may go on with changed code. The change is recorded.
+            accept_changed_code: Whether the sweep may continue with changed code. The change is recorded.
 
         Raises:
             CodeError: The sweep's code was not given, or has changed and the change was not accepted.

@@ -74,7 +74,7 @@ class KeptRun:
         self._keeper.save(None)
 
     def finish(self, history: History, position: Position) -> None:
-        """Write the last state and the result. A diverged lane gets neither: training cannot go on from its state."""
+        """Write the last state and the result. A diverged lane gets neither: its state cannot be continued."""
         if history.status == "diverged":
             self.save_best()
             self.run.finish("diverged", None)

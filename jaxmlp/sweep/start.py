@@ -124,7 +124,7 @@ def resume(
         dataset: As in `sweep`, like the arguments below.
         experiment: The user's own code that the sweep used: the experiment's file, several files, or an
             `ExperimentConfig`. Each process passes it.
-        accept_changed_code: Whether the sweep may go on with code that has changed. The sweep records the change.
+        accept_changed_code: Whether the sweep may continue with code that has changed. The sweep records the change.
         manual_dir: As in `data.load`, if no data set is given.
         progress: Receives the sweep's events.
         devices: Number of devices that share the lanes. It may differ from before.
