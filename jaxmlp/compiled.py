@@ -1,4 +1,4 @@
-"""Where are compiled programs kept for the next start, and how are damaged ones detected?
+"""Where are compiled programs kept for the next start, and how are damaged programs detected?
 
 JAX's own cache writes a program in place, and only once. A program that a kill or a full disk cut off is read with a
 warning and compiled again at every start. If its compression has no checksum, a program with a flipped bit is run.

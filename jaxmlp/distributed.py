@@ -101,7 +101,7 @@ def join(cluster: Cluster) -> None:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this process writes the files."""
     import jax
 
     return jax.process_index() == 0

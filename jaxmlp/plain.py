@@ -21,7 +21,7 @@ from jaxmlp.optax_schedules import schedule_class
 from jaxmlp.parts import Optimizer, Part, PlainObject, Schedule, hint_of, role_of, role_of_several
 
 OF_OPTAX: Mapping[Any, Callable[[str], type[Part]]] = {Optimizer: optax_class, Schedule: schedule_class}
-"""For each role, the function that makes a class of parts from an optax name."""
+"""For each role: the function that makes a part class from an optax name."""
 Find: TypeAlias = Callable[[str], Any]
 """Resolves a place such as `lion.py:Lion` to the class, function or object in the user's file."""
 

@@ -52,7 +52,7 @@ class Programs:
         return Feed(split, self.config, self.put, resident_bytes=self._resident_bytes, resident=resident)
 
     def put[T](self, tree: T) -> T:
-        """Copy arrays to the devices, whole on each of them."""
+        """Copy arrays to the devices, in full on each device."""
         return shards.replicate(tree, self.mesh)
 
     def freeze(self, going: Sequence[bool]) -> None:

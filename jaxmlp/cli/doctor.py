@@ -135,7 +135,7 @@ def _check_line(check: Check) -> str:
 
 
 def _together(checks: Sequence[Check]) -> dict[str, Any]:
-    """All checks as one: false if any check is false, else true if any is true, else None."""
+    """The checks together: false if any check is false, else true if any is true, else None."""
     answers = [check.same for check in checks]
     same = False if False in answers else True if True in answers else None
     found = [check.to_plain() for check in checks]

@@ -137,7 +137,7 @@ def _counted(target: Target, program: Program) -> Memory:
 
 
 def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
-    """The largest number of lanes, or batch, below the given one that fits by counting, to within 1/64."""
+    """The largest number of lanes, or batch size, below the given number that fits by the count, to within 1/64."""
     lanes = program.lanes
     unit = program.devices if lanes else config.grad_shards
     lowest, highest = 0, (lanes or config.batch_size) // unit

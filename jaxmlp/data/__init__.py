@@ -1,4 +1,4 @@
-"""Where do the examples come from, and are they the right ones? Data sets are held in host memory."""
+"""Where do the examples come from, and are they the right examples? Data sets are held in host memory."""
 
 from jaxmlp.data.arrays import (
     Pair,

@@ -6,7 +6,7 @@ The records of `tests/test_step.py` lie in `tests/golden_bits/test_step/`, one f
     test_update-8-3f2a91c0.x86_64-avx2-numpy-2.3.5-5d41402a.npz     its arrays, if they are stored
     test_order.portable.json                                        one record for all machines
 
-A file is replaced whole or not at all, and no two tests write the same file. So parallel workers need no lock.
+A file is replaced completely or not at all, and no two tests write the same file. So parallel workers need no lock.
 """
 
 from __future__ import annotations

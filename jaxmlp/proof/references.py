@@ -1,4 +1,4 @@
-"""What are the bits of known experiments on known platforms? Reference digests, one file per platform.
+"""Which bits do known experiments have on known platforms? Reference digests, one file per platform.
 
 A platform is the `binding` of a manifest without config and data. A reference has the digests after no update, one
 update, one epoch and the whole run, so that a difference shows where it begins.

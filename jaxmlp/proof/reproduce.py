@@ -72,7 +72,7 @@ class Reproduction:
     judgements: tuple[Judgement, ...] = ()
     """Figures and their bands, at L4 if the bits differ."""
     trained: int = 0
-    """Number of updates made, including repeated ones."""
+    """Number of updates made, including repeated updates."""
     operation: str | None = None
     """For a single wrong update in portable precision: whether the run or this machine is wrong, and in which
     operation."""

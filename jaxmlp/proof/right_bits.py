@@ -200,7 +200,7 @@ def read(name: str) -> Golden:
 
 
 def record(name: str, dataset: data.Dataset) -> Path:
-    """Train an experiment of `GOLDEN`, write its digests as the golden ones, and return the file."""
+    """Train an experiment of `GOLDEN`, write its digests as the golden digests, and return the file."""
     training = _training(GOLDEN[name], dataset)
     last = training.last_step if name == QUICKSTART.name else training.steps_per_epoch
     found = {

@@ -20,7 +20,7 @@ from jaxmlp.run.weights import as_trained
 
 
 class Training:
-    """A training that stands between two updates, initially before the first one.
+    """A training between two updates, initially before the first update.
 
     Args:
         config: The experiment.
@@ -53,7 +53,7 @@ class Training:
         self.steps_per_epoch = self._programs.steps_per_epoch
         self.last_step = config.epochs * self.steps_per_epoch
         self.made = 0
-        """Number of updates made in all, including repeated ones."""
+        """Total number of updates made, including repeated updates."""
 
     def compiled_sha256(self) -> str:
         """Hash of the compiled program, as in a run's manifest."""

@@ -9,7 +9,7 @@ from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 
 SHOWN = 200
-"""Number of compared updates that are listed: the last ones."""
+"""Number of compared updates that are listed, counted from the end."""
 
 
 def write_replay(found: Reproduction, name: str, out: Path) -> None:

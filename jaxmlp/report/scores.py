@@ -72,7 +72,7 @@ class Comparison(NamedTuple):
 
 
 def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Comparison:
-    """McNemar's test, two-sided and exact. Of the images that only one model predicts right, is half the first's?
+    """McNemar's test, two-sided and exact. Are both models equally often the only one that is right?
 
     Args:
         first: Whether the first model predicts each image right.

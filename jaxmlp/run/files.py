@@ -1,4 +1,4 @@
-"""How are the files of a run read and written? Only regular files, each replaced whole or not at all.
+"""How are the files of a run read and written? Only regular files, each replaced completely or not at all.
 
 A file is written under a temporary name beside it, synced and renamed; then its folder is synced. So a crash at any
 moment leaves the old file or the new one, and at most a temporary file that `remove_temporaries` deletes.

@@ -190,7 +190,7 @@ class Group(Loop):
     def _checkpoint(self) -> Callable[[], None]:
         """Prepare a checkpoint of all lanes. All processes gather it; the first one writes it.
 
-        Nothing once they have ended.
+        Does nothing once all lanes have ended.
         """
         if self.ended:
             return lambda: None

@@ -60,7 +60,7 @@ class LanePrograms(Programs):
         self.freeze([True] * len(lanes))
 
     def put[T](self, tree: T) -> T:
-        """Copy arrays to the devices, whole on each of them."""
+        """Copy arrays to the devices, in full on each device."""
         return put(tree, self.mesh, WHOLE)
 
     def put_rows[T](self, tree: T) -> T:

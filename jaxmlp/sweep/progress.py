@@ -45,7 +45,7 @@ class Lines(Notes):
         self.total, self.done, self.began, self.done_then = updates, 0, 0.0, 0
 
     def updates_done(self, where: str, updates: int) -> None:
-        """Count the updates. The estimate's clock starts after the first ones, which include compilation."""
+        """Count the updates. The estimate's clock starts after the first updates, which include compilation."""
         self.done += updates
         if not self.began:
             self.began, self.done_then = time.perf_counter(), self.done
