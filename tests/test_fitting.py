@@ -278,7 +278,7 @@ def test_a_run_of_more_updates_than_int32_counts_is_refused_before_it_has_a_fold
     dataset = data.from_arrays(many, many, num_classes=10)
     most = (2**31 - 1) // 2500
     config = dataclasses.replace(CONFIG, batch_size=1, epochs=most + 1)
-    with pytest.raises(ConfigError, match=f"epochs must be at most {most} of 2500 examples .*, got {most + 1}"):
+    with pytest.raises(ConfigError, match=f"epochs must be at most {most} for 2500 examples .* got {most + 1}"):
         fitting.fit(config, dataset, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
     fitting.check_data(dataclasses.replace(config, epochs=most), dataset)

@@ -113,7 +113,7 @@ with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("default")
     for number in range(2):
         fit(config, out={folder!r} + f"/{{number}}")
-print([str(each.message)[:67] for each in told])
+print([str(each.message)[:68] for each in told])
 print(read_manifest(Path({folder!r}) / "1")["binding"]["xla_flags"])"""
 
 

@@ -334,8 +334,8 @@ def test_an_archive_that_promises_more_than_it_is_takes_no_memory(tmp_path: Path
 def test_help_and_docs_say_that_the_port_of_process_0_asks_for_no_password(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("train", "sweep"):
         main([command, "--help"])
-        assert "asks for no password" in " ".join(capsys.readouterr().out.split())
-    assert "asks for no password" in (ROOT / "docs" / "distributed.md").read_text()
+        assert "has no password" in " ".join(capsys.readouterr().out.split())
+    assert "has no password" in (ROOT / "docs" / "distributed.md").read_text()
 
 
 class Markup(HTMLParser):
