@@ -199,9 +199,9 @@ class Optimizer(Part):
     accepts: ClassVar[str] = "an optimizer or an optax.GradientTransformation"
     rule: ClassVar[tuple[str, ...]] = ("transformation",)
     elementwise: ClassVar[bool] = False
-    """Whether each number's update depends on its own gradient, state and value alone.
+    """Whether each number's update depends only on its own gradient, state and value.
 
-    Several devices then share the update: each updates its slice of a row in which all parameters lie.
+    Several devices then share the update: each updates its slice of one row that holds all parameters.
     """
 
     @abc.abstractmethod

@@ -102,7 +102,7 @@ def nothing_wide(reading: Reading) -> Iterator[Finding]:
 
 
 def nothing_copied(reading: Reading) -> Iterator[Finding]:
-    """No large array that the loop only reads is copied outside it. Keeping it on the chip for the loop does not count."""
+    """No large array that the loop only reads is copied outside it. Keeping it on the chip does not count."""
     if not reading.loop:
         return
     entry = reading.module.computations[reading.module.entry]
