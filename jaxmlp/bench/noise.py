@@ -51,13 +51,13 @@ class Watch:
         own = os.times()
         return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(own[:4]))
 
-    def noise(self, times: Sequence[Sequence[float]]) -> dict[str, Any]:
-        """From this moment until now, as `noise`."""
+    def others_cores(self) -> float | None:
+        """Cores that other processes kept busy from this moment until now, on average; none if nobody says."""
         now = Watch.begin()
         if self.all_s is None or now.all_s is None:
-            return noise(None, times)
+            return None
         others_s = (now.all_s - self.all_s) - (now.own_s - self.own_s)
-        return noise(max(0.0, others_s / (now.clock_s - self.clock_s)), times)
+        return max(0.0, others_s / (now.clock_s - self.clock_s))
 
 
 def _used_s() -> float | None:

@@ -57,8 +57,8 @@ COMMANDS = {
     "completion": "bash|zsh        a script by which the shell finishes words",
 }
 """What each command does; its module has its name, `_` for `-`."""
-SCRIPTS = ("peers", "speedrun")
-"""Modules like a command's, which a file in `experiments` runs."""
+SCRIPTS = ("peers", "speedrun", "bench-worker")
+"""Modules like a command's, which a file in `experiments` or another command runs."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]
