@@ -58,27 +58,9 @@ def run_suite(
     from jaxmlp.bench.roof import add_utilisation, peaks
     from jaxmlp.bench.scaling import fits
 
-    wanted = processes or SUITES[name]
-    began = time.time()
-    tell(f"{name}: one process compiles, then {wanted} fresh processes are timed; minutes on two cores")
-    first = measure_in_a_process(name, device, units or {}, plants, counted=True)
-    tell(f"compiled; less than {wanted * (time.time() - began):.0f} s more")
-    quiet: list[dict[str, Any]] = []
-    busy: list[dict[str, Any]] = []
-    while len(quiet) < wanted and len(quiet) + len(busy) < wanted + int(AGAIN * wanted) * bool(quiet):
-        started = time.perf_counter()
-        found = measure_in_a_process(name, device, first["units"], plants)
-        is_busy = (found["others_cores"] or 0.0) > BUSY_CORES
-        (busy if is_busy else quiet).append(found)
-        took, number = time.perf_counter() - started, len(quiet) + len(busy)
-        said = f"; others kept {found['others_cores']:.1f} cores busy" if is_busy else ""
-        rest = f"; about {took * (wanted - number):.0f} s more" if number < wanted else ""
-        tell(f"process {number} of {wanted}: {took:.1f} s{said}{rest}")
-    counted = [*quiet, *busy][:wanted]
-    rows = [
-        document(facts, [one["seconds"][facts["key"]] for one in counted]) | {"units": first["units"][facts["key"]]}
-        for facts in first["programs"]
-    ]
+    began, wanted = time.time(), processes or SUITES[name]
+    first, counted = timed_processes(name, device=device, wanted=wanted, units=units, plants=plants, tell=tell)
+    rows = rows_of(first, counted)
     rows.sort(key=_place)
     found_peaks = peaks(rows)
     add_utilisation(rows, found_peaks, first["machine"]["device_kind"])
@@ -95,6 +77,42 @@ def run_suite(
         "rows": rows,
         "scaling": fits(rows, *first["base"]),
     }
+
+
+def timed_processes(
+    name: str,
+    *,
+    device: str,
+    wanted: int,
+    units: Mapping[str, int] | None = None,
+    plants: Sequence[str] = (),
+    tell: Callable[[str], None],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the first process found, and what those that count did; arguments as of `run_suite`."""
+    began = time.time()
+    tell(f"{name}: one process compiles, then {wanted} fresh processes are timed; minutes on two cores")
+    first = measure_in_a_process(name, device, units or {}, plants, counted=True)
+    tell(f"compiled; less than {wanted * (time.time() - began):.0f} s more")
+    quiet: list[dict[str, Any]] = []
+    busy: list[dict[str, Any]] = []
+    while len(quiet) < wanted and len(quiet) + len(busy) < wanted + int(AGAIN * wanted) * bool(quiet):
+        started = time.perf_counter()
+        found = measure_in_a_process(name, device, first["units"], plants)
+        is_busy = (found["others_cores"] or 0.0) > BUSY_CORES
+        (busy if is_busy else quiet).append(found)
+        took, number = time.perf_counter() - started, len(quiet) + len(busy)
+        said = f"; others kept {found['others_cores']:.1f} cores busy" if is_busy else ""
+        rest = f"; about {took * (wanted - number):.0f} s more" if number < wanted else ""
+        tell(f"process {number} of {wanted}: {took:.1f} s{said}{rest}")
+    return first, [*quiet, *busy][:wanted]
+
+
+def rows_of(first: Mapping[str, Any], counted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a document, by `timed_processes`."""
+    return [
+        document(facts, [one["seconds"][facts["key"]] for one in counted]) | {"units": first["units"][facts["key"]]}
+        for facts in first["programs"]
+    ]
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -78,7 +78,7 @@ def measure_once(
         started: When the process began, by `time.perf_counter`.
     """
     suite, watch = SUITES[name], Watch.begin()
-    base = _Trainer(_config(suite), _dataset(suite, suite.examples[0]))
+    base = Trainer(_config(suite), random_dataset(suite.examples[0], suite.eval_examples))
     base.steps(1)
     warm_s = time.perf_counter() - started
     sizes: Any = {"batch_size": suite.batch_sizes[0], "width": suite.widths[0], "once": True}
@@ -142,18 +142,18 @@ def _config(
     )
 
 
-def _dataset(suite: Suite, examples: int) -> data.Dataset:
+def random_dataset(examples: int, eval_examples: int) -> data.Dataset:
     """Random images: what a step costs depends on their shape alone."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (examples + suite.eval_examples, *IMAGE_SHAPE), np.uint8)
-    labels = rng.integers(0, NUM_CLASSES, examples + suite.eval_examples, np.int32)
+    images = rng.integers(0, 256, (examples + eval_examples, *IMAGE_SHAPE), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, examples + eval_examples, np.int32)
     labels[:NUM_CLASSES] = np.arange(NUM_CLASSES)
     return data.from_arrays(
         (images[:examples], labels[:examples]), (images[examples:], labels[examples:]), validation="test"
     )
 
 
-class _Trainer:
+class Trainer:
     """A training whose updates, orders and evaluations can be called one by one."""
 
     def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
@@ -178,6 +178,7 @@ class _Trainer:
             count -= now
 
     def evaluate(self, count: int) -> None:
+        """The validation split."""
         for _ in range(count):
             self.programs.evaluate(self.position, "validation")
 
@@ -189,16 +190,17 @@ class _Trainer:
             self.evaluate(1)
 
     def whole(self, count: int) -> None:
+        """As a user trains."""
         for _ in range(count):
             fit(self.config, self.dataset, devices=self.programs.mesh.size)
 
 
 def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
     """Steps, evaluations, epochs and runs; their work is counted, which takes longer than to make them, if asked."""
-    dataset = _dataset(suite, suite.examples[0])
+    dataset = random_dataset(suite.examples[0], suite.eval_examples)
     for devices, grad_shards, precision, batch_size, width in _combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
-        trainer = _Trainer(config, dataset, devices)
+        trainer = Trainer(config, dataset, devices)
         step = (step_work(config, dataset.facts) if counted else Work(0, 0))._asdict()
         sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision}
         sizes |= {"devices": devices, "grad_shards": grad_shards, "resident": step["bytes"] // 2}
@@ -208,7 +210,9 @@ def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
         evaluated = (eval_work(config, dataset.facts, suite.eval_examples) if counted else Work(0, 0))._asdict()
         yield Program(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
         for examples in suite.examples[: None if (precision, devices) == (suite.precisions[0], 1) else 1]:
-            smaller = trainer if examples == suite.examples[0] else _Trainer(config, _dataset(suite, examples), devices)
+            smaller = trainer
+            if examples != suite.examples[0]:
+                smaller = Trainer(config, random_dataset(examples, suite.eval_examples), devices)
             full = {name: step[name] * examples // batch_size + evaluated[name] for name in step}
             yield Program(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
         yield Program(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
@@ -217,7 +221,7 @@ def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
 def _sweeps(suite: Suite) -> Iterator[Program]:
     config = _config(suite)
     examples = min(suite.examples)
-    dataset = _dataset(suite, examples)
+    dataset = random_dataset(examples, suite.eval_examples)
     sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
     for lanes in suite.lanes:
         # Of all lanes, without what the call compiles.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,9 @@ class BenchFlags(flags.DeviceFlags):
     """Print MLPerf's log lines, too."""
     out: Path | None = None
     """Folder for bench.json and the pictures: roofline, throughput, scaling."""
+    exactness: flags.Switch = False
+    """Time what each level of exactness costs instead: an update with no bits promised, with the same bits again, on
+    several devices, on any machine. Some minutes."""
     self_check: flags.Switch = False
     """Try the instrument on work and slow-downs of known size instead; exit with 3 where it errs."""
 
@@ -47,6 +50,9 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.self_check:
         runtime.configure(chosen.device)
         return _self_check()
+    tell = partial(print, file=sys.stderr, flush=True)
+    if chosen.exactness:
+        return _exactness(chosen, tell)
     from jaxmlp.bench import processes
     from jaxmlp.bench.compare import check_processes
 
@@ -54,13 +60,7 @@ def run(argv: Sequence[str]) -> Answer:
     units = {row["key"]: row["units"] for row in base["rows"]} if base else None
     if base:
         check_processes(base, wanted)
-    document = processes.run_suite(
-        chosen.suite,
-        device=chosen.device,
-        processes=wanted,
-        units=units,
-        tell=partial(print, file=sys.stderr, flush=True),
-    )
+    document = processes.run_suite(chosen.suite, device=chosen.device, processes=wanted, units=units, tell=tell)
     say("\n".join(_table(document)))
     if chosen.mllog:
         from jaxmlp.bench.mllog import mllog_lines
@@ -72,6 +72,17 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.out:
         _write(document, chosen.out)
     return answer
+
+
+def _exactness(chosen: BenchFlags, tell: Callable[[str], None]) -> Answer:
+    from jaxmlp.bench.exactness import run_exactness, table
+    from jaxmlp.bench.noise import BUSY_CORES
+
+    found = run_exactness(device=chosen.device, processes=chosen.processes, tell=tell)
+    say("\n".join(table(found)))
+    if found["others_cores"] > BUSY_CORES:
+        say(f"The machine was noisy: other processes kept up to {found['others_cores']:.1f} cores busy.")
+    return Answer(found)
 
 
 def _part(text: str) -> float:

@@ -14,9 +14,9 @@ from jaxmlp.cli import STARTED, Answer, flags
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerFlags(flags.DeviceFlags):
-    """Time a suite in this process, as one JSON object on stdin says: arguments of `suite.measure_once`."""
+    """Time a suite in this process, as one JSON object on stdin says: arguments of `measure_once`."""
 
-    suite: Literal["quick", "full"] = "quick"
+    suite: Literal["quick", "full", "exact", "fastest"] = "quick"
     """Whose programs."""
 
 
@@ -24,7 +24,8 @@ def run(argv: Sequence[str]) -> Answer:
     """Time, and answer."""
     chosen = flags.parse(WorkerFlags(), argv, "bench-worker")[0]
     asked = json.load(sys.stdin)
-    runtime.configure(chosen.device)
-    from jaxmlp.bench.suite import measure_once
+    runtime.configure(chosen.device, exact=chosen.suite != "fastest")
+    from jaxmlp.bench import exactness, suite
 
+    measure_once = (exactness if chosen.suite in exactness.SUITES else suite).measure_once
     return Answer(measure_once(chosen.suite, **asked, started=STARTED))
