@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ import numpy as np
 import pytest
 
 from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
-from jaxmlp.bench import device, processes, race, speedrun, suite, timing
+from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
 from jaxmlp.bench.compare import DEVICE_ROWS
 from jaxmlp.bench.mllog import mllog_lines
-from jaxmlp.bench.noise import noise
+from jaxmlp.bench.noise import neighbours, noise
+from jaxmlp.bench.profile import profile
 from jaxmlp.bench.scaling import fit_power, fits
 from jaxmlp.bench.timing import Program, calibrate, measure
 from jaxmlp.bench.work import eval_work, step_work
@@ -144,6 +147,104 @@ def test_a_busy_machine_is_called_noisy_and_a_quiet_one_is_not(
     assert (said or "") in (found["message"] or "")
 
 
+def test_neighbours_lengthen_work_by_the_cores_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert [neighbours(cores) for cores in (None, 0.0, 1.0, 2.0)] == pytest.approx([1, 1, 4 / 3, 2])
+
+
+def test_a_process_beside_which_others_worked_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = iter([0.0, 0.9, 0.0, None, 0.0, 0.9])  # The first is not counted.
+    times = iter(range(9))
+
+    def process(*_: Any, **__: Any) -> dict[str, Any]:
+        seconds = {program.key: [float(next(times))]}
+        return {
+            "programs": [program.facts()],
+            "units": {program.key: 1},
+            "seconds": seconds,
+            "others_cores": next(busy),
+        }
+
+    program = Program(what="step", run=lambda _: None)
+    monkeypatch.setattr(processes, "measure_in_a_process", process)
+    first, counted = processes.timed_processes("quick", device="cpu", wanted=3, tell=lambda _: None)
+    (row,) = processes.rows_of(first, counted)
+    assert row["process_s"] == [2.0, 3.0, 4.0]
+    busy = iter([0.0, 0.9, 0.9])  # Where all are busy, none is.
+    assert len(processes.timed_processes("quick", device="cpu", wanted=2, tell=lambda _: None)[1]) == 2
+
+
+def test_a_process_that_fails_ends_the_benchmark_with_its_message_and_code(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "tpu"]) == 6
+    assert "device: tpu was asked for" in capfd.readouterr().err
+
+
+def test_a_rate_is_held_against_the_copy_of_its_size_and_the_makers_peak() -> None:
+    def row(what: str, seconds: float, **facts: Any) -> dict[str, Any]:
+        return timing.document(Program(what=what, run=lambda _: None, **facts).facts(), [[seconds]])
+
+    sizes: Any = {"batch_size": 128, "width": 512, "precision": "bfloat16"}
+    rows = [
+        row("product", 1.0, precision="bfloat16", width=4096, flops=10**14),
+        row("products", 0.5, flops=10**13, **sizes),
+        row("copy", 1.0, mib=1, bytes=4 * 10**9),
+        row("copy", 1.0, mib=256, bytes=10**9),
+        *(row("step", 1.0, flops=10**13, bytes=2 * 10**9, resident=held, **sizes) for held in (10**6, 10**8)),
+    ]
+    found = roof.peaks(rows)
+    roof.add_utilisation(rows, found, "NVIDIA H100 80GB HBM3")
+    small, large = rows[-2:]
+    assert (found["flops_per_s"]["bfloat16"], found["bytes_per_s"]) == (1e14, 1e9)
+    assert [small["of_roof"], large["of_roof"]] == pytest.approx([0.5, 2.0])
+    assert (small["of_products"], small["mfu"]) == pytest.approx((0.5, 1e13 / 989.5e12))
+
+
+def test_a_gpus_energy_is_what_its_counter_moved_by_and_not_known_without_its_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise Refused
+
+    counter = iter([1_000, 4_500])
+    names = ["nvmlInit", "nvmlShutdown", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetName", "nvmlDeviceGetMaxClockInfo"]
+    library: Any = types.SimpleNamespace(**{name: lambda *_: "X" for name in names}, NVML_CLOCK_SM=0, NVMLError=Refused)
+    library.nvmlSystemGetDriverVersion = library.nvmlDeviceGetEnforcedPowerLimit = refuse
+    library.nvmlDeviceGetClockInfo = lambda *_: 1980
+    library.nvmlDeviceGetTotalEnergyConsumption = lambda _: next(counter)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    assert machine.joules(lambda: None) == 3.5
+    counter = iter([1])
+    found = machine.gpu()
+    assert found and (found["clock_mhz"], found["driver"], found["power_limit_w"]) == (1980, None, None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert machine.gpu() is None
+    assert machine.joules(lambda: None) is None
+
+
+def test_a_profile_names_the_dearest_operations(tmp_path: Path) -> None:
+    factor = jax.numpy.ones((256, 256))
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(factor).block_until_ready()
+    found = profile(lambda: jax.block_until_ready([multiply(factor) for _ in range(3)]), tmp_path)
+    assert 0 < len(found) <= 10
+    assert {"op", "module", "seconds", "count"} == found[0].keys()
+    assert found[0]["seconds"] > 0
+
+
+def test_the_price_of_exactness_is_told_beside_the_fastest_of_the_same_precision() -> None:
+    ways: Any = {"fastest": 1e-3, "deterministic": 2e-3, "shards": 3e-3}
+    rows = [(f"relu {way}", one, seconds) for one in exactness.PRECISIONS for way, seconds in ways.items()]
+    rows.append(("relu portable", "portable", 4e-3))
+    lines = list(
+        exactness.table({"rows": [dict(zip(("what", "precision", "median_s"), row, strict=True)) for row in rows]})
+    )
+    assert lines[1].split() == ["relu,", "float32", "1", "ms,", "1.00", "2", "ms,", "2.00", "3", "ms,", "3.00"]
+    assert lines[4].split() == ["relu,", "portable", "4", "ms,", "4.00"]
+
+
 def test_a_power_is_fitted_exactly() -> None:
     found = fit_power([32, 128, 512], [3e-3 * size**0.8 for size in (32, 128, 512)])
     assert [found["exponent"], found["factor"]] == pytest.approx([0.8, 3e-3])
@@ -194,9 +295,9 @@ def benchmark() -> dict[str, Any]:
     """A tiny suite's document, of one process, which is this one."""
     found: list[dict[str, Any]] = []
 
-    def here(name: str, device: str, units: dict[str, int], plants: Any, counted: bool = False) -> dict[str, Any]:
+    def here(name: str, device: str, units: dict[str, int], plants: Any, **first: Any) -> dict[str, Any]:
         if not found:
-            found.append(suite.measure_once(name, units, counted=counted, plants=plants, started=0.0))
+            found.append(suite.measure_once(name, units, plants=plants, started=0.0, **first))
         return found[0]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -93,6 +93,12 @@ def test_a_change_of_the_machine_is_forgiven_up_to_the_limit() -> None:
     assert verdicts == ["same", "slower", "slower", "slower"]
 
 
+def test_a_difference_that_neighbours_could_make_is_unstable() -> None:
+    here = {"step": [1.3 * second for second in QUIET]}
+    verdicts = [judge({"step": QUIET}, here, limit=0.05, neighbours=factor)[0].verdict for factor in (1.0, 1.2, 1.4)]
+    assert verdicts == ["slower", "slower", "unstable"]
+
+
 def test_holms_step_down_is_as_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
@@ -111,7 +117,7 @@ def test_the_fewest_processes_show_one_row_of_so_many_and_one_fewer_do_not(rows:
 def document(process_s: list[float], **binding: str) -> dict[str, Any]:
     facts = {"binding": {"device_kind": "cpu", "isa": "avx2", **binding}, "not_binding": {"devices": 1, "threads": 2}}
     row = {"key": "step", "what": "step", "process_s": process_s}
-    return {"suite": "quick", "manifest": facts, "rows": [row]}
+    return {"suite": "quick", "manifest": facts, "rows": [row], "noise": {"neighbours": 1.0}}
 
 
 def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:

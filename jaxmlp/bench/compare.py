@@ -13,12 +13,12 @@ A row is `slower` where three things hold, and `faster` the other way round:
 2. Large: its ratio of medians is beyond the limit, also after division by the ratio of the device's own rows, such as
    product and copy. Two benchmarks are never drawn quite alike: between them a clock or a neighbour changes by a per
    cent or two, which a test finds sooner or later. A change of the machine is forgiven up to the limit, not beyond it.
-3. Larger than the noise: its ratio is beyond the spread of its own processes, in either benchmark: their interquartile
-   range over their median.
+3. Larger than the noise: its ratio is beyond the spread of its own processes in either benchmark, their interquartile
+   range over their median; and beyond what neighbours could do, who took a part of the cores (`noise.neighbours`).
 
-A row that is neither, and spreads by more than `WIDE` and the limit, is `unstable`: nothing can be said of it. The
-device's own rows are not judged, and have the verdict `device`. `tests/test_compare.py` simulates whole tables, with
-noise of a run, of a process and within one.
+A row that is neither is `unstable` where it spreads by more than `WIDE` and the limit, or where rule 3 alone keeps it
+from a verdict: nothing can be said of it. The device's own rows are not judged, and have the verdict `device`.
+`tests/test_compare.py` simulates whole tables, with noise of a run, of a process and within one.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def judge(
     *,
     limit: float,
     device: Sequence[str] = (),
+    neighbours: float = 1.0,
 ) -> list[Difference]:
     """Every row of `here`, by the rule that this module states.
 
@@ -78,6 +79,7 @@ def judge(
         here: The same rows.
         limit: The smallest difference that matters, as a part: 0.05 is 5 %.
         device: The rows that are the device's own.
+        neighbours: How many times as long others could make a row, in either benchmark.
     """
     from scipy.stats import mannwhitneyu
 
@@ -91,15 +93,18 @@ def judge(
     for key, ratio in ratios.items():
         spreads = [Spread.of(times[key]) for times in (base, here)]
         spread = max(one.iqr / one.median for one in spreads)
-        beyond, p = 1 + max(limit, spread), adjusted.get(key, 1.0)
-        verdict = "unstable" if spread > max(limit, WIDE) else "same"
-        if p < P_MAX and min(ratio, ratio / forgiven) > beyond:
-            verdict = "slower"
-        elif p < P_MAX and max(ratio, ratio / forgiven) < 1 / beyond:
-            verdict = "faster"
+        p, noise = adjusted.get(key, 1.0), max(1 + spread, neighbours)
+        least, most = sorted((ratio, ratio / forgiven))
+        size = least if ratio > 1 else 1 / most
+        differs = p < P_MAX and size > 1 + limit
+        if key in device:
+            verdict = "device"
+        elif differs and size > noise:
+            verdict = "slower" if ratio > 1 else "faster"
+        else:
+            verdict = "unstable" if differs or spread > max(limit, WIDE) else "same"
         wins = sum(float(one > other) + 0.5 * (one == other) for one in here[key] for other in base[key])
         effect = 2 * wins / (len(here[key]) * len(base[key])) - 1
-        verdict = "device" if key in device else verdict
         found.append(Difference(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
     return found
 
@@ -137,7 +142,9 @@ def compare(
         raise UsageError(f"compare: no row of suite {here['suite']} is in the base, which is of suite {base['suite']}")
     device = [row["key"] for row in shared if row["what"] in DEVICE_ROWS]
     check_processes(base, min(len(row["process_s"]) for row in shared))
-    return judge(before, {row["key"]: row["process_s"] for row in shared}, limit=limit, device=device)
+    neighbours = max(document["noise"]["neighbours"] for document in (base, here))
+    times = {row["key"]: row["process_s"] for row in shared}
+    return judge(before, times, limit=limit, device=device, neighbours=neighbours)
 
 
 def check_processes(base: Mapping[str, Any], processes: int) -> None:

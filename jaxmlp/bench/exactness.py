@@ -22,10 +22,8 @@ EXAMPLES = 4_000
 ROUNDS = 3
 
 
-def measure_once(
-    name: str, units: Mapping[str, int], *, counted: bool, plants: Sequence[str] = (), started: float
-) -> dict[str, Any]:
-    """Time one of `SUITES` in this process, and return JSON values as `suite.measure_once`."""
+def measure_once(name: str, units: Mapping[str, int], **_: Any) -> dict[str, Any]:
+    """Time one of `SUITES` in this process, and return JSON values as `suite.measure_once`; units as there."""
     from jaxmlp.bench.machine import machine
     from jaxmlp.run.manifest import platform_facts
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ def gpu() -> dict[str, Any] | None:
             with contextlib.suppress(nvml.NVMLError):
                 found[name] = ask()
         return found
+
+
+def joules(work: Callable[[], Any]) -> float | None:
+    """What the first NVIDIA GPU took while some work was done; None where nobody says."""
+    before = gpu()
+    work()
+    after = gpu()
+    if not before or not after or before["joules"] is None or after["joules"] is None:
+        return None
+    return float(after["joules"] - before["joules"])
 
 
 @contextlib.contextmanager

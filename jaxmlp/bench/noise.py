@@ -34,7 +34,19 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
     if relative > WIDE_SPREAD:
         reasons.append(f"times spread by {relative:.0%} of their median")
     message = f"The machine was noisy: {' and '.join(reasons)}. Measure again when it is quiet." if reasons else None
-    return {"others_cores": others_cores, "relative_iqr": relative, "noisy": bool(reasons), "message": message}
+    return {
+        "others_cores": others_cores,
+        "neighbours": neighbours(others_cores),
+        "relative_iqr": relative,
+        "noisy": bool(reasons),
+        "message": message,
+    }
+
+
+def neighbours(others_cores: float | None) -> float:
+    """How many times as long work on all cores takes with what others leave of them."""
+    cores = os.cpu_count() or 1
+    return cores / max(cores - (others_cores or 0.0), 0.01 * cores)
 
 
 @dataclass(frozen=True, kw_only=True)

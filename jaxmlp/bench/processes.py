@@ -39,6 +39,7 @@ def run_suite(
     processes: int | None = None,
     units: Mapping[str, int] | None = None,
     plants: Sequence[str] = (),
+    profiled: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time a suite, and return all about it as JSON values.
@@ -50,6 +51,7 @@ def run_suite(
         units: How many units a sample of a row is, as in a document that this one will be compared with: a sample of
             more units finds warmer caches. By default, and for rows that are not named, as many as take about 20 ms.
         plants: Stages that are timed a second time with a slow-down of known size, to try the instrument.
+        profiled: Folder for a profile of an epoch, which the first process takes.
         tell: Told what happens, and how long it will take.
 
     Raises:
@@ -59,7 +61,8 @@ def run_suite(
     from jaxmlp.bench.scaling import fits
 
     began, wanted = time.time(), processes or SUITES[name]
-    first, counted = timed_processes(name, device=device, wanted=wanted, units=units, plants=plants, tell=tell)
+    asked: Any = {"units": units, "plants": plants, "profiled": profiled}
+    first, counted = timed_processes(name, device=device, wanted=wanted, tell=tell, **asked)
     rows = rows_of(first, counted)
     rows.sort(key=_place)
     found_peaks = peaks(rows)
@@ -71,6 +74,8 @@ def run_suite(
         "ended_unix_s": time.time(),
         "manifest": first["manifest"],
         "machine": first["machine"] | {"peak_bytes": counted[-1]["peak_bytes"]},
+        "energy": first["energy"],
+        "profile": first["profile"],
         "processes": len(counted),
         "noise": noise(None if None in others else float(np.mean(others)), [row["seconds"] for row in rows]),
         "peaks": found_peaks,
@@ -86,12 +91,13 @@ def timed_processes(
     wanted: int,
     units: Mapping[str, int] | None = None,
     plants: Sequence[str] = (),
+    profiled: str | None = None,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the first process found, and what those that count did; arguments as of `run_suite`."""
     began = time.time()
     tell(f"{name}: one process compiles, then {wanted} fresh processes are timed; minutes on two cores")
-    first = measure_in_a_process(name, device, units or {}, plants, counted=True)
+    first = measure_in_a_process(name, device, units or {}, plants, counted=True, profiled=profiled)
     tell(f"compiled; less than {wanted * (time.time() - began):.0f} s more")
     quiet: list[dict[str, Any]] = []
     busy: list[dict[str, Any]] = []
@@ -122,15 +128,15 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def measure_in_a_process(
-    name: str, device: str, units: Mapping[str, int], plants: Sequence[str], *, counted: bool = False
+    name: str, device: str, units: Mapping[str, int], plants: Sequence[str], **first: Any
 ) -> dict[str, Any]:
-    """What `suite.measure_once` finds in a fresh process.
+    """What `suite.measure_once` finds in a fresh process, asked as the first one is by `first`.
 
     Raises:
         JaxmlpError: As there, with its exit code.
     """
     command = [sys.executable, "-P", "-m", "jaxmlp", "bench-worker", "--suite", name, "--device", device, "--json"]
-    asked = {"units": dict(units), "plants": list(plants), "counted": counted}
+    asked = {"units": dict(units), "plants": list(plants), "counted": False, **first}
     here = str(Path(__file__).parents[2])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,8 +16,9 @@ import numpy as np
 
 from jaxmlp import data, shards, train
 from jaxmlp.bench.device import device_programs
-from jaxmlp.bench.machine import machine, peak_bytes
+from jaxmlp.bench.machine import gpu, joules, machine, peak_bytes
 from jaxmlp.bench.noise import Watch
+from jaxmlp.bench.profile import profile
 from jaxmlp.bench.timing import Program, calibrate, measure
 from jaxmlp.bench.work import Work, eval_work, step_work
 from jaxmlp.compile.targets import compiling_anew
@@ -28,6 +30,8 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.sweep import sweep
 
 IMAGE_SHAPE, NUM_CLASSES = (28, 28, 1), 10
+ENERGY_S = 2.0
+"""Long against the steps of a GPU's energy counter, some 0.1 s."""
 PLANTED = 1.1
 """Factor of the slow-down by which the instrument is tried."""
 
@@ -66,14 +70,21 @@ SUITES = {
 
 
 def measure_once(
-    name: str, units: Mapping[str, int], *, counted: bool, plants: Sequence[str] = (), started: float
+    name: str,
+    units: Mapping[str, int],
+    *,
+    counted: bool,
+    plants: Sequence[str] = (),
+    profiled: str | None = None,
+    started: float,
 ) -> dict[str, Any]:
     """Time a suite in this process, and return JSON values for `processes.run_suite`.
 
     Args:
         name: Of `SUITES`.
         units: As `timing.measure`; those that are missing are found.
-        counted: Whether each program's work is counted, too.
+        counted: Whether each program's work is counted, and an update's energy, too.
+        profiled: Folder for a profile of an epoch of the base.
         plants: Stages of which the base is timed a second time, slowed down by `PLANTED`.
         started: When the process began, by `time.perf_counter`.
     """
@@ -97,7 +108,11 @@ def measure_once(
     with compiling_anew():
         seconds = measure(compiles, units, repeats=1)
     seconds |= measure(steady, units, repeats=suite.rounds) | measure([start, *swept], units, repeats=1)
+    energy_updates = round(ENERGY_S / seconds[next(one.key for one in steady if one.what == "step")][0])
+    energy_j = joules(lambda: base.steps(energy_updates)) if counted and gpu() else None
     return {
+        "energy": {"joules": energy_j, "updates": energy_updates},
+        "profile": profile(lambda: base.epoch(1), Path(profiled)) if profiled else None,
         "programs": [program.facts() for program in programs],
         "units": units,
         "seconds": seconds,

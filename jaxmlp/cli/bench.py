@@ -38,6 +38,8 @@ class BenchFlags(flags.DeviceFlags):
     exactness: flags.Switch = False
     """Time what each level of exactness costs instead: an update with no bits promised, with the same bits again, on
     several devices, on any machine. Some minutes."""
+    profile: Path | None = None
+    """Folder for JAX's trace of an epoch; its ten dearest operations are printed."""
     self_check: flags.Switch = False
     """Try the instrument on work and slow-downs of known size instead; exit with 3 where it errs."""
 
@@ -60,7 +62,10 @@ def run(argv: Sequence[str]) -> Answer:
     units = {row["key"]: row["units"] for row in base["rows"]} if base else None
     if base:
         check_processes(base, wanted)
-    document = processes.run_suite(chosen.suite, device=chosen.device, processes=wanted, units=units, tell=tell)
+    profiled = str(chosen.profile.absolute()) if chosen.profile else None
+    document = processes.run_suite(
+        chosen.suite, device=chosen.device, processes=wanted, units=units, profiled=profiled, tell=tell
+    )
     say("\n".join(_table(document)))
     if chosen.mllog:
         from jaxmlp.bench.mllog import mllog_lines
@@ -118,6 +123,7 @@ def _is_of_bench(document: Any) -> bool:
         texts = [document["suite"], *(row[name] for row in document["rows"] for name in ("key", "what"))]
         noise = document["noise"]
         texts += [noise["message"]] if noise["noisy"] else []
+        times += [noise["neighbours"]]
         are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
         return are_times and all(isinstance(text, str) for text in texts) and all(isinstance(f, dict) for f in facts)
     except (AttributeError, KeyError, TypeError):
@@ -181,6 +187,15 @@ def _table(document: Mapping[str, Any]) -> Iterator[str]:
         yield f"{fit['what']} grows as {fit['size'].replace('_', ' ')} ^ {fit['exponent']:.2f}".capitalize()
     if (seconds := _mnist_epoch_s(document)) is not None:
         yield f"MNIST epoch: {seconds:.3g} s: relu experiment, 469 updates and 10,000 images evaluated, by these rows"
+    machine, energy, peak = document["machine"], document["energy"], document["machine"]["peak_bytes"]
+    joules = energy["joules"]
+    yield f"Energy: {f'{joules / energy["updates"]:.3g} J an update' if joules is not None else 'not known'}"
+    held = f"; {peak['device'] / 2**20:,.0f} MiB on the device" if peak["device"] is not None else ""
+    yield f"Memory at the peak of a process: {peak['host'] / 2**20:,.0f} MiB on the host{held}"
+    host = f"{machine['cores']} cores of {machine['processor'] or 'an unknown processor'}"
+    yield f"Measured on {machine['devices']} x {machine['device_kind']}, {host}"
+    for one in document["profile"] or ():
+        yield f"{one['seconds'] * 1e3:9.2f} ms in {one['count']:5} x {one['op']} ({one['module']})"
     if document["noise"]["noisy"]:
         yield document["noise"]["message"]
 
