@@ -119,13 +119,14 @@ def _is_of_bench(document: Any) -> bool:
     try:
         facts = [document["manifest"][name] for name in ("binding", "not_binding")]
         times = [seconds for row in document["rows"] for seconds in row["process_s"] or [0.0]]
-        times += [row["units"] for row in document["rows"]]
         texts = [document["suite"], *(row[name] for row in document["rows"] for name in ("key", "what"))]
         noise = document["noise"]
         texts += [noise["message"]] if noise["noisy"] else []
         times += [noise["neighbours"]]
+        are_counts = all(type(row["units"]) is int and 0 < row["units"] <= 1 << 20 for row in document["rows"])
         are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
-        return are_times and all(isinstance(text, str) for text in texts) and all(isinstance(f, dict) for f in facts)
+        are_named = all(isinstance(text, str) for text in texts) and all(isinstance(fact, dict) for fact in facts)
+        return are_counts and are_times and are_named
     except (AttributeError, KeyError, TypeError):
         return False
 
