@@ -12,7 +12,7 @@ from jaxmlp.bench.compare import P_MAX, check_processes, compare, holm, judge, n
 from jaxmlp.errors import UsageError
 
 ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 10, 3
-TABLES = 60
+TABLES = 40
 
 
 def table(rng: np.random.Generator) -> dict[str, list[float]]:
@@ -54,7 +54,7 @@ def test_hardly_a_table_of_equal_programs_has_a_row_called_different_and_a_slow_
         found += judged(base, here)["7"] == "slower"
     assert false <= P_MAX * TABLES
     assert unstable <= 0.1 * ROWS * TABLES
-    assert found >= 0.93 * TABLES
+    assert found >= 0.9 * TABLES
 
 
 QUIET = [1.0 + number / 1000 for number in range(10)]
@@ -91,6 +91,13 @@ def test_a_change_of_the_machine_is_forgiven_up_to_the_limit() -> None:
         verdicts.append(found[0].verdict)
         assert found[1].verdict == "device"
     assert verdicts == ["same", "slower", "slower", "slower"]
+
+
+def test_a_difference_within_the_spread_of_a_rows_own_processes_is_unstable_though_no_process_overlaps() -> None:
+    base, here = {"step": [1.0] * 5 + [1.3] * 5}, {"step": [1.31] * 10}
+    jitter = 1 + np.arange(10) / 1e6
+    (found,) = judge(*({"step": list(jitter * times["step"])} for times in (base, here)), limit=0.05)
+    assert (found.verdict, found.effect) == ("unstable", 1.0)
 
 
 def test_a_difference_that_neighbours_could_make_is_unstable() -> None:

@@ -147,7 +147,7 @@ def measure_in_a_process(
             raise
     if worker.returncode:
         failed = JaxmlpError(answer.get("error", f"a process that measured ended with code {worker.returncode}"))
-        failed.exit_code = worker.returncode
+        failed.exit_code = max(worker.returncode, 1)  # Negative: a signal ended it.
         raise failed
     found: dict[str, Any] = answer
     return found
