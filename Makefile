@@ -20,7 +20,7 @@ help:
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and speed on a GPU or TPU, as one page; PYTHON=... uses that one as it is'
-	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs: an hour or more, on an idle machine'
+	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs; on an idle machine; PAIRS=3 tries it'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'

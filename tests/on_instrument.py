@@ -32,7 +32,7 @@ FOUND = 0.95
 def main() -> int:
     """Exit code 3 where the instrument is not to be trusted here."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="an hour or more for 20 on two idle cores")
+    parser.add_argument("--pairs", type=int, default=20, help="of quick suites")
     parser.add_argument("--processes", type=int, help="of each suite; by default its own number")
     parser.add_argument("--out", type=Path, default=Path("instrument.json"), help="all that was found")
     chosen = parser.parse_args()

@@ -21,12 +21,12 @@ class BenchFlags(flags.DeviceFlags):
     """Time compiling, steps, epochs, evaluation and whole runs, beside this device's fastest product and copy."""
 
     suite: Literal["quick", "full"] = "quick"
-    """quick takes some two minutes on two cores; full takes every combination of sizes, and hours."""
+    """quick takes minutes, and tells how many are left; full takes every combination of sizes, and much longer."""
     processes: int | None = ranged(None, "[1, 1000]")
     """Fresh processes that are timed, one after the other; by default 10."""
     compare: Path | None = None
     """A file that an earlier `bench --json` wrote; exit with 3 where a row is slower than there: beyond
-    --fail-slower, beyond the spread of its own processes, and shown for the table as a whole, p < 0.05."""
+    --fail-slower and the spread of its own processes, and shown for the table as a whole, p < 0.05."""
     fail_slower: str = "5%"
     """By how much a row may be slower."""
     across_devices: flags.Switch = False
