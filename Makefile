@@ -12,14 +12,15 @@ PROBE := import sys, importlib.util as util; \
 	sys.exit(not whole or not (3, 12) <= sys.version_info < (3, 15))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test chromium test-browser test-accelerator test-portable test-planted test-evidence \
-	test-tpu-programs test-targets lint lock clean
+.PHONY: help train test chromium test-browser test-accelerator test-instrument test-portable test-planted \
+	test-evidence test-tpu-programs test-targets lint lock clean
 
 help:
 	@echo 'make train   train a first network'
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and speed on a GPU or TPU, as one page; PYTHON=... uses that one as it is'
+	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs; on an idle machine; PAIRS=3 tries it'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
@@ -61,6 +62,10 @@ else
 test-accelerator: $(READY)
 	@$(BIN)/python tests/on_accelerator.py
 endif
+
+# PAIRS=3 tries it.
+test-instrument: $(READY)
+	$(BIN)/python tests/on_instrument.py --pairs $(or $(PAIRS),20)
 
 # PORTABLE_PYTHON="qemu-aarch64 -L SYSROOT PYTHON" compares another machine's Python too; PORTABLE_UPDATES=469, an epoch.
 test-portable: $(READY) .targets/oldest/ready

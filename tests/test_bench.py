@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import numpy as np
 import pytest
 
 from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
-from jaxmlp.bench import device, race, speedrun, suite
-from jaxmlp.bench.compare import compare, compare_times
+from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
+from jaxmlp.bench.compare import DEVICE_ROWS
 from jaxmlp.bench.mllog import mllog_lines
-from jaxmlp.bench.noise import noise
+from jaxmlp.bench.noise import neighbours, noise
+from jaxmlp.bench.profile import profile
 from jaxmlp.bench.scaling import fit_power, fits
-from jaxmlp.bench.timing import Program, measure
+from jaxmlp.bench.timing import Program, calibrate, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.errors import ConfigError, UsageError
@@ -26,7 +29,6 @@ from jaxmlp.experiment import load_experiment
 from jaxmlp.network import MNIST
 
 ROOT = Path(__file__).parent.parent
-TRIES = 20
 
 
 class Clock:
@@ -49,30 +51,26 @@ class Clock:
 
 def test_a_sleep_of_known_length_takes_that_length() -> None:
     clock = Clock()
-    rows = measure([clock.program("long", 0.5), clock.program("short", 1e-4)], repeats=3, clock=clock)
-    assert [row.seconds for row in rows] == [pytest.approx([0.5] * 3), pytest.approx([1e-4] * 3)]
+    programs = [clock.program("long", 0.5), clock.program("short", 1e-4)]
+    seconds = measure(programs, calibrate(programs, clock=clock), repeats=3, clock=clock)
+    assert list(seconds.values()) == [pytest.approx([0.5] * 3), pytest.approx([1e-4] * 3)]
 
 
 def test_a_short_program_is_repeated_until_a_sample_is_long_against_the_clock() -> None:
     clock = Clock()
-    ends: list[float] = []
-
-    def run(count: int) -> None:
-        clock.now += 1e-4 * count
-        ends.append(clock.now)
-
-    measure([Program(what="short", run=run)], repeats=1, sample_s=0.02, clock=clock)
-    assert 0.01 <= ends[-1] - ends[-2] <= 0.04
+    (units,) = calibrate([clock.program("short", 1e-4)], sample_s=0.02, clock=clock).values()
+    assert 100 <= units <= 400
 
 
 def test_a_program_that_says_its_seconds_is_believed() -> None:
-    (row,) = measure([Program(what="said", run=lambda _: 3.0, once=True)], repeats=2)
-    assert row.seconds == [3.0, 3.0]
+    program = Program(what="said", run=lambda _: 3.0, once=True)
+    assert measure([program], calibrate([program]), repeats=2) == {program.key: [3.0, 3.0]}
 
 
 def test_every_round_runs_every_program_in_an_order_of_its_own() -> None:
     clock = Clock()
-    measure([clock.program(name, 1.0, once=True) for name in "abcdef"], repeats=3, clock=clock)
+    programs = [clock.program(name, 1.0, once=True) for name in "abcdef"]
+    measure(programs, calibrate(programs), repeats=3, clock=clock)
     rounds = ["".join(clock.ran[first : first + 6]) for first in (0, 6, 12)]
     assert [sorted(order) for order in rounds] == [list("abcdef")] * 3
     assert len(set(rounds)) == 3
@@ -83,18 +81,28 @@ def test_a_product_of_known_flops_has_its_rate() -> None:
     program = device.product(64, "float32")
     program.run(2)
     assert program.flops == 2 * 64**3 == compiled.cost_analysis()["flops"]  # type: ignore[index]
-    clock = Clock()
-    timed = clock.program("product", 0.5, flops=program.flops)
-    assert measure([timed], repeats=3, clock=clock)[0].document()["flops_per_s"] == pytest.approx(2**20)
+    assert timing.document(program.facts(), [[0.5] * 3] * 2)["flops_per_s"] == pytest.approx(2**20)
 
 
 def test_a_copy_of_known_bytes_has_its_rate() -> None:
-    program = device.copy(1 << 20)
+    program = device.copy(1)
     program.run(2)
     assert program.bytes == 2 << 20
-    clock = Clock()
-    timed = clock.program("copy", 0.5, bytes=program.bytes)
-    assert measure([timed], repeats=3, clock=clock)[0].document()["bytes_per_s"] == pytest.approx(4 << 20)
+    assert timing.document(program.facts(), [[0.5]])["bytes_per_s"] == pytest.approx(4 << 20)
+
+
+def test_the_products_of_an_update_have_the_flops_of_the_update() -> None:
+    program = device.own_products(8, (784, 32, 16, 10), "bfloat16")
+    program.run(1)
+    assert program.flops == step_work(ExperimentConfig(model=MLP(hidden_sizes=(32, 16)), batch_size=8), MNIST).flops
+
+
+def test_devices_exchange_what_their_names_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = list(device.collectives(1))
+    assert {program.what for program in programs} == {"psum", "all gather", "reduce scatter", "all to all"}
+    for program in [*programs, *device.transfers(1), device.dispatch()]:
+        program.run(1)
+        assert program.what in DEVICE_ROWS
 
 
 def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
@@ -122,58 +130,6 @@ def test_an_evaluation_reads_the_parameters_for_each_batch_and_for_what_is_left_
     assert more - two == params + an_example
 
 
-def times(rng: np.random.Generator, factor: float = 1.0) -> list[float]:
-    """Of a quiet machine, supposed: 1.5 % of spread to the right, a stray in 50. With one in 20 some are missed."""
-    strays = np.where(rng.random(20) < 0.02, 1.5, 1.0)
-    return list(factor * 4e-3 * np.exp(np.abs(rng.normal(0, 0.015, 20))) * strays)
-
-
-def test_an_injected_slow_down_of_a_tenth_is_found_every_time() -> None:
-    rng = np.random.default_rng(0)
-    found = [compare_times("step", times(rng), times(rng, 1.1), limit=0.05, rows=20) for _ in range(TRIES)]
-    assert [one.verdict for one in found] == ["slower"] * TRIES
-    assert all(one.effect > 0.7 and one.ratio > 1.05 for one in found)
-
-
-def test_no_change_is_never_called_one() -> None:
-    rng = np.random.default_rng(1)
-    found = [compare_times("step", times(rng), times(rng), limit=0.05, rows=20) for _ in range(TRIES)]
-    assert [one.verdict for one in found] == ["same"] * TRIES
-
-
-def test_a_slow_down_below_the_limit_is_allowed_and_a_speed_up_is_told() -> None:
-    rng = np.random.default_rng(2)
-    assert compare_times("step", times(rng), times(rng, 1.1), limit=0.2, rows=1).verdict == "same"
-    faster = compare_times("step", times(rng), times(rng, 0.8), limit=0.05, rows=20)
-    assert (faster.verdict, faster.effect < -0.8) == ("faster", True)
-
-
-def test_many_rows_make_each_harder_to_call_different() -> None:
-    base, here = [1.0 + n / 1000 for n in range(6)], [1.2 + n / 1000 for n in range(6)]
-    one = compare_times("step", base, here, limit=0.05, rows=1)
-    many = compare_times("step", base, here, limit=0.05, rows=1000)
-    assert (one.verdict, many.verdict, many.p) == ("slower", "same", 1.0)
-
-
-def document(seconds: list[float], **binding: str) -> dict[str, Any]:
-    facts = {"binding": {"device_kind": "cpu", "isa": "avx2", **binding}, "not_binding": {"devices": 1, "threads": 2}}
-    return {"suite": "quick", "manifest": facts, "rows": [{"key": "step", "seconds": seconds}]}
-
-
-def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
-    base, here = document([1.0] * 12), document([1.0] * 12, device_kind="NVIDIA H100")
-    with pytest.raises(UsageError, match=r"device_kind: cpu there, NVIDIA H100 here\. Add --across-devices"):
-        compare(base, here, limit=0.05)
-    assert compare(base, here, limit=0.05, across_devices=True)[0].verdict == "same"
-
-
-def test_benchmarks_without_a_row_in_common_are_refused() -> None:
-    other = document([1.0])
-    other["rows"][0]["key"] = "epoch"
-    with pytest.raises(UsageError, match="no row of suite quick is in the base"):
-        compare(document([1.0]), other, limit=0.05)
-
-
 @pytest.mark.parametrize(
     ("others_cores", "spread", "said"),
     [
@@ -189,6 +145,104 @@ def test_a_busy_machine_is_called_noisy_and_a_quiet_one_is_not(
     found = noise(others_cores, [[1.0, 1.0 + spread, 1.0 + 2 * spread]] * 3)
     assert found["noisy"] == bool(said)
     assert (said or "") in (found["message"] or "")
+
+
+def test_neighbours_lengthen_work_by_the_cores_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    assert [neighbours(cores) for cores in (None, 0.0, 1.0, 2.0)] == pytest.approx([1, 1, 4 / 3, 2])
+
+
+def test_a_process_beside_which_others_worked_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = iter([0.0, 0.9, 0.0, None, 0.0, 0.9])  # The first is not counted.
+    times = iter(range(9))
+
+    def process(*_: Any, **__: Any) -> dict[str, Any]:
+        seconds = {program.key: [float(next(times))]}
+        return {
+            "programs": [program.facts()],
+            "units": {program.key: 1},
+            "seconds": seconds,
+            "others_cores": next(busy),
+        }
+
+    program = Program(what="step", run=lambda _: None)
+    monkeypatch.setattr(processes, "measure_in_a_process", process)
+    first, counted = processes.timed_processes("quick", device="cpu", wanted=3, tell=lambda _: None)
+    (row,) = processes.rows_of(first, counted)
+    assert row["process_s"] == [2.0, 3.0, 4.0]
+    busy = iter([0.0, 0.9, 0.9])  # Where all are busy, none is.
+    assert len(processes.timed_processes("quick", device="cpu", wanted=2, tell=lambda _: None)[1]) == 2
+
+
+def test_a_process_that_fails_ends_the_benchmark_with_its_message_and_code(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "tpu"]) == 6
+    assert "device: tpu was asked for" in capfd.readouterr().err
+
+
+def test_a_rate_is_held_against_the_copy_of_its_size_and_the_makers_peak() -> None:
+    def row(what: str, seconds: float, **facts: Any) -> dict[str, Any]:
+        return timing.document(Program(what=what, run=lambda _: None, **facts).facts(), [[seconds]])
+
+    sizes: Any = {"batch_size": 128, "width": 512, "precision": "bfloat16"}
+    rows = [
+        row("product", 1.0, precision="bfloat16", width=4096, flops=10**14),
+        row("products", 0.5, flops=10**13, **sizes),
+        row("copy", 1.0, mib=1, bytes=4 * 10**9),
+        row("copy", 1.0, mib=256, bytes=10**9),
+        *(row("step", 1.0, flops=10**13, bytes=2 * 10**9, resident=held, **sizes) for held in (10**6, 10**8)),
+    ]
+    found = roof.peaks(rows)
+    roof.add_utilisation(rows, found, "NVIDIA H100 80GB HBM3")
+    small, large = rows[-2:]
+    assert (found["flops_per_s"]["bfloat16"], found["bytes_per_s"]) == (1e14, 1e9)
+    assert [small["of_roof"], large["of_roof"]] == pytest.approx([0.5, 2.0])
+    assert (small["of_products"], small["mfu"]) == pytest.approx((0.5, 1e13 / 989.5e12))
+
+
+def test_a_gpus_energy_is_what_its_counter_moved_by_and_not_known_without_its_library(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Refused(Exception):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise Refused
+
+    counter = iter([1_000, 4_500])
+    names = ["nvmlInit", "nvmlShutdown", "nvmlDeviceGetHandleByIndex", "nvmlDeviceGetName", "nvmlDeviceGetMaxClockInfo"]
+    library: Any = types.SimpleNamespace(**{name: lambda *_: "X" for name in names}, NVML_CLOCK_SM=0, NVMLError=Refused)
+    library.nvmlSystemGetDriverVersion = library.nvmlDeviceGetEnforcedPowerLimit = refuse
+    library.nvmlDeviceGetClockInfo = lambda *_: 1980
+    library.nvmlDeviceGetTotalEnergyConsumption = lambda _: next(counter)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    assert machine.joules(lambda: None) == 3.5
+    counter = iter([1])
+    found = machine.gpu()
+    assert found and (found["clock_mhz"], found["driver"], found["power_limit_w"]) == (1980, None, None)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert machine.gpu() is None
+    assert machine.joules(lambda: None) is None
+
+
+def test_a_profile_names_the_dearest_operations(tmp_path: Path) -> None:
+    factor = jax.numpy.ones((256, 256))
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(factor).block_until_ready()
+    found = profile(lambda: jax.block_until_ready([multiply(factor) for _ in range(3)]), tmp_path)
+    assert 0 < len(found) <= 10
+    assert {"op", "module", "seconds", "count"} == found[0].keys()
+    assert found[0]["seconds"] > 0
+
+
+def test_the_price_of_exactness_is_told_beside_the_fastest_of_the_same_precision() -> None:
+    ways: Any = {"fastest": 1e-3, "deterministic": 2e-3, "shards": 3e-3}
+    rows = [(f"relu {way}", one, seconds) for one in exactness.PRECISIONS for way, seconds in ways.items()]
+    rows.append(("relu portable", "portable", 4e-3))
+    lines = list(
+        exactness.table({"rows": [dict(zip(("what", "precision", "median_s"), row, strict=True)) for row in rows]})
+    )
+    assert lines[1].split() == ["relu,", "float32", "1", "ms,", "1.00", "2", "ms,", "2.00", "3", "ms,", "3.00"]
+    assert lines[4].split() == ["relu,", "portable", "4", "ms,", "4.00"]
 
 
 def test_a_power_is_fitted_exactly() -> None:
@@ -232,24 +286,34 @@ def test_a_suite_varies_one_size_or_all(cross: bool) -> None:
 
 TINY = suite.Suite(
     batch_sizes=(16, 32), widths=(8,), precisions=("float32",), grad_shards=(1, 4), examples=(64,), eval_examples=64,
-    cross=False, repeats=2, lanes=(2,), few=1,
+    cross=False, rounds=2, lanes=(2,),
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> dict[str, Any]:
-    """A tiny suite's document."""
+    """A tiny suite's document, of one process, which is this one."""
+    found: list[dict[str, Any]] = []
+
+    def here(name: str, device: str, units: dict[str, int], plants: Any, **first: Any) -> dict[str, Any]:
+        if not found:
+            found.append(suite.measure_once(name, units, plants=plants, started=0.0, **first))
+        return found[0]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(suite.SUITES, "quick", TINY)
         patch.setitem(device.PRODUCT_SIZES, "cpu", (32,))
-        patch.setattr(device, "COPY_BYTES", 1 << 16)
-        return suite.run_suite("quick", lambda _: None)
+        patch.setattr(device, "COPY_MIB", (1,))
+        patch.setattr(device, "COLLECTIVE_MIB", ())
+        patch.setattr(processes, "measure_in_a_process", here)
+        return processes.run_suite("quick", processes=2, plants=("step",), tell=lambda _: None)
 
 
 @pytest.mark.slow
 def test_a_benchmark_times_every_stage_of_a_training(benchmark: dict[str, Any]) -> None:
     stages = {row["what"] for row in benchmark["rows"]}
-    assert stages == {"compile", "first step", "step", "evaluation", "epoch", "run", "sweep", "product", "copy"}
+    assert stages - set(DEVICE_ROWS) == {*processes.ORDER, "planted step"}
+    assert {"product", "products", "copy", "dispatch"} < stages
     sizes = ("batch_size", "width", "precision", "devices", "grad_shards")
     steps = {tuple(row[size] for size in sizes) for row in benchmark["rows"] if row["what"] == "step"}
     base = (16, 8, "float32")
@@ -279,22 +343,24 @@ def test_bench_compares_draws_and_ends_in_3_where_it_is_slower(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    here = copy.deepcopy(benchmark)
+    here = copy.deepcopy(benchmark) | {"processes": 10}
     power = {"exponent": 1.0, "factor": 1e-3}
     here["scaling"] = [{"what": "step", "size": "batch_size", "sizes": [1, 2, 4], "median_s": [1e-3] * 3, **power}]
     for row in here["rows"]:
-        row["seconds"] *= 10  # As many as a test needs.
+        row["process_s"] *= 5  # As many as a test needs.
     base = copy.deepcopy(here)
     for row in base["rows"]:
-        row["seconds"] = [second * times_of_base for second in row["seconds"]]
+        row["process_s"] = [second * times_of_base for second in row["process_s"]]
     (tmp_path / "base.json").write_text(json.dumps(base))
-    monkeypatch.setattr(suite, "run_suite", lambda name: here)
+    monkeypatch.setattr(processes, "run_suite", lambda *_, **__: here)
     flags = ["--compare", str(tmp_path / "base.json"), "--out", str(tmp_path / "out"), "--mllog", "--json"]
     assert main(["bench", *flags]) == code
     ended = capsys.readouterr()
     verdicts = {row["verdict"] for row in json.loads(ended.out)["comparison"]}
     assert ("slower" in verdicts, "faster" in verdicts) == (code == 3, code == 0)
-    assert ("rows are slower by more than 0.05" in ended.err) == (code == 3)
+    assert ("rows are slower by more than 5%" in ended.err) == (code == 3)
+    slow = [row["key"] for row in here["rows"] if row["what"] not in DEVICE_ROWS]
+    assert all(f"{key} (100.00)" in ended.err for key in slow) == (code == 3)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "bench.json", "roofline.svg", "scaling.svg", "throughput.svg"
     }  # fmt: skip

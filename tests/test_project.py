@@ -77,9 +77,9 @@ ARROWS = {
     "runtime schedules shards train",
     "sweep": "code controllers data distributed experiment feed fitting history loop "
     "network opening position programs progress run runtime shards signals train",
-    "bench": "data fitting history mlp network optimizers programs run schedules shards sweep train",
     "golden": "proof run",
     "compile": "data network shards sweep train",
+    "bench": "compile data fitting history mlp network optimizers programs run schedules shards sweep train",
     "report": "code data experiment fitting history inference jaxmlp mlp opening pictures prng proof run sweep train",
     "tracking": "history pictures train",
     "cli": "*",

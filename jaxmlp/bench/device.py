@@ -1,50 +1,144 @@
-"""What this device can do at most: the rate of a large product, and of a copy that no cache holds."""
+"""What can this device do at most: products, copies, a call, transfers, and collectives over its devices?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from jaxmlp import shards
 from jaxmlp.bench.timing import Program
 
 PRODUCT_SIZES = {"cpu": (512, 1024)}
 """Rows and columns of the factors; the fastest size counts."""
 LARGE_PRODUCT_SIZES = (4096, 8192)
 """On accelerators."""
-COPY_BYTES = 1 << 28
-"""More than a processor's caches hold."""
+COPY_MIB = (2, 16, 256)
+"""Of arrays that a processor's caches hold, and that they do not."""
+TRANSFER_MIB = 64
+COLLECTIVE_MIB = (1, 16)
+"""On each device."""
+MIB = 1 << 20
 
 
 def product(size: int, precision: str) -> Program:
     """Of two square matrices: 2 * size^3 FLOPs."""
-    factor = jnp.full((size, size), 0.5, precision)
+    first, second = _random((size, size), precision, 0), _random((size, size), precision, 1)
     multiply = jax.jit(jnp.matmul)
 
     def run(count: int) -> None:
-        _repeat(lambda: multiply(factor, factor), count)
+        _repeat(lambda: multiply(first, second), count)
 
     return Program(what="product", run=run, width=size, precision=precision, flops=2 * size**3)
 
 
-def copy(size: int) -> Program:
-    """Reads and writes an array of `size` bytes."""
-    source = jnp.ones(size // 4, jnp.float32)
+def own_products(rows: int, sizes: Sequence[int], precision: str) -> Program:
+    """The products of an update alone, at its own shapes: forward, for each kernel, and for each input but the first.
+
+    Args:
+        rows: The batch size.
+        sizes: Of the layers, from the inputs to the classes.
+        precision: Of all factors.
+    """
+    kernels = [_random(shape, precision, number) for number, shape in enumerate(pairwise(sizes))]
+    layers = [_random((rows, size), precision, 100 + number) for number, size in enumerate(sizes)]
+
+    @jax.jit
+    def multiply(kernels: list[Any], layers: list[Any]) -> list[Any]:
+        found = []
+        for number, (kernel, inputs, grads) in enumerate(zip(kernels, layers, layers[1:], strict=False)):
+            pairs = [(inputs, kernel), (inputs.T, grads), *([(grads, kernel.T)] if number else [])]
+            found += [jnp.matmul(*pair, preferred_element_type=jnp.float32) for pair in pairs]
+        return found
+
+    count = sum(6 * rows * one * other for one, other in pairwise(sizes)) - 2 * rows * sizes[0] * sizes[1]
+
+    def run(times: int) -> None:
+        _repeat(lambda: multiply(kernels, layers), times)
+
+    return Program(what="products", run=run, batch_size=rows, width=sizes[1], precision=precision, flops=count)
+
+
+def copy(mib: int) -> Program:
+    """Reads and writes an array of so many MiB."""
+    source = jnp.ones(mib * MIB // 4, jnp.float32)
 
     @jax.jit
     def scale(x: Float[Array, " n"]) -> Float[Array, " n"]:
         return x * jnp.float32(0.5)  # Not a copy that could be elided.
 
-    return Program(what="copy", run=lambda count: _repeat(lambda: scale(source), count), bytes=2 * (size // 4) * 4)
+    return Program(what="copy", run=lambda count: _repeat(lambda: scale(source), count), mib=mib, bytes=2 * mib * MIB)
 
 
-def peak_programs(precisions: tuple[str, ...]) -> list[Program]:
-    """What to time beside a suite, so that its rates have something to be held against."""
-    sizes = PRODUCT_SIZES.get(jax.default_backend(), LARGE_PRODUCT_SIZES)
-    return [*(product(size, precision) for precision in precisions for size in sizes), copy(COPY_BYTES)]
+def dispatch() -> Program:
+    """From a call to the end of a program that does next to nothing."""
+    add, one = jax.jit(lambda x: x + x), jnp.float32(1)
+    return Program(what="dispatch", run=lambda count: _repeat(lambda: add(one), count))
+
+
+def transfers(mib: int) -> Iterator[Program]:
+    """An array from the host to the device, and one that the device has just made to the host."""
+    here = np.ones(mib * MIB // 4, np.float32)
+    there = jnp.asarray(here)
+    scale = jax.jit(lambda x: x + x)  # JAX keeps the host's copy of an array that was fetched before.
+    ways: dict[str, Callable[[], Any]] = {
+        "to device": lambda: jax.device_put(here),
+        "from device": lambda: jax.device_get(scale(there)),
+    }
+    for what, call in ways.items():
+        yield Program(what=what, run=partial(_repeat, call), mib=mib, bytes=mib * MIB)
+
+
+def collectives(mib: int) -> Iterator[Program]:
+    """What devices exchange, each with an array of so many MiB; seconds are of all devices together."""
+    mesh = shards.make_mesh(jax.devices())
+    count, split = mesh.size, PartitionSpec(shards.AXIS)
+    rows = jnp.ones((count, mib * MIB // 4 // count * count), jnp.float32)
+    kinds: dict[str, tuple[Callable[[Any], Any], Any]] = {
+        "psum": (lambda x: lax.psum(x, shards.AXIS), PartitionSpec()),
+        "all gather": (lambda x: lax.all_gather(x, shards.AXIS), split),
+        "reduce scatter": (lambda x: lax.psum_scatter(x[0], shards.AXIS, tiled=True), split),
+        "all to all": (lambda x: lax.all_to_all(x.reshape(count, -1), shards.AXIS, 0, 0, tiled=True), split),
+    }
+    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, split))
+    for what, (exchange, out) in kinds.items():
+        function = jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=split, out_specs=out))
+        call = partial(function, placed)
+        yield Program(what=what, run=partial(_repeat, call), devices=count, grad_shards=count, mib=mib, bytes=mib * MIB)
+
+
+def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) -> Iterator[Program]:
+    """What to time beside a suite, so that its rates have something to be held against.
+
+    Args:
+        rows: Batch size of the suite's base.
+        sizes: Of its layers, from the inputs to the classes.
+        precisions: Of the products.
+    """
+    for precision in precisions:
+        for size in PRODUCT_SIZES.get(jax.default_backend(), LARGE_PRODUCT_SIZES):
+            yield product(size, precision)
+        yield own_products(rows, sizes, precision)
+    yield from map(copy, COPY_MIB)
+    yield dispatch()
+    if jax.default_backend() != "cpu":  # Whose memory is the host's.
+        yield from transfers(TRANSFER_MIB)
+    if jax.device_count() > 1:
+        for mib in COLLECTIVE_MIB:
+            yield from collectives(mib)
+
+
+def _random(shape: tuple[int, ...], precision: str, seed: int) -> Array:
+    """Numbers as networks have them: a chip's clock falls where many bits change, and rises on constant ones."""
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), precision)
 
 
 def _repeat(call: Callable[[], Any], count: int) -> None:

@@ -34,7 +34,19 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
     if relative > WIDE_SPREAD:
         reasons.append(f"times spread by {relative:.0%} of their median")
     message = f"The machine was noisy: {' and '.join(reasons)}. Measure again when it is quiet." if reasons else None
-    return {"others_cores": others_cores, "relative_iqr": relative, "noisy": bool(reasons), "message": message}
+    return {
+        "others_cores": others_cores,
+        "neighbours": neighbours(others_cores),
+        "relative_iqr": relative,
+        "noisy": bool(reasons),
+        "message": message,
+    }
+
+
+def neighbours(others_cores: float | None) -> float:
+    """How many times as long work on all cores takes with what others leave of them."""
+    cores = os.cpu_count() or 1
+    return cores / max(cores - (others_cores or 0.0), 0.01 * cores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +63,13 @@ class Watch:
         own = os.times()
         return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(own[:4]))
 
-    def noise(self, times: Sequence[Sequence[float]]) -> dict[str, Any]:
-        """From this moment until now, as `noise`."""
+    def others_cores(self) -> float | None:
+        """Cores that other processes kept busy from this moment until now, on average; none if nobody says."""
         now = Watch.begin()
         if self.all_s is None or now.all_s is None:
-            return noise(None, times)
+            return None
         others_s = (now.all_s - self.all_s) - (now.own_s - self.own_s)
-        return noise(max(0.0, others_s / (now.clock_s - self.clock_s)), times)
+        return max(0.0, others_s / (now.clock_s - self.clock_s))
 
 
 def _used_s() -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 INKS = ("#0072b2", "#b84a00", "#00795a", "#a3497a", "#7d6200", "#4f5b93")
 """Okabe and Ito's hues, dark enough for lines on white; a marker and a dash go with each."""
@@ -29,28 +30,34 @@ STYLE: Any = {
 
 
 def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the pictures of a document of `run_suite` as SVG into `folder`, and return their paths."""
+    """Write the pictures of a document of `run_suite` as SVG into `folder`, and return their paths.
+
+    A picture of which the suite has no line is left out.
+    """
     paths = []
     for name, plot in {"roofline": roofline, "throughput": throughput, "scaling": scaling}.items():
-        path = folder / f"{name}.svg"
         # Whatever the user's own matplotlibrc says.
         with mpl.style.context(STYLE, after_reset=True):
-            plot(document).savefig(path, metadata={"Date": None})
-        paths.append(path)
+            if figure := plot(document):
+                paths.append(folder / f"{name}.svg")
+                figure.savefig(paths[-1], metadata={"Date": None})
     return paths
 
 
 def roofline(document: Mapping[str, Any]) -> Figure:
-    """Achieved FLOP/s over FLOPs a byte, under the roof that this device's product and copy set."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    """Achieved FLOP/s over FLOPs a byte, under the roofs that this device's products and copies set."""
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.add_subplot()
     rows = [row for row in document["rows"] if "of_roof" in row and row["devices"] == row["grad_shards"] == 1]
     peaks = document["peaks"]
-    ridges = [peak / peaks["bytes_per_s"] for peak in peaks["flops_per_s"].values()]
-    intensities = [row["flops"] / row["bytes"] for row in rows]
-    reach = np.geomspace(min(intensities + ridges) / 3, max(intensities + ridges) * 3, 200)
+    fastest = max(peaks["copies"].values())
+    ends = [row["flops"] / row["bytes"] for row in rows]
+    ends += [peak / rate for peak in peaks["flops_per_s"].values() for rate in (fastest, peaks["bytes_per_s"])]
+    reach = np.geomspace(min(ends) / 2, max(ends) * 2, 200)
+    slow = np.minimum(max(peaks["flops_per_s"].values()), reach * peaks["bytes_per_s"])
+    axes.plot(reach, slow, ":", color="#57606a", label="roof of the memory")
     for number, (precision, peak) in enumerate(peaks["flops_per_s"].items()):
-        roof = np.minimum(peak, reach * peaks["bytes_per_s"])
+        roof = np.minimum(peak, reach * fastest)
         axes.plot(reach, roof, DASHES[number], color=INKS[number], label=f"roof, {precision}")
         for what, marker in (("step", "o"), ("epoch", "^"), ("evaluation", "s")):
             points = [row for row in rows if (row["what"], row["precision"]) == (what, precision)]
@@ -59,46 +66,57 @@ def roofline(document: Mapping[str, Any]) -> Figure:
             face = INKS[number] if number == 0 else "white"
             axes.plot(x, y, marker, color=INKS[number], markerfacecolor=face, label=f"{what}, {precision}")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="FLOP/s", title=_title(document, "roofline"))
-    axes.legend(loc="lower right", ncols=2)
+    figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-def throughput(document: Mapping[str, Any]) -> Figure:
-    """Examples a second over the batch size, a line for each width and precision."""
-    figure = Figure(figsize=(7, 4.6), layout="constrained")
+def throughput(document: Mapping[str, Any]) -> Figure | None:
+    """Examples a second over the batch size, a line for each width and precision of which two sizes were timed."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     steps = [row for row in document["rows"] if row["what"] == "step" and row["devices"] == row["grad_shards"] == 1]
-    for number, (width, precision) in enumerate(sorted({(row["width"], row["precision"]) for row in steps})):
-        line = [row for row in steps if (row["width"], row["precision"]) == (width, precision)]
-        line.sort(key=lambda row: row["batch_size"])
-        _line(axes, number, [row["batch_size"] for row in line], [row["examples_per_s"] for row in line],
-              f"width {width}, {precision}")  # fmt: skip
-    axes.set_xscale("log", base=2)
-    axes.set(yscale="log", xlabel="batch size", ylabel="examples a second", title=_title(document, "training"))
-    axes.legend(ncols=2)
-    return figure
+    lines: dict[tuple[int, str], list[Any]] = {}
+    for row in sorted(steps, key=lambda row: (row["width"], row["precision"], row["batch_size"])):
+        lines.setdefault((row["width"], row["precision"]), []).append(row)
+    lines = {held: line for held, line in lines.items() if len(line) > 1}
+    for number, ((width, precision), line) in enumerate(lines.items()):
+        style: Any = {"color": INKS[number % 6], "marker": MARKERS[number % 6], "label": f"width {width}, {precision}"}
+        x, y = ([row[name] for row in line] for name in ("batch_size", "examples_per_s"))
+        axes.plot(x, y, DASHES[(number + number // 6) % 6], **style)
+    axes.set(xscale="log", yscale="log", xlabel="batch size", ylabel="examples a second")
+    axes.set_title(_title(document, "training"))
+    _plain_ticks(axes, sorted({row["batch_size"] for line in lines.values() for row in line}))
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure if lines else None
 
 
-def scaling(document: Mapping[str, Any]) -> Figure:
+def scaling(document: Mapping[str, Any]) -> Figure | None:
     """Time over each of `scaling.SIZES`, with the power that fits."""
     found = document["scaling"]
-    figure = Figure(figsize=(4.2 * len(found), 3.8), layout="constrained")
-    for number, (axes, fit) in enumerate(zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True)):
-        sizes = np.asarray(fit["sizes"])
-        axes.plot(sizes, fit["median_s"], MARKERS[number], color=INKS[number], label="median")
-        label = f"size ^ {fit['exponent']:.2f}"
-        axes.plot(sizes, fit["factor"] * sizes ** fit["exponent"], "--", color=INKS[number], label=label)
-        axes.set_xscale("log", base=2)
-        axes.set(yscale="log", xlabel=fit["size"].replace("_", " "), ylabel=f"seconds, {fit['what']}")
-        axes.legend()
+    rows = -(-len(found) // 2)
+    figure = Figure(figsize=(8, 3.4 * rows + 0.4), layout="constrained")
+    for number, fit in enumerate(found):
+        axes, sizes = figure.add_subplot(rows, min(2, len(found)), number + 1), np.asarray(fit["sizes"])
+        axes.plot(sizes, 1e3 * np.asarray(fit["median_s"]), MARKERS[number], color=INKS[number])
+        axes.plot(sizes, 1e3 * fit["factor"] * sizes ** fit["exponent"], "--", color=INKS[number])
+        size = fit["size"].replace("_", " ")
+        axes.set(xscale="log", yscale="log", xlabel=size, ylabel=f"{fit['what']}, ms")
+        axes.set_title(f"grows as {size} ^ {fit['exponent']:.2f}", fontsize=12)
+        _plain_ticks(axes, fit["sizes"])
     figure.suptitle(_title(document, "cost"))
-    return figure
+    return figure if found else None
 
 
-def _line(axes: Axes, number: int, x: Any, y: Any, label: str) -> None:
-    style: Any = {"color": INKS[number % 6], "marker": MARKERS[number % 6], "label": label}
-    axes.plot(x, y, DASHES[(number + number // 6) % 6], **style)
+def _plain_ticks(axes: Axes, sizes: Sequence[int]) -> None:
+    """The sizes that were timed, and numbers as people write them."""
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _title(document: Mapping[str, Any], what: str) -> str:
-    return f"{document['manifest']['binding']['device_kind']}: {what}"
+    machine = document["machine"]
+    name = machine["processor"] if machine["device_kind"] == "cpu" else machine["device_kind"]
+    return f"{name or machine['device_kind']}: {what}"

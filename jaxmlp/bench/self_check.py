@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from jaxmlp.bench.compare import compare_times
+from jaxmlp.bench.compare import judge
 from jaxmlp.bench.device import copy, product
-from jaxmlp.bench.timing import Program, measure
+from jaxmlp.bench.timing import Program, calibrate, measure
 
 TRIES = 20
 LIMIT = 0.05
@@ -29,15 +29,15 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
         `sleep_s`, `product_rates`, `copy_rates`, `slow_downs_found`, `false_alarms` and `passed`.
     """
     slept = Program(what="sleep", run=lambda count: time.sleep(SLEEP_S * count), once=True)
-    sized = [product(512, "float32"), product(1024, "float32"), copy(1 << 27), copy(1 << 28)]
+    sized = [product(512, "float32"), product(1024, "float32"), copy(128), copy(256)]
     named = [slept, *(replace(one, batch_size=number) for number, one in enumerate(sized, 1))]
-    sleep_s, *times = (row.best_s for row in measure(named, repeats=5))
+    sleep_s, *times = map(min, measure(named, calibrate(named), repeats=5).values())
     rates = [(one.flops or one.bytes) / seconds for one, seconds in zip(sized, times, strict=True)]
     found = alarms = 0
     for number in range(TRIES):
         base, here, slower = _three(repeats)
-        found += compare_times("injected", base, slower, limit=LIMIT, rows=1).verdict == "slower"
-        alarms += compare_times("no change", base, here, limit=LIMIT, rows=1).verdict != "same"
+        found += judge({"": base}, {"": slower}, limit=LIMIT)[0].verdict == "slower"
+        alarms += judge({"": base}, {"": here}, limit=LIMIT)[0].verdict in ("slower", "faster")
         tell(f"try {number + 1} of {TRIES}: {found} slow-downs found, {alarms} false alarms")
     products, copies = rates[:2], rates[2:]
     # time.sleep may oversleep by a tick of the system, not more on a quiet machine.
@@ -67,4 +67,4 @@ def _three(repeats: int) -> list[list[float]]:
 
     parts = zip(("base", "here", "slower"), (1.0, 1.0, SLOW_DOWN), strict=True)
     programs = [Program(what=name, run=run(factor), once=True) for name, factor in parts]
-    return [row.seconds for row in measure(programs, repeats=repeats)]
+    return list(measure(programs, calibrate(programs), repeats=repeats).values())

@@ -1,23 +1,27 @@
-"""What a benchmark times: every stage of a training, over batch sizes, widths, precisions and devices."""
+"""What does one process of a benchmark time? Each stage of a training, over sizes, precisions and devices."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jaxmlp import data, shards, train
-from jaxmlp.bench.device import peak_programs
+from jaxmlp.bench.device import device_programs
+from jaxmlp.bench.machine import gpu, joules, machine, peak_bytes
 from jaxmlp.bench.noise import Watch
-from jaxmlp.bench.scaling import fits
-from jaxmlp.bench.timing import Program, Row, measure
-from jaxmlp.bench.work import eval_work, step_work
+from jaxmlp.bench.profile import profile
+from jaxmlp.bench.timing import Program, calibrate, measure
+from jaxmlp.bench.work import Work, eval_work, step_work
+from jaxmlp.compile.targets import compiling_anew
 from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.fitting import fit
 from jaxmlp.mlp import MLP
@@ -26,6 +30,10 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.sweep import sweep
 
 IMAGE_SHAPE, NUM_CLASSES = (28, 28, 1), 10
+ENERGY_S = 2.0
+"""Long against the steps of a GPU's energy counter, some 0.1 s."""
+PLANTED = 1.1
+"""Factor of the slow-down by which the instrument is tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,79 +49,126 @@ class Suite:
     eval_examples: int
     cross: bool
     """Steps of all combinations, or of those that differ from the base in one size."""
-    repeats: int
     lanes: tuple[int, ...]
     """Of sweeps of the base over the fewest examples."""
-    few: int
-    """Rounds of what is long: compiles and sweeps."""
+    rounds: int = 3
+    """In each process; of what is long, which is compiling and sweeps, there is one."""
 
 
 SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
-        grad_shards=(1, 2, 4, 8), examples=(3_000, 750, 1_500), eval_examples=2_000, cross=False, repeats=20,
-        lanes=(1, 2, 4), few=3,
+        grad_shards=(1, 2, 4, 8), examples=(3_000, 750), eval_examples=2_000, cross=False,
+        lanes=(1, 4),
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),
         precisions=("float32", "bfloat16"), grad_shards=(1, 2, 4, 8), examples=(60_000, 7_500, 15_000, 30_000),
-        eval_examples=10_000, cross=True, repeats=20, lanes=(1, 2, 4, 8, 16), few=12,
+        eval_examples=10_000, cross=True, lanes=(1, 2, 4, 8, 16),
     ),
 }  # fmt: skip
 
 
-def run_suite(name: str, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Time a suite, and return all about it as JSON values.
+def measure_once(
+    name: str,
+    units: Mapping[str, int],
+    *,
+    counted: bool,
+    plants: Sequence[str] = (),
+    profiled: str | None = None,
+    started: float,
+) -> dict[str, Any]:
+    """Time a suite in this process, and return JSON values for `processes.run_suite`.
 
     Args:
         name: Of `SUITES`.
-        tell: Told what happens.
+        units: As `timing.measure`; those that are missing are found.
+        counted: Whether each program's work is counted, and an update's energy, too.
+        profiled: Folder for a profile of an epoch of the base.
+        plants: Stages of which the base is timed a second time, slowed down by `PLANTED`.
+        started: When the process began, by `time.perf_counter`.
     """
-    suite = SUITES[name]
-    began, watch = time.time(), Watch.begin()
-    tell(f"{name}: compiling for {jax.devices()[0].device_kind}")
-    compiled = _measure_compiles(suite)
-    steady = measure([*peak_programs(suite.precisions), *_steady(suite)], repeats=suite.repeats)
-    swept = measure(list(_sweeps(suite)), repeats=suite.few)
-    rows = [row.document() for row in (*compiled, *steady, *swept)]
-    _add_utilisation(rows, steady)
-    base = _config(suite, suite.batch_sizes[0], suite.widths[0], suite.precisions[0], 1)
+    suite, watch = SUITES[name], Watch.begin()
+    base = Trainer(_config(suite), random_dataset(suite.examples[0], suite.eval_examples))
+    base.steps(1)
+    warm_s = time.perf_counter() - started
+    sizes: Any = {"batch_size": suite.batch_sizes[0], "width": suite.widths[0], "once": True}
+    compiles = [Program(what="compile", run=base.compile, **sizes)]
+    start = Program(what="warm start", run=lambda _: warm_s, **sizes)
+    layers = (int(np.prod(IMAGE_SHAPE)), suite.widths[0], suite.widths[0], NUM_CLASSES)
+    device = device_programs(suite.batch_sizes[0], layers, suite.precisions)
+    steady, swept = [*device, *_steady(suite, counted=counted)], list(_sweeps(suite))
+    for what in plants:
+        held = swept if what == "sweep" else steady
+        held.append(_slowed(next(program for program in held if program.what == what)))
+    programs = [start, *compiles, *steady, *swept]
+    units = calibrate([program for program in programs if program.key not in units]) | dict(units)
+    # A slow-down is of the same sample.
+    units |= {key: units[key.removeprefix("planted ")] for key in units}
+    with compiling_anew():
+        seconds = measure(compiles, units, repeats=1)
+    seconds |= measure(steady, units, repeats=suite.rounds) | measure([start, *swept], units, repeats=1)
+    energy_updates = round(ENERGY_S / seconds[next(one.key for one in steady if one.what == "step")][0])
+    energy_j = joules(lambda: base.steps(energy_updates)) if counted and gpu() else None
     return {
-        "suite": name,
-        "began_unix_s": began,
-        "ended_unix_s": time.time(),
-        "manifest": manifest(base, _dataset(suite, suite.examples[0])),
-        "noise": watch.noise([row.seconds for row in steady]),
-        "peaks": _peaks(steady),
-        "rows": rows,
-        "scaling": fits(rows, suite.batch_sizes[0], suite.widths[0]),
+        "energy": {"joules": energy_j, "updates": energy_updates},
+        "profile": profile(lambda: base.epoch(1), Path(profiled)) if profiled else None,
+        "programs": [program.facts() for program in programs],
+        "units": units,
+        "seconds": seconds,
+        "others_cores": watch.others_cores(),
+        "peak_bytes": peak_bytes(),
+        "base": [suite.batch_sizes[0], suite.widths[0]],
+        "manifest": manifest(base.config, base.dataset),
+        "machine": machine(),
     }
 
 
-def _config(suite: Suite, batch_size: int, width: int, precision: Any, grad_shards: int) -> ExperimentConfig:
-    """The relu experiment of these sizes."""
+def _slowed(program: Program) -> Program:
+    """The same work, and then a wait of the part by which it is planted to be slower."""
+
+    def run(count: int) -> float | None:
+        began = time.perf_counter()
+        said = program.run(count)
+        end = began + PLANTED * (time.perf_counter() - began)
+        while said is None and time.perf_counter() < end:
+            pass
+        return said and PLANTED * said
+
+    return dataclasses.replace(program, what=f"planted {program.what}", run=run)
+
+
+def _config(
+    suite: Suite,
+    batch_size: int | None = None,
+    width: int | None = None,
+    precision: Any = "float32",
+    grad_shards: int = 1,
+) -> ExperimentConfig:
+    """The relu experiment of these sizes, by default of the base's."""
+    width = width or suite.widths[0]
     return ExperimentConfig(
         model=MLP(hidden_sizes=(width, width)),
         data=DataConfig(validation="test"),
-        batch_size=batch_size,
+        batch_size=batch_size or suite.batch_sizes[0],
         epochs=1,
         precision=precision,
         grad_shards=grad_shards,
     )
 
 
-def _dataset(suite: Suite, examples: int) -> data.Dataset:
+def random_dataset(examples: int, eval_examples: int) -> data.Dataset:
     """Random images: what a step costs depends on their shape alone."""
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (examples + suite.eval_examples, *IMAGE_SHAPE), np.uint8)
-    labels = rng.integers(0, NUM_CLASSES, examples + suite.eval_examples, np.int32)
+    images = rng.integers(0, 256, (examples + eval_examples, *IMAGE_SHAPE), np.uint8)
+    labels = rng.integers(0, NUM_CLASSES, examples + eval_examples, np.int32)
     labels[:NUM_CLASSES] = np.arange(NUM_CLASSES)
     return data.from_arrays(
         (images[:examples], labels[:examples]), (images[examples:], labels[examples:]), validation="test"
     )
 
 
-class _Trainer:
+class Trainer:
     """A training whose updates, orders and evaluations can be called one by one."""
 
     def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
@@ -129,10 +184,6 @@ class _Trainer:
         updates = programs.feeds["train"].updates(self.order, 0, 1)
         train.train_steps.lower(programs.config, state, sums, *updates, mesh=programs.mesh).compile()
 
-    def first_step(self, _: int) -> None:
-        jax.clear_caches()
-        self.steps(1)
-
     def steps(self, count: int) -> None:
         """In as few calls as an epoch has room for."""
         while count > 0:
@@ -142,6 +193,7 @@ class _Trainer:
             count -= now
 
     def evaluate(self, count: int) -> None:
+        """The validation split."""
         for _ in range(count):
             self.programs.evaluate(self.position, "validation")
 
@@ -153,51 +205,38 @@ class _Trainer:
             self.evaluate(1)
 
     def whole(self, count: int) -> None:
+        """As a user trains."""
         for _ in range(count):
             fit(self.config, self.dataset, devices=self.programs.mesh.size)
 
 
-def _measure_compiles(suite: Suite) -> list[Row]:
-    cached = jax.config.jax_enable_compilation_cache
-    # What an earlier run has compiled must not shorten a compile.
-    jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        return measure(list(_compiles(suite)), repeats=suite.few)
-    finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
-
-
-def _compiles(suite: Suite) -> Iterator[Program]:
-    config = _config(suite, suite.batch_sizes[0], suite.widths[0], suite.precisions[0], 1)
-    trainer = _Trainer(config, _dataset(suite, suite.examples[0]))
-    sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0], "once": True}
-    yield Program(what="compile", run=trainer.compile, **sizes)
-    yield Program(what="first step", run=trainer.first_step, **sizes)
-
-
-def _steady(suite: Suite) -> Iterator[Program]:
-    dataset = _dataset(suite, suite.examples[0])
+def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
+    """Steps, evaluations, epochs and runs; their work is counted, which takes longer than to make them, if asked."""
+    dataset = random_dataset(suite.examples[0], suite.eval_examples)
     for devices, grad_shards, precision, batch_size, width in _combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
-        trainer, step = _Trainer(config, dataset, devices), step_work(config, dataset.facts)._asdict()
+        trainer = Trainer(config, dataset, devices)
+        step = (step_work(config, dataset.facts) if counted else Work(0, 0))._asdict()
         sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision}
-        sizes |= {"devices": devices, "grad_shards": grad_shards}
+        sizes |= {"devices": devices, "grad_shards": grad_shards, "resident": step["bytes"] // 2}
         yield Program(what="step", run=trainer.steps, examples=batch_size, **step, **sizes)
         if (batch_size, width) != (suite.batch_sizes[0], suite.widths[0]) or grad_shards != devices:
             continue
-        evaluated = eval_work(config, dataset.facts, suite.eval_examples)._asdict()
+        evaluated = (eval_work(config, dataset.facts, suite.eval_examples) if counted else Work(0, 0))._asdict()
         yield Program(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
         for examples in suite.examples[: None if (precision, devices) == (suite.precisions[0], 1) else 1]:
-            smaller = trainer if examples == suite.examples[0] else _Trainer(config, _dataset(suite, examples), devices)
+            smaller = trainer
+            if examples != suite.examples[0]:
+                smaller = Trainer(config, random_dataset(examples, suite.eval_examples), devices)
             full = {name: step[name] * examples // batch_size + evaluated[name] for name in step}
             yield Program(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
         yield Program(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
 
 
 def _sweeps(suite: Suite) -> Iterator[Program]:
-    config = _config(suite, suite.batch_sizes[0], suite.widths[0], suite.precisions[0], 1)
+    config = _config(suite)
     examples = min(suite.examples)
-    dataset = _dataset(suite, examples)
+    dataset = random_dataset(examples, suite.eval_examples)
     sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
     for lanes in suite.lanes:
         # Of all lanes, without what the call compiles.
@@ -217,27 +256,3 @@ def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
         differs = sum(one != other for one, other in zip(found, base, strict=True))
         if differs < 2 or (suite.cross and found[0] == (1, 1)):
             yield (*found[0], *found[1:])
-
-
-def _peaks(rows: list[Row]) -> dict[str, Any]:
-    """The device's fastest product of each precision, and its copy."""
-    products = [row for row in rows if row.program.what == "product"]
-    (copied,) = (row for row in rows if row.program.what == "copy")
-    rates: dict[str, float] = {}
-    for row in products:
-        rate = row.program.flops / row.best_s
-        rates[row.program.precision] = max(rate, rates.get(row.program.precision, 0.0))
-    return {"flops_per_s": rates, "bytes_per_s": copied.program.bytes / copied.best_s}
-
-
-def _add_utilisation(rows: list[dict[str, Any]], steady: list[Row]) -> None:
-    """How near each row is to what its devices can do at its number of FLOPs a byte: 1 is the roof."""
-    peaks = _peaks(steady)
-    for row in rows:
-        if row["flops"] and row["bytes"]:
-            devices = row["devices"]
-            product_s = row["flops"] / (devices * peaks["flops_per_s"][row["precision"]])
-            bytes_s = row["bytes"] / (devices * peaks["bytes_per_s"])
-            row["of_peak_flops"] = product_s / row["median_s"]
-            row["of_peak_bytes"] = bytes_s / row["median_s"]
-            row["of_roof"] = max(product_s, bytes_s) / row["median_s"]

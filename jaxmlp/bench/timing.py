@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from jaxmlp.bench.spread import Spread
@@ -16,12 +16,14 @@ class Program:
     """Something to time, and the work that one of its units is."""
 
     what: str
-    """compile, first step, step, epoch, evaluation, run, sweep; product and copy are the device's own measures."""
+    """warm start, compile, step, epoch, evaluation, run, sweep; `compare.DEVICE_ROWS` are the device's own."""
     run: Callable[[int], float | None]
     """Does so many units and waits for their end; may say itself how many seconds that took."""
     batch_size: int = 0
     width: int = 0
     """Of both hidden layers, or of the product's matrices."""
+    mib: int = 0
+    """Of the array that is copied, sent or exchanged."""
     precision: str = "float32"
     devices: int = 1
     grad_shards: int = 1
@@ -34,6 +36,8 @@ class Program:
     """Of a unit's products."""
     bytes: int = 0
     """That a unit must move, at least."""
+    resident: int = 0
+    """Bytes that a unit comes back to: those of an epoch's updates are the same for every update."""
     once: bool = False
     """One unit a sample, however short, and no warm-up."""
 
@@ -43,6 +47,7 @@ class Program:
         sizes = [
             ("b", self.batch_size),
             ("w", self.width),
+            ("m", self.mib),
             ("n", self.examples),
             ("l", self.lanes),
             ("d", self.devices),
@@ -50,69 +55,78 @@ class Program:
         ]
         return " ".join([self.what, self.precision, *(f"{letter}{size}" for letter, size in sizes if size)])
 
+    def facts(self) -> dict[str, Any]:
+        """All but the times, as JSON values."""
+        names = ("key", "what", "batch_size", "width", "mib", "precision", "devices", "grad_shards", "lanes")
+        return {name: getattr(self, name) for name in (*names, "examples", "flops", "bytes", "resident")}
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """A program's times."""
 
-    program: Program
-    seconds: list[float] = field(default_factory=list)
-    """Of one unit each, in the order of the rounds."""
+def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """A row of the benchmark's document, with the rates at its median.
 
-    @property
-    def best_s(self) -> float:
-        """The shortest: what the device can do when nothing is in its way."""
-        return min(self.seconds)
+    Args:
+        facts: `Program.facts`.
+        by_process: Seconds of one unit each, by process. A process counts as the median of its samples.
+    """
+    process_s = [Spread.of(seconds).median for seconds in by_process]
+    spread = Spread.of(process_s)
+    return {
+        **facts,
+        "seconds": [second for seconds in by_process for second in seconds],
+        "process_s": process_s,
+        "median_s": spread.median,
+        "iqr_s": spread.iqr,
+        "examples_per_s": facts["examples"] / spread.median,
+        "flops_per_s": facts["flops"] / spread.median,
+        "bytes_per_s": facts["bytes"] / spread.median,
+    }
 
-    def document(self) -> dict[str, Any]:
-        """As JSON, with the rates at the median."""
-        spread, program = Spread.of(self.seconds), self.program
-        return {
-            "key": program.key,
-            **{name: getattr(program, name) for name in ("what", "batch_size", "width", "precision")},
-            **{name: getattr(program, name) for name in ("devices", "grad_shards", "lanes", "examples")},
-            **{name: getattr(program, name) for name in ("flops", "bytes")},
-            "seconds": self.seconds,
-            "median_s": spread.median,
-            "iqr_s": spread.iqr,
-            "examples_per_s": program.examples / spread.median,
-            "flops_per_s": program.flops / spread.median,
-            "bytes_per_s": program.bytes / spread.median,
-        }
+
+def calibrate(
+    programs: Sequence[Program], *, sample_s: float = 0.02, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, int]:
+    """How many units of each program take about `sample_s`, by the programs' keys."""
+    return {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
 
 
 def measure(
     programs: Sequence[Program],
+    units: Mapping[str, int],
     *,
     repeats: int,
-    sample_s: float = 0.02,
     clock: Callable[[], float] = time.perf_counter,
-) -> list[Row]:
+) -> dict[str, list[float]]:
     """Time every program `repeats` times, all of them in each round.
 
     Args:
-        programs: A sample of each runs as many units as take about `sample_s`.
+        programs: Each runs once before the first round, which compiles it, if it is not to run once a sample.
+        units: How many units a sample of each is: long against the clock's steps and a call's own cost.
         repeats: Rounds.
-        sample_s: Long against the clock's steps and a call's own cost.
         clock: In seconds.
+
+    Returns:
+        By the programs' keys, seconds of one unit, in the order of the rounds.
     """
-    units = {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
-    rows = [Row(program=program) for program in programs]
+    for program in programs:
+        if not program.once:
+            program.run(1)
+    seconds: dict[str, list[float]] = {program.key: [] for program in programs}
     for turn in range(repeats):
         # In another order each round, so that no program always follows the same one.
-        for row in random.Random(turn).sample(rows, len(rows)):
-            count = units[row.program.key]
+        for program in random.Random(turn).sample(programs, len(programs)):
+            count = units[program.key]
             if count > 1:
-                row.program.run(1)  # Fetches what the program before has put out of the caches.
-            row.seconds.append(_time(row.program, count, clock) / count)
-    return rows
+                program.run(1)  # Fetches what the program before has put out of the caches.
+            seconds[program.key].append(_time(program, count, clock) / count)
+    return seconds
 
 
 def _units(program: Program, sample_s: float, clock: Callable[[], float]) -> int:
     """How many units last about `sample_s`; the first run, which compiles, warms up and counts for nothing."""
     _time(program, 1, clock)
     count = 1
-    while (seconds := _time(program, count, clock)) < sample_s / 2 and count < 1 << 20:
+    # The shorter of two, because a neighbour makes times longer and samples too small.
+    while (seconds := min(_time(program, count, clock) for _ in range(2))) < sample_s / 2 and count < 1 << 20:
         count = min(8 * count, max(2 * count, int(count * sample_s / max(seconds, 1e-9))))
     return count
 

@@ -57,8 +57,8 @@ COMMANDS = {
     "completion": "bash|zsh        print a script with which the shell completes words",
 }
 """One line of help for each command. Its module has the command's name, with `_` for `-`."""
-SCRIPTS = ("peers", "speedrun")
-"""Modules like commands' modules, run by files in `experiments`."""
+SCRIPTS = ("peers", "speedrun", "bench-worker")
+"""Modules like commands' modules, run by files in `experiments` or by other commands."""
 
 HELP = """\
 usage: jaxmlp COMMAND ... [flags]

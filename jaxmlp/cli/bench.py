@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError, DiskError, UsageError
-from jaxmlp.fields import parse_json
+from jaxmlp.fields import parse_json, ranged
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +21,12 @@ class BenchFlags(flags.DeviceFlags):
     """Time compiling, steps, epochs, evaluation and whole runs, beside this device's fastest product and copy."""
 
     suite: Literal["quick", "full"] = "quick"
-    """quick takes under a minute on two cores; full takes every combination of sizes."""
+    """quick takes minutes, and tells how many are left; full takes every combination of sizes, and much longer."""
+    processes: int | None = ranged(None, "[1, 1000]")
+    """Fresh processes that are timed, one after the other; by default 10."""
     compare: Path | None = None
-    """A file that an earlier `bench --json` wrote; exit with 3 where a row is slower than there, p < 0.01."""
+    """A file that an earlier `bench --json` wrote; exit with 3 where a row is slower than there: beyond
+    --fail-slower and the spread of its own processes, and shown for the table as a whole, p < 0.05."""
     fail_slower: str = "5%"
     """By how much a row may be slower."""
     across_devices: flags.Switch = False
@@ -30,6 +35,11 @@ class BenchFlags(flags.DeviceFlags):
     """Print MLPerf's log lines, too."""
     out: Path | None = None
     """Folder for bench.json and the pictures: roofline, throughput, scaling."""
+    exactness: flags.Switch = False
+    """Time what each level of exactness costs instead: an update with no bits promised, with the same bits again, on
+    several devices, on any machine. Some minutes."""
+    profile: Path | None = None
+    """Folder for JAX's trace of an epoch; its ten dearest operations are printed."""
     self_check: flags.Switch = False
     """Try the instrument on work and slow-downs of known size instead; exit with 3 where it errs."""
 
@@ -39,12 +49,23 @@ def run(argv: Sequence[str]) -> Answer:
     chosen = flags.parse(BenchFlags(), argv, "bench")[0]
     limit = _part(chosen.fail_slower)
     base = _read(chosen.compare) if chosen.compare else None
-    runtime.configure(chosen.device)
     if chosen.self_check:
+        runtime.configure(chosen.device)
         return _self_check()
-    from jaxmlp.bench.suite import run_suite
+    tell = partial(print, file=sys.stderr, flush=True)
+    if chosen.exactness:
+        return _exactness(chosen, tell)
+    from jaxmlp.bench import processes
+    from jaxmlp.bench.compare import check_processes
 
-    document = run_suite(chosen.suite)
+    wanted = chosen.processes or processes.SUITES[chosen.suite]
+    units = {row["key"]: row["units"] for row in base["rows"]} if base else None
+    if base:
+        check_processes(base, wanted)
+    profiled = str(chosen.profile.absolute()) if chosen.profile else None
+    document = processes.run_suite(
+        chosen.suite, device=chosen.device, processes=wanted, units=units, profiled=profiled, tell=tell
+    )
     say("\n".join(_table(document)))
     if chosen.mllog:
         from jaxmlp.bench.mllog import mllog_lines
@@ -56,6 +77,17 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.out:
         _write(document, chosen.out)
     return answer
+
+
+def _exactness(chosen: BenchFlags, tell: Callable[[str], None]) -> Answer:
+    from jaxmlp.bench.exactness import run_exactness, table
+    from jaxmlp.bench.noise import BUSY_CORES
+
+    found = run_exactness(device=chosen.device, processes=chosen.processes, tell=tell)
+    say("\n".join(table(found)))
+    if found["others_cores"] > BUSY_CORES:
+        say(f"The machine was noisy: other processes kept up to {found['others_cores']:.1f} cores busy.")
+    return Answer(found)
 
 
 def _part(text: str) -> float:
@@ -76,7 +108,8 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}. Make one: jaxmlp bench --json > {path}") from None
     if not _is_of_bench(document):
-        raise UsageError(f"{path} is not a benchmark's. Make one: jaxmlp bench --json > {path}")
+        wanted = "is not a benchmark's, or of a version that did not tell processes apart"
+        raise UsageError(f"{path} {wanted}. Make one: jaxmlp bench --json > {path}")
     found: dict[str, Any] = document
     return found
 
@@ -85,12 +118,15 @@ def _is_of_bench(document: Any) -> bool:
     """Whether it has what a comparison reads."""
     try:
         facts = [document["manifest"][name] for name in ("binding", "not_binding")]
-        times = [seconds for row in document["rows"] for seconds in row["seconds"] or [0.0]]
-        texts = [document["suite"], *(row["key"] for row in document["rows"])]
+        times = [seconds for row in document["rows"] for seconds in row["process_s"] or [0.0]]
+        texts = [document["suite"], *(row[name] for row in document["rows"] for name in ("key", "what"))]
         noise = document["noise"]
         texts += [noise["message"]] if noise["noisy"] else []
+        times += [noise["neighbours"]]
+        are_counts = all(type(row["units"]) is int and 0 < row["units"] <= 1 << 20 for row in document["rows"])
         are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
-        return are_times and all(isinstance(text, str) for text in texts) and all(isinstance(f, dict) for f in facts)
+        are_named = all(isinstance(text, str) for text in texts) and all(isinstance(fact, dict) for fact in facts)
+        return are_counts and are_times and are_named
     except (AttributeError, KeyError, TypeError):
         return False
 
@@ -108,35 +144,82 @@ def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float,
     from jaxmlp.bench.compare import compare
 
     differences = compare(base, document, limit=limit, across_devices=chosen.across_devices)
-    say(f"\n{'':36}     base s     here s  ratio  effect       p")
+    width = max(len(found.key) for found in differences)
+    say(f"\n{'':{width}}     base s     here s  ratio  spread  effect       p")
     for found in differences:
-        figures = f"{found.base_s:10.3g} {found.here_s:10.3g} {found.ratio:6.3f} {found.effect:7.2f} {found.p:7.2g}"
-        say(f"{found.key:36} {figures}  {found.verdict}")
-    if base["noise"]["noisy"]:
-        say(f"The base: {base['noise']['message']}")
+        figures = (
+            f"{found.base_s:10.3g} {found.here_s:10.3g} {found.ratio:6.3f} {found.spread:7.1%} {found.effect:7.2f}"
+        )
+        say(f"{found.key:{width}} {figures} {found.p:7.2g}  {found.verdict}")
+    for name, measured in (("The base", base), ("This one", document)):
+        if measured["noise"]["noisy"]:
+            say(f"{name}: {measured['noise']['message']}")
     answer = Answer({**document, "comparison": [found._asdict() for found in differences]})
-    slower = [found.key for found in differences if found.verdict == "slower"]
+    judged = [found for found in differences if found.verdict != "device"]
+    slower = [f"{found.key} ({found.ratio:.2f})" for found in judged if found.verdict == "slower"]
+    unstable = sum(found.verdict == "unstable" for found in judged)
+    if unstable:
+        say(f"{unstable} of {len(judged)} rows are unstable: their processes disagree, and nothing can be said of them")
     if not slower:
         return answer
-    message = f"{len(slower)} of {len(differences)} rows are slower by more than {limit:.3g}, p < 0.01: {slower[0]}"
+    message = f"{len(slower)} of {len(judged)} rows are slower by more than {chosen.fail_slower}: {', '.join(slower)}"
     return answer._replace(exit_code=CheckFailed.exit_code, message=message)
 
 
 def _table(document: Mapping[str, Any]) -> Iterator[str]:
-    yield f"{'':36}     median      IQR  examples/s   GFLOP/s    GB/s  of roof"
+    width = max(len(row["key"]) for row in document["rows"])
+    yield f"{'':{width}}     median   spread  examples/s   GFLOP/s    GB/s  of roof"
     for row in document["rows"]:
         rates = [row["examples_per_s"], row["flops_per_s"] / 1e9, row["bytes_per_s"] / 1e9]
         shown = [f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate else "-" for rate in rates]
         roof = f"{row['of_roof']:.0%}" if "of_roof" in row else "-"
         times = f"{_time(row['median_s'])} {row['iqr_s'] / row['median_s']:8.1%}"
-        yield f"{row['key']:36} {times} {shown[0]:>11} {shown[1]:>9} {shown[2]:>7} {roof:>8}"
+        yield f"{row['key']:{width}} {times} {shown[0]:>11} {shown[1]:>9} {shown[2]:>7} {roof:>8}"
+    yield ""
+    yield from _legend(document)
     peaks = document["peaks"]
     products = ", ".join(f"{rate / 1e9:,.0f} GFLOP/s {name}" for name, rate in peaks["flops_per_s"].items())
-    yield f"peaks measured here: {products}; {peaks['bytes_per_s'] / 1e9:.1f} GB/s"
+    yield f"Peaks measured here: {products}; {peaks['bytes_per_s'] / 1e9:.1f} GB/s"
+    for row in document["rows"]:
+        if "of_products" in row:
+            alone, rate = f"{row['of_products']:.0%}", f"; {row['mfu']:.1%} of the maker's peak" if "mfu" in row else ""
+            yield f"An update in {row['precision']}: its products alone take {alone} of its time{rate}"
     for fit in document["scaling"]:
-        yield f"{fit['what']} grows as {fit['size'].replace('_', ' ')} ^ {fit['exponent']:.2f}"
+        yield f"{fit['what']} grows as {fit['size'].replace('_', ' ')} ^ {fit['exponent']:.2f}".capitalize()
+    if (seconds := _mnist_epoch_s(document)) is not None:
+        yield f"MNIST epoch: {seconds:.3g} s: relu experiment, 469 updates and 10,000 images evaluated, by these rows"
+    machine, energy, peak = document["machine"], document["energy"], document["machine"]["peak_bytes"]
+    joules = energy["joules"]
+    yield f"Energy: {f'{joules / energy["updates"]:.3g} J an update' if joules is not None else 'not known'}"
+    held = f"; {peak['device'] / 2**20:,.0f} MiB on the device" if peak["device"] is not None else ""
+    yield f"Memory at the peak of a process: {peak['host'] / 2**20:,.0f} MiB on the host{held}"
+    host = f"{machine['cores']} cores of {machine['processor'] or 'an unknown processor'}"
+    yield f"Measured on {machine['devices']} x {machine['device_kind']}, {host}"
+    for one in document["profile"] or ():
+        yield f"{one['seconds'] * 1e3:9.2f} ms in {one['count']:5} x {one['op']} ({one['module']})"
     if document["noise"]["noisy"]:
         yield document["noise"]["message"]
+
+
+def _legend(document: Mapping[str, Any]) -> Iterator[str]:
+    letters = {"b": "batch size", "w": "width of both hidden layers", "m": "MiB of an array", "n": "examples"}
+    letters |= {"l": "lanes of a sweep", "d": "devices", "g": "gradient shards, if not one a device"}
+    used = {word[0] for row in document["rows"] for word in row["key"].split() if word[1:].isdecimal()}
+    yield "; ".join(f"{letter} {meaning}" for letter, meaning in letters.items() if letter in used)
+    yield f"Median of {document['processes']} processes; spread: their interquartile range over the median."
+    yield "Of roof: the least time at the rates of product and copy measured here, over the time taken."
+    if any(row.get("of_roof", 0) > 1 for row in document["rows"]):
+        yield "Above 100 %: caches kept what the roof counts as moved, so the row is not bound by memory."
+
+
+def _mnist_epoch_s(document: Mapping[str, Any]) -> float | None:
+    """Of the relu experiment, by the rows of its sizes; None where there are none."""
+    wanted = {"batch_size": 128, "width": 512, "precision": "float32", "devices": 1, "grad_shards": 1}
+    found = {row["what"]: row for row in document["rows"] if all(row[name] == size for name, size in wanted.items())}
+    if not {"step", "evaluation"} <= found.keys():
+        return None
+    evaluated = found["evaluation"]
+    return float(469 * found["step"]["median_s"] + 10_000 / evaluated["examples"] * evaluated["median_s"])
 
 
 def _time(seconds: float) -> str:

@@ -417,9 +417,9 @@ def test_benchmark(tmp_path: Path) -> None:
     binding = {"device_kind": "cpu", "isa": "x86_64", "platform_version": "1"}
     here = {
         "suite": "quick",
-        "rows": [{"key": f"row {i}", "seconds": [1.0, 2.0, 3.0]} for i in range(3)],
+        "rows": [{"key": f"row {i}", "what": "step", "units": 1, "process_s": [1.0, 2.0] * 4} for i in range(3)],
         "manifest": {"binding": binding, "not_binding": {"devices": 1, "threads": 2}},
-        "noise": {"noisy": False, "message": None},
+        "noise": {"noisy": False, "message": None, "neighbours": 1.0},
     }
     path = tmp_path / "bench.json"
 

@@ -1,0 +1,93 @@
+"""On what was a benchmark measured: processor, memory, devices, driver, clocks?"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def machine() -> dict[str, Any]:
+    """What the system and NVIDIA's library say, as JSON values; None where nobody does. No name of host or user."""
+    device, info = jax.devices()[0], _read("/proc/cpuinfo")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    clocks = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*(.*)$", info, re.MULTILINE)]
+    model = re.search(r"^(?:model name|Model)\s*:\s*(.*)$", info, re.MULTILINE)
+    stats = device.memory_stats() or {}
+    return {
+        "processor": model[1] if model else None,
+        "cores": len(cores),
+        "clock_mhz": max(clocks, default=None),
+        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        "device_kind": device.device_kind,
+        "devices": jax.device_count(),
+        "device_memory_bytes": stats.get("bytes_limit"),
+        "gpu": gpu(),
+    }
+
+
+def peak_bytes() -> dict[str, int | None]:
+    """The most memory that this process has held until now: of the host, and of the first device where that tells."""
+    stats = jax.devices()[0].memory_stats() or {}
+    return {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "device": stats.get("peak_bytes_in_use")}
+
+
+def gpu() -> dict[str, Any] | None:
+    """Driver, clocks and power of the first NVIDIA GPU; None without one, without nvidia-ml-py, without permission."""
+    with _nvml() as nvml:
+        if nvml is None:
+            return None
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        asked = {
+            "name": lambda: nvml.nvmlDeviceGetName(handle),
+            "driver": nvml.nvmlSystemGetDriverVersion,
+            "clock_mhz": lambda: nvml.nvmlDeviceGetClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "max_clock_mhz": lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, nvml.NVML_CLOCK_SM),
+            "power_limit_w": lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
+            "joules": lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
+        }
+        found: dict[str, Any] = {}
+        for name, ask in asked.items():
+            found[name] = None
+            with contextlib.suppress(nvml.NVMLError):
+                found[name] = ask()
+        return found
+
+
+def joules(work: Callable[[], Any]) -> float | None:
+    """What the first NVIDIA GPU took while some work was done; None where nobody says."""
+    before = gpu()
+    work()
+    after = gpu()
+    if not before or not after or before["joules"] is None or after["joules"] is None:
+        return None
+    return float(after["joules"] - before["joules"])
+
+
+@contextlib.contextmanager
+def _nvml() -> Iterator[Any]:
+    """NVIDIA's library, or None."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # Not installed; or pynvml.NVMLError, which cannot be named without it.
+        yield None
+        return
+    try:
+        yield pynvml
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

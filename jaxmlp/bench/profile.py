@@ -1,0 +1,43 @@
+"""Which operations does the device spend its time on? JAX's profiler, and what its trace says by operation."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+DEAREST = 10
+AROUND = ("while", "call", "conditional")
+"""Operations that only hold others."""
+
+
+def profile(work: Callable[[], Any], folder: Path) -> list[dict[str, Any]]:
+    """Trace some work into a folder, for TensorBoard or Perfetto, and return the dearest operations.
+
+    Args:
+        work: Waits for its end, and has been compiled.
+        folder: Made where it is not there.
+
+    Returns:
+        Each with `op` and `module`, XLA's names; `seconds`, added over all threads or streams; `count`.
+    """
+    with jax.profiler.trace(str(folder)):
+        work()
+    newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
+    spent: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Of the binding's own types.
+        for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
+            for event in (event for line in plane.lines for event in line.events):
+                told = dict(event.stats)
+                if "hlo_op" in told and not str(told["hlo_op"]).startswith(AROUND):
+                    spent[str(told["hlo_op"]), str(told.get("hlo_module"))].append(event.duration_ns / 1e9)
+    dearest = sorted(spent.items(), key=lambda item: -sum(item[1]))[:DEAREST]
+    return [
+        {"op": op, "module": module, "seconds": sum(seconds), "count": len(seconds)}
+        for (op, module), seconds in dearest
+    ]

@@ -1,0 +1,73 @@
+"""How near does each row come to what its device can do, as measured here and as its maker says?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxmlp.compile.targets import CHIPS, Chip
+
+MIB = 1 << 20
+KINDS = {
+    "TPU v5 lite": "tpu-v5e",
+    "TPU v5e": "tpu-v5e",
+    "TPU v6 lite": "tpu-v6e",
+    "TPU v6e": "tpu-v6e",
+    "TPU v5p": "tpu-v5p",
+    "TPU v5": "tpu-v5p",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA B200": "b200",
+}
+"""The name of a chip in `compile.targets`, by what JAX calls the device."""
+
+
+def data_sheet(device_kind: str) -> Chip | None:
+    """What the maker says of a device; None where nobody has looked it up."""
+    return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None
+
+
+def peaks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The best rates that any sample of the device's own rows reached.
+
+    Returns:
+        `flops_per_s` by precision; `bytes_per_s` of the largest copy, and `copies`: by MiB, of every copy.
+    """
+    rates: dict[str, float] = {}
+    for row in rows:
+        if row["what"] in ("product", "products"):
+            rates[row["precision"]] = max(row["flops"] / min(row["seconds"]), rates.get(row["precision"], 0.0))
+    copies = {row["mib"]: row["bytes"] / min(row["seconds"]) for row in rows if row["what"] == "copy"}
+    return {"flops_per_s": rates, "bytes_per_s": copies[max(copies)], "copies": copies}
+
+
+def add_utilisation(rows: Sequence[dict[str, Any]], found: Mapping[str, Any], device_kind: str = "") -> None:
+    """Add to each row how near it comes to the roof at its number of FLOPs a byte: 1 is the roof.
+
+    The memory's part of the roof is the fastest copy of arrays that are as large as what the row keeps at hand, because
+    the caches hold small ones.
+
+    Args:
+        rows: Of `timing.document`; those of known work get `of_peak_flops`, `of_peak_bytes` and `of_roof`; steps whose
+            products were timed alone `of_products`, the part of the time that those take; all `mfu`, the part of the
+            maker's peak, where that is known.
+        found: By `peaks`.
+        device_kind: What JAX calls the device.
+    """
+    chip = data_sheet(device_kind)
+    own = {(row["batch_size"], row["width"], row["precision"]): row for row in rows if row["what"] == "products"}
+    for row in rows:
+        if not (row["flops"] and row["bytes"]):
+            continue
+        devices, precision = row["devices"], row["precision"]
+        large = [rate for mib, rate in found["copies"].items() if mib * MIB >= row["resident"]]
+        bytes_per_s = max(large, default=found["bytes_per_s"])
+        product_s = row["flops"] / (devices * found["flops_per_s"][precision])
+        bytes_s = row["bytes"] / (devices * bytes_per_s)
+        row["of_peak_flops"] = product_s / row["median_s"]
+        row["of_peak_bytes"] = bytes_s / row["median_s"]
+        row["of_roof"] = max(product_s, bytes_s) / row["median_s"]
+        alone = own.get((row["batch_size"], row["width"], precision))
+        if row["what"] == "step" and alone and devices == row["grad_shards"] == 1:
+            row["of_products"] = alone["median_s"] / row["median_s"]
+        if chip and precision in chip.flops:
+            row["mfu"] = row["flops_per_s"] / (devices * chip.flops[precision])

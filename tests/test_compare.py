@@ -1,0 +1,150 @@
+"""Which rows are called slower: simulated tables, and the rules one by one."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jaxmlp.bench.compare import P_MAX, check_processes, compare, holm, judge, needed_processes
+from jaxmlp.errors import UsageError
+
+ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 10, 3
+TABLES = 40
+
+
+def table(rng: np.random.Generator) -> dict[str, list[float]]:
+    """One benchmark of the same program: each row's median in each process, in seconds.
+
+    Supposed: a run is 1 % faster or slower as a whole and 0.5 % by row, a process 1 % and 1 %; samples of a process
+    spread by 2 % and hang together (0.5 from one to the next); one process and one sample in fifty is disturbed, by
+    30 % on average.
+    """
+    shape = (ROUNDS, PROCESSES, ROWS + DEVICE)
+    run = rng.normal(0, 0.01) + rng.normal(0, 0.005, shape[2])
+    process = rng.normal(0, 0.01, (PROCESSES, 1)) + rng.normal(0, 0.01, shape[1:]) + strays(rng, shape[1:])
+    samples = rng.normal(0, 0.02, shape)
+    for before, after in itertools.pairwise(samples):
+        after *= np.sqrt(1 - 0.5**2)
+        after += 0.5 * before
+    medians = np.median(np.exp(run + process + samples + strays(rng, shape)), axis=0)
+    return {str(row): list(1e-3 * medians[:, row]) for row in range(shape[2])}
+
+
+def strays(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    return (rng.random(shape) < 0.02) * rng.exponential(0.3, shape)
+
+
+def judged(base: dict[str, list[float]], here: dict[str, list[float]]) -> dict[str, str]:
+    device = [str(ROWS + number) for number in range(DEVICE)]
+    return {found.key: found.verdict for found in judge(base, here, limit=0.05, device=device)}
+
+
+def test_hardly_a_table_of_equal_programs_has_a_row_called_different_and_a_slow_down_of_a_tenth_is_found() -> None:
+    rng = np.random.default_rng(0)
+    false, unstable, found = 0, 0, 0
+    for _ in range(TABLES):
+        base, here = table(rng), table(rng)
+        verdicts = judged(base, here)
+        false += bool({"slower", "faster"} & set(verdicts.values()))
+        unstable += sum(verdict == "unstable" for verdict in verdicts.values())
+        here["7"] = [1.1 * seconds for seconds in here["7"]]
+        found += judged(base, here)["7"] == "slower"
+    assert false <= P_MAX * TABLES
+    assert unstable <= 0.1 * ROWS * TABLES
+    assert found >= 0.9 * TABLES
+
+
+QUIET = [1.0 + number / 1000 for number in range(10)]
+
+
+@pytest.mark.parametrize(
+    ("base", "factor", "verdict"),
+    [
+        (QUIET, 1.0, "same"),
+        (QUIET, 1.04, "same"),
+        (QUIET, 1.06, "slower"),
+        (QUIET, 0.9, "faster"),
+        ([1.0, 1.43] * 5, 1.0, "unstable"),
+        ([1.0, 1.43] * 5, 1.1, "unstable"),
+        ([1.0, 1.43] * 5, 2.0, "slower"),
+        ([*QUIET[:9], 3.0], 1.1, "slower"),
+    ],
+)
+def test_a_row_differs_beyond_the_limit_and_the_spread_of_its_own_processes(
+    base: list[float], factor: float, verdict: str
+) -> None:
+    here = [factor * seconds * (1 + 1e-6 * number) for number, seconds in enumerate(base, 1)]
+    (found,) = judge({"step": base}, {"step": here}, limit=0.05)
+    assert found.verdict == verdict
+    assert found.ratio == pytest.approx(factor, rel=1e-4)
+
+
+def test_a_change_of_the_machine_is_forgiven_up_to_the_limit() -> None:
+    base = {"step": QUIET, "product": QUIET}
+    verdicts = []
+    for step, product in ((1.06, 1.04), (1.06, 1.0), (1.2, 1.3), (1.2, 0.8)):
+        here = {"step": [step * second for second in QUIET], "product": [product * second for second in QUIET]}
+        found = judge(base, here, limit=0.05, device=["product"])
+        verdicts.append(found[0].verdict)
+        assert found[1].verdict == "device"
+    assert verdicts == ["same", "slower", "slower", "slower"]
+
+
+def test_a_difference_within_the_spread_of_a_rows_own_processes_is_unstable_though_no_process_overlaps() -> None:
+    base, here = {"step": [1.0] * 5 + [1.3] * 5}, {"step": [1.31] * 10}
+    jitter = 1 + np.arange(10) / 1e6
+    (found,) = judge(*({"step": list(jitter * times["step"])} for times in (base, here)), limit=0.05)
+    assert (found.verdict, found.effect) == ("unstable", 1.0)
+
+
+def test_a_difference_that_neighbours_could_make_is_unstable() -> None:
+    here = {"step": [1.3 * second for second in QUIET]}
+    verdicts = [judge({"step": QUIET}, here, limit=0.05, neighbours=factor)[0].verdict for factor in (1.0, 1.2, 1.4)]
+    assert verdicts == ["slower", "slower", "unstable"]
+
+
+def test_holms_step_down_is_as_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("rows", [1, 20, 100])
+def test_the_fewest_processes_show_one_row_of_so_many_and_one_fewer_do_not(rows: int) -> None:
+    verdicts = []
+    for processes in (needed_processes(rows), needed_processes(rows) - 1):
+        same = {str(row): list(1 + np.arange(processes) / 1e4) for row in range(rows)}
+        slow = same | {"0": [2 * second for second in same["0"]]}
+        verdicts.append(judge(same, slow, limit=0.05)[0].verdict)
+    assert verdicts == ["slower", "same"]
+
+
+def document(process_s: list[float], **binding: str) -> dict[str, Any]:
+    facts = {"binding": {"device_kind": "cpu", "isa": "avx2", **binding}, "not_binding": {"devices": 1, "threads": 2}}
+    row = {"key": "step", "what": "step", "process_s": process_s}
+    return {"suite": "quick", "manifest": facts, "rows": [row], "noise": {"neighbours": 1.0}}
+
+
+def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
+    base, here = document(QUIET), document(QUIET, device_kind="NVIDIA H100")
+    with pytest.raises(UsageError, match=r"device_kind: cpu there, NVIDIA H100 here\. Add --across-devices"):
+        compare(base, here, limit=0.05)
+    assert compare(base, here, limit=0.05, across_devices=True)[0].verdict == "same"
+
+
+def test_benchmarks_without_a_row_in_common_are_refused() -> None:
+    other = document(QUIET)
+    other["rows"][0]["key"] = "epoch"
+    with pytest.raises(UsageError, match="no row of suite quick is in the base"):
+        compare(document(QUIET), other, limit=0.05)
+
+
+def test_processes_that_can_show_nothing_are_refused_with_the_number_that_can() -> None:
+    few = document([1.0, 1.1])
+    with pytest.raises(UsageError, match=r"2 processes can show no difference from a base of 2\. .*--processes 8"):
+        compare(few, few, limit=0.05)
+    with pytest.raises(UsageError, match="--processes 8"):
+        check_processes(few, 2)
+    check_processes(few, 8)
