@@ -85,24 +85,28 @@ def _promote_strictly() -> None:
     optax.tree.bias_correction = standard_bias_correction
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_let_go() -> Iterator[None]:
-    """After each file: those of all files would take 10 GB of memory in each worker."""
-    yield
-    if "jax" in sys.modules:
-        import jax
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile without optimisation, which takes half the time, but where a test or its file is marked `optimized`.
 
+    For a test's own processes too, and before its fixtures.
+    """
+    import jax
+
+    unoptimized = not item.get_closest_marker("optimized")
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(unoptimized))
+    if jax.config.jax_disable_most_optimizations != unoptimized:
+        jax.config.update("jax_disable_most_optimizations", unoptimized)
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compiled_with_least_effort() -> Iterator[None]:
-    """For portable bits, which no optimisation changes: compiling takes two thirds of the time."""
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go() -> Iterator[None]:
+    """After each file: those of all files would take 10 GB of memory in each worker."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

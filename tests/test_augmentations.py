@@ -16,6 +16,8 @@ from jaxmlp.parts import Batch
 from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.report.facts import DRAWS, PREVIEWED, preview
 
+pytestmark = pytest.mark.optimized
+
 SIDE, COUNT = 21, 64
 
 

@@ -63,6 +63,8 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import resume, sweep
 
+pytestmark = pytest.mark.optimized
+
 PLANS = int(os.environ.get("JAXMLP_PLANS", "1"))
 """Random plans of interruption that are tried; the second is of portable precision, the third of bfloat16."""
 STOPS = EarlyStopping(monitor="val_accuracy", patience=2, restore_best=True)

@@ -24,6 +24,8 @@ from jaxmlp.distributed import Cluster, explained, is_lost_peer, share, supervis
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 
+pytestmark = pytest.mark.optimized
+
 EXPERIMENT = """
 from jaxmlp import DataConfig, ExperimentConfig, MLP
 

@@ -50,6 +50,8 @@ from jaxmlp.proof.promise import promise
 from jaxmlp.run.digest import digest
 from jaxmlp.run.manifest import manifest
 
+pytestmark = pytest.mark.optimized
+
 EXAMPLES, STEPS = 330, 4  # Both experiments' batch sizes leave a partial last batch, and wrap into a second epoch.
 
 RELU = ExperimentConfig(grad_shards=8)

@@ -20,6 +20,8 @@ import pytest
 
 from jaxmlp.run.directory import RunDirectory
 
+pytestmark = pytest.mark.optimized
+
 KILLS = int(os.environ.get("JAXMLP_KILLS") or 6)
 MIN_EPOCHS, MAX_EPOCHS, EXPERIMENT = (6, 12, "quickstart") if KILLS <= 10 else (2, 4, "relu_rmsprop")
 

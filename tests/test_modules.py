@@ -29,6 +29,8 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
 from jaxmlp.sweep import sweep
 
+pytestmark = pytest.mark.optimized
+
 CLASSES, FEATURES, BATCH = 3, 5, 128
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from jaxmlp.cli import main
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "howto.md").read_text(), re.M | re.S)
 SMALL = ("--model.features", "2", "--epochs", "2", "--verbose", "0")
