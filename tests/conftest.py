@@ -35,6 +35,8 @@ compile for, tpu or gpu; how many processes are killed; how many plans of interr
 networks are compared; how many runs with a wrong update are bisected; how many altered certificates, runs and keys
 are verified; `all` for every fault of tests/faults; and for how many seconds each parser is fuzzed."""
 
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("jaxmlp")
@@ -93,10 +95,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     import jax
 
-    unoptimized = not item.get_closest_marker("optimized")
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(unoptimized))
-    if jax.config.jax_disable_most_optimizations != unoptimized:
-        jax.config.update("jax_disable_most_optimizations", unoptimized)
+    unoptimized = str(int(not item.get_closest_marker("optimized")))
+    if os.environ.get(UNOPTIMIZED) != unoptimized:
+        os.environ[UNOPTIMIZED] = unoptimized
+        jax.config.update(UNOPTIMIZED.lower(), unoptimized == "1")
         jax.clear_caches()
 
 
@@ -160,7 +162,18 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("two-runs")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
-    small = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0", "--checkpoint-s", "0")
+    small = (
+        "--model.hidden-sizes",
+        "16",
+        "--batch-size",
+        "200",
+        "--epochs",
+        "2",
+        "--verbose",
+        "0",
+        "--checkpoint-s",
+        "0",
+    )
     for seed in ("0", "1"):
         assert main(["train", quickstart, *small, "--seed", seed, "--out", str(folder / f"seed-{seed}")]) == 0
     return folder / "seed-0", folder / "seed-1"
