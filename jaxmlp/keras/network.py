@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlp.keras.hdf5 import Refused
-from jaxmlp.mlp import MAX_LAYERS, MLP
 
 ACTIVATIONS: Final = {
     **{name: name for name in ("relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "linear")},
     "swish": "silu",
 }
 """Keras's names, and ours. Its gelu is another function than ours, which is the approximation by tanh."""
-
+MAX_LAYERS: Final = 1000
+"""Layers of any kind that a model may have."""
 
 IMPORTED: Final = {
     "InputLayer": ("batch_shape", "batch_input_shape", "dtype", "optional"),
@@ -115,6 +115,8 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
         Refused: They differ; or the config is of a network that no `MLP` can say.
     """
     if architecture is None:
+        from jaxmlp.mlp import MLP  # It starts JAX, which takes a second, and no other file needs it here.
+
         note = f"it holds weights alone: the activation is taken to be --model.activation ({MLP.activation})"
         return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))
     units = tuple(len(layer.bias) for layer in layers)
