@@ -15,8 +15,6 @@ from jaxmlp.experiment import load_experiment
 from jaxmlp.proof import references, right_bits
 from jaxmlp.proof.experiments import BANDS, MNIST_SHA256, QUICKSTART, REFERENCED, RELU_RMSPROP, bands
 
-pytestmark = pytest.mark.optimized
-
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMALL = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2)
 
@@ -90,6 +88,7 @@ def test_an_experiment_that_has_changed_since_has_no_reference(
     assert "16 updates: no reference for this experiment\n" in capsys.readouterr().out
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_this_machine_computes_its_platforms_reference_bits_or_says_that_there_is_none(
     capsys: pytest.CaptureFixture[str],

@@ -20,8 +20,6 @@ import pytest
 from jaxmlp.golden import records
 from jaxmlp.run.digest import digest
 
-pytestmark = pytest.mark.optimized
-
 pytest_plugins = "pytester"
 
 ROOT = Path(__file__).parents[1]

@@ -101,7 +101,7 @@ def test_a_sweep_varies_a_field_of_each_part_and_kinds(
     fields = ("model.dropout-rate=0.1", "optimizer.b1=0.95", "loss.gamma=1", "augmentation.0.pixels=1", "metrics.0.k=2")
     words = [word for field in fields for word in ("--set", field)]
     out = tmp_path / "sweep"
-    found = answer(capsys, "sweep", own, *ONE_EPOCH, "--seeds", "0:2", *words, "--out", out)
+    found = answer(capsys, "sweep", own, *ONE_EPOCH, "--devices", 1, "--seeds", "0:2", *words, "--out", out)
     assert [each["status"] for each in found["runs"]] == ["finished"] * 2
     solo = answer(
         capsys, "train", own, *ONE_EPOCH, "--seed", 1, "--verbose", 0, "--devices", 1,
@@ -109,7 +109,9 @@ def test_a_sweep_varies_a_field_of_each_part_and_kinds(
         "--out", tmp_path / "solo",
     )  # fmt: skip
     assert found["runs"][1]["state_sha256"] == solo["state_sha256"]
-    kinds = answer(capsys, "sweep", own, *ONE_EPOCH, "--set", "optimizer=Lion,adam", "--out", tmp_path / "kinds")
+    kinds = answer(
+        capsys, "sweep", own, *ONE_EPOCH, "--devices", 1, "--set", "optimizer=Lion,adam", "--out", tmp_path / "kinds"
+    )
     assert len({each["params_sha256"] for each in kinds["runs"]}) == 2
 
 

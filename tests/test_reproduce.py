@@ -31,8 +31,6 @@ from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
 from jaxmlp.signals import Stop
 
-pytestmark = pytest.mark.optimized
-
 STEPS, EPOCHS = 5, 3  # 320 examples in batches of 64
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12,), dropout_rate=0.3),
