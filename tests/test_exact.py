@@ -240,17 +240,12 @@ def test_random_small_networks_have_one_digest_on_one_device_and_on_one_a_shard(
 def test_shards_draw_masks_of_their_own() -> None:
     """Of one example in every row, shards of one mask would drop the same units."""
 
-    def trained(shards: int) -> np.ndarray:
-        model = MLP(hidden_sizes=(64,), activation="tanh", dropout_rate=0.5)
-        config = ExperimentConfig(model=model, optimizer=SGD(), batch_size=2 * shards, grad_shards=shards).on_data(
-            10, 1
-        )
-        batch = train.Batch(
-            np.full((2 * shards, 4, 4, 1), 200, np.uint8),
-            np.ones(2 * shards, np.int32),
-            np.ones(2 * shards, np.float32),
-        )
-        state, _ = train.train_step(config, train.init_state(config, batch.inputs[:1]), batch, root_key(0))
+    def trained(shards: int) -> Any:
+        model, rows = MLP(hidden_sizes=(64,), activation="tanh", dropout_rate=0.5), 2 * shards
+        config = ExperimentConfig(model=model, optimizer=SGD(), batch_size=rows, grad_shards=shards).on_data(10, 1)
+        images, ones = np.full((rows, 4, 4, 1), 200, np.uint8), np.ones(rows, np.int32)
+        batch = train.Batch(images, ones, np.float32(ones))
+        state, _ = train.train_step(config, train.init_state(config, images[:1]), batch, root_key(0))
         return np.asarray(state.params["Dense_0"]["bias"]) != 0  # They start at 0.
 
     one, both = trained(1), trained(2)

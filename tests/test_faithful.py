@@ -39,7 +39,7 @@ TANH = ExperimentConfig(
 
 CONFIGS = {
     "relu": RELU,
-    "relu_four_shards": replace(RELU, model=replace(RELU.model, dropout_rate=0.0), grad_shards=4),
+    "relu_four_shards": replace(RELU, model=MLP(hidden_sizes=(12, 9), dropout_rate=0.0), grad_shards=4),
     "relu_decay": replace(RELU, optimizer=RMSprop(schedule=InverseTime(decay=1e-1))),
     # Raw pixels: of 210 losses, 137 are clipped from above and 42 from below.
     "relu_mostly_clipped": replace(
