@@ -300,15 +300,9 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool =
     Raises:
         ConfigError: The number of outputs is wrong, or the module cannot be called with such inputs.
     """
-
-    def logits_of(key: Key[Array, ""], inputs: Any) -> tuple[Any, Any]:
-        params, variables = init(module, inputs, key)
-        trained, _ = apply_train(module, params, variables, inputs, key)
-        return apply_eval(module, params, variables, inputs), trained
-
     key = jax.eval_shape(root_key, 0)
     try:
-        shapes = [found.shape for found in jax.eval_shape(logits_of, key, inputs)]
+        shapes = [found.shape for found in _logits.eval_shape(module, key, inputs)]
     except ConfigError:
         raise
     except Exception as error:
@@ -319,6 +313,14 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool =
         if len(found) != 2 or found[0] != 1 or found[1] < outputs or (exact and found[1] > outputs):
             wanted = f"must return logits for one example of shape [1, {outputs}]{'' if exact else ' or wider'}"
             raise ConfigError("model", f"{wanted}, got {list(found)}")
+
+
+@functools.partial(jax.jit, static_argnums=0)  # so that it is traced once, however many runs check it
+def _logits(module: nn.Module, key: Key[Array, ""], inputs: Any) -> tuple[Any, Any]:
+    """In evaluation and in training."""
+    params, variables = init(module, inputs, key)
+    trained, _ = apply_train(module, params, variables, inputs, key)
+    return apply_eval(module, params, variables, inputs), trained
 
 
 def own_rows(tree: Any, is_row: Bool[Array, " batch"]) -> Any:

@@ -35,6 +35,8 @@ compile for, tpu or gpu; how many processes are killed; how many plans of interr
 networks are compared; how many runs with a wrong update are bisected; how many altered certificates, runs and keys
 are verified; `all` for every fault of tests/faults; and for how many seconds each parser is fuzzed."""
 
+UNOPTIMIZED = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+
 # Deterministic, and no test is timed.
 hypothesis.settings.register_profile("jaxmlp", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("jaxmlp")
@@ -85,24 +87,28 @@ def _promote_strictly() -> None:
     optax.tree.bias_correction = standard_bias_correction
 
 
-@pytest.fixture(scope="module", autouse=True)
-def programs_are_let_go() -> Iterator[None]:
-    """After each file: those of all files would take 10 GB of memory in each worker."""
-    yield
-    if "jax" in sys.modules:
-        import jax
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Compile without optimisation, which takes half the time, but where a test or its file is marked `optimized`.
 
+    For a test's own processes too, and before its fixtures.
+    """
+    import jax
+
+    unoptimized = str(int(not item.get_closest_marker("optimized")))
+    if os.environ.get(UNOPTIMIZED) != unoptimized:
+        os.environ[UNOPTIMIZED] = unoptimized
+        jax.config.update(UNOPTIMIZED.lower(), unoptimized == "1")
         jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def compiled_with_least_effort() -> Iterator[None]:
-    """For portable bits, which no optimisation changes: compiling takes two thirds of the time."""
+@pytest.fixture(scope="module", autouse=True)
+def programs_are_let_go() -> Iterator[None]:
+    """After each file: those of all files would take 10 GB of memory in each worker."""
     import jax
 
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -156,7 +162,18 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("two-runs")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
-    small = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0", "--checkpoint-s", "0")
+    small = (
+        "--model.hidden-sizes",
+        "16",
+        "--batch-size",
+        "200",
+        "--epochs",
+        "2",
+        "--verbose",
+        "0",
+        "--checkpoint-s",
+        "0",
+    )
     for seed in ("0", "1"):
         assert main(["train", quickstart, *small, "--seed", seed, "--out", str(folder / f"seed-{seed}")]) == 0
     return folder / "seed-0", folder / "seed-1"

@@ -104,6 +104,7 @@ def test_inputs_that_are_no_images_are_refused() -> None:
         applied(Rotate(), np.ones((4, 3), np.float32))
 
 
+@pytest.mark.optimized
 def test_augmentations_have_the_same_bits_on_1_and_4_devices_however_the_updates_are_grouped() -> None:
     config = ExperimentConfig(
         model=MLP(hidden_sizes=(8,)), augmentation=(Rotate(), CutOut()), batch_size=16, grad_shards=4

@@ -256,6 +256,7 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
     return history
 
 
+@pytest.mark.optimized
 @pytest.mark.parametrize("seed", range(PLANS))
 def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(seed: int, tmp_path: Path) -> None:
     plan = random.Random(seed)
@@ -361,6 +362,7 @@ def test_a_budget_a_hook_and_a_stop_by_a_hook_in_a_sweep_say_why(tmp_path: Path)
     assert lanes[1].state_sha256 == sweep(experiment(epochs=2), noise(), **how).lanes[1].state_sha256
 
 
+@pytest.mark.optimized
 def test_lanes_end_within_an_epoch_each_at_its_own_update(tmp_path: Path) -> None:
     config, stop = experiment(Budget(steps=19), EMA(decay=0.5), epochs=4), Stop()
 

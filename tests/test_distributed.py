@@ -24,14 +24,17 @@ from jaxmlp.distributed import Cluster, explained, is_lost_peer, share, supervis
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 
+pytestmark = pytest.mark.optimized
+
 EXPERIMENT = """
 from jaxmlp import DataConfig, ExperimentConfig, MLP
 
 CONFIG = ExperimentConfig(
     name="small",
-    model=MLP(hidden_sizes=(64, 64)),
+    model=MLP(hidden_sizes=(16,)),
     data=DataConfig(name="mnist_5k"),
-    epochs=2,
+    batch_size=200,
+    epochs=3,
     grad_shards=4,
 )
 """
@@ -240,18 +243,14 @@ def left_with_a_stopped_process(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_with_a_stopped_process")
-@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
-def test_processes_and_devices_change_no_bit(
-    count: int, devices: int, experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
-) -> None:
-    with processes(count, devices, experiment, "--out", tmp_path / "run") as started:
+def test_processes_and_devices_change_no_bit(experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    with processes(2, 2, experiment, "--out", tmp_path / "run") as started:
         ended = started.ends(120)
-    assert [code for code, _, _ in ended] == [0] * count, ended
+    assert [code for code, _, _ in ended] == [0, 0], ended
     results = [json.loads(out) for _, out, _ in ended]
     assert {result["state_sha256"] for result in results} == {uninterrupted["state_sha256"]}
     assert {result["test_loss"] for result in results} == {uninterrupted["test_loss"]}
-    assert results[0]["processes"] == count
-    assert results[0]["devices"] == count * devices
+    assert (results[0]["processes"], results[0]["devices"]) == (2, 4)
 
 
 @pytest.mark.slow

@@ -88,6 +88,7 @@ def test_an_experiment_that_has_changed_since_has_no_reference(
     assert "16 updates: no reference for this experiment\n" in capsys.readouterr().out
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_this_machine_computes_its_platforms_reference_bits_or_says_that_there_is_none(
     capsys: pytest.CaptureFixture[str],

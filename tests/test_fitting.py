@@ -25,6 +25,8 @@ from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.signals import Stop
 
+pytestmark = pytest.mark.optimized
+
 EPOCHS, STEPS = 3, 5
 DIGEST_EVERY = 2
 CONFIG = ExperimentConfig(

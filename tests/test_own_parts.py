@@ -16,9 +16,12 @@ import pytest
 
 from jaxmlp.cli import main
 
+pytestmark = pytest.mark.optimized
+
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "howto.md").read_text(), re.M | re.S)
-SMALL = ("--model.features", "2", "--epochs", "2", "--verbose", "0")
+ONE_EPOCH = ("--model.features", "2", "--batch-size", "200", "--epochs", "1")
+SMALL = (*ONE_EPOCH[:-1], "2", "--verbose", "0")
 
 
 @pytest.fixture(scope="module")
@@ -98,18 +101,17 @@ def test_a_sweep_varies_a_field_of_each_part_and_kinds(
     fields = ("model.dropout-rate=0.1", "optimizer.b1=0.95", "loss.gamma=1", "augmentation.0.pixels=1", "metrics.0.k=2")
     words = [word for field in fields for word in ("--set", field)]
     out = tmp_path / "sweep"
-    found = answer(capsys, "sweep", own, "--model.features", 2, "--epochs", 1, "--seeds", "0:2", *words, "--out", out)
+    found = answer(capsys, "sweep", own, *ONE_EPOCH, "--devices", 1, "--seeds", "0:2", *words, "--out", out)
     assert [each["status"] for each in found["runs"]] == ["finished"] * 2
     solo = answer(
-        capsys, "train", own, "--model.features", 2, "--epochs", 1, "--seed", 1, "--verbose", 0, "--devices", 1,
+        capsys, "train", own, *ONE_EPOCH, "--seed", 1, "--verbose", 0, "--devices", 1,
         *(word for field in fields for word in (f"--{field.partition('=')[0]}", field.partition("=")[2])),
         "--out", tmp_path / "solo",
     )  # fmt: skip
     assert found["runs"][1]["state_sha256"] == solo["state_sha256"]
     kinds = answer(
-        capsys, "sweep", own, "--model.features", 2, "--epochs", 1, "--set", "optimizer=Lion,adam", "--out",
-        tmp_path / "kinds",
-    )  # fmt: skip
+        capsys, "sweep", own, *ONE_EPOCH, "--devices", 1, "--set", "optimizer=Lion,adam", "--out", tmp_path / "kinds"
+    )
     assert len({each["params_sha256"] for each in kinds["runs"]}) == 2
 
 

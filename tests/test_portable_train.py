@@ -26,9 +26,6 @@ CONFIG = ExperimentConfig(
 )
 
 
-pytestmark = pytest.mark.usefixtures("compiled_with_least_effort")
-
-
 @pytest.fixture(scope="module")
 def run(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run in portable precision, trained on one device: it learns what float32 learns."""

@@ -28,8 +28,6 @@ SMALL = ExperimentConfig(
     model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=1000, epochs=1, precision="portable"
 )
 
-pytestmark = pytest.mark.usefixtures("compiled_with_least_effort")
-
 
 @pytest.fixture
 def golden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -15,6 +15,8 @@ import pytest
 
 from jaxmlp import MLP, ExperimentConfig, shards, train
 
+pytestmark = pytest.mark.optimized
+
 BATCH = 48
 
 

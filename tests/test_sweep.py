@@ -32,6 +32,8 @@ from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines
 from jaxmlp.sweep.result import Spread
 
+pytestmark = pytest.mark.optimized
+
 dataset = small_sweep.dataset
 
 

@@ -17,6 +17,8 @@ import pytest
 import small_sweep
 from small_sweep import without_times
 
+pytestmark = pytest.mark.optimized
+
 experiment = small_sweep.experiment
 SETS = ("--seeds", "0:3", "--set", "optimizer.learning-rate=0.0003,0.001")
 

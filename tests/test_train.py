@@ -17,6 +17,8 @@ from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, Piecewis
 from jaxmlp.prng import root_key
 from jaxmlp.run.digest import digest
 
+pytestmark = pytest.mark.optimized
+
 EXAMPLES, BATCH = 70, 16
 STEPS = 5  # The last batch has 6 rows.
 EVAL_ROWS = ExperimentConfig().eval_rows

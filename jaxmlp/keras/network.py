@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlp.keras.hdf5 import Refused
-from jaxmlp.mlp import MAX_LAYERS, MLP
 
 ACTIVATIONS: Final = {
     **{name: name for name in ("relu", "tanh", "sigmoid", "elu", "selu", "silu", "softplus", "linear")},
     "swish": "silu",
 }
 """Keras's names of activations, with ours. Its gelu is exact; ours is the tanh approximation."""
-
+MAX_LAYERS: Final = 1000
+"""Largest number of layers of any kind in a model."""
 
 IMPORTED: Final = {
     "InputLayer": ("batch_shape", "batch_input_shape", "dtype", "optional"),
@@ -115,6 +115,8 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
         Refused: Arrays and config differ, or no `MLP` can represent the network.
     """
     if architecture is None:
+        from jaxmlp.mlp import MLP  # The import starts JAX, which takes a second. Only this branch needs it.
+
         note = f"it holds only weights: the activation is assumed to be --model.activation ({MLP.activation})"
         return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))
     units = tuple(len(layer.bias) for layer in layers)

@@ -102,11 +102,11 @@ def test_processes_share_a_new_compile_cache(
     number: int, tmp_path: Path, tried: Tried, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    paths = [tmp_path / f"run-{index}" for index in range(3)]
+    paths = [tmp_path / f"run-{index}" for index in range(2)]
     ends = [ended(each) for each in [start("tests/faults/start.py", "train", TINY, "--out", path) for path in paths]]
-    assert [code for code, _, _ in ends] == [0, 0, 0], ends
-    assert scenarios.logs(paths[0]) == scenarios.logs(paths[1]) == scenarios.logs(paths[2])
-    tried(Counter({"shared": 3}))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert scenarios.logs(paths[0]) == scenarios.logs(paths[1])
+    tried(Counter({"shared": 2}))
 
 
 @pytest.mark.slow
@@ -131,7 +131,7 @@ def test_processes_that_prepare_the_same_data_wait_for_the_first(number: int, tm
 def test_what_reads_runs_beside_a_sweep_that_writes_them_answers_or_says_what_is_missing(
     tmp_path: Path, tried: Tried
 ) -> None:
-    sweep = ["sweep", TINY, "--seeds", "0:2", "--keep-runs", "--epochs", "200", "--checkpoint-s", "0"]
+    sweep = ["sweep", TINY, "--seeds", "0:2", "--keep-runs", "--epochs", "100", "--checkpoint-s", "0"]
     writer = start("tests/faults/start.py", *sweep, "--out", tmp_path / "sweep")
     counts: Counter[str] = Counter()
     lane = tmp_path / "sweep" / "runs" / "0000-s0"
