@@ -13,7 +13,7 @@ from jaxmlp.cli import main
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
-SMALL = ("--model.hidden-sizes", "16", "--batch-size", "200", "--epochs", "1")
+SMALL = ("--model.hidden-sizes", "16", "--epochs", "1")
 """Makes the quickstart a matter of a second."""
 
 
