@@ -28,11 +28,12 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Num, Shaped
 
-from jaxmlp import controllers, modules, shards
-from jaxmlp.config import ExperimentConfig
+from jaxmlp import modules, shards
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import Batch as Batch
-from jaxmlp.parts import Inputs
+from jaxmlp.experiment import controllers
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.parts import Batch as Batch
+from jaxmlp.experiment.parts import Inputs
 from jaxmlp.portable import Refused, portable
 from jaxmlp.prng import Stream, of_the_device, root_key, stream_key
 

@@ -136,7 +136,8 @@ def small_dataset() -> Dataset:
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that reads real digits, about 94 % of them: 784-96-64-10 relu, on mnist_5k."""
-    from jaxmlp import MLP, DataConfig, ExperimentConfig, data, fitting
+    from jaxmlp import MLP, DataConfig, ExperimentConfig, data
+    from jaxmlp.engine import fitting
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.manifest import manifest
 

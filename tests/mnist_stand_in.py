@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from jaxmlp import data
-from jaxmlp.config import DataConfig
 from jaxmlp.data import download, idx, official
 from jaxmlp.data.dataset import Split
+from jaxmlp.experiment.config import DataConfig
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmlp import data, runtime
+from jaxmlp import data
 from jaxmlp.portable import transform
 from jaxmlp.portable.arithmetic import Arithmetic
 from jaxmlp.portable.right import is_key, right_of
@@ -29,6 +29,7 @@ from jaxmlp.portable.text import type_of
 from jaxmlp.proof import blame, right_bits
 from jaxmlp.proof.training import Training
 from jaxmlp.run.digest import digest
+from jaxmlp.system import runtime
 
 UPDATES = 3
 """After which a fault that the digests do not show counts as masked."""

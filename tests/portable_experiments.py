@@ -21,16 +21,17 @@ import jax
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from jaxmlp import data, runtime, train
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.distributed import Cluster, is_first
-from jaxmlp.experiment import load_experiment
+from jaxmlp import data, train
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.portable import portable
 from jaxmlp.prng import root_key
 from jaxmlp.proof import right_bits
 from jaxmlp.proof.experiments import RELU_RMSPROP, TANH_SGD_NESTEROV
 from jaxmlp.proof.training import Training
 from jaxmlp.run.digest import digest
+from jaxmlp.source.file import load_experiment
+from jaxmlp.system import runtime
+from jaxmlp.system.distributed import Cluster, is_first
 
 HOWTO = Path(__file__).parents[1] / "docs" / "howto.md"
 

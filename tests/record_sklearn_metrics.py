@@ -15,7 +15,7 @@ import numpy as np
 from sklearn import calibration, metrics
 from test_metrics import CLASSES, OF_CASES, random_cases
 
-from jaxmlp.metrics import Accuracy, BrierScore, CalibrationError, Precision, Recall, TopK
+from jaxmlp.experiment.metrics import Accuracy, BrierScore, CalibrationError, Precision, Recall, TopK
 
 SCORES = {Precision: metrics.precision_score, Recall: metrics.recall_score}
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run.directory import RunDirectory
 
 CONFIG = ExperimentConfig(name="relu_rmsprop", epochs=5)

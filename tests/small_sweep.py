@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from jaxmlp import MLP, SGD, Cosine, DataConfig, ExperimentConfig, data
-from jaxmlp.fitting import fit
+from jaxmlp.engine.fitting import fit
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.signals import Stop
 from jaxmlp.sweep import load
 from jaxmlp.sweep.progress import SweepProgress
+from jaxmlp.system.signals import Stop
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12,), dropout_rate=0.3),

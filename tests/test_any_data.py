@@ -12,17 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmlp import api, data, network
-from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp import data
 from jaxmlp.data.idx import idx_parts
+from jaxmlp.engine import network
+from jaxmlp.engine.fitting import check_data, fit
 from jaxmlp.errors import ConfigError, DataError, RunError
+from jaxmlp.experiment.config import DataConfig, ExperimentConfig
+from jaxmlp.experiment.losses import CrossEntropy, MeanSquaredError
+from jaxmlp.experiment.metrics import MeanAbsoluteError
+from jaxmlp.experiment.mlp import MLP
 from jaxmlp.export import export
-from jaxmlp.fitting import check_data, fit
-from jaxmlp.inference import model_of
-from jaxmlp.losses import CrossEntropy, MeanSquaredError
-from jaxmlp.metrics import MeanAbsoluteError
-from jaxmlp.mlp import MLP
 from jaxmlp.report import gather, write_report
+from jaxmlp.trained import api
+from jaxmlp.trained.inference import model_of
 
 RNG = np.random.default_rng(0)
 X: np.ndarray[Any, Any] = RNG.normal(size=(60, 13)).astype(np.float32)

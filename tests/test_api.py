@@ -19,7 +19,7 @@ import pytest
 
 import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, UsageError, data, fit, summary
-from jaxmlp.history import EpochRecord, History
+from jaxmlp.engine.history import EpochRecord, History
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep
 from jaxmlp.train import TrainState

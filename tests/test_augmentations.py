@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 
 from jaxmlp import MLP, ConfigError, CutOut, Elastic, ExperimentConfig, Noise, Rotate, Scale, Shift, data, shards, train
-from jaxmlp.augmentations import _sampled
-from jaxmlp.parts import Batch
+from jaxmlp.experiment.augmentations import _sampled
+from jaxmlp.experiment.parts import Batch
 from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.report.facts import DRAWS, PREVIEWED, preview
 

@@ -24,9 +24,9 @@ from jaxmlp.bench.scaling import fit_power, fits
 from jaxmlp.bench.timing import Program, calibrate, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
+from jaxmlp.engine.network import MNIST
 from jaxmlp.errors import ConfigError, UsageError
-from jaxmlp.experiment import load_experiment
-from jaxmlp.network import MNIST
+from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).parent.parent
 

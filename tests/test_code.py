@@ -20,19 +20,20 @@ import pytest
 from command_line import Ended, Program
 
 import jaxmlp
-from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, UsageError, data, fit, loop
-from jaxmlp.code import code_of
+from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, UsageError, data, fit
+from jaxmlp.engine import loop
 from jaxmlp.errors import CodeError
-from jaxmlp.experiment import Code, load_experiment, placed
-from jaxmlp.opening import open_data, open_run
-from jaxmlp.plain import to_plain
+from jaxmlp.experiment.plain import to_plain
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.signals import Stop
+from jaxmlp.run.opening import open_data, open_run
+from jaxmlp.source.code import code_of
+from jaxmlp.source.file import Code, load_experiment, placed
 from jaxmlp.sweep import load
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import make_plan
+from jaxmlp.system.signals import Stop
 
 program = command_line.program
 

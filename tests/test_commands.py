@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from command_line import QUICKSTART, ROOT, SMALL, Program
 
-from jaxmlp import progress
 from jaxmlp.cli import main
-from jaxmlp.experiment import load_experiment
+from jaxmlp.engine import progress
+from jaxmlp.source.file import load_experiment
 
 program = command_line.program
 

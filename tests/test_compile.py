@@ -20,7 +20,7 @@ from jaxmlp.compile import count, hlo, promises, reading, targets
 from jaxmlp.compile.program import Examples, evaluation, training
 from jaxmlp.compile.report import compile_for
 from jaxmlp.compile.targets import Target
-from jaxmlp.experiment import load_experiment
+from jaxmlp.source.file import load_experiment
 
 program = command_line.program
 

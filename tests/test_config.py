@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 import jaxmlp
 from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
 from jaxmlp.errors import ConfigError
-from jaxmlp.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, Schedule
-from jaxmlp.plain import kinds, stored_fields
+from jaxmlp.experiment.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.experiment.plain import kinds, stored_fields
 
 PartType: TypeAlias = Any
 """A subclass of `Part` that is a dataclass."""

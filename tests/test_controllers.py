@@ -45,23 +45,23 @@ from jaxmlp import (
     data,
     evaluate,
     fit,
-    fitting,
-    inference,
     prng,
     reproduce,
     train,
     verify,
 )
-from jaxmlp.config import as_arrays
-from jaxmlp.history import EpochRecord, History
-from jaxmlp.mixing import symmetric_beta
-from jaxmlp.parts import Epoch
-from jaxmlp.progress import Progress
+from jaxmlp.engine import fitting
+from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.progress import Progress
+from jaxmlp.experiment.config import as_arrays
+from jaxmlp.experiment.mixing import symmetric_beta
+from jaxmlp.experiment.parts import Epoch
 from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.signals import Stop
 from jaxmlp.sweep import resume, sweep
+from jaxmlp.system.signals import Stop
+from jaxmlp.trained import inference
 
 PLANS = int(os.environ.get("JAXMLP_PLANS", "1"))
 """Random plans of interruption that are tried; the second is of portable precision, the third of bfloat16."""

@@ -26,10 +26,10 @@ from mnist_stand_in import (
 )
 
 from jaxmlp import data
-from jaxmlp.config import DataConfig
 from jaxmlp.data import cache, official, prepared
 from jaxmlp.data.dataset import Split, digest
 from jaxmlp.errors import DataError, DiskError
+from jaxmlp.experiment.config import DataConfig
 
 SESSION_DATA_DIR = os.environ["JAXMLP_DATA_DIR"]
 """Where all tests share one prepared MNIST."""
@@ -248,7 +248,7 @@ def test_nothing_loads_tensorflow_or_writes_to_stdout_or_outside_the_data_folder
         from jaxmlp.data import official
         assert not {{"jax", "tensorflow", "tensorflow_datasets", "matplotlib", "PIL"}} & set(sys.modules)
         import mnist_stand_in
-        from jaxmlp.config import DataConfig
+        from jaxmlp.experiment.config import DataConfig
         official.SOURCES["mnist"] = mnist_stand_in.stand_in_source(Path({str(files)!r}))
         for folder in ({str(files)!r}, {str(tmp_path / "stock")!r}):
             data.load(DataConfig(), manual_dir=folder)

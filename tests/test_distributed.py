@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from jaxmlp.distributed import Cluster, explained, is_lost_peer, share, supervise
 from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.system.distributed import Cluster, explained, is_lost_peer, share, supervise
 
 pytestmark = pytest.mark.optimized
 

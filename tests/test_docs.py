@@ -22,7 +22,7 @@ import pytest
 from jaxmlp import DataConfig, data, errors
 from jaxmlp.cli import COMMANDS, main
 from jaxmlp.cli.shipped import shipped
-from jaxmlp.experiment import load_experiment
+from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

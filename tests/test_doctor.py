@@ -11,9 +11,9 @@ import pytest
 
 from jaxmlp import MLP, DataConfig, ExperimentConfig
 from jaxmlp.cli import main
-from jaxmlp.experiment import load_experiment
 from jaxmlp.proof import references, right_bits
 from jaxmlp.proof.experiments import BANDS, MNIST_SHA256, QUICKSTART, REFERENCED, RELU_RMSPROP, bands
+from jaxmlp.source.file import load_experiment
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 SMALL = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DataConfig(name="mnist_5k"), batch_size=500, epochs=2)

@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxmlp import MLP, DataConfig, ExperimentConfig, data, mlp, modules, network, train
+from jaxmlp import MLP, DataConfig, ExperimentConfig, data, modules, train
 from jaxmlp.cli import main
 from jaxmlp.cli.export import ExportFlags
+from jaxmlp.engine import network
 from jaxmlp.errors import CheckFailed, DiskError, JaxmlpError, RunError, UsageError
+from jaxmlp.experiment import mlp
 from jaxmlp.export import FORMATS, checked, export, stablehlo
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
-from jaxmlp.inference import Model, load_model
 from jaxmlp.run import files
 from jaxmlp.run.digest import digest
+from jaxmlp.trained.inference import Model, load_model
 
 ACTIVATIONS = list(mlp.ACTIVATIONS)
 

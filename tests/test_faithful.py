@@ -14,7 +14,8 @@ import keras_reference as keras
 import numpy as np
 import pytest
 
-from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, RMSprop, data, fitting, train
+from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, RMSprop, data, train
+from jaxmlp.engine import fitting
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, root_key, stream_key
 

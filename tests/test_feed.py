@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jaxmlp import MLP, SGD, ExperimentConfig, data, feed, fitting, loop, train
-from jaxmlp.history import History
+from jaxmlp import MLP, SGD, ExperimentConfig, data, train
+from jaxmlp.engine import feed, fitting, loop
+from jaxmlp.engine.history import History
 
 IMAGE_BYTES = 28 * 28
 BATCH = 16

@@ -14,16 +14,17 @@ import small_sweep
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmlp import MLP, SGD, CrossEntropy, DataConfig, ExperimentConfig, Piecewise, data, fitting, loop, train
+from jaxmlp import MLP, SGD, CrossEntropy, DataConfig, ExperimentConfig, Piecewise, data, train
+from jaxmlp.engine import fitting, loop
+from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.position import Position
+from jaxmlp.engine.programs import Programs
+from jaxmlp.engine.progress import Progress
 from jaxmlp.errors import ConfigError, DivergedError, RunError
-from jaxmlp.history import EpochRecord, History
-from jaxmlp.position import Position
-from jaxmlp.programs import Programs
-from jaxmlp.progress import Progress
 from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.signals import Stop
+from jaxmlp.system.signals import Stop
 
 pytestmark = pytest.mark.optimized
 

@@ -16,9 +16,9 @@ import jaxmlp
 from jaxmlp import ExperimentConfig
 from jaxmlp.cli.experiment import parse_changes
 from jaxmlp.cli.train import TrainFlags
-from jaxmlp.experiment import load_experiment
-from jaxmlp.parts import Part, role_of
-from jaxmlp.plain import kinds, roles_of, stored_fields
+from jaxmlp.experiment.parts import Part, role_of
+from jaxmlp.experiment.plain import kinds, roles_of, stored_fields
+from jaxmlp.source.file import load_experiment
 
 program = command_line.program
 EXPERIMENTS = {

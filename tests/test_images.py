@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxmlp.data.idx import idx_parts
 from jaxmlp.errors import DataError
-from jaxmlp.images import read_images
+from jaxmlp.trained.images import read_images
 
 SHAPE = (28, 28, 1)
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, *SHAPE), np.uint8)

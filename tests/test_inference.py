@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 import jaxmlp
-from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, fitting, modules, train
+from jaxmlp import MLP, SGD, CrossEntropy, ExperimentConfig, data, modules, train
+from jaxmlp.engine import fitting
+from jaxmlp.engine.history import History
+from jaxmlp.engine.network import MNIST
 from jaxmlp.errors import ConfigError, DataError, RunError
-from jaxmlp.history import History
-from jaxmlp.inference import Model, evaluate, load_model, predict, wilson_interval
-from jaxmlp.network import MNIST
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
+from jaxmlp.trained.inference import Model, evaluate, load_model, predict, wilson_interval
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12, 11), dropout_rate=0, l2=1e-3),

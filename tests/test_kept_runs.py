@@ -14,8 +14,8 @@ import small_sweep
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs
 
 from jaxmlp import SGD, Exponential, data
+from jaxmlp.engine.fitting import fit
 from jaxmlp.errors import DivergedError
-from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep import resume, sweep
 from jaxmlp.sweep.directory import SweepDirectory, read_manifest

@@ -24,13 +24,13 @@ from jaxmlp import MLP, DataConfig, ExperimentConfig, data
 from jaxmlp.cli import main
 from jaxmlp.data import catalog
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.inference import evaluate, load_model
 from jaxmlp.keras.apart import read_keras
 from jaxmlp.keras.files import parse_keras
 from jaxmlp.keras.imported import import_network
 from jaxmlp.keras.network import KerasNetwork
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
+from jaxmlp.trained.inference import evaluate, load_model
 
 FILES = Path(__file__).parent / "keras_files"
 """Written by real Keras 2.2.4 and 3.15.1: see `make.py` there."""

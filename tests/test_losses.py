@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxmlp import MLP, Accuracy, ClippedCrossEntropy, CrossEntropy, MeanSquaredError
-from jaxmlp.parts import Loss
+from jaxmlp.experiment.parts import Loss
 
 CLIPPED = ClippedCrossEntropy()
 LARGEST = 16.118096  # -log(1e-7)

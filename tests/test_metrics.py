@@ -12,13 +12,22 @@ import numpy as np
 import pytest
 
 from jaxmlp import shards, train
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.engine.programs import figures
 from jaxmlp.errors import ConfigError
-from jaxmlp.losses import MeanSquaredError
-from jaxmlp.metrics import F1, Accuracy, BrierScore, CalibrationError, MeanAbsoluteError, Precision, Recall, TopK
-from jaxmlp.mlp import MLP
-from jaxmlp.parts import Metric
-from jaxmlp.programs import figures
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.losses import MeanSquaredError
+from jaxmlp.experiment.metrics import (
+    F1,
+    Accuracy,
+    BrierScore,
+    CalibrationError,
+    MeanAbsoluteError,
+    Precision,
+    Recall,
+    TopK,
+)
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.parts import Metric
 
 TIES = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-3.0, -2.0, -1.0]], np.float32)
 TIE_LABELS = np.array([1, 0, 1, 0], np.int32)

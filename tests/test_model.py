@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from jaxmlp import modules
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
 from jaxmlp.layers import Dropout
-from jaxmlp.mlp import MLP
 from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.train import init_state
 

@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxmlp import MLP, DataConfig, ExperimentConfig, data, modules, network, shards, train
+from jaxmlp import MLP, DataConfig, ExperimentConfig, data, modules, shards, train
+from jaxmlp.engine import network
+from jaxmlp.engine.fitting import fit
 from jaxmlp.errors import ConfigError, RunError
+from jaxmlp.experiment.optimizers import SGD
+from jaxmlp.experiment.parts import Augmentation, Model
 from jaxmlp.export import export
-from jaxmlp.fitting import fit
-from jaxmlp.inference import load_model
-from jaxmlp.optimizers import SGD
-from jaxmlp.parts import Augmentation, Model
 from jaxmlp.prng import root_key
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.signals import Stop
 from jaxmlp.sweep import sweep
+from jaxmlp.system.signals import Stop
+from jaxmlp.trained.inference import load_model
 
 CLASSES, FEATURES, BATCH = 3, 5, 128
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, MeanAbsoluteError, MeanSquaredError, data, train
-from jaxmlp.network import MNIST, Layer, facts_of, summary
+from jaxmlp.engine.network import MNIST, Layer, facts_of, summary
 
 RELU = ExperimentConfig(name="relu_rmsprop")
 KERAS_TABLE = """\

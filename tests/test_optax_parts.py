@@ -14,10 +14,10 @@ import pytest
 from jaxmlp import SGD, ConfigError, Constant, ExperimentConfig, InverseTime, LayerRates, from_optax
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import TrainFlags
-from jaxmlp.config import as_arrays
-from jaxmlp.optax_parts import optax_class, optax_names
-from jaxmlp.parts import Optimizer
-from jaxmlp.plain import with_value
+from jaxmlp.experiment.config import as_arrays
+from jaxmlp.experiment.optax_parts import optax_class, optax_names
+from jaxmlp.experiment.parts import Optimizer
+from jaxmlp.experiment.plain import with_value
 
 PARAMS = {"Dense_0": {"kernel": np.linspace(-1, 1, 12, dtype=np.float32).reshape(4, 3), "bias": np.ones(3, np.float32)}}
 NEEDS_MORE = {

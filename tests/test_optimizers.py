@@ -35,10 +35,10 @@ from jaxmlp import (
 )
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import TrainFlags
-from jaxmlp.config import as_arrays
-from jaxmlp.fitting import planned_rates
-from jaxmlp.optax_schedules import NAMES, REFUSED
-from jaxmlp.parts import Optimizer, Schedule
+from jaxmlp.engine.fitting import planned_rates
+from jaxmlp.experiment.config import as_arrays
+from jaxmlp.experiment.optax_schedules import NAMES, REFUSED
+from jaxmlp.experiment.parts import Optimizer, Schedule
 
 STEPS = 300
 SHAPES = {"scale": (), "bias": (7,), "kernel": (5, 7), "filters": (3, 3, 2, 4)}

@@ -15,10 +15,10 @@ import optax
 import pytest
 
 from jaxmlp import MLP, SGD, Adam, ConfigError, Cosine, CrossEntropy, ExperimentConfig, data, fit, ranged, train
-from jaxmlp.code import code_of
-from jaxmlp.experiment import Code
-from jaxmlp.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule
-from jaxmlp.plain import where, with_value
+from jaxmlp.experiment.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.experiment.plain import where, with_value
+from jaxmlp.source.code import code_of
+from jaxmlp.source.file import Code
 from jaxmlp.sweep.start import sweep
 
 FILE = Path(__file__).name

@@ -12,8 +12,8 @@ import pytest
 from jax import lax
 
 from jaxmlp import MLP, SGD, Adam, ConfigError, ExperimentConfig, data, fit, shards
-from jaxmlp.fingerprint import program_sha256
 from jaxmlp.proof.reproduce import reproduce
+from jaxmlp.run.fingerprint import program_sha256
 from jaxmlp.sweep import sweep
 
 CONFIG = ExperimentConfig(

@@ -13,11 +13,11 @@ from PIL import Image
 
 from jaxmlp import data
 from jaxmlp.cli import main
-from jaxmlp.config import DataConfig
 from jaxmlp.data import Split
 from jaxmlp.errors import DataError
-from jaxmlp.images import read_images
-from jaxmlp.prepare import find_ink, prepare, shows_several
+from jaxmlp.experiment.config import DataConfig
+from jaxmlp.trained.images import read_images
+from jaxmlp.trained.prepare import find_ink, prepare, shows_several
 
 SHAPE = (28, 28, 1)
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 
 import pytest
 
-from jaxmlp import progress as progress_of
-from jaxmlp.history import EpochRecord
-from jaxmlp.progress import Progress, epoch_line, folded, make_progress
+from jaxmlp.engine import progress as progress_of
+from jaxmlp.engine.history import EpochRecord
+from jaxmlp.engine.progress import Progress, epoch_line, folded, make_progress
 
 TRAINED = {"loss": 0.24512, "accuracy": 0.92571}
 RECORD = EpochRecord(1, 469, {**TRAINED, "val_loss": 0.10611, "val_accuracy": 0.96721}, 0.001, 1.31)

@@ -20,9 +20,9 @@ import pytest
 from run_stand_in import refuse
 
 import jaxmlp
-from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, pictures
+from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig
 from jaxmlp.cli import main
-from jaxmlp.report import RunFacts, expand, groups, plots, scores
+from jaxmlp.report import RunFacts, expand, groups, pictures, plots, scores
 from jaxmlp.report import page as page_of
 from jaxmlp.report.page import experiment_file
 from jaxmlp.run.directory import RunDirectory

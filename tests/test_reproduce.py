@@ -17,8 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmlp import MLP, SGD, ExperimentConfig, data, fitting, loop, runtime, shards, train
+from jaxmlp import MLP, SGD, ExperimentConfig, data, shards, train
 from jaxmlp.cli import main
+from jaxmlp.engine import fitting, loop
 from jaxmlp.errors import RunError, UsageError
 from jaxmlp.proof import reproduce as module
 from jaxmlp.proof.blame import WrongPrimitive
@@ -29,7 +30,8 @@ from jaxmlp.report.replay import write_replay
 from jaxmlp.run.digest import leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.signals import Stop
+from jaxmlp.system import runtime
+from jaxmlp.system.signals import Stop
 
 STEPS, EPOCHS = 5, 3  # 320 examples in batches of 64
 CONFIG = ExperimentConfig(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxmlp import compiled
 from jaxmlp.cli import experiment, main
 from jaxmlp.run.manifest import instruction_set
+from jaxmlp.system import compiled
 
 
 def python(code: str, **environment: str) -> str:
@@ -43,7 +43,10 @@ def test_flags_are_added_to_the_users_and_the_users_value_stays() -> None:
 
 
 def test_what_need_not_be_exact_has_the_users_flags_alone() -> None:
-    code = "import os\nfrom jaxmlp import configure, runtime\nruntime.prepare()\nconfigure(exact=False)\n"
+    code = (
+        "import os\nfrom jaxmlp import configure\nfrom jaxmlp.system import runtime\n"
+        "runtime.prepare()\nconfigure(exact=False)\n"
+    )
     users = "--xla_cpu_enable_fast_math=false"
     assert python(f"{code}print(os.environ['XLA_FLAGS'])", XLA_FLAGS=users).split() == [users]
 
@@ -180,7 +183,7 @@ def test_what_a_killed_process_was_writing_into_the_compile_cache_goes_after_a_d
     old.touch()
     new.touch()
     os.utime(old, (time.time() - 2 * compiled.DAY_S,) * 2)
-    python(f"from pathlib import Path; from jaxmlp import compiled; compiled.keep_in(Path({str(tmp_path)!r}))")
+    python(f"from pathlib import Path;from jaxmlp.system import compiled; compiled.keep_in(Path({str(tmp_path)!r}))")
     assert list(tmp_path.iterdir()) == [new]
 
 

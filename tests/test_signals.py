@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxmlp.signals import STOP_SIGNALS, kept_interrupts, stop_signals
+from jaxmlp.system.signals import STOP_SIGNALS, kept_interrupts, stop_signals
 
 WAITING = """
 import time
-from jaxmlp.signals import stop_signals
+from jaxmlp.system.signals import stop_signals
 with stop_signals() as stop:
     print("ready", flush=True)
     while not stop.signal:

@@ -20,10 +20,9 @@ from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
 from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, Piecewise, data
 from jaxmlp.cli import main
+from jaxmlp.engine.fitting import fit
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.fitting import fit
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.signals import Stop
 from jaxmlp.sweep import LaneResult, SweepResult, group, load, memory, resume, sweep
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
@@ -31,6 +30,7 @@ from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines
 from jaxmlp.sweep.result import Spread
+from jaxmlp.system.signals import Stop
 
 pytestmark = pytest.mark.optimized
 

@@ -53,7 +53,7 @@ def test_without_the_package_the_flag_names_the_extra(
             raise ModuleNotFoundError("No module named 'tensorboardX'", name="tensorboardX")
         return real(name, *rest, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "jaxmlp.tracking", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxmlp.report.tracking", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
     assert main(["train", QUICKSTART, *SMALL, "--out", str(tmp_path / "run"), "--tensorboard"]) == 2
     assert capsys.readouterr().err == "--tensorboard needs tensorboardX: pip install 'jaxmlp[tensorboard]'\n"

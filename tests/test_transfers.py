@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax._src.array import ArrayImpl  # JAX's guard does not see what is read on a CPU.
 
-from jaxmlp import MLP, SGD, ExperimentConfig, data, evaluate, fitting, loop, predict, programs, train
+from jaxmlp import MLP, SGD, ExperimentConfig, data, evaluate, predict, train
+from jaxmlp.engine import fitting, loop, programs
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep import sweep
 

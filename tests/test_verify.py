@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 import jaxmlp
-from jaxmlp import MLP, ExperimentConfig, data, fitting, loop
+from jaxmlp import MLP, ExperimentConfig, data
 from jaxmlp.cli import main
+from jaxmlp.engine import fitting, loop
 from jaxmlp.errors import RunError
 from jaxmlp.proof.verify import verify
 from jaxmlp.run.directory import RunDirectory
@@ -141,7 +142,7 @@ def test_a_link_in_a_files_place_is_named(copy: Path, whole: Path) -> None:
 def test_a_killed_run_is_whole_and_said_not_to_have_ended(small_dataset: data.Dataset, tmp_path: Path) -> None:
     code = f"""if True:
         import os, sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-        from jaxmlp.config import ExperimentConfig; from jaxmlp.run.directory import RunDirectory
+        from jaxmlp.experiment.config import ExperimentConfig; from jaxmlp.run.directory import RunDirectory
         run = RunDirectory.create({str(tmp_path / "run")!r}, ExperimentConfig(), {{}})
         run.append_epoch({{"epoch": 1, "steps": 5}}, {{"epoch": 1, "steps": 5}})
         open(run.path / "metrics.jsonl", "a").write('{{"epo')

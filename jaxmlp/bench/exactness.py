@@ -42,9 +42,9 @@ def measure_once(name: str, units: Mapping[str, int], **_: Any) -> dict[str, Any
 def programs(name: str) -> Iterator[Program]:
     """Updates with the bits of a suite; `what` is the network, then how it adds."""
     from jaxmlp.bench.suite import Trainer, random_dataset
-    from jaxmlp.config import ExperimentConfig
-    from jaxmlp.mlp import MLP
-    from jaxmlp.optimizers import SGD
+    from jaxmlp.experiment.config import ExperimentConfig
+    from jaxmlp.experiment.mlp import MLP
+    from jaxmlp.experiment.optimizers import SGD
 
     relu = ExperimentConfig(model=MLP(hidden_sizes=(512, 512)), batch_size=128)
     tanh = MLP(hidden_sizes=(500, 500), activation="tanh", dropout_rate=0.5)

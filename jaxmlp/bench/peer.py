@@ -33,10 +33,10 @@ def train_jaxmlp(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended
     """As a user calls it: `fit`, with a hook."""
     import dataclasses
 
-    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import from_arrays
-    from jaxmlp.fitting import fit
-    from jaxmlp.history import EpochRecord
+    from jaxmlp.engine.fitting import fit
+    from jaxmlp.engine.history import EpochRecord
+    from jaxmlp.experiment.config import ExperimentConfig
 
     def hook(record: EpochRecord, state: object) -> None:
         assert record.val_accuracy is not None

@@ -23,12 +23,12 @@ import numpy as np
 
 from jaxmlp import data
 from jaxmlp.bench.spread import Spread
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
-from jaxmlp.mlp import MLP
-from jaxmlp.optimizers import RMSprop
-from jaxmlp.plain import where
-from jaxmlp.schedules import Constant
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.optimizers import RMSprop
+from jaxmlp.experiment.plain import where
+from jaxmlp.experiment.schedules import Constant
 
 PEERS = (
     "jaxmlp",

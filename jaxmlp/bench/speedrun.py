@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxmlp import data
 from jaxmlp.bench.spread import Spread
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.fitting import fit
+from jaxmlp.engine.fitting import fit
+from jaxmlp.experiment.config import ExperimentConfig
 
 
 def speedrun(

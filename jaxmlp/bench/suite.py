@@ -22,10 +22,10 @@ from jaxmlp.bench.profile import profile
 from jaxmlp.bench.timing import Program, calibrate, measure
 from jaxmlp.bench.work import Work, eval_work, step_work
 from jaxmlp.compile.targets import compiling_anew
-from jaxmlp.config import DataConfig, ExperimentConfig
-from jaxmlp.fitting import fit
-from jaxmlp.mlp import MLP
-from jaxmlp.programs import Programs
+from jaxmlp.engine.fitting import fit
+from jaxmlp.engine.programs import Programs
+from jaxmlp.experiment.config import DataConfig, ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
 from jaxmlp.run.manifest import manifest
 from jaxmlp.sweep import sweep
 

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import jax
 
 from jaxmlp import data, train
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.network import summary
+from jaxmlp.engine.network import summary
+from jaxmlp.experiment.config import ExperimentConfig
 
 
 class Work(NamedTuple):

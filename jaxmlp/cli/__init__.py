@@ -31,7 +31,7 @@ from jaxmlp.errors import (
     did_you_mean,
     printable,
 )
-from jaxmlp.signals import kept_interrupts
+from jaxmlp.system.signals import kept_interrupts
 
 STARTED = time.perf_counter()
 """Time at which the program began, for `total_s`."""

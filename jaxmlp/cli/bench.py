@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError, DiskError, UsageError
-from jaxmlp.fields import parse_json, ranged
+from jaxmlp.experiment.fields import parse_json, ranged
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.compile import targets
 from jaxmlp.errors import DeviceError, DiskError
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
     from jaxmlp.compile.program import Program
     from jaxmlp.compile.report import Report
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxmlp
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError, DataError
 from jaxmlp.folders import user_cache
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
     from jaxmlp.proof.burn_in import BurnIn

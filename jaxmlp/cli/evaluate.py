@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import CheckFailed, ConfigError
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ def run(argv: Sequence[str]) -> Answer:
     """Score a RUN."""
     chosen, (name,) = flags.parse(EvaluateFlags(), argv, "evaluate", "RUN")
     runtime.configure(chosen.device)
-    from jaxmlp.inference import evaluate, load_model
-    from jaxmlp.opening import open_data, open_run
     from jaxmlp.run.find import find_run
+    from jaxmlp.run.opening import open_data, open_run
+    from jaxmlp.trained.inference import evaluate, load_model
 
     run = open_run(find_run(name), chosen.experiment)
     model = load_model(run, chosen.checkpoint)

@@ -13,10 +13,10 @@ import tyro
 from jaxmlp.cli import flags, say
 from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import UsageError
-from jaxmlp.runtime import prepare, started_by
+from jaxmlp.system.runtime import prepare, started_by
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
 
 
 def parse_experiment[Chosen: flags.Flags](
@@ -42,7 +42,7 @@ def parse_experiment[Chosen: flags.Flags](
     if not words or words[0].startswith("-"):
         default: flags.Flags = kind()
         if not {"-h", "--help"} & {*words}:
-            from jaxmlp.config import ExperimentConfig
+            from jaxmlp.experiment.config import ExperimentConfig
 
             config, words = _with_kinds(ExperimentConfig(), words)
             default = _with_config(kind, config)
@@ -73,7 +73,7 @@ def parse_changes[Chosen: flags.Flags](
 def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
     """The file's config. Device and XLA's flags are set first, because the file's imports may start JAX."""
     prepare(_device(words))
-    from jaxmlp.experiment import load_experiment
+    from jaxmlp.source.file import load_experiment
 
     was_up = started_by()
     config = load_experiment(path).config
@@ -93,7 +93,7 @@ def _device(words: Sequence[str]) -> Any:
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
     """The command's flags together with the flags of the experiment's values."""
-    from jaxmlp.parts import PlainObject
+    from jaxmlp.experiment.parts import PlainObject
 
     # A plain object has no flags. tyro would look inside it.
     PlainObject.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
@@ -109,8 +109,8 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
     """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the remaining words."""
-    from jaxmlp.parts import role_of_several
-    from jaxmlp.plain import roles_of, with_value
+    from jaxmlp.experiment.parts import role_of_several
+    from jaxmlp.experiment.plain import roles_of, with_value
 
     left: list[str] = []
     chosen: dict[str, str] = {}
@@ -137,8 +137,8 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
 
 def other_kinds(config: ExperimentConfig, flag: str) -> Iterator[str]:
     """Other kinds of part that have this flag, when the experiment's part does not."""
-    from jaxmlp.parts import role_of
-    from jaxmlp.plain import kinds, roles_of
+    from jaxmlp.experiment.parts import role_of
+    from jaxmlp.experiment.plain import kinds, roles_of
 
     for path, part in roles_of(config).items():
         name = flag.removeprefix(f"--{path}.").replace("-", "_")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say, writing_to
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ def run(argv: Sequence[str]) -> Answer:
     chosen, (name,) = flags.parse(ExportFlags(), argv, "export", "RUN")
     runtime.configure(chosen.device)
     from jaxmlp.export import FORMATS, export
-    from jaxmlp.inference import load_model
-    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
+    from jaxmlp.run.opening import open_run
+    from jaxmlp.trained.inference import load_model
 
     run_dir = find_run(name)
     path = chosen.out or run_dir / f"model{FORMATS[chosen.format].suffix}"

@@ -23,8 +23,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
-from jaxmlp.fields import Checked
-from jaxmlp.runtime import Device
+from jaxmlp.experiment.fields import Checked
+from jaxmlp.system.runtime import Device
 
 Switch: TypeAlias = tyro.conf.FlagCreatePairsOff[bool]
 """A flag that turns something on, without a counterpart that turns it off."""

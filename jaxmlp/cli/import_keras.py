@@ -11,9 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.cli.experiment import parse_changes
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,9 @@ def run(argv: Sequence[str]) -> Answer:
     """Import FILE and score it on the test split."""
     if {"-h", "--help"} & {*argv}:
         flags.parse(ImportFlags(), argv, "import-keras", "FILE")  # Prints the help and exits, before JAX is loaded.
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
+    from jaxmlp.experiment.mlp import MLP
     from jaxmlp.keras.apart import read_keras
-    from jaxmlp.mlp import MLP
 
     # The values of the config are flags too. Their defaults come from the file.
     file = Path(parse_changes(ImportFlags, argv, "import-keras", "FILE", ExperimentConfig())[1][0])
@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> Answer:
         say(f"{file}: {note}")
     runtime.configure(chosen.device)
     from jaxmlp import data
-    from jaxmlp.fitting import check_data
+    from jaxmlp.engine.fitting import check_data
     from jaxmlp.keras.imported import import_network
     from jaxmlp.run.find import default_run_dir
 

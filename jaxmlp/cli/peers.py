@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.errors import DataError, DiskError, printable
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,10 +46,10 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     import numpy as np
 
-    from jaxmlp.images import read_images
-    from jaxmlp.inference import load_model, predict
-    from jaxmlp.opening import open_run
     from jaxmlp.run.find import find_run
+    from jaxmlp.run.opening import open_run
+    from jaxmlp.trained.images import read_images
+    from jaxmlp.trained.inference import load_model, predict
 
     run = open_run(find_run(name), chosen.experiment)
     model = load_model(run, chosen.checkpoint)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say, writing_to
 from jaxmlp.errors import UsageError
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say, writing_to
 from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import CheckFailed, UsageError
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
 from jaxmlp.run.manifest import PROGRAM
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
     from jaxmlp.proof.reproduce import Reproduction

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import CheckFailed
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 P_MAX = 0.05
 
@@ -32,7 +32,7 @@ class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
 def run(argv: Sequence[str]) -> Answer:
     """Time the recipes and check the target."""
     chosen, config = parse_experiment(SpeedrunFlags, argv, "speedrun")
-    from jaxmlp.experiment import load_experiment
+    from jaxmlp.source.file import load_experiment
 
     beside = load_experiment(experiment_path(chosen.beside)).config if chosen.beside and chosen.beside_seeds else None
     runtime.configure(chosen.device)

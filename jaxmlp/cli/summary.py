@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from jaxmlp import runtime
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.shipped import shipped
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Dataset, Facts
+    from jaxmlp.experiment.config import ExperimentConfig
 
 BARS, WIDTH = 25, 40
 """Approximate number of lines in the drawing of rates, and the length of its longest bar in characters."""
@@ -43,8 +43,8 @@ def run(argv: Sequence[str]) -> Answer:
     if names_code or (words and not is_experiment):
         chosen, (name,) = flags.parse(RunSummaryFlags(), argv, "summary", "RUN")
         runtime.configure(chosen.device)
-        from jaxmlp.opening import open_data, open_run
         from jaxmlp.run.find import find_run
+        from jaxmlp.run.opening import open_data, open_run
 
         run = open_run(find_run(name), chosen.experiment)
         for each in run.code_changed:
@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> Answer:
     """The answer with the run's learning rates, which are also drawn as bars."""
-    from jaxmlp.fitting import planned_rates
+    from jaxmlp.engine.fitting import planned_rates
 
     rates = planned_rates(config, dataset)
     if not rates:
@@ -78,7 +78,7 @@ def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> An
 
 def show(config: ExperimentConfig, facts: Facts | None = None) -> Answer:
     """The table and its figures, for the config's data set or for the given facts."""
-    from jaxmlp.network import facts_of, summary
+    from jaxmlp.engine.network import facts_of, summary
 
     found = summary(config, facts or facts_of(config.data))
     print(found)

@@ -3,9 +3,9 @@
 import os
 import sys
 
-from jaxmlp import distributed
 from jaxmlp.cli import main
 from jaxmlp.errors import PeerLostError
+from jaxmlp.system import distributed
 
 if __name__ == "__main__":
     distributed.become_supervised()

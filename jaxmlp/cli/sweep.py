@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
-from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.cli.train import join, refuse_code
 from jaxmlp.errors import ConfigError, DivergedError, UsageError
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
 from jaxmlp.sweep.values import MAX_LANES, Choices, Range
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
-    from jaxmlp.signals import Stop
+    from jaxmlp.experiment.config import ExperimentConfig
     from jaxmlp.sweep.progress import SweepProgress
     from jaxmlp.sweep.result import SweepResult
+    from jaxmlp.system.signals import Stop
 
 RANGE = re.compile(r"(log|uniform)\(([^,()]+),([^,()]+)\)")
 
@@ -106,10 +106,11 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
     settings = make_settings(config, vary, draws=chosen.random, random_seed=chosen.random_seed)
     make_plan(config, seeds, settings)
     _configure(chosen, argv, len(seeds) * len(settings), config.exact)
-    from jaxmlp import data, distributed
-    from jaxmlp.code import roots_of
+    from jaxmlp import data
     from jaxmlp.run.find import new_folder
+    from jaxmlp.source.code import roots_of
     from jaxmlp.sweep import sweep
+    from jaxmlp.system import distributed
 
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
     path = None
@@ -130,9 +131,9 @@ def _begin(chosen: SweepFlags, config: ExperimentConfig, argv: Sequence[str]) ->
 
 def _resume(chosen: SweepResumeFlags, argv: Sequence[str]) -> Answer:
     _configure(chosen, argv, MAX_LANES)
-    from jaxmlp import distributed
     from jaxmlp.sweep import resume
     from jaxmlp.sweep.directory import find_sweep
+    from jaxmlp.system import distributed
 
     path = find_sweep(str(chosen.resume)) if distributed.is_first() else None
 
@@ -159,10 +160,10 @@ def _train(
     experiment: Sequence[Path],
 ) -> Answer:
     """Train and report. Only the first process has a path."""
-    from jaxmlp import distributed
     from jaxmlp.run import code
-    from jaxmlp.signals import stop_signals
     from jaxmlp.sweep.progress import make_progress
+    from jaxmlp.system import distributed
+    from jaxmlp.system.signals import stop_signals
 
     told = distributed.share(str(path.resolve() if path else "").encode()).decode()
     distributed.tell("run_dir", told)
@@ -231,7 +232,7 @@ def parse_vary(words: Sequence[str], config: ExperimentConfig) -> dict[str, Choi
 
 def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
     """The value of these words, by the field's type. For an unknown field they are left for a later check to refuse."""
-    from jaxmlp.parts import Part
+    from jaxmlp.experiment.parts import Part
 
     *parts, last = name.split(".")
     part: Any = config

@@ -7,10 +7,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxmlp import runtime
 from jaxmlp.cli import flags
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxmlp import runtime
 from jaxmlp.cli import STARTED, Answer, flags, say, summary
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.errors import CheckFailed, ConfigError, RunError, UsageError
-from jaxmlp.fields import ranged
+from jaxmlp.experiment.fields import ranged
+from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Dataset
+    from jaxmlp.experiment.config import ExperimentConfig
+    from jaxmlp.report.tracking import TensorBoard
     from jaxmlp.run.directory import RunDirectory
-    from jaxmlp.tracking import TensorBoard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def join(
     """
     if not address:
         return
-    from jaxmlp import distributed
+    from jaxmlp.system import distributed
 
     cluster = distributed.Cluster.parse(address)
     if not distributed.is_supervised():
@@ -127,10 +127,11 @@ def join(
 
 
 def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
-    from jaxmlp import data, distributed
-    from jaxmlp.fitting import check_data, weights_of
+    from jaxmlp import data
+    from jaxmlp.engine.fitting import check_data, weights_of
     from jaxmlp.run.directory import RunDirectory
     from jaxmlp.run.find import default_run_dir, find_run
+    from jaxmlp.system import distributed
 
     _check_min_accuracy([metric.name for metric in config.metrics], chosen)
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
@@ -145,10 +146,10 @@ def _begin(chosen: TrainFlags, config: ExperimentConfig) -> Answer:
 
 
 def _resume(chosen: GoOnFlags) -> Answer:
-    from jaxmlp import distributed
-    from jaxmlp.experiment import Code
-    from jaxmlp.opening import finder, open_run
     from jaxmlp.run.find import find_run
+    from jaxmlp.run.opening import finder, open_run
+    from jaxmlp.source.file import Code
+    from jaxmlp.system import distributed
 
     if chosen.experiment:
         runtime.configure(chosen.device)  # Set first, because the file's imports may start JAX.
@@ -158,7 +159,7 @@ def _resume(chosen: GoOnFlags) -> Answer:
         path = Path(told["path"])
         if told["result"]:
             return _answer(path, chosen, told["result"])
-        from jaxmlp.config import ExperimentConfig
+        from jaxmlp.experiment.config import ExperimentConfig
 
         find = finder(path, told["config"], told["manifest"], code)
         return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
@@ -179,8 +180,8 @@ def _resume(chosen: GoOnFlags) -> Answer:
 
 def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirectory | None) -> Answer:
     from jaxmlp import data
-    from jaxmlp.opening import open_data
     from jaxmlp.run.manifest import differences
+    from jaxmlp.run.opening import open_data
 
     runtime.configure(chosen.device, exact=config.exact)
     if stored:
@@ -204,12 +205,13 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     """Train. Only the first process has `stored` and writes to it."""
     import jax
 
-    from jaxmlp import distributed, shards
-    from jaxmlp.code import roots_of
-    from jaxmlp.fitting import fit
-    from jaxmlp.progress import make_progress
+    from jaxmlp import shards
+    from jaxmlp.engine.fitting import fit
+    from jaxmlp.engine.progress import make_progress
     from jaxmlp.run import code
-    from jaxmlp.signals import stop_signals
+    from jaxmlp.source.code import roots_of
+    from jaxmlp.system import distributed
+    from jaxmlp.system.signals import stop_signals
 
     path = Path(distributed.share(str(stored.path.resolve() if stored else "").encode()).decode())
     again = code.flags(roots_of(config)) + flags.repeated(chosen, ResumeFlags)
@@ -250,7 +252,7 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
 
 def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> TensorBoard:
     try:
-        from jaxmlp.tracking import TensorBoard
+        from jaxmlp.report.tracking import TensorBoard
     except ModuleNotFoundError as error:
         raise UsageError(f"--tensorboard needs {error.name}: pip install 'jaxmlp[tensorboard]'") from None
     if (path / "tensorboard").is_symlink():

@@ -18,8 +18,8 @@ import jax
 from jax.extend.core import Literal as Constant
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from jaxmlp import network
 from jaxmlp.compile.program import Program
+from jaxmlp.engine import network
 
 Platform: TypeAlias = Literal["cpu", "gpu", "tpu"]
 INLINED = {

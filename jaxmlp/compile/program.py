@@ -11,11 +11,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmlp import data, shards, train
-from jaxmlp.config import DataConfig, ExperimentConfig
 from jaxmlp.data.dataset import cut_validation
 from jaxmlp.data.official import SOURCES
+from jaxmlp.engine.network import check_network
 from jaxmlp.errors import ConfigError
-from jaxmlp.network import check_network
+from jaxmlp.experiment.config import DataConfig, ExperimentConfig
 from jaxmlp.sweep import over_lanes
 from jaxmlp.sweep.values import Batching
 

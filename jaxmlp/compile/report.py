@@ -17,8 +17,8 @@ from jaxmlp.compile.program import Program
 from jaxmlp.compile.promises import Finding
 from jaxmlp.compile.reading import Reading
 from jaxmlp.compile.targets import Target, compiling_anew
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, DeviceError
+from jaxmlp.experiment.config import ExperimentConfig
 
 Trace: TypeAlias = Callable[[ExperimentConfig, int | None], Program]
 """Traces the program of an experiment with a number of lanes."""

@@ -21,7 +21,7 @@ from jaxmlp.data.dataset import Split
 from jaxmlp.data.idx import read_idx
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import DataError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 
 FEATURES = re.compile(r"tensorflow_datasets\.core\.features\.[a-z_]+\.[A-Za-z]+")
 """Names of the feature classes that a folder may use. tfds would import the module of any name that it finds."""

@@ -16,7 +16,7 @@ from jaxmlp.errors import ConfigError, DataError, did_you_mean, printable
 from jaxmlp.folders import chosen_folder
 
 if TYPE_CHECKING:
-    from jaxmlp.config import DataConfig
+    from jaxmlp.experiment.config import DataConfig
 
 StrPath: TypeAlias = str | os.PathLike[str]
 EMBEDDED = "mnist_5k"

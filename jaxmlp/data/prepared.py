@@ -19,7 +19,7 @@ from jaxmlp.data import cache, official
 from jaxmlp.data.dataset import Split
 from jaxmlp.data.official import SOURCES
 from jaxmlp.errors import DataError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 
 Report: TypeAlias = Callable[[str], None]
 """Called with a line about anything that takes long or is damaged."""

@@ -13,14 +13,14 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxmlp import data
-from jaxmlp.config import DataConfig
 from jaxmlp.errors import CheckFailed, RunError
+from jaxmlp.experiment.config import DataConfig
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.plain import with_value
 from jaxmlp.export.layers import dense_layers, softmax_of_layers
-from jaxmlp.inference import Model, answers
-from jaxmlp.mlp import MLP
-from jaxmlp.plain import with_value
 from jaxmlp.run import files
 from jaxmlp.run.digest import leaves
+from jaxmlp.trained.inference import Model, answers
 
 PROBES = 256
 """Number of examples on which each export is compared."""

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Model
-from jaxmlp.mlp import MLP
-from jaxmlp.plain import where
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.plain import where
+from jaxmlp.trained.inference import Model
 
 Rows = Float[np.ndarray, "rows units"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxmlp.errors import RunError, UsageError
 from jaxmlp.export.layers import dense_layers
-from jaxmlp.inference import Model
 from jaxmlp.run import files
+from jaxmlp.trained.inference import Model
 
 OPSET = 20
 """The first operator set with Gelu."""

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxmlp.errors import RunError, UsageError
-from jaxmlp.inference import Model
 from jaxmlp.run import files
 from jaxmlp.run.digest import leaves, restore
+from jaxmlp.trained.inference import Model
 
 
 def _checkpointer() -> Any:

@@ -11,9 +11,9 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Model
 from jaxmlp.run import files
 from jaxmlp.run.digest import digest, leaves, restore
+from jaxmlp.trained.inference import Model
 
 
 def write(path: Path, model: Model) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmlp.errors import RunError
-from jaxmlp.inference import Model
-from jaxmlp.inference import answers as answers_of
 from jaxmlp.run import files
+from jaxmlp.trained.inference import Model
+from jaxmlp.trained.inference import answers as answers_of
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxmlp.errors import RunError
 from jaxmlp.export.layers import DenseLayer, dense_layers, mlp_of, softmax_of_layers
-from jaxmlp.inference import Model
 from jaxmlp.modules import num_params
 from jaxmlp.run import files
+from jaxmlp.trained.inference import Model
 
 PAGE = Path(__file__).parent / "page"
 SCRIPTS = ("network.js", "prepare.js", "app.js")

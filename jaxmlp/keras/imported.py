@@ -9,16 +9,16 @@ from typing import Any
 import jax
 
 from jaxmlp import data, train
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.engine.history import History
+from jaxmlp.engine.position import Position
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.history import History
-from jaxmlp.inference import evaluate, load_model
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
 from jaxmlp.keras.network import KerasNetwork
-from jaxmlp.mlp import MLP
-from jaxmlp.position import Position
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
+from jaxmlp.trained.inference import evaluate, load_model
 
 
 def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset, path: Path) -> History:

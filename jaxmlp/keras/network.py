@@ -115,7 +115,7 @@ def assemble(layers: tuple[Dense, ...], architecture: Architecture | None) -> Ke
         Refused: Arrays and config differ, or no `MLP` can represent the network.
     """
     if architecture is None:
-        from jaxmlp.mlp import MLP  # The import starts JAX, which takes a second. Only this branch needs it.
+        from jaxmlp.experiment.mlp import MLP  # The import starts JAX, which takes a second. Only this branch needs it.
 
         note = f"it holds only weights: the activation is assumed to be --model.activation ({MLP.activation})"
         return KerasNetwork(layers=layers, activation=None, dropout_rate=0.0, pixel_scale=None, notes=(note,))

@@ -10,7 +10,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxmlp import train
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.portable.arithmetic import Arithmetic
 from jaxmlp.portable.right import is_key, right, right_of, walk
 from jaxmlp.portable.text import type_of

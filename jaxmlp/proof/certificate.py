@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlp.errors import CheckFailed, RunError, UsageError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.proof.verify import verify
 from jaxmlp.run import files, jsonl, sums
 from jaxmlp.run.directory import DIGESTS, SUMS

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxmlp.engine.position import Position
 from jaxmlp.errors import RunError
-from jaxmlp.position import Position
 from jaxmlp.proof import bits
 from jaxmlp.proof.training import Training
 from jaxmlp.run import checkpoint

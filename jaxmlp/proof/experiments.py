@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from jaxmlp.config import DataConfig, ExperimentConfig
-from jaxmlp.losses import ClippedCrossEntropy
-from jaxmlp.mlp import MLP
-from jaxmlp.optimizers import SGD, RMSprop
-from jaxmlp.schedules import InverseTime
+from jaxmlp.experiment.config import DataConfig, ExperimentConfig
+from jaxmlp.experiment.losses import ClippedCrossEntropy
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.optimizers import SGD, RMSprop
+from jaxmlp.experiment.schedules import InverseTime
 
 MNIST_SHA256: Final = "b2d8f5bf39174ee5ffeefa97e42d673c35432b411bb5d1f74fbbeddae7f1690a"
 

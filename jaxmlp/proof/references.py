@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxmlp import data
 from jaxmlp.errors import RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.proof import evidence
 from jaxmlp.proof.evidence import PARTS, Evidence, FirstDifference
 from jaxmlp.proof.experiments import REFERENCED

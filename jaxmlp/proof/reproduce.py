@@ -10,11 +10,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxmlp import data
+from jaxmlp.engine.feed import RESIDENT_BYTES
+from jaxmlp.engine.position import Position
 from jaxmlp.errors import RunError, UsageError
-from jaxmlp.experiment import Experiment
-from jaxmlp.feed import RESIDENT_BYTES
-from jaxmlp.opening import open_data, open_run
-from jaxmlp.position import Position
 from jaxmlp.proof import evidence
 from jaxmlp.proof.blame import right_state, wrong_primitive
 from jaxmlp.proof.evidence import Evidence, FirstDifference
@@ -26,6 +24,8 @@ from jaxmlp.run import checkpoint
 from jaxmlp.run.digest import digest, leaf_digests
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import COMPILED, manifest
+from jaxmlp.run.opening import open_data, open_run
+from jaxmlp.source.file import Experiment
 
 
 class Judgement(NamedTuple):

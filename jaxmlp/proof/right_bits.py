@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 from jaxmlp import data, train
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.proof import bits
 from jaxmlp.proof.blame import WrongPrimitive, right_state, wrong_primitive
 from jaxmlp.proof.experiments import QUICKSTART, REFERENCED

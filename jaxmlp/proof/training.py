@@ -9,14 +9,15 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from jaxmlp import data, runtime, shards, train
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.feed import RESIDENT_BYTES
-from jaxmlp.fitting import check_data
-from jaxmlp.position import Position
-from jaxmlp.programs import Programs, figures
+from jaxmlp import data, shards, train
+from jaxmlp.engine.feed import RESIDENT_BYTES
+from jaxmlp.engine.fitting import check_data
+from jaxmlp.engine.position import Position
+from jaxmlp.engine.programs import Programs, figures
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run.digest import digest
 from jaxmlp.run.weights import as_trained
+from jaxmlp.system import runtime
 
 
 class Training:

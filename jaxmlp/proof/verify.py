@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import CHECKPOINTS, DIGESTS, HISTORY, LOCK, SUMS, TRACE, history_table

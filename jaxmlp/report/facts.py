@@ -17,21 +17,21 @@ import jax
 import numpy as np
 
 from jaxmlp import data, train
-from jaxmlp.config import DataConfig, ExperimentConfig
+from jaxmlp.engine.fitting import planned_rates
+from jaxmlp.engine.history import EpochRecord
 from jaxmlp.errors import RunError
-from jaxmlp.experiment import Changed, Code, Experiment
-from jaxmlp.fitting import planned_rates
-from jaxmlp.history import EpochRecord
-from jaxmlp.inference import Evaluation, Model, evaluate, load_model, wilson_interval
-from jaxmlp.mlp import MLP
-from jaxmlp.opening import open_data_of, open_run
-from jaxmlp.pictures import strongest_tiles
+from jaxmlp.experiment.config import DataConfig, ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
 from jaxmlp.prng import Stream, root_key, stream_key
+from jaxmlp.report.pictures import strongest_tiles
 from jaxmlp.report.scores import Calibration, calibration, worst_mistakes
 from jaxmlp.run.code import files_to_name, flags, wanted
+from jaxmlp.run.opening import open_data_of, open_run
 from jaxmlp.run.record import CONFIG
+from jaxmlp.source.file import Changed, Code, Experiment
 from jaxmlp.sweep.directory import PLAN, load, read_manifest
 from jaxmlp.sweep.result import setting_name
+from jaxmlp.trained.inference import Evaluation, Model, evaluate, load_model, wilson_interval
 
 MISTAKES = 25
 TILES = 64

@@ -16,18 +16,17 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 import jaxmlp
-from jaxmlp import pictures
-from jaxmlp.code import code_of
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import DiskError
-from jaxmlp.mlp import MLP
-from jaxmlp.plain import place_of, told_fields, where
-from jaxmlp.report import plots
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.mlp import MLP
+from jaxmlp.experiment.plain import place_of, told_fields, where
+from jaxmlp.report import pictures, plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import Group, group
 from jaxmlp.report.scores import Comparison, holm, mcnemar
 from jaxmlp.report.templates import environment
 from jaxmlp.run import files
+from jaxmlp.source.code import code_of
 
 DETAILED = 8
 """Largest number of runs shown in detail. Further runs are only in tables and curves."""

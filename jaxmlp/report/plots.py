@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jaxmlp.inference import Evaluation
 from jaxmlp.report.groups import Group
 from jaxmlp.report.scores import Calibration
+from jaxmlp.trained.inference import Evaluation
 
 INKS = {
     "ink": "#1b1f24",

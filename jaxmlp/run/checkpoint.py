@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmlp.errors import RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import files
 from jaxmlp.run.digest import little_endian_bytes
 from jaxmlp.run.known import wrong_fields

@@ -16,7 +16,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.run import files
 
 if TYPE_CHECKING:
-    from jaxmlp.code import Sources
+    from jaxmlp.source.code import Sources
 
 CODE, ACCEPTED, DATA_CODE = "code", "accepted_code", "data_code"
 

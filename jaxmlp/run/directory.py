@@ -45,11 +45,11 @@ from jaxmlp.run.record import (
 )
 
 if TYPE_CHECKING:
-    from jaxmlp.code import Sources
-    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Facts
-    from jaxmlp.experiment import Changed
-    from jaxmlp.plain import Find
+    from jaxmlp.experiment.config import ExperimentConfig
+    from jaxmlp.experiment.plain import Find
+    from jaxmlp.source.code import Sources
+    from jaxmlp.source.file import Changed
 
 DIGESTS, TRACE, HISTORY, SUMS = "digests.jsonl", "trace.jsonl", "history.csv", "SHA256SUMS"
 CHECKPOINTS, LOCK, START = "checkpoints", "lock", "start.safetensors"
@@ -113,7 +113,7 @@ class RunDirectory:
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(taken(path))
-            from jaxmlp.code import code_of, data_code_of
+            from jaxmlp.source.code import code_of, data_code_of
 
             facts = {"format": FORMAT, **manifest, "status": "running", "result": None}
             run = cls(path, config, config.to_dict(), facts, lock)
@@ -261,7 +261,7 @@ class RunDirectory:
 
     def accept_code(self, sources: Sources) -> None:
         """Record that the run, which is open for writing, continues with changed code."""
-        from jaxmlp.code import sums_of
+        from jaxmlp.source.code import sums_of
 
         told = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
         code.accept(self.path, self.manifest, told, sources)

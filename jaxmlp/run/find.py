@@ -15,7 +15,7 @@ from jaxmlp.run import files
 from jaxmlp.run.record import CONFIG
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
 
 SWEEP = "sweep.json"
 """File that makes a folder a sweep, as `config.json` makes it a run."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp.errors import RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import files
 from jaxmlp.run.known import wrong_fields
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxmlp.errors import RunError
-from jaxmlp.fields import dotted
+from jaxmlp.experiment.fields import dotted
 from jaxmlp.run import checkpoint, sums
 from jaxmlp.run.directory import CHECKPOINTS, SUMS, RunDirectory
 from jaxmlp.run.record import ENDS

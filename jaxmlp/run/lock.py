@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jaxmlp.errors import RunError, printable
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import files
 
 _TRIES, _PAUSE_S = 5, 0.02

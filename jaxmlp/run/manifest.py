@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
     from jaxmlp.data import Dataset
+    from jaxmlp.experiment.config import ExperimentConfig
 
 _CPU_FEATURES = ("sse", "ssse", "avx", "amx", "fma", "f16c", "bmi")
 _WIDEST_FIRST = ("amx_tile", "avx512_bf16", "avx512f", "avx2", "avx", "sse4_2", "sve2", "sve", "asimd")
@@ -53,14 +53,14 @@ def manifest(
         devices: Number of devices that split each batch. Default: all that JAX finds.
         variants: Variants of the experiment, whose code counts too.
     """
-    from jaxmlp.code import code_of, data_code_of, sums_of
+    from jaxmlp.source.code import code_of, data_code_of, sums_of
 
     here = platform_facts(devices=devices)
     sums = {"config_sha256": hashlib.sha256(config.to_json().encode()).hexdigest(), "data_sha256": dataset.sha256}
     binding, not_binding = {**sums, **here["binding"]}, here["not_binding"]
     configs = [config, *variants]
     if all(each.precision == "portable" for each in configs):
-        from jaxmlp.fingerprint import program_sha256
+        from jaxmlp.run.fingerprint import program_sha256
 
         not_binding |= {name: binding.pop(name) for name in PLATFORM}
         binding[PROGRAM] = program_sha256(configs, dataset)

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.fields import parse_json
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import code, files, jsonl
 from jaxmlp.run.known import is_code, wrong_fields
 
 if TYPE_CHECKING:
-    from jaxmlp.config import ExperimentConfig
-    from jaxmlp.plain import Find
+    from jaxmlp.experiment.config import ExperimentConfig
+    from jaxmlp.experiment.plain import Find
 
 FORMAT = 2
 """Version of the format of a run's folder. Version 1 had no number."""
@@ -56,7 +56,7 @@ def read_config(path: Path, find: Find | None = None) -> ExperimentConfig:
     Raises:
         RunError: The file is damaged.
     """
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
 
     try:
         return ExperimentConfig.from_json(files.read(path / CONFIG, MAX_DOCUMENT).decode(), find)

@@ -26,17 +26,17 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from jaxmlp.code import code_of, data_code_of, sums_of
 from jaxmlp.errors import ConfigError, RunError
-from jaxmlp.experiment import Code, Experiment
-from jaxmlp.fields import parse_json
-from jaxmlp.opening import finder, refusal
+from jaxmlp.experiment.fields import parse_json
 from jaxmlp.run import code as stored
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.find import last_begun_first, runs_dir
 from jaxmlp.run.lock import Lock
+from jaxmlp.run.opening import finder, refusal
 from jaxmlp.run.record import CONFIG, FORMAT, MANIFEST, checked_manifest
+from jaxmlp.source.code import code_of, data_code_of, sums_of
+from jaxmlp.source.file import Code, Experiment
 from jaxmlp.sweep.lanes import Lane, Plan
 from jaxmlp.sweep.result import LaneResult
 

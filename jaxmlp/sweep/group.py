@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxmlp import distributed
-from jaxmlp.controllers import restores
+from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.loop import Chunk, Loop, asked, state_digests
+from jaxmlp.engine.position import Position
 from jaxmlp.errors import RunError
-from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import Chunk, Loop, asked, state_digests
-from jaxmlp.position import Position
+from jaxmlp.experiment.controllers import restores
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.manifest import manifest
@@ -26,6 +25,7 @@ from jaxmlp.sweep.kept import KeptRun
 from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.program import LanePrograms
 from jaxmlp.sweep.result import LaneResult
+from jaxmlp.system import distributed
 
 
 class Group(Loop):

@@ -10,15 +10,15 @@ import jax
 from jax.sharding import Mesh
 
 from jaxmlp import data, train
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.feed import RESIDENT_BYTES, Feed
-from jaxmlp.history import EpochRecord
-from jaxmlp.signals import Stop
+from jaxmlp.engine.feed import RESIDENT_BYTES, Feed
+from jaxmlp.engine.history import EpochRecord
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.over_lanes import ROWS, WHOLE, put
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.values import Batching
+from jaxmlp.system.signals import Stop
 
 
 class LaneHook(Protocol):

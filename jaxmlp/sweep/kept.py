@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.loop import Keeper
+from jaxmlp.engine.position import Position
 from jaxmlp.errors import RunError
-from jaxmlp.history import EpochRecord, History
-from jaxmlp.loop import Keeper
-from jaxmlp.position import Position
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run import files
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.record import CONFIG, read_plain_config

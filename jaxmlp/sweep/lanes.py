@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.errors import ConfigError, did_you_mean
-from jaxmlp.fields import parse_json
-from jaxmlp.parts import Part
-from jaxmlp.plain import Find, paths, to_plain, value_at, with_value
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.fields import parse_json
+from jaxmlp.experiment.parts import Part
+from jaxmlp.experiment.plain import Find, paths, to_plain, value_at, with_value
 from jaxmlp.run.code import places
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices, Range
 

@@ -17,8 +17,9 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmlp import controllers, train
-from jaxmlp.config import ExperimentConfig
+from jaxmlp import train
+from jaxmlp.experiment import controllers
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.sweep.values import Batching
 
 AXIS = "lane"

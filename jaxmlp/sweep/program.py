@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmlp import distributed, train
-from jaxmlp.network import check_network
-from jaxmlp.position import Position
-from jaxmlp.programs import Programs, as_seen, known, without_trees
+from jaxmlp import train
+from jaxmlp.engine.network import check_network
+from jaxmlp.engine.position import Position
+from jaxmlp.engine.programs import Programs, as_seen, known, without_trees
 from jaxmlp.sweep import kept, memory
 from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Lane
@@ -34,6 +34,7 @@ from jaxmlp.sweep.over_lanes import (
     train_lanes,
 )
 from jaxmlp.sweep.values import MAX_LANES
+from jaxmlp.system import distributed
 
 
 def side_by_side(job: Job, lane: Lane) -> Any:

@@ -8,9 +8,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from jaxmlp.engine.history import EpochRecord
+from jaxmlp.engine.progress import REDRAWS_PER_S, Verbose, choose
 from jaxmlp.errors import printable
-from jaxmlp.history import EpochRecord
-from jaxmlp.progress import REDRAWS_PER_S, Verbose, choose
 
 
 class SweepProgress:
@@ -75,7 +75,7 @@ def _means(records: Sequence[EpochRecord]) -> list[str]:
 
 @contextlib.contextmanager
 def make_progress(verbose: Verbose) -> Iterator[SweepProgress]:
-    """Write a sweep's progress to `sys.stdout` within the block. `verbose` is as in `jaxmlp.progress.make_progress`."""
+    """Write a sweep's progress to `sys.stdout` within the block. `verbose` is as in `engine.progress`."""
     how = choose(verbose)
     if how == "0":
         yield Notes()
@@ -106,5 +106,5 @@ def _live_line() -> Iterator[SweepProgress]:
             bar.update(task, completed=self.done, total=self.total, description=f"{where} - {self.left()}")
 
     with bar:
-        console.show_cursor(True)  # As in `jaxmlp.progress`, for a second Ctrl-C.
+        console.show_cursor(True)  # As in `jaxmlp.engine.progress`, for a second Ctrl-C.
         yield LiveLine()

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special
 
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.history import EpochRecord
+from jaxmlp.engine.history import EpochRecord
+from jaxmlp.experiment.config import ExperimentConfig
 
 
 def names_of(config: ExperimentConfig) -> list[str]:

@@ -10,15 +10,14 @@ from typing import Any
 
 import jax
 
-from jaxmlp import data, distributed, runtime, shards
-from jaxmlp.config import ExperimentConfig
+from jaxmlp import data, shards
+from jaxmlp.engine.feed import RESIDENT_BYTES
+from jaxmlp.engine.fitting import CHECKPOINT_S, check_data
 from jaxmlp.errors import ConfigError, DeviceError
-from jaxmlp.experiment import Code, Experiment, placed
-from jaxmlp.feed import RESIDENT_BYTES
-from jaxmlp.fitting import CHECKPOINT_S, check_data
-from jaxmlp.opening import finder, open_data_of
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run.manifest import differences, manifest
-from jaxmlp.signals import Stop
+from jaxmlp.run.opening import finder, open_data_of
+from jaxmlp.source.file import Code, Experiment, placed
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.group import Group
 from jaxmlp.sweep.job import Job, LaneHook
@@ -28,6 +27,8 @@ from jaxmlp.sweep.program import groups, side_by_side
 from jaxmlp.sweep.progress import SweepProgress
 from jaxmlp.sweep.result import LaneResult, SweepResult
 from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
+from jaxmlp.system import distributed, runtime
+from jaxmlp.system.signals import Stop
 
 BEGUN = "begun"
 """Key of the lanes in a checkpoint, in place of the key of their program."""

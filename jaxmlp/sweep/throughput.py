@@ -7,11 +7,12 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmlp import data, runtime
-from jaxmlp.config import ExperimentConfig
-from jaxmlp.fitting import fit
+from jaxmlp import data
+from jaxmlp.engine.fitting import fit
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.sweep.start import sweep
 from jaxmlp.sweep.values import Batching
+from jaxmlp.system import runtime
 
 
 def compare(

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from jaxmlp import data
-from jaxmlp.config import DataConfig
+from jaxmlp.experiment.config import DataConfig
 from jaxmlp.export import export
-from jaxmlp.inference import load_model
-from jaxmlp.prepare import prepare, shows_several
+from jaxmlp.trained.inference import load_model
+from jaxmlp.trained.prepare import prepare, shows_several
 
 pytestmark = pytest.mark.browser
 

@@ -12,7 +12,7 @@ def start(argv: list[str]) -> int:
     """Run it, in a process of its own: `mnist` is the stand-in, where it lies in --manual-dir."""
     try:
         from jaxmlp.cli import main
-        from jaxmlp.signals import kept_interrupts
+        from jaxmlp.system.signals import kept_interrupts
 
         with kept_interrupts():
             from faults import tiny

@@ -27,8 +27,8 @@ from faults.fuzz import answer
 from jaxmlp import data
 from jaxmlp.data import builders, official
 from jaxmlp.errors import DataError
-from jaxmlp.images import read_images
 from jaxmlp.keras.files import parse_keras
+from jaxmlp.trained.images import read_images
 
 nothing_named = mnist_stand_in.nothing_named
 files = mnist_stand_in.files

@@ -18,8 +18,8 @@ import pytest
 from faults import scenarios
 from faults.conftest import some
 from faults.inject import DEATHS, ERRORS, Death, Error, Injector, injected
-from jaxmlp import loop
 from jaxmlp.data import official
+from jaxmlp.engine import loop
 from jaxmlp.sweep import group
 
 FAULTS = Path(__file__).parent

@@ -25,12 +25,12 @@ from faults.fuzz import altered, answer, as_json, as_lines, damaged, fuzz
 from jaxmlp import SGD, Cosine, ExperimentConfig, Piecewise, RMSprop
 from jaxmlp.data import cache, idx, official
 from jaxmlp.errors import ConfigError, DataError, JaxmlpError, RunError, UsageError
-from jaxmlp.images import read_images
 from jaxmlp.keras import apart
 from jaxmlp.proof import evidence, references
 from jaxmlp.run import checkpoint
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep import directory as sweep_directory
+from jaxmlp.trained.images import read_images
 
 SHAPE = (28, 28, 1)
 KERAS = Path(__file__).parents[1] / "keras_files"

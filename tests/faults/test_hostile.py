@@ -26,12 +26,12 @@ from PIL import Image
 
 from faults.fuzz import altered, answer, bounded, fuzz
 from jaxmlp.cli import main
-from jaxmlp.config import ExperimentConfig
 from jaxmlp.data import builders, official
 from jaxmlp.errors import ConfigError, DataError, RunError, printable
-from jaxmlp.images import MAX_BYTES, read_images
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.keras.apart import read_keras
 from jaxmlp.keras.files import parse_keras
+from jaxmlp.trained.images import MAX_BYTES, read_images
 
 ROOT = Path(__file__).parents[2]
 KERAS = ROOT / "tests" / "keras_files"
@@ -380,7 +380,7 @@ def test_commands_that_load_a_model_take_any_record_or_refuse_it(run: Path, tmp_
 LISTENING = """
 import sys
 from pathlib import Path
-from jaxmlp.distributed import Cluster, join
+from jaxmlp.system.distributed import Cluster, join
 join(Cluster.parse(sys.argv[1]))
 for name in ("tcp", "tcp6"):
     for line in Path("/proc/self/net", name).read_text().splitlines()[1:]:

@@ -28,8 +28,8 @@ from jaxmlp import (
     data,
     fit,
 )
+from jaxmlp.engine.history import History
 from jaxmlp.errors import ConfigError, DataError, DivergedError
-from jaxmlp.history import History
 from jaxmlp.run.directory import RunDirectory
 
 SMALL = MLP(hidden_sizes=(5,), dropout_rate=0.0)

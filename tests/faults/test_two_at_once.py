@@ -25,7 +25,7 @@ TURNS = 50
 TAKE_TURNS = """
 import json, re, sys, time
 import numpy as np
-from jaxmlp.config import ExperimentConfig
+from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.errors import RunError
 from jaxmlp.run.directory import RunDirectory
 path, turns, told = sys.argv[1], int(sys.argv[2]), {"wrote": 0, "refused": 0}
@@ -61,7 +61,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_processes_that_take_turns_at_one_run_lose_no_line_and_no_checkpoint(tmp_path: Path, tried: Tried) -> None:
     import numpy as np
 
-    from jaxmlp.config import ExperimentConfig
+    from jaxmlp.experiment.config import ExperimentConfig
 
     with RunDirectory.create(tmp_path / "run", ExperimentConfig(), {}) as run:
         run.append_epoch({"epoch": 1}, {"epoch": 1})

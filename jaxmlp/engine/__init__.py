@@ -1,0 +1,1 @@
+"""What does the host do while the device trains?"""

@@ -1,0 +1,520 @@
+"""The host's loop over chunks of updates: progress, figures, digests, checkpoints, stop signals. No numerics.
+
+`Loop` drives one run or lanes that train side by side: it makes the chunks, and ends and evaluates the epochs.
+`RunLoop` is a run of its own, with a run directory and hooks; `jaxmlp.sweep.group` has a sweep's lanes.
+"""
+
+from __future__ import annotations
+
+import abc
+import json
+import math
+import signal
+import time
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+from jaxmlp import train
+from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.position import Position
+from jaxmlp.engine.programs import Programs, figures
+from jaxmlp.engine.progress import Progress
+from jaxmlp.errors import DivergedError, RunError
+from jaxmlp.experiment.config import ExperimentConfig
+from jaxmlp.experiment.controllers import restores, steps_left, why_stop
+from jaxmlp.run.digest import digest, leaf_digests, leaves
+from jaxmlp.run.directory import RunDirectory
+from jaxmlp.system import distributed
+from jaxmlp.system.signals import Stop
+
+CHUNK_S = 0.25
+"""About how long the device runs between two looks of the host: signals, progress, divergence. Changes no bit."""
+GROWTH = 8
+"""How much longer a chunk may be than the one before: where the first were too fast to tell, no signal waits 2 s."""
+
+
+class Hook(Protocol):
+    """A function called after each epoch."""
+
+    def __call__(self, record: EpochRecord, state: train.TrainState) -> object:
+        """See the epoch's record, and the state, which it must not keep: the next step takes its memory.
+
+        Returns:
+            True ends the run here. Any other answer means nothing.
+        """
+
+
+class Chunk(NamedTuple):
+    """Updates that the device has been given, and may not have made yet."""
+
+    start: int
+    """First update, counted within the epoch."""
+    stop: int
+    """One past the last."""
+    health: train.Health
+    began: float
+
+
+class Loop(abc.ABC):
+    """Updates in chunks, epoch by epoch, from a position to the end or to a stop signal.
+
+    Args:
+        configs: The experiment of each lane; one for a run.
+        programs: What they compute.
+        stop: Watched between chunks.
+        checkpoint_s: Seconds between two checkpoints.
+        digest_every: Updates between two digests of the state; None takes none.
+    """
+
+    chunk_s = CHUNK_S
+
+    def __init__(
+        self,
+        configs: Sequence[ExperimentConfig],
+        programs: Programs,
+        stop: Stop,
+        checkpoint_s: float,
+        digest_every: int | None,
+    ) -> None:
+        self.configs, self.config = configs, configs[0]
+        self.programs, self.stop, self.checkpoint_s, self.digest_every = programs, stop, checkpoint_s, digest_every
+        self.chunk = 1
+        """Updates a call, fitted to `chunk_s`."""
+        self.stopping = False
+        """Whether all processes know that one has a stop signal."""
+        self.running: Chunk | None = None
+        """The chunk whose health nobody has looked at."""
+        self.waiting: list[Callable[[], None]] = []
+        """What the host is to do once the device has work again: digests, logs, checkpoints."""
+        self._settled_at = 0.0
+        self.saved_at, self._saved = 0.0, (0, 0)
+        self.records: list[list[EpochRecord]] = [[] for _ in configs]
+        """Of each lane, epoch by epoch."""
+        self.diverged_in: list[int | None] = [None] * len(configs)
+        """The epoch that each lane diverged in."""
+        self.stopped: list[str | None] = [None] * len(configs)
+        """Why each lane ended before its last epoch."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether no epoch is left, or no lane that goes on."""
+        return self.position.epoch > self.config.epochs or not any(self.going)
+
+    @property
+    def going(self) -> list[bool]:
+        """Of each lane, whether it has neither diverged nor stopped."""
+        return [not (diverged or stopped) for diverged, stopped in zip(self.diverged_in, self.stopped, strict=True)]
+
+    position: Position
+
+    def train(self) -> None:
+        """Train from the position to the end, or to a stop signal; save the position there."""
+        self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
+        while not self.ended and not self.stopping:
+            self._epoch()
+        self._settle()
+        if self.ended:
+            self.programs.exchange(self.position)
+        self._keep_position()
+
+    def _keep_position(self) -> None:
+        """Write a checkpoint, and all that waits before it."""
+        self._put_off_checkpoint()
+        self._catch_up()
+
+    def _put_off_checkpoint(self) -> None:
+        self._settle()
+        self.waiting.append(self._checkpoint())
+        self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
+
+    def _catch_up(self) -> None:
+        """Do what waits, in its order."""
+        while self.waiting:
+            self.waiting.pop(0)()
+
+    def _epoch(self) -> None:
+        """The epoch's updates that are left, unless stopped; then its evaluation and its records."""
+        position, programs = self.position, self.programs
+        order = programs.order(position.epoch)
+        while position.done < programs.steps_per_epoch:
+            if any(spent := self._spent()):
+                self._end_epoch(order, spent)
+                if not any(self.going):
+                    return
+            due = time.perf_counter() - self.saved_at > self.checkpoint_s
+            length, self.stopping, due = agree_on_chunk(self._length(), self.stop, due)
+            if self.stopping:
+                return
+            if due and self._saved != (position.epoch, position.done):
+                self._put_off_checkpoint()
+            self._chunk(order, length)
+        self._end_epoch(order, [True] * len(self.configs))
+
+    def _end_epoch(self, order: jax.Array, ending: Sequence[bool]) -> None:
+        """Score the epoch, of the lanes that end it here; within an epoch they end for good."""
+        position, programs = self.position, self.programs
+        is_whole = position.done == programs.steps_per_epoch
+        self._settle()
+        records = self._evaluated(ending)
+        states = programs.control(position, [dict(each.figures) if each else None for each in records])
+        why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
+        default = None if is_whole else "no more updates are allowed"
+        self.stopped = [
+            before or ((each or default) if record else None)
+            for before, each, record in zip(self.stopped, why, records, strict=True)
+        ]
+        if is_whole:
+            position.epoch, position.done = position.epoch + 1, 0
+        if is_whole or not any(self.going):
+            position.epoch_s, position.sums = 0.0, programs.zero_sums(position)
+        of_hooks = self._epoch_ended(records, order)
+        found = [before or each for before, each in zip(self.stopped, of_hooks, strict=True)]
+        self.stopped = json.loads(distributed.share(json.dumps(found).encode()))
+        if any(self.stopped):
+            programs.freeze(self.going)
+
+    def _length(self) -> int:
+        """Updates of the next chunk, at most."""
+        length = min(self.chunk, self.programs.limit(self.position) - self.position.done)
+        left = [self._steps_left(lane) for lane, going in enumerate(self.going) if going]
+        length = min([length, *(max(1, each) for each in left if each is not None)])
+        return min(length, self.digest_every - self._step() % self.digest_every) if self.digest_every else length
+
+    def _steps_left(self, lane: int) -> int | None:
+        """How many more updates the lane's controllers let it make."""
+        seconds = sum(record.seconds for record in self.records[lane]) + self.position.epoch_s / len(self.records)
+        return steps_left(self.configs[lane], self._step(), seconds)
+
+    def _spent(self) -> list[bool]:
+        """Which lanes may make no more updates, as the first process says; an epoch has one at least."""
+        if not self.position.done or not any(config.controllers for config in self.configs):
+            return []
+        spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
+        shared: list[bool] = json.loads(distributed.share(json.dumps(spent).encode()))
+        return shared
+
+    def _step(self) -> int:
+        """Updates made since the start."""
+        return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
+
+    def _chunk(self, order: jax.Array, length: int) -> None:
+        """Give the device the next chunk, then catch up and look at the one before: the device has work meanwhile.
+
+        Several processes, which agree between chunks by a program of their own, look at this one.
+        """
+        began, start = time.perf_counter(), self.position.done
+        health = self.programs.advance(self.position, order, start + length)
+        self._catch_up()
+        self._settle()
+        self.running = Chunk(start, start + length, health, began)
+        is_due = bool(self.digest_every) and self._step() % typing.cast(int, self.digest_every) == 0
+        if is_due or jax.process_count() > 1:
+            self._settle()
+        if is_due:
+            self._trace()
+
+    def _settle(self) -> None:
+        """Wait for the running chunk, if there is one, and see whether all is finite."""
+        if not (chunk := self.running):
+            return
+        self.running = None
+        health = self.programs.rows(chunk.health)[: len(self.records)]
+        now = time.perf_counter()
+        seconds, self._settled_at = now - max(chunk.began, self._settled_at), now
+        for lane, each in enumerate(health):
+            if self.going[lane] and not is_finite(each):
+                self._diverge(lane, chunk)
+        self.position.epoch_s += seconds
+        made = chunk.stop - chunk.start
+        self.chunk = next_chunk(self.chunk, made, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        self._chunk_ended(chunk, health[0].sums)
+
+    def _evaluated(self, ending: Sequence[bool]) -> list[EpochRecord | None]:
+        """The epoch's record of each lane that ends it here, added to its others."""
+        position, programs, began = self.position, self.programs, time.perf_counter()
+        lanes = zip(self.configs, self.going, ending, strict=True)
+        configs = [config if going and ends else None for config, going, ends in lanes]
+        ended = programs.epoch_figures(position, configs)
+        rates = programs.learning_rates(position)
+        seconds = (position.epoch_s + time.perf_counter() - began) / len(self.records)
+        records: list[EpochRecord | None] = []
+        for lane, found in enumerate(ended):
+            if not found or not self._is_sound(lane, "validation", found["val_loss"]):
+                records.append(None)
+                continue
+            records.append(EpochRecord(position.epoch, self._step(), found, rates[lane], seconds))
+            self.records[lane].append(typing.cast(EpochRecord, records[-1]))
+        return records
+
+    @abc.abstractmethod
+    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
+        """A lane has left the finite numbers in this chunk, or in the evaluation after the epoch."""
+
+    @abc.abstractmethod
+    def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
+        """Whether the loss of a split is finite; if it is not, metrics of the lane mean nothing."""
+
+    @abc.abstractmethod
+    def _trace(self) -> None:
+        """Log the digests of the state."""
+
+    @abc.abstractmethod
+    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
+        """A chunk of updates is made; `sums` are the first lane's, over the epoch so far."""
+
+    @abc.abstractmethod
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> Sequence[str | None]:
+        """An epoch is over; the position stands at the next one's start, or where lanes end. Why hooks end a lane."""
+
+    @abc.abstractmethod
+    def _checkpoint(self) -> Callable[[], None]:
+        """Copy the position to the host, and return what writes a checkpoint of it."""
+
+
+class Keeper:
+    """Writes what one run leaves: its logs, the best state, and the state where it stands.
+
+    Args:
+        run: Its directory, open for writing.
+        config: The experiment.
+        best_score: The lowest of the epochs before.
+    """
+
+    def __init__(self, run: RunDirectory, config: ExperimentConfig, best_score: float | None = None) -> None:
+        self.run, self.config, self.best_score = run, config, best_score
+        self.params_sha256: str | None = None
+        """Digest of the parameters after the last epoch that was logged."""
+        self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
+
+    def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
+        """Log the epoch; keep the state, which is on the host, if it is the best so far."""
+        line = state_digests(record.epoch, position.state) | {"order_sha256": digest({"order": order})}
+        self.params_sha256 = line["params_sha256"]
+        self.run.append_epoch(record.line(), line)
+        score = self.config.score(record.figures)
+        if score is not None and (self.best_score is None or score < self.best_score):
+            self.best_score = position.best_score = score
+            self._unsaved = record.steps, position.arrays(), position.meta()
+
+    def save(self, position: Position | None) -> None:
+        """Write the best state if it is not written, then the position: no checkpoint knows a best that is lost."""
+        best, self._unsaved = self._unsaved, None
+        is_best = bool(best and position and best[0] == position.step)
+        if best and not is_best:
+            self.run.save_checkpoint(*best, best=True)
+        if position:
+            position.best_score = self.best_score
+            self.run.save_checkpoint(position.step, position.arrays(), position.meta(), best=is_best)
+
+
+class RunLoop(Loop):
+    """One call of `fit`, whose arguments it has."""
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        programs: Programs,
+        run: RunDirectory | None,
+        progress: Progress,
+        hooks: Sequence[Hook],
+        stop: Stop,
+        checkpoint_s: float,
+        digest_every: int | None,
+    ) -> None:
+        super().__init__([config], programs, stop, checkpoint_s, digest_every if run else None)
+        self.run, self.progress, self.hooks = run, progress, hooks
+
+    def run_all(self) -> History:
+        """Train from where the run stands to its end, or to a stop signal.
+
+        Raises: As `fit`.
+        """
+        self.began = time.perf_counter()
+        with self.progress.compiling():
+            self.position = self._start()
+            self._compile()
+        self.keeper = self.run and Keeper(self.run, self.config, self.position.best_score)
+        self.first_update = time.perf_counter()
+        self.train()
+        return self._end("finished" if self.ended else "interrupted")
+
+    def _end(self, status: str) -> History:
+        """The history, and the run's end on the disk."""
+        ended, is_finished = time.perf_counter(), status == "finished"
+        tested = self.programs.scored(self.position, "test", self.configs)[0] if is_finished else {}
+        self._is_sound(0, "test", tested.get("loss", 0.0))
+        state = jax.device_get(self.position.state)
+        trained_sha256 = (
+            self.keeper.params_sha256 if is_finished and self.keeper and not restores(self.config) else None
+        )
+        history = History(
+            config=self.config,
+            dataset=self.programs.dataset,
+            records=tuple(self.records[0]),
+            state=state,
+            status=status,
+            stopped=self.stopped[0],
+            test=tested,
+            params_sha256=trained_sha256 or digest(state.params),
+            state_sha256=digest(state),
+            compile_s=self.first_update - self.began,
+            train_s=ended - self.first_update,
+            devices=self.programs.mesh.size,
+            processes=jax.process_count(),
+        )
+        if self.run:
+            self.run.finish(status, dict(history.result()))
+        return history
+
+    def _start(self) -> Position:
+        position = self._stored()
+        if self.run:
+            self.run.cut_back(position.epoch + (position.done > 0 and bool(position.stopped)), position.step)
+        # Only the first process has the run; the others tell of its epochs too.
+        lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
+        self.records = [[EpochRecord.from_line(line) for line in lines]]
+        self.stopped = [position.stopped]
+        return position
+
+    def _stored(self) -> Position:
+        """Where the newest good checkpoint stands, or the start, on the devices of all processes.
+
+        The end of a shorter run stands there with its last weights, not with those of its best epoch.
+        """
+        position = self.programs.first()
+        checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
+        if checkpoint:
+            position = position.moved_to(checkpoint.arrays, checkpoint.meta)
+            if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
+                raise RunError(f"{checkpoint.path.name} is of a step that is not in its epoch.")
+        position = self.programs.placed(position.shared() if jax.process_count() > 1 else position)
+        if position.epoch <= self.config.epochs and not position.stopped:
+            self.programs.exchange(position, back=True)
+        return position
+
+    def _compile(self) -> None:
+        """Compile every program of an epoch; no update is made, and no example evaluated."""
+        copied = self.programs.copied(self.position)
+        order = self.programs.order(copied.epoch)
+        self.programs.advance(copied, order, copied.done)
+        if self.run and jax.process_count() == 1:
+            self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
+        for name in self.programs.feeds:
+            if name != "train":
+                self.programs.compile_evaluation(self.position, name)
+
+    def _trace(self) -> None:
+        assert self.run
+        self.run.append_trace(state_digests(self.position.epoch, jax.device_get(self.position.state)))
+
+    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
+        means = figures(self.config, dict(sums))
+        self.progress.steps_done(self.position.epoch, chunk.stop, self.programs.steps_per_epoch, means)
+
+    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
+        (record,) = records
+        assert record
+        if self.keeper:
+            examples = jax.device_get(order)[: self.programs.examples]
+            self.waiting.append(partial(self.keeper.epoch_ended, record, self._on_host(), examples))
+        self.progress.epoch_ended(record)
+        try:
+            return [asked(self.hooks, record, self.position.state)]
+        except Exception as error:
+            self._keep_position()
+            error.history = self._end("interrupted")  # type: ignore[attr-defined]
+            error.add_note(
+                "The run so far is this error's `history`" + (f"; {self.run.path} can go on" if self.run else "")
+            )
+            raise
+
+    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
+        """Go through the chunk once more, step by step, so that no length of chunks changes what is named.
+
+        The state before the chunk is trained again, from the newest checkpoint or the start: none is kept for this.
+        """
+        assert chunk
+        epoch, programs, position = self.position.epoch, self.programs, self._stored()
+        programs.advance_to(position, epoch, chunk.start)
+        order = programs.order(epoch)
+        while position.done < chunk.stop:
+            health = jax.device_get(programs.advance(position, order, position.done + 1))
+            if not is_finite(health):
+                break
+        what = "parameters are" if np.isfinite(health.sums["loss"]) else "loss is"
+        bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
+        leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
+        raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {epoch}; {leaf}")
+
+    def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
+        if loss is None or math.isfinite(loss):
+            return True
+        epoch = min(self.position.epoch, self.config.epochs)
+        raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
+
+    def _diverged(self, what: str) -> DivergedError:
+        newest = self.run.checkpoints() if self.run else []
+        kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
+        return DivergedError(
+            f"diverged: the {what}; {kept}.\n"
+            "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
+        )
+
+    def _on_host(self) -> Position:
+        return self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
+
+    def _checkpoint(self) -> Callable[[], None]:
+        self.position.stopped = self.stopped[0]
+        return partial(self.keeper.save, self._on_host()) if self.keeper else lambda: None
+
+
+def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:
+    """Call all the hooks, and say why the run is to end if one of them answers True."""
+    stopping = [hook for hook in hooks if hook(*arguments) is True]
+    return f"the hook {getattr(stopping[0], '__name__', type(stopping[0]).__name__)} asked for it" if stopping else None
+
+
+def agree_on_chunk(length: int, stop: Stop, due: bool) -> tuple[int, bool, bool]:
+    """What all processes do next: the shortest length, whether one is to stop, and what is due in the first."""
+    plans = [(length, stop.signal or 0, due)]
+    if jax.process_count() > 1:
+        plans = distributed.gather(plans[0]).tolist()
+    signals = [number for _, number, _ in plans if number]
+    if signals:
+        stop.signal = signal.Signals(signals[0])
+    return min(length for length, _, _ in plans), bool(signals), bool(plans[0][2])
+
+
+def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float = CHUNK_S) -> int:
+    """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`.
+
+    Args:
+        chunk: Updates.
+        made: Updates, fewer where the chunk met an end.
+        seconds: That they took.
+        most: Updates that a chunk may be.
+        chunk_s: What a chunk should take.
+    """
+    return max(1, min(int(made * chunk_s / seconds), GROWTH * chunk, most))
+
+
+def is_finite(health: train.Health) -> bool:
+    """Whether loss and parameters are."""
+    return bool(np.isfinite(health.sums["loss"])) and all(map(bool, jax.tree.leaves(health.finite_params)))
+
+
+def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
+    """The line of `digests.jsonl` for a state in `epoch`, without the order's."""
+    parts: Mapping[str, Any] = {"params": state.params, "opt_state": state.opt_state}
+    parts = {**parts, **{name: tree for name in ("variables", "controllers") if (tree := getattr(state, name))}}
+    return {
+        "epoch": epoch,
+        "steps": int(state.step),
+        **{f"{name}_sha256": digest(part) for name, part in parts.items()},
+        "leaves_sha256": leaf_digests(parts),
+    }

@@ -1,0 +1,1 @@
+"""What is in an experiment's file, and which code is a run made of?"""

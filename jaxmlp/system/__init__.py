@@ -1,0 +1,1 @@
+"""What does the system around the process do: devices, processes, signals, compilers?"""
