@@ -1,8 +1,7 @@
-"""The devices, and sums over a batch's shards whose bits no number of devices changes.
+"""How do devices split a batch, and add in one order? Sums over shards have the same bits on any number of devices.
 
-A batch is cut into shards; the number of shards is part of the experiment, the number of devices is not. Every shard
-is computed by the same program. Each device adds its slice of what all shards add, in one fixed order, and gathers the
-others' slices.
+A batch consists of shards. The number of shards is part of the experiment, the number of devices is not. All shards
+run the same program. Each device adds one slice of all shards' results in a fixed order, and gathers the other slices.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from jaxmlp.errors import ConfigError, DeviceError
 
 AXIS = "shard"
 LANE = 128
-"""Words that a device's slice of a sum is padded to a multiple of: of others a TPU makes an all-reduce of zeros."""
+"""Each device's message is padded to a multiple of this many words. A TPU would turn others into an all-reduce."""
 
 
 def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:
-    """The devices that share a batch.
+    """Choose the devices that split each batch.
 
     Args:
-        grad_shards: Of the config; the number of devices divides it.
-        wanted: How many; by default the largest number of those there are that divides `grad_shards`.
+        grad_shards: The config's number of shards. The number of devices divides it.
+        wanted: Number of devices. Default: the largest available number that divides `grad_shards`.
 
     Returns:
-        As many devices of each process.
+        The devices, equally many of each process.
 
     Raises:
-        ConfigError: `wanted` does not divide `grad_shards`, or is no multiple of the processes.
-        DeviceError: There are fewer devices than `wanted`.
+        ConfigError: `wanted` does not divide `grad_shards`, or is not a multiple of the number of processes.
+        DeviceError: Fewer than `wanted` devices are available.
     """
     there, processes = jax.devices(), jax.process_count()
     works = [count for count in range(processes, grad_shards + 1, processes) if grad_shards % count == 0]
@@ -61,25 +60,25 @@ def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device
 
 
 def of_each_process(count: int) -> list[jax.Device]:
-    """`count` devices, the first of each process, as many of each; `count` is a multiple of the processes."""
+    """The first `count` / processes devices of each process. `count` is a multiple of the number of processes."""
     processes = jax.process_count()
     each = count // processes
     return [device for index in range(processes) for device in jax.local_devices(index)[:each]]
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
-    """A mesh of one axis over the devices."""
+    """A mesh with one axis over the devices."""
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicate[T](tree: T, mesh: Mesh) -> T:
-    """The tree's arrays, whole on every device of the mesh."""
+    """Copy the tree's arrays, whole, to every device of the mesh."""
     placed: T = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
     return placed
 
 
 def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
-    """The sum over the first axis: neighbours first, then neighbouring sums, an odd last one carried along."""
+    """The sum over the first axis: neighbours first, then neighbouring sums. An odd last term waits for its turn."""
     while (count := parts.shape[0]) > 1:
         pairs = parts[0 : count - 1 : 2] + parts[1:count:2]
         parts = jnp.concatenate([pairs, parts[-1:]]) if count % 2 else pairs
@@ -87,15 +86,15 @@ def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
 
 
 def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
-    """`lax.map` over the one row of a device, in the loop over two rows that ends after one.
+    """`lax.map` over a device's only row, as a loop over two rows that ends after the first.
 
-    XLA opens a loop of one turn, and then contracts other products and sums into multiply-adds than in the loops of
-    devices that have several shards. So it must know neither the number of turns nor which of the rows is taken.
+    XLA unrolls a loop of one iteration, and then contracts other products and sums into multiply-adds than it does in
+    the loop of a device with several shards. So XLA must know neither the number of iterations nor the row.
     """
     shape = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], rows))
     rows = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), rows)
     parts = jax.tree.map(lambda leaf: jnp.zeros((2, *leaf.shape), leaf.dtype), shape)
-    # The number of a device is below 2^16, so that this is 1; XLA does not know it.
+    # The number of a device is below 2^16, so this is 1. XLA does not know that.
     turns = 1 + (lax.axis_index(AXIS) >> 16)
 
     def turn(index: Int[Array, ""], parts: Any) -> Any:
@@ -106,10 +105,10 @@ def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
 
 
 def on_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
-    """The function, run by each device of the mesh on whole arguments, to results that are whole on each.
+    """Run the function on each device of the mesh. Arguments and results are whole on every device.
 
-    Nothing is left to XLA's partitioner, which would add collectives of its own. One device needs none of it, and a
-    sweep, inside a map of its own over its lanes' devices, could not have another.
+    This leaves nothing to XLA's partitioner, which would add collectives. One device needs no map; and a sweep, which
+    already maps over its devices, could not nest another.
     """
     if not mesh or mesh.size == 1:
         return function
@@ -118,7 +117,7 @@ def on_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[...,
 
 
 def own_rows(rows: Num[Array, "batch ..."], mesh: Mesh | None) -> Num[Array, "own ..."]:
-    """A device's rows of a batch, which are those of its shards; inside `on_devices`."""
+    """The rows of a batch that belong to this device's shards. Call it inside `on_devices`."""
     if not mesh or mesh.size == 1:
         return rows
     own = rows.shape[0] // mesh.size
@@ -126,12 +125,12 @@ def own_rows(rows: Num[Array, "batch ..."], mesh: Mesh | None) -> Num[Array, "ow
 
 
 def own_slice(leaf: Num[Array, "..."], mesh: Mesh) -> Num[Array, " own"]:
-    """A device's slice of an array, as `sum_over_shards` cuts it; inside `on_devices`."""
+    """This device's slice of an array, as `sum_over_shards` cuts it. Call it inside `on_devices`."""
     return _slices(leaf[None], mesh.size)[0, lax.axis_index(AXIS)]
 
 
 def gathered(own: Any, like: Any) -> Any:
-    """The arrays, of the shapes of `like`, whose slices `own` the devices have; inside `on_devices`."""
+    """Gather arrays with the shapes of `like` from the devices' slices `own`. Call it inside `on_devices`."""
     slices, structure = jax.tree.flatten(own)
     return jax.tree.unflatten(structure, _gathered(slices, jax.tree.leaves(like))) if slices else own
 
@@ -148,21 +147,21 @@ def sum_over_shards(
 ) -> Any:
     """The sum over all shards of `function(whole, shard, index)`, the same bits on any mesh that divides the shards.
 
-    Inside `on_devices`. Each array is cut into slices, one for each of D devices, of equal length and of at least two
-    numbers, so that XLA takes none for a scalar. Of D devices with p * 2^k shards each, p odd, a device receives
-    (p + 1)(D - 1) / D of the size of what one shard adds, padded to a multiple of D * LANE words: twice the gradient
-    at most, where p is 1.
+    Call it inside `on_devices`. Each array is cut into D slices of equal length, one per device. A slice has at least
+    two numbers, because XLA may compute a single number in another way. If each device has p * 2^k shards, p odd, it
+    receives (p + 1)(D - 1) / D times the size of one shard's result, padded to a multiple of D * LANE words. With p = 1
+    this is less than twice the gradient.
 
     Args:
-        function: What one shard adds: a tree of arrays.
+        function: Returns what one shard adds: a tree of arrays.
         whole: Arguments that every shard sees whole.
-        own: Arrays `[batch / devices, ...]`, the device's rows of the batch, from `own_rows`; shard `index` has rows
-            `index * batch / num_shards` and on of the batch.
-        num_shards: Divides the batch, and is divided by the number of devices.
-        mesh: From `make_mesh`; by default one device computes all.
-        exact: Whether the bits are to be the same. If not, a device's rows are one shard, and the order is XLA's.
-        update: On several devices with `exact`, a function of the device's slices of the sum of the first tree that
-            `function` returns. It returns the slices to gather in their place, and whatever the device keeps.
+        own: Arrays `[batch / devices, ...]`, this device's rows of the batch, from `own_rows`. Shard `index` begins at
+            row `index * batch / num_shards` of the batch.
+        num_shards: Number of shards. It divides the batch; the number of devices divides it.
+        mesh: From `make_mesh`. Default: one device computes all shards.
+        exact: Whether to keep the same bits. If not, each device's rows are one shard, and XLA chooses the order.
+        update: For several devices with `exact`. Maps this device's slices of the summed first tree of `function` to
+            the slices to gather instead, and to what the device keeps.
 
     Returns:
         The sum. With `update`, a pair: the sum, whose first tree is gathered from the updated slices, and what the
@@ -184,22 +183,22 @@ def sum_over_shards(
     shards = jax.tree.map(lambda rows: rows.reshape(count, len(rows) // count, *rows.shape[1:]), own), indices
     parts = _only_turn(part, shards) if count == 1 else lax.map(part, shards)
     total = _sum_over_devices(parts, devices, update) if devices > 1 else jax.tree.map(pairwise_sum, parts)
-    # What follows must compile apart from the sum, whose last additions depend on the number of devices: fused with
-    # them, XLA contracts other pairs of the optimizer's products and sums into multiply-adds, and last bits change.
+    # The last additions of the sum depend on the number of devices. If XLA fused the optimizer with them, it would
+    # contract other products and sums into multiply-adds, and last bits would change.
     return lax.optimization_barrier(total)
 
 
 def _sum_over_devices(parts: Any, devices: int, update: Callable[[Any], tuple[Any, Any]] | None) -> Any:
-    """`pairwise_sum` over the parts `[own, ...]` of all devices: each adds its slices of all, then all gather them.
+    """`pairwise_sum` over the parts `[own, ...]` of all devices. Each device adds one slice of all parts; all gather.
 
-    The slices travel as one row of 32-bit words, type after type.
+    The slices travel as one row of 32-bit words, sorted by type.
     """
     leaves, structure = jax.tree.flatten(parts)
     is_complex = [jnp.iscomplexobj(leaf) for leaf in leaves]
     leaves = [
         jnp.stack((leaf.real, leaf.imag), -1) if pair else leaf for leaf, pair in zip(leaves, is_complex, strict=True)
     ]
-    while len(leaves[0]) % 2 == 0:  # Neighbours that are a subtree of the whole sum: add them here, send less.
+    while len(leaves[0]) % 2 == 0:  # Neighbours form a subtree of the whole sum. Adding them here sends less.
         leaves = [leaf[::2] + leaf[1::2] for leaf in leaves]
 
     by_type = sorted(range(len(leaves)), key=lambda number: str(leaves[number].dtype))
@@ -229,14 +228,14 @@ def _sum_over_devices(parts: Any, devices: int, update: Callable[[Any], tuple[An
 
 
 def _slices(parts: Num[Array, "parts ..."], devices: int) -> Num[Array, "parts devices own"]:
-    """The devices' slices of arrays, filled up with zeros."""
+    """Cut arrays into the devices' slices, padded with zeros."""
     rows = parts.reshape(len(parts), -1)
     own = max(2, -(-rows.shape[1] // devices))
     return jnp.pad(rows, [(0, 0), (0, own * devices - rows.shape[1])]).reshape(len(rows), devices, own)
 
 
 def _gathered(slices: list[Any], like: list[Any]) -> list[Any]:
-    """The arrays, like those given, from the devices' slices."""
+    """Gather whole arrays, with the shapes and types of `like`, from the devices' slices."""
     words = _padded(jnp.concatenate([_words(leaf) for leaf in slices]))
     whole = lax.all_gather(words, AXIS)
     ends = np.cumsum([leaf.size for leaf in slices])

@@ -1,14 +1,14 @@
-"""The algorithm: one update, the compiled loop over an epoch's updates, and evaluation. Pure functions of arrays.
+"""What is one update? And the compiled loops over an epoch's updates and over a split. Pure functions of arrays.
 
     config, state, batch, key -> train_step -> state, sums     one update from one batch
-    config, state, split, order -> train_steps -> state, sums  any run of an epoch's updates, one compiled loop
+    config, state, split, order -> train_steps -> state, sums  consecutive updates of an epoch, one compiled loop
     config, params, split -> evaluate -> sums                  loss and metrics over all examples of a split
 
-Metrics are sums and counts, divided once, on the host. Statistics that a module keeps, such as BatchNorm's, are of a
-gradient shard's own rows, and joined by the shards' numbers of rows: see `modules`.
+Metrics are sums and counts, which the host divides once. A module's statistics, such as BatchNorm's, are computed on
+the rows of one gradient shard and averaged over the shards, weighted by their numbers of rows: see `modules`.
 
-`config` is `ExperimentConfig.on_data(...)`: its rates, its seed and the length of the run are arguments of the compiled
-programs, so that other values compile nothing anew.
+`config` is `ExperimentConfig.on_data(...)`. Its rates, its seed and the length of the run are arguments of the compiled
+programs, so other values compile nothing again.
 """
 
 from __future__ import annotations
@@ -38,48 +38,48 @@ from jaxmlp.portable import Refused, portable
 from jaxmlp.prng import Stream, of_the_device, root_key, stream_key
 
 PADDING = -1
-"""The place in an epoch's order of a row that is no example."""
+"""Entry of an epoch's order for a row of padding."""
 BLOCK = 32
-"""Updates in a loop whose length the compiler knows."""
+"""Number of updates in the loop whose length the compiler knows."""
 FEW_TILES = 4
-"""Tiles of a TPU's memory in a row, up to which the row is not filled up: too much would be zeros."""
+"""A row of at most this many tiles of a TPU's memory is not padded to whole tiles: too much of it would be zeros."""
 
 ACCUMULATED = "accumulated"
-"""Name of the state of gradients that wait for their update, among those of the controllers."""
+"""Key in `TrainState.controllers` of the gradients that are accumulated until the next update."""
 
 Sums: TypeAlias = dict[str, Any]
-"""Over examples, by name: `loss`, `examples`, and those of each metric."""
+"""Sums over examples, by name: `loss`, `examples`, and the sums of each metric."""
 
 
 class TrainState(NamedTuple):
-    """All that an update reads and writes."""
+    """Everything that an update reads and writes."""
 
     step: Int[Array, ""]
     params: Any
     opt_state: optax.OptState
     variables: dict[str, Any] = {}  # noqa: RUF012
-    """Statistics that the module keeps beside its parameters, by flax collection; empty for most modules."""
+    """Statistics of the module that are not parameters, by flax collection. Empty for most modules."""
     controllers: dict[str, Any] = {}  # noqa: RUF012
-    """State of what steers the run, such as a plateau's patience, by name; empty where nothing does."""
+    """State of the controllers, such as the patience of a plateau, by name. Empty without controllers."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["flat"], meta_fields=["shape"])
 @dataclass(frozen=True)
 class Rows:
-    """Arrays of one shape, each held as a row of numbers.
+    """Examples of one shape, each flattened to a row of numbers.
 
-    A TPU's memory has tiles of 128 columns. It would copy an array of images, or of rows that end within a tile, into
-    another layout in every call.
+    A TPU's memory has tiles of 128 columns. In every call, a TPU would copy an array of images, or of rows that end
+    within a tile, into another layout.
     """
 
     flat: Shaped[Array, "examples columns"]
-    """Zeros fill a row of many numbers up to whole tiles."""
+    """The rows. Long rows are padded with zeros to whole tiles."""
     shape: tuple[int, ...]
     """Shape of one example."""
 
     @classmethod
     def of(cls, array: np.ndarray, axes: int = 1) -> Rows:
-        """An array on the host, whose first `axes` dimensions are rows."""
+        """Make rows of a host array whose first `axes` dimensions count examples."""
         rows, shape = array.shape[:axes], array.shape[axes:]
         size = math.prod(shape)
         flat = array.reshape(*rows, size)
@@ -92,28 +92,28 @@ class Rows:
 
 
 class Split(NamedTuple):
-    """Examples on the device; pixels are scaled in the step."""
+    """Examples on the device. Each update scales its own pixels."""
 
     inputs: Any
-    """`Rows` or an array, or a tree of them."""
+    """`Rows`, an array, or a tree of these."""
     targets: Num[Array, "examples ..."]
     """Class ids, distributions or numbers."""
     weights: Float[Array, " examples"] | None = None
-    """Weight of each example's loss; None counts all alike."""
+    """Weight of each example's loss. None weighs all examples alike."""
     mask: Bool[Array, " examples"] | None = None
-    """False in rows that are no examples; None where all are."""
+    """True in rows that hold an example. None if all rows do."""
 
     @classmethod
     def of(cls, split: Any, mask: Any = None) -> Split:
-        """The examples of a split on the host, `[examples, ...]`; with a mask, of as many rows as it has."""
+        """Make a split for the device from one on the host, `[examples, ...]`, or `[*mask.shape, ...]` with a mask."""
         rows = partial(Rows.of, axes=1 if mask is None else mask.ndim)
         return cls(jax.tree.map(rows, split.inputs), split.targets, split.weights, mask)
 
 
 class Shared(NamedTuple):
-    """A device's slices of the parameters and of the optimizer's state, while several devices share the update.
+    """One device's slices of the parameters and of the optimizer state, while several devices share the update.
 
-    It takes the place of `TrainState.opt_state` inside a program.
+    Inside a program, it takes the place of `TrainState.opt_state`.
     """
 
     params: Any
@@ -121,27 +121,27 @@ class Shared(NamedTuple):
 
 
 class Health(NamedTuple):
-    """Whether a run of updates kept to finite numbers."""
+    """Whether the numbers stayed finite during a call of `train_steps`."""
 
     finite_params: Any
-    """The parameters' tree, with whether all of a leaf is finite after the last step."""
+    """For each leaf of the parameters, whether all its numbers are finite after the last update."""
     sums: Sums
-    """The epoch's after the last step; in memory of their own, as the next updates take those of the position.
+    """A copy of the epoch's sums after the last update. The next call takes over the memory of the originals.
 
-    A loss that is not finite leaves a sum that is not."""
+    If a loss is not finite, its sum is not finite either."""
 
 
 def in_precision[F: Callable[..., Any]](function: F) -> F:
-    """The function of a config and arrays in the config's precision: portable, or with TensorFloat-32 products.
+    """Run a function of a config and arrays in the config's precision: portable, or with TensorFloat-32 products.
 
     Raises:
-        ConfigError: When it is called; something in the experiment has no portable rule.
+        ConfigError: On a call, if an operation of the experiment has no portable rule.
     """
 
     @wraps(function)
     def called(config: ExperimentConfig, *arrays: Any, **static: Any) -> Any:
         if config.precision == "tensorfloat32":
-            with jax.default_matmul_precision("tensorfloat32"):  # A user's own module hears of it so.
+            with jax.default_matmul_precision("tensorfloat32"):  # A user's own module obeys it too.
                 return function(config, *arrays, **static)
         if config.precision != "portable":
             return function(config, *arrays, **static)
@@ -154,13 +154,13 @@ def in_precision[F: Callable[..., Any]](function: F) -> F:
 
 
 def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
-    """The sums over no examples, of the shapes that those of `split` have; nothing is computed."""
+    """Sums over no examples, with the shapes of the sums over `split`. Nothing is computed."""
     shapes = jax.eval_shape(_sums_of_one, config, state, split)
     zeros: Sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     return zeros
 
 
-@jax.jit  # so that it is traced once
+@jax.jit  # traced once for all calls
 def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
     batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
     logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
@@ -170,12 +170,12 @@ def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> S
 @jax.jit
 @in_precision
 def init_state(config: ExperimentConfig, inputs: Inputs, weights: dict[str, Any] | None = None) -> TrainState:
-    """The state before the first update, from the seed alone.
+    """The state before the first update, which depends on the seed alone.
 
     Args:
         config: From `ExperimentConfig.on_data`.
-        inputs: One example, `[1, ...]` or a tree of such arrays, for its shapes.
-        weights: `params` and `variables` to begin with in place of the seed's.
+        inputs: One example, `[1, ...]` or a tree of such arrays. Only its shapes matter.
+        weights: Initial `params` and `variables`, instead of random ones.
     """
     key = stream_key(root_key(config.seed), Stream.INIT)
     params, variables = modules.init(config.module(), scaled(config, inputs), key)
@@ -192,18 +192,18 @@ def init_state(config: ExperimentConfig, inputs: Inputs, weights: dict[str, Any]
 def train_step(
     config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""], *, mesh: Mesh | None = None
 ) -> tuple[TrainState, Sums]:
-    """One update: gradients of the mean loss over the batch's own rows, then the optimizer's rule.
+    """One update: the gradient of the mean loss over the batch without its padding, then the optimizer's rule.
 
     Args:
         config: From `ExperimentConfig.on_data`.
-        state: Before the update.
+        state: The state before the update.
         batch: `config.batch_size` rows, padding included.
-        key: The run's, `root_key(config.seed)`, the same in every step: dropout and augmentation draw from their
-            streams at `state.step`, each shard from a part of its own.
-        mesh: Whose devices share the batch; by default one device has it.
+        key: The run's key, `root_key(config.seed)`, the same in every update. Dropout and augmentation use its streams
+            at `state.step`, and fold in the number of the shard.
+        mesh: The devices that split the batch. Default: one device computes all of it.
 
     Returns:
-        The state after the update, and the batch's sums, in training mode, before it.
+        The state after the update, and the batch's sums in training mode, with the parameters before the update.
     """
 
     def on_device(config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
@@ -223,7 +223,7 @@ def _train_step(
     key: Key[Array, ""],
     mesh: Mesh | None,
 ) -> tuple[TrainState, Sums]:
-    """`train_step` on a device that has its `own` rows of a batch of `rows` without its padding."""
+    """`train_step` on one device, with its `own` rows of a batch that has `rows` rows without its padding."""
     module = config.module()
 
     def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
@@ -271,7 +271,7 @@ def _train_step(
 
 
 def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Float[Array, ""]) -> TrainState:
-    """The state with other parameters: after each batch, or after the last of the batches that are accumulated."""
+    """The state with new parameters: after each batch, or after the last of `config.accumulate` batches."""
 
     def updated(grads: Any) -> TrainState:
         updates, opt_state = _optimizer(config).update(grads, state.opt_state, state.params)
@@ -297,9 +297,9 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
 
 
 def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any, Shared]:
-    """A device's slices of the parameters after the update, twice: to be gathered, and to be kept."""
-    # Behind barriers, as on one device: fused with the cutting and joining of slices, XLA would contract other products
-    # and sums into multiply-adds.
+    """The device's slices of the new parameters, to be gathered, and what the device keeps for the next update."""
+    # Without these barriers XLA would fuse the update with the slicing, contract other products and sums into
+    # multiply-adds, and change last bits.
     grads, own = lax.optimization_barrier((grads, own))
     updates, opt_state = _optimizer(config).update(grads, own.opt_state, own.params)
     params = optax.apply_updates(own.params, updates)
@@ -308,12 +308,12 @@ def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any,
 
 
 def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
-    """The state as a program's loop has it: with `Shared`, where each device is to update its slices; on a device."""
+    """Replace `opt_state` by `Shared` if each device can update its own slices; called on each device."""
     if not mesh or mesh.size == 1 or not config.exact or not config.optimizer.elementwise:
         return state
     if config.clip_norm is not None or config.accumulate > 1 or config.model.penalty(state.params) is not None:
         return state
-    # XLA may divide by one number in another way than it divides an array by it.
+    # XLA may divide a single number and an array of numbers in different ways.
     if any(leaf.size < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in jax.tree.leaves(state.params)):
         return state
     own_slice = partial(shards.own_slice, mesh=mesh)
@@ -322,7 +322,7 @@ def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None)
 
 
 def _whole(state: TrainState, like: TrainState) -> TrainState:
-    """The state, of the shapes of `like`, with the optimizer's slices gathered from the devices."""
+    """The inverse of `share_update`: gather the slices of the optimizer state into the shapes of `like`."""
     if not isinstance(state.opt_state, Shared):
         return state
     slices, structure = jax.tree.flatten(state.opt_state.opt_state)
@@ -337,13 +337,13 @@ def _nothing_accumulated(params: Any) -> dict[str, Any]:
 
 
 def augmented(config: ExperimentConfig, key: Key[Array, ""], index: Int[Array, ""] | int, shard: Batch) -> Batch:
-    """A shard as it is trained on.
+    """The rows of a shard after all augmentations.
 
     Args:
         config: The experiment.
-        key: Of the update, `stream_key(root_key(config.seed), Stream.AUGMENTATION, step)`.
-        index: The shard's, from 0.
-        shard: Its rows; inputs are scaled.
+        key: The update's key, `stream_key(root_key(config.seed), Stream.AUGMENTATION, step)`.
+        index: Number of the shard, from 0.
+        shard: The rows, with scaled inputs.
     """
     if any(augment.mixes_targets for augment in config.augmentation):
         shard = shard._replace(targets=_distribution(config, shard.targets))
@@ -353,10 +353,10 @@ def augmented(config: ExperimentConfig, key: Key[Array, ""], index: Int[Array, "
 
 
 def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, index: Array) -> tuple[Any, Any]:
-    """What a shard adds to gradients and variables: nothing where it has no row, even if it computed a NaN.
+    """What a shard adds to the gradients and variables of the batch. A shard without rows adds 0, even if it has NaNs.
 
-    A variable of floats, such as BatchNorm's running mean, becomes sum(rows of shard / rows of batch * shard's value)
-    over the shards, added in the order of all sums over shards. Other variables become the first shard's.
+    A variable of floats, such as BatchNorm's running mean, becomes the sum over the shards of (rows of the shard / rows
+    of the batch * value of the shard), in the fixed order of all sums over shards. The first shard decides all others.
     """
     has_rows = own_rows > 0
     share = jnp.where(own_rows == rows, 1, own_rows * (1 / rows))
@@ -382,20 +382,20 @@ def train_steps(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[TrainState, Sums, Health]:
-    """An epoch's updates `start` to `stop`; the bounds are arguments, so every length runs the same program.
+    """The updates `start` to `stop` of an epoch. The bounds are arguments, so every length runs the same program.
 
     Args:
         config: From `ExperimentConfig.on_data`.
-        state: Before update `start`; donated.
-        sums: Of the epoch so far; donated.
+        state: The state before update `start`. Donated.
+        sums: The sums of the epoch so far. Donated.
         split: The training examples.
         order: From `epoch_order`.
-        start: First update, counted within the epoch.
-        stop: One past the last.
-        mesh: Whose devices share each batch; by default one device has it.
+        start: Number of the first update, counted from 0 within the epoch.
+        stop: Number after the last update.
+        mesh: The devices that split each batch. Default: one device computes all of it.
 
     Returns:
-        The state and the sums after update `stop - 1`, and what was not finite on the way.
+        The state and the sums after update `stop - 1`, and whether all numbers stayed finite.
     """
     trained: tuple[TrainState, Sums, Health]
     trained = shards.on_devices(partial(_train_steps, mesh), mesh)(config, state, sums, split, order, start, stop)
@@ -423,8 +423,8 @@ def _train_steps(
 
     before, carry = state, (share_update(config, state, mesh), sums)
     if order.shape[0] // config.batch_size >= BLOCK:
-        # A GPU's host waits after every turn of a loop whose length nobody knows. So nearly all turns are in one of
-        # known length, and the program is compiled once for every `start` and `stop` nevertheless.
+        # If the compiler does not know the length of a loop, a GPU's host waits after every iteration. So nearly all
+        # updates run in inner loops of a known length, and one program still serves every `start` and `stop`.
         blocks = (stop - start) // BLOCK
 
         def block(number: Int[Array, ""], carry: Any) -> Any:
@@ -441,7 +441,10 @@ def _train_steps(
 
 @partial(jax.jit, static_argnames="examples")
 def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: int) -> Int[Array, " padded"]:
-    """The order of examples in an epoch, from 0: every one once, then `PADDING` up to a whole number of batches."""
+    """The order of the examples in an epoch: each example once, then `PADDING` to a whole number of batches.
+
+    Epochs count from 0.
+    """
     order = jnp.arange(examples, dtype=jnp.int32)
     if config.shuffle:
         order = jax.random.permutation(stream_key(root_key(config.seed), Stream.SHUFFLE, epoch), order)
@@ -451,9 +454,9 @@ def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: in
 def take_batch(
     split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int, *, mesh: Mesh | None = None
 ) -> Batch:
-    """Batch `index` of an epoch in this order. With a mesh, a device's own rows of it.
+    """Batch `index` of an epoch with this order. With a mesh, only the rows of this device.
 
-    Rows of padding have mask 0 and hold some example, so that no loss, metric or module meets what is no example.
+    Rows of padding have mask 0 and repeat an example, so losses, metrics and modules see valid inputs only.
     """
     rows = shards.own_rows(_places(order, index, batch_size), mesh)
     inputs, targets, weights = jax.tree.map(
@@ -473,7 +476,7 @@ def _is_example(split: Split, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]
 
 
 def eval_batch_size(config: ExperimentConfig, examples: int) -> int:
-    """Rows evaluated at a time: all of a small split, else about `config.eval_rows`; whole shards."""
+    """Number of rows evaluated at a time: a small split whole, else about `config.eval_rows`. Shards divide it."""
     return -(-min(config.eval_rows, examples) // config.grad_shards) * config.grad_shards
 
 
@@ -488,7 +491,7 @@ def evaluate(
     *,
     mesh: Mesh | None = None,
 ) -> Sums:
-    """`sums`, and those over all examples of `split`, dropout off."""
+    """Add the sums over all examples of `split` to `sums`. Dropout is off."""
     total: Sums = shards.on_devices(partial(_evaluate, mesh), mesh)(config, params, variables, split, sums)
     return total
 
@@ -525,19 +528,19 @@ def _evaluate(
 def learning_rate(
     config: ExperimentConfig, step: Int[Array, ""], states: dict[str, Any] | None = None
 ) -> Float[Array, ""]:
-    """The rate of the update that starts at `step`; NaN of an optimizer whose rate is not known.
+    """The learning rate of the update that starts at `step`. NaN if the optimizer's rate is not known.
 
     Args:
         config: From `ExperimentConfig.on_data`.
-        step: Updates made before.
-        states: Of the controllers then; by default they have changed no rate.
+        step: Number of updates before.
+        states: State of the controllers at this step. Default: no controller has changed the rate.
     """
     steered: ExperimentConfig = controllers.steered(config, states or {})
     return steered.optimizer.rate(_updates(config))(step if config.accumulate == 1 else step // config.accumulate)
 
 
 def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
-    """The inputs as the module takes them: pixels and other numbers scaled and float32, whole numbers as they are."""
+    """The inputs of the module: pixels and floats are scaled and become float32; other integers stay as they are."""
 
     def of(leaf: Shaped[Array, "batch ..."]) -> Shaped[Array, "batch ..."]:
         if jnp.issubdtype(leaf.dtype, jnp.integer) and leaf.dtype != jnp.uint8:
@@ -548,7 +551,7 @@ def scaled(config: ExperimentConfig, inputs: Inputs) -> Inputs:
 
 
 def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArgs:
-    """The optimizer's rule, behind what is cut off the gradients."""
+    """The optimizer's rule, after gradient clipping."""
     rule = optax.with_extra_args_support(config.optimizer.transformation(_updates(config)))
     if config.clip_value is None and config.clip_norm is None:
         return rule
@@ -557,12 +560,12 @@ def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArg
 
 
 def _updates(config: ExperimentConfig) -> Any:
-    """The run's updates of the parameters: one for each batch, unless batches are accumulated."""
+    """Number of updates of the parameters in the run: one for each batch, fewer if gradients are accumulated."""
     return config.total_steps if config.accumulate == 1 else typing.cast(Any, config.total_steps) // config.accumulate
 
 
 def _clipped(config: ExperimentConfig, grads: Any) -> Any:
-    """The gradients with no number above `clip_value`, and of a norm, as one vector, that is not above `clip_norm`."""
+    """The gradients with each element clipped to `clip_value`, and then their joint norm to `clip_norm`."""
     if config.clip_value is not None:
         most = config.clip_value
         grads = jax.tree.map(lambda leaf: jnp.clip(leaf, -most, most), grads)
@@ -579,14 +582,14 @@ def _weights(batch: Batch) -> Float[Array, " batch"]:
 
 
 def _of_classes(config: ExperimentConfig, batch: Batch) -> Float[Array, " batch"]:
-    """The examples' weights times those of their classes; of a distribution, the mean over it."""
+    """Weights of the examples times the weights of their classes. A distribution has its mean class weight."""
     shares = _distribution(config, batch.targets)
     weights = jnp.sum(shares * jnp.stack(config.data.class_weights)[None], axis=-1)
     return weights if batch.weights is None else weights * batch.weights
 
 
 def _distribution(config: ExperimentConfig, targets: Num[Array, "batch ..."]) -> Float[Array, "batch classes"]:
-    """Class ids as distributions over the classes; distributions as they are."""
+    """Class ids become one-hot distributions over the classes. Distributions stay as they are."""
     is_label = jnp.issubdtype(targets.dtype, jnp.integer)
     return jax.nn.one_hot(targets, typing.cast(int, config.outputs)) if is_label else targets
 
@@ -603,7 +606,7 @@ def _sums(config: ExperimentConfig, losses: Float[Array, " batch"], logits: Arra
         metric.sums_name: jax.tree.map(total, metric.of_examples(logits, batch.targets)) for metric in config.metrics
     }
     examples = jnp.sum(present, dtype=jnp.int32)
-    # Selected, as a row of padding may have lost its finite numbers.
+    # A row of padding may hold NaN, so it is left out by selection, not by a product with 0.
     loss = jnp.sum(jnp.where(present, losses * _weights(batch), 0))
     return {"loss": loss, "examples": examples, **sums}
 
