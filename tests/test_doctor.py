@@ -116,7 +116,7 @@ def test_a_band_is_of_its_experiment_and_data_whatever_name_seed_and_shards() ->
     other = dataclasses.replace(RELU_RMSPROP, name="mine", seed=3, grad_shards=8)
     assert bands(other, MNIST_SHA256) == BANDS[RELU_RMSPROP]
     band = BANDS[RELU_RMSPROP]["test_accuracy"]
-    assert band.low < 0.9828 < band.mean < 0.9845 < band.high < 1  # README's range of ten seeds lies in it.
+    assert band.low < 0.9828 < band.mean < 0.9845 < band.high < 1  # docs/results.md's range of ten seeds lies in it.
     half = dataclasses.replace(other, precision="bfloat16")
     assert bands(half, MNIST_SHA256)["test_accuracy"].mean == 0.9837
     assert bands(other, "0" * 64) == {}

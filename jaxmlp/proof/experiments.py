@@ -72,7 +72,7 @@ BANDS: Final = {
         "test_accuracy": Band(0.9264, 0.0023), "test_loss": Band(0.2376, 0.0065),
     },
 }  # fmt: skip
-"""Bands from ten seeds on MNIST. README has the ranges and the commands that measure them."""
+"""Bands from ten seeds on MNIST. docs/results.md has the ranges and the commands that measure them."""
 
 
 def bands(config: ExperimentConfig, data_sha256: str) -> Mapping[str, Band]:
