@@ -178,5 +178,5 @@ def test_a_layer_has_a_rate_of_its_own_and_the_first_pattern_holds() -> None:
         found["Dense_0"]["kernel"], updates_of(SGD(learning_rate=0.125), PARAMS)["Dense_0"]["kernel"]
     )
     assert float(rates.rate(10)(2)) == 0.25
-    with pytest.raises(ConfigError, match=r"optimizer.factors must hold one for each pattern \(2\), got 1"):
+    with pytest.raises(ConfigError, match=r"optimizer.factors must hold one factor for each pattern \(2\), got 1"):
         LayerRates(patterns=("*/bias", "*"), factors=(0.0,))
