@@ -17,7 +17,7 @@ A row is `slower` if three things hold, and `faster` if they hold in the other d
    benchmark, and the slow-down that other processes on the machine could cause (`noise.neighbours`).
 
 Any other row is `unstable` if its spread exceeds both `WIDE` and the limit, or if only rule 3 fails: it allows no
-conclusion. Otherwise it is the `same`. The device's own rows are not judged. Their verdict is `device`.
+conclusion. All others are `same`. The device's own rows are not judged. Their verdict is `device`.
 `tests/test_compare.py` simulates whole tables with noise between runs, between processes and within a process.
 """
 
