@@ -1,4 +1,4 @@
-"""How is a benchmark drawn? Roofline, throughput by batch size, and growth of cost, readable on light and dark pages."""
+"""How is a benchmark drawn? Roofline, throughput by batch size, and growth of cost, for light and dark pages."""
 
 from __future__ import annotations
 
