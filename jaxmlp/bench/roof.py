@@ -30,7 +30,7 @@ def peaks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The best rate over all samples of the device's own rows.
 
     Returns:
-        `flops_per_s` by precision; `bytes_per_s` of the largest copy; and `copies`, bytes per second by MiB of the copy.
+        `flops_per_s` by precision; `bytes_per_s` of the largest copy; `copies`, bytes per second by MiB of the copy.
     """
     rates: dict[str, float] = {}
     for row in rows:

@@ -21,9 +21,9 @@ SLEEP_S = 0.02
 def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[str, Any]:
     """Test the benchmark against known answers on this machine.
 
-    A sleep must take its length. A product that is twice as wide, with 8 times the FLOPs, and a copy that is twice as
-    large must have the same rate within a factor of two. In each of 20 tries, 10 % more work must be judged slower, and
-    the same work must be judged neither slower nor faster.
+    A sleep must take its length. Two products, one with 8 times the FLOPs, must have the same rate within a factor of
+    two, and so must two copies, one with twice the bytes. In each of 20 tries, 10 % more work must be judged slower,
+    and the same work neither slower nor faster.
 
     Returns:
         The measured figures as JSON values:

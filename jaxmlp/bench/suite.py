@@ -41,7 +41,7 @@ PLANTED = 1.1
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """Sizes of a benchmark. The first batch size, width and number of examples are the base. All stages run the base."""
+    """Sizes of a benchmark. The first batch size, width and number of examples are the base, which all stages run."""
 
     batch_sizes: tuple[int, ...]
     widths: tuple[int, ...]

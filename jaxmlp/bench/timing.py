@@ -37,13 +37,13 @@ class Program:
     bytes: int = 0
     """Smallest number of bytes that a unit must move."""
     resident: int = 0
-    """Bytes that every update uses again: parameters, optimizer state and activations. An epoch has a step's bytes."""
+    """Bytes that every update uses again, such as parameters. An epoch has the resident bytes of one update."""
     once: bool = False
     """Time samples of one unit, however short, without a warm-up."""
 
     @property
     def key(self) -> str:
-        """Key of the program's row in every document, such as `step float32 b128 w512 n128`."""
+        """Key of the program's row in every document, such as `step float32 b128 w512 n128 d1`."""
         sizes = [
             ("b", self.batch_size),
             ("w", self.width),

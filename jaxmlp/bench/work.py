@@ -33,7 +33,7 @@ def step_work(config: ExperimentConfig, facts: data.Facts) -> Work:
 
 
 def eval_work(config: ExperimentConfig, facts: data.Facts, examples: int) -> Work:
-    """The least work to evaluate `examples` examples. Each batch of `train.eval_batch_size` reads the parameters once."""
+    """The least work to evaluate examples. Each batch of `train.eval_batch_size` reads the parameters once."""
     rows = train.eval_batch_size(config, examples)
     found = summary(dataclasses.replace(config, batch_size=rows), facts)
     params = found.params_bytes * -(-examples // rows)
