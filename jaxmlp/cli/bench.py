@@ -26,8 +26,8 @@ class BenchFlags(flags.DeviceFlags):
     processes: int | None = ranged(None, "[1, 1000]")
     """Number of fresh processes that are timed, one after the other. Default: 10; with --exactness 5 for each suite."""
     compare: Path | None = None
-    """File from an earlier `bench --json`. Exit with 3 if a row is slower now: by more than --fail-slower and the spread
-    of its own processes, with p < 0.05 for the table as a whole."""
+    """File from an earlier `bench --json`. Exit with 3 if a row is slower now: by more than --fail-slower and than the
+    spread of its own processes, with p < 0.05 for the table as a whole."""
     fail_slower: str = "5%"
     """Percentage by which a row may be slower."""
     across_devices: flags.Switch = False
