@@ -1,6 +1,6 @@
-"""`make test-accelerator`: the levels of exactness, portable digests, and speed on a GPU or TPU, as one page.
+"""`make test-accelerator`: test levels of exactness, portable digests and speed on a GPU or TPU, and write a page.
 
-It needs what jaxmlp needs, and no network. Pytest, Keras and PyTorch take part where they are installed.
+It needs only jaxmlp's requirements, and no network. Pytest, Keras and PyTorch are used if they are installed.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ PROBE = (
     "print(jax.default_backend(), len(found), found[0].device_kind, found[0].client.platform_version, sep='\\n')"
 )
 LEVELS = ("test_exact.py", "test_fitting.py", "test_reproduce.py", "test_doctor.py")
-"""L3 and the golden integers; L2; L1 and L3, and what a planted flip does; the references."""
+"""Test files for L3 and the golden integers; for L2; for L1, L3 and a planted bit flip; for the references."""
 LANES = (1, 10, 100, 1000)
 
 
 class Row(NamedTuple):
-    """A line of the page."""
+    """A row of a table on the page."""
 
     what: str
     outcome: str
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 class Machine(NamedTuple):
-    """What JAX finds."""
+    """The devices that JAX finds."""
 
     platform: str
     devices: int
@@ -45,7 +45,11 @@ class Machine(NamedTuple):
 
 
 def main() -> int:
-    """Exit code 0 where all holds, and where there is nothing to test on; that is said."""
+    """Test and write the page.
+
+    Returns:
+        Exit code: 0 if all holds or there is no GPU or TPU, 3 if something does not hold, 6 if JAX does not start.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cpu", action="store_true", help="try it on a CPU, where there is no GPU or TPU")
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "accelerator"), help="folder")
@@ -76,7 +80,7 @@ def main() -> int:
 
 
 def found() -> Machine | None:
-    """The devices; None where JAX does not start, which is said."""
+    """The devices that JAX finds. If JAX does not start, print its error and return None."""
     probed = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=False)
     if probed.returncode:
         print(f"JAX does not start here: {probed.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -87,7 +91,7 @@ def found() -> Machine | None:
 
 
 def levels(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """L1, L2 and L3, each by the commands that a user would type."""
+    """Test L1, L2 and L3 with the commands that a user would type."""
     run, shards = scratch / "run", ("--grad-shards", "8")
     whole = jaxmlp("train", "quickstart", *shards, "--devices", 1, "--out", run)
     yield same("L1: trained again", jaxmlp("reproduce", run).get("same"))
@@ -102,7 +106,7 @@ def levels(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def tests(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """The test files of exactness."""
+    """Run the test files in `LEVELS`."""
     if not all(map(importlib.util.find_spec, ("pytest", "hypothesis", "beartype"))):
         yield Row("pytest", "not run: pytest, hypothesis and beartype are not all installed")
         return
@@ -114,7 +118,7 @@ def tests(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def portable(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """L5: probes and golden digests."""
+    """Test L5: the probes and the golden digests."""
     answer = jaxmlp("doctor")
     yield same("L5: golden digests", answer.get("portable", {}).get("same"))
     yield Row(
@@ -125,7 +129,7 @@ def portable(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def lanes(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """Sweeps over more and more seeds at once: updates of all lanes a second."""
+    """Sweep over more and more seeds at once, and report updates per second over all lanes."""
     for count in LANES[: 2 if machine.platform == "cpu" else None]:
         words = ("--seeds", f"0:{count}", "--epochs", 3, "--batching", "vmap", "--out", scratch / f"lanes-{count}")
         answer = jaxmlp("sweep", "quickstart", *words)
@@ -137,7 +141,7 @@ def lanes(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def peers(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """An epoch of the relu experiment here and with other libraries, in turns."""
+    """Time an epoch of the relu experiment with jaxmlp and other libraries, in turns."""
     words = ("--whole-runs", 0, "--epochs", 2 if machine.platform == "cpu" else 5)
     answer = json_of([sys.executable, ROOT / "experiments/benchmark_peers.py", *words, "--json"])
     for peer in answer.get("peers", []):
@@ -147,7 +151,7 @@ def peers(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def bench(machine: Machine, scratch: Path) -> Iterator[Row]:
-    """`jaxmlp bench --suite quick`, line by line."""
+    """Run `jaxmlp bench --suite quick`. Each line of its table is a row."""
     done = subprocess.run(
         [sys.executable, "-m", "jaxmlp", "bench", "--suite", "quick"], capture_output=True, text=True, check=False
     )
@@ -156,12 +160,12 @@ def bench(machine: Machine, scratch: Path) -> Iterator[Row]:
 
 
 def same(what: str, is_same: Any) -> Row:
-    """A comparison of bits."""
+    """The row of a comparison of bits. `is_same` is None if nothing was compared."""
     return Row(what, {True: "the same bits", None: "not compared"}.get(is_same, "OTHER BITS"), is_same is not False)
 
 
 def killed(run: Path, *words: Any) -> None:
-    """Train, and kill the process at its first checkpoint."""
+    """Train in a process, and kill it at its first checkpoint."""
     command = [sys.executable, "-m", "jaxmlp", *map(str, words), "--out", str(run)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and not any(run.glob("checkpoints/*.safetensors")):
@@ -170,12 +174,12 @@ def killed(run: Path, *words: Any) -> None:
 
 
 def jaxmlp(*words: Any) -> dict[str, Any]:
-    """What a command answers."""
+    """The JSON document that a jaxmlp command prints."""
     return json_of([sys.executable, "-m", "jaxmlp", *words, "--json"])
 
 
 def json_of(command: list[Any]) -> dict[str, Any]:
-    """The JSON document that a command prints; its last line on stderr as `error`, if it prints none."""
+    """The JSON document that a command prints. If it prints no JSON, `error` is its last line on stderr."""
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     try:
         return dict(json.loads(done.stdout))

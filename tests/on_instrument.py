@@ -1,8 +1,8 @@
 """`make test-instrument`: can `jaxmlp bench --compare` be trusted on this machine?
 
-Pairs of whole quick suites of the same program, one after the other: no row may be called different, and few unstable.
-In the second of each pair the base's step, epoch and sweep are timed a second time with a slow-down of 10 %; in turn,
-such a row takes the place of the real one, and must be named.
+It times pairs of whole quick suites of the same program. No row may be judged different, and few rows may be unstable.
+Each suite also times the base's step, epoch and sweep with a slow-down of 10 %. In each pair, one of these slowed rows
+of the second suite, in turn, replaces the real row, and must be judged slower.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jaxmlp.bench.processes import run_suite
 STAGES = ("step", "epoch", "sweep")
 LIMIT = 0.05
 UNSTABLE = 0.1
-"""Part of all rows that may be."""
+"""Largest fraction of all rows that may be unstable."""
 FOUND = 0.95
-"""Part of the slow-downs that must be."""
+"""Smallest fraction of the slow-downs that must be found."""
 
 
 def main() -> int:
-    """Exit code 3 where the instrument is not to be trusted here."""
+    """Time and judge the pairs. Returns exit code 3 if `--compare` cannot be trusted on this machine, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=20, help="of quick suites")
     parser.add_argument("--processes", type=int, help="of each suite; by default its own number")
@@ -49,12 +49,12 @@ def main() -> int:
 
 
 def measured(processes: int | None, units: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """A quick suite with the planted rows."""
+    """Time a quick suite, with slowed rows."""
     return run_suite("quick", processes=processes, units=units, plants=STAGES, tell=lambda _: None)
 
 
 def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict[str, Any]:
-    """What `--compare` says of a pair, and of the pair with one row of the stage slowed down."""
+    """The verdicts of `--compare` on a pair, and on the pair with the slowed row of `stage`."""
     real, (planted,) = without_plants(here), [row for row in here["rows"] if row["what"] == f"planted {stage}"]
     slowed = copy.deepcopy(real)
     key = planted["key"].removeprefix("planted ")
@@ -72,12 +72,12 @@ def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict
 
 
 def without_plants(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document of a suite as users measure it."""
+    """The document without slowed rows, as users measure it."""
     return {**document, "rows": [row for row in document["rows"] if not row["what"].startswith("planted")]}
 
 
 def told(pair: Mapping[str, Any]) -> str:
-    """A pair, in a line."""
+    """A line about a pair."""
     false = ", ".join(f"{one['key']} {one['verdict']} ({one['ratio']:.2f})" for one in pair["false"]) or "no false row"
     planted = pair["planted"]
     said = f"{false}; {len(pair['unstable'])} of {pair['rows']} unstable; planted in {planted['key']}"
@@ -85,7 +85,7 @@ def told(pair: Mapping[str, Any]) -> str:
 
 
 def verdict(pairs: list[dict[str, Any]]) -> int:
-    """Say what all pairs came to, with the intervals of Clopper and Pearson."""
+    """Print the totals of all pairs, with Clopper-Pearson intervals, and return the exit code."""
     false = sum(bool(pair["false"]) for pair in pairs)
     found = sum(pair["planted"]["verdict"] == "slower" for pair in pairs)
     rows = sum(pair["rows"] for pair in pairs)

@@ -387,7 +387,7 @@ def test_a_wrong_flag_of_bench_is_told_before_anything_is_timed(
     ("changes", "names", "said"),
     [
         ({}, ["jaxmpl"], "jaxmpl is not a peer. Did you mean jaxmlp?"),
-        ({"epochs": 1}, ["jaxmlp"], "must be at least 2, got 1: the first warms up"),
+        ({"epochs": 1}, ["jaxmlp"], "must be at least 2, got 1: the first epoch warms up"),
         ({"optimizer": AdamW()}, ["jaxmlp"], "optimizer must be RMSprop at a constant rate, with relu"),
     ],
 )

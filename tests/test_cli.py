@@ -56,7 +56,7 @@ def test_a_commands_help_shows_its_flags_and_loads_neither_jax_nor_numpy(command
 def test_the_help_of_train_shows_the_experiments_own_values_and_what_they_mean(program: Program) -> None:
     words = " ".join(program("train", str(ROOT / "experiments/tanh_sgd_nesterov.py"), "--help").stdout.split())
     assert "--optimizer.momentum FLOAT" in words
-    assert "Part of the velocity kept. (default: 0.9)" in words
+    assert "Fraction of the velocity that is kept. (default: 0.9)" in words
     assert "--optimizer.schedule.decay FLOAT" in words
 
 

@@ -143,7 +143,7 @@ def test_benchmarks_without_a_row_in_common_are_refused() -> None:
 
 def test_processes_that_can_show_nothing_are_refused_with_the_number_that_can() -> None:
     few = document([1.0, 1.1])
-    with pytest.raises(UsageError, match=r"2 processes can show no difference from a base of 2\. .*--processes 8"):
+    with pytest.raises(UsageError, match=r"2 processes cannot show a difference from a base of 2\. .*--processes 8"):
         compare(few, few, limit=0.05)
     with pytest.raises(UsageError, match="--processes 8"):
         check_processes(few, 2)

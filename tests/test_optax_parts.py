@@ -36,7 +36,7 @@ NEEDS_MORE = {
     "contrib.schedule_free_adamw": "weights to evaluate",
     "contrib.schedule_free_sgd": "weights to evaluate",
     "contrib.scale_by_madgrad": "half of a rule",
-    "contrib.scale_by_muon": "matrices alone",
+    "contrib.scale_by_muon": "only matrices",
     "scale_by_rprop": "half of a rule",
     "keep_params_nonnegative": "follow the learning rate",
 }
@@ -69,7 +69,7 @@ def test_every_factory_of_the_installed_optax_is_served_or_refused_with_its_reas
         except ConfigError as error:
             refused[name.removeprefix("optax.")] = str(error)
     is_factory = {name.removeprefix("optax.") for name in optax_names() if says_transformation(name)}
-    wanted = NEEDS_MORE | {name: f"its argument {argument} is no number" for name, argument in NEEDS_PARTS.items()}
+    wanted = NEEDS_MORE | {name: f"its argument {argument} is not a number" for name, argument in NEEDS_PARTS.items()}
     assert is_factory & refused.keys() == wanted.keys() & is_factory
     assert all(why in refused[name] for name, why in wanted.items())
     assert len(optax_names()) - len(refused) > 80
@@ -162,7 +162,7 @@ def test_a_mask_by_pattern_says_which_parameters_decay() -> None:
     decayed = updates_of(from_optax("optax.adamw", weight_decay=0.1, mask="*/kernel", learning_rate=1.0), zeros)
     np.testing.assert_allclose(decayed["Dense_0"]["kernel"], -0.1 * PARAMS["Dense_0"]["kernel"], rtol=1e-6)
     assert not decayed["Dense_0"]["bias"].any()
-    with pytest.raises(ConfigError, match=r"fits no parameter, 'Conv\*': Dense_0/bias, Dense_0/kernel"):
+    with pytest.raises(ConfigError, match=r"matches no parameter, 'Conv\*': Dense_0/bias, Dense_0/kernel"):
         updates_of(from_optax("optax.adamw", mask="Conv*"), zeros)
 
 
@@ -178,5 +178,5 @@ def test_a_layer_has_a_rate_of_its_own_and_the_first_pattern_holds() -> None:
         found["Dense_0"]["kernel"], updates_of(SGD(learning_rate=0.125), PARAMS)["Dense_0"]["kernel"]
     )
     assert float(rates.rate(10)(2)) == 0.25
-    with pytest.raises(ConfigError, match=r"optimizer.factors must hold one for each pattern \(2\), got 1"):
+    with pytest.raises(ConfigError, match=r"optimizer.factors must hold one factor for each pattern \(2\), got 1"):
         LayerRates(patterns=("*/bias", "*"), factors=(0.0,))

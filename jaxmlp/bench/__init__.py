@@ -1,1 +1,1 @@
-"""Measuring: this program against its own past, other libraries, and a target accuracy."""
+"""Measures the speed of jaxmlp against its own past, other libraries, and a target accuracy."""

@@ -1,24 +1,24 @@
 """Which rows of a benchmark are slower than another benchmark's?
 
-A process is the unit. Samples of one process share its memory layout, its clock and its moment, so that twenty of them
-are hardly more than one: a rank test over samples called rows of equal programs different. A row of a process is
-therefore one value, the median of its samples, and two benchmarks are two groups of processes.
+The unit of comparison is the process. Samples of one process share memory layout, clock speed and time, so they are not
+independent: a rank test over samples called rows of equal programs different. A row therefore has one value for each
+process, the median of its samples. Two benchmarks are two groups of processes.
 
-A row is `slower` where three things hold, and `faster` the other way round:
+A row is `slower` if three things hold, and `faster` if they hold in the other direction:
 
-1. Shown: Mann and Whitney's exact two-sided test over processes, with Holm's step-down over all rows of the table,
-   gives p < `P_MAX`. If the two groups of processes are drawn alike, at most that part of all tables has any such row,
-   however the rows depend on each other. All rows have the same number of processes, and fewer than `needed_processes`
-   are refused: so no row is tested that could never differ, and none weakens the others for nothing.
-2. Large: its ratio of medians is beyond the limit, also after division by the ratio of the device's own rows, such as
-   product and copy. Two benchmarks are never drawn quite alike: between them a clock or a neighbour changes by a per
+1. Significant: the exact two-sided Mann-Whitney test over processes, adjusted for all rows by Holm's step-down, gives
+   p < `P_MAX`. If both groups of processes come from one distribution, at most this fraction of tables has any such
+   row, however the rows depend on each other. All rows have the same number of processes, and fewer than
+   `needed_processes` are refused. So every tested row can differ, and no row weakens the test of others for nothing.
+2. Large: its ratio of medians exceeds the limit, also after division by the ratio of the device's own rows, such as
+   product and copy. Two benchmarks never come from quite the same distribution: a clock or a neighbour changes by a per
    cent or two, which a test finds sooner or later. A change of the machine is forgiven up to the limit, not beyond it.
-3. Larger than the noise: its ratio is beyond the spread of its own processes in either benchmark, their interquartile
-   range over their median; and beyond what neighbours could do, who took a part of the cores (`noise.neighbours`).
+3. Larger than the noise: its ratio exceeds the spread of its own processes (interquartile range over median) in either
+   benchmark, and the slow-down that other processes on the machine could cause (`noise.neighbours`).
 
-A row that is neither is `unstable` where it spreads by more than `WIDE` and the limit, or where rule 3 alone keeps it
-from a verdict: nothing can be said of it. The device's own rows are not judged, and have the verdict `device`.
-`tests/test_compare.py` simulates whole tables, with noise of a run, of a process and within one.
+Any other row is `unstable` if its spread exceeds both `WIDE` and the limit, or if only rule 3 fails: it allows no
+conclusion. All others are `same`. The device's own rows are not judged. Their verdict is `device`.
+`tests/test_compare.py` simulates whole tables with noise between runs, between processes and within a process.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ from jaxmlp.bench.spread import Spread
 from jaxmlp.errors import UsageError
 
 P_MAX = 0.05
-"""Chance that any row of a table of equal programs is shown to differ."""
+"""Largest chance that any row of a table is significant although the programs are equal."""
 WIDE = 0.05
-"""Spread of a row's processes above which the row is unstable, if the limit is not larger."""
+"""Spread of a row's processes above which the row is unstable, unless the limit is larger."""
 DEVICE_ROWS = ("product", "products", "copy", "dispatch", "to device", "from device", "psum", "all gather",
                "reduce scatter", "all to all")  # fmt: skip
-"""Rows that run nothing of this program: they tell what the device itself did."""
+"""Rows that run no code of jaxmlp. They measure the device itself."""
 DEVICE = ("device_kind", "isa", "platform_version")
-"""Facts of the manifest that make a device."""
+"""Names of the facts in the manifest that identify a device."""
 
 
 class Difference(NamedTuple):
-    """One row here beside the same row of the base."""
+    """A row of this benchmark compared with the same row of the base."""
 
     key: str
     base_s: float
-    """Median of the base's processes."""
+    """Median over the base's processes, in seconds."""
     here_s: float
-    """Median of the processes here."""
+    """Median over this benchmark's processes, in seconds."""
     ratio: float
     """`here_s` divided by `base_s`."""
     effect: float
-    """Cliff's delta over processes: 1 if each one here is slower than each one of the base, -1 if each is faster."""
+    """Cliff's delta over processes: 1 if every process here is slower than every process of the base, -1 if faster."""
     p: float
-    """Two-sided, adjusted by Holm's step-down for all rows of the table; 1 for the device's own rows."""
+    """Two-sided p-value, adjusted by Holm's step-down for all rows of the table. 1 for the device's own rows."""
     spread: float
-    """Interquartile range over median of the row's processes, the larger of the two benchmarks."""
+    """Interquartile range over median of the row's processes, in the benchmark where it is larger."""
     verdict: str
-    """slower, faster, same, unstable or device."""
+    """The verdict: slower, faster, same, unstable or device."""
 
 
 def judge(
@@ -72,14 +72,14 @@ def judge(
     device: Sequence[str] = (),
     neighbours: float = 1.0,
 ) -> list[Difference]:
-    """Every row of `here`, by the rule that this module states.
+    """Judge every row of `here` by the rules in this module's docstring.
 
     Args:
-        base: By row, the seconds of each process.
-        here: The same rows.
-        limit: The smallest difference that matters, as a part: 0.05 is 5 %.
-        device: The rows that are the device's own.
-        neighbours: How many times as long others could make a row, in either benchmark.
+        base: Seconds of each process, for each row.
+        here: Seconds of each process, for the same rows.
+        limit: The smallest difference that matters, as a fraction: 0.05 is 5 %.
+        device: Keys of the device's own rows.
+        neighbours: Factor by which other processes could slow a row down, in either benchmark.
     """
     from scipy.stats import mannwhitneyu
 
@@ -110,7 +110,7 @@ def judge(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P-values adjusted by Holm's step-down, in their order.
+    """P-values adjusted by Holm's step-down, in the order of `p`.
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
     """
@@ -121,25 +121,31 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def needed_processes(rows: int, others: int | None = None) -> int:
-    """The fewest processes by which one row of so many can be shown to differ from `others`, by default as many."""
+    """The fewest processes with which one of `rows` rows can be significant.
+
+    Args:
+        rows: Rows of the table.
+        others: Processes of the base. Default: the same number.
+    """
     return next(n for n in count(2) if 2 * rows / comb(n + (others or n), n) < P_MAX)
 
 
 def compare(
     base: Mapping[str, Any], here: Mapping[str, Any], *, limit: float, across_devices: bool = False
 ) -> list[Difference]:
-    """The rows that both documents of `run_suite` have, in this one's order.
+    """Judge the rows that two documents of `run_suite` share, in the order of `here`.
 
     Raises:
-        UsageError: Their devices differ, unless `across_devices`; they share no row; or they have too few processes.
+        UsageError: The devices differ and `across_devices` is False, the documents share no row, or they have too few
+            processes.
     """
     if not across_devices and (differing := _devices(base, here)):
-        hint = "Add --across-devices to compare them all the same"
+        hint = "Add --across-devices to compare them anyway"
         raise UsageError(f"compare: the devices differ: {'; '.join(differing)}. {hint}")
     before = {row["key"]: row["process_s"] for row in base["rows"]}
     shared = [row for row in here["rows"] if row["key"] in before]
     if not shared:
-        raise UsageError(f"compare: no row of suite {here['suite']} is in the base, which is of suite {base['suite']}")
+        raise UsageError(f"compare: no row of suite {here['suite']} is in the base, which has suite {base['suite']}")
     device = [row["key"] for row in shared if row["what"] in DEVICE_ROWS]
     check_processes(base, min(len(row["process_s"]) for row in shared))
     neighbours = max(document["noise"]["neighbours"] for document in (base, here))
@@ -148,20 +154,20 @@ def compare(
 
 
 def check_processes(base: Mapping[str, Any], processes: int) -> None:
-    """Refuse a number of processes that could show no difference from the base.
+    """Refuse a number of processes that cannot show a difference from the base.
 
     Raises:
-        UsageError: They are too few.
+        UsageError: There are too few processes.
     """
     rows = [row["process_s"] for row in base["rows"] if row["what"] not in DEVICE_ROWS]
     there = min(map(len, rows), default=1)
     if processes < (needed := needed_processes(len(rows), there)):
-        said = f"compare: {processes} processes can show no difference from a base of {there}"
-        raise UsageError(f"{said}. Measure with --processes {needed}, or make a base of more")
+        said = f"compare: {processes} processes cannot show a difference from a base of {there}"
+        raise UsageError(f"{said}. Measure with --processes {needed}, or make a base with more")
 
 
 def _devices(base: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The facts in which they differ: `device_kind: cpu there, NVIDIA H100 here`."""
+    """The facts in which the devices differ, such as `device_kind: cpu there, NVIDIA H100 here`."""
     facts = [
         {name: document["manifest"]["binding"].get(name) for name in DEVICE}
         | {"devices": document["manifest"]["not_binding"].get("devices")}

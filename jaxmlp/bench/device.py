@@ -1,4 +1,4 @@
-"""What can this device do at most: products, copies, a call, transfers, and collectives over its devices?"""
+"""How fast are this device's products, copies, calls, transfers and collectives?"""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from jaxmlp import shards
 from jaxmlp.bench.timing import Program
 
 PRODUCT_SIZES = {"cpu": (512, 1024)}
-"""Rows and columns of the factors; the fastest size counts."""
+"""Rows and columns of the factors, by backend. The fastest size counts."""
 LARGE_PRODUCT_SIZES = (4096, 8192)
-"""On accelerators."""
+"""Rows and columns of the factors on GPUs and TPUs."""
 COPY_MIB = (2, 16, 256)
-"""Of arrays that a processor's caches hold, and that they do not."""
+"""MiB of the copied arrays. A processor's caches hold the small arrays, but not the large array."""
 TRANSFER_MIB = 64
 COLLECTIVE_MIB = (1, 16)
-"""On each device."""
+"""MiB of the exchanged array on each device."""
 MIB = 1 << 20
 
 
 def product(size: int, precision: str) -> Program:
-    """Of two square matrices: 2 * size^3 FLOPs."""
+    """The product of two square matrices, with 2 * size^3 FLOPs."""
     first, second = _random((size, size), precision, 0), _random((size, size), precision, 1)
     multiply = jax.jit(jnp.matmul)
 
@@ -41,12 +41,15 @@ def product(size: int, precision: str) -> Program:
 
 
 def own_products(rows: int, sizes: Sequence[int], precision: str) -> Program:
-    """The products of an update alone, at its own shapes: forward, for each kernel, and for each input but the first.
+    """The products of an update and nothing else, with the update's shapes.
+
+    Each layer has three products: forward, the kernel's gradient and the input's gradient. The first layer needs no
+    gradient of its input.
 
     Args:
         rows: The batch size.
-        sizes: Of the layers, from the inputs to the classes.
-        precision: Of all factors.
+        sizes: Sizes of the layers, from the inputs to the classes.
+        precision: Precision of all factors.
     """
     kernels = [_random(shape, precision, number) for number, shape in enumerate(pairwise(sizes))]
     layers = [_random((rows, size), precision, 100 + number) for number, size in enumerate(sizes)]
@@ -68,27 +71,27 @@ def own_products(rows: int, sizes: Sequence[int], precision: str) -> Program:
 
 
 def copy(mib: int) -> Program:
-    """Reads and writes an array of so many MiB."""
+    """Reading and writing an array of `mib` MiB."""
     source = jnp.ones(mib * MIB // 4, jnp.float32)
 
     @jax.jit
     def scale(x: Float[Array, " n"]) -> Float[Array, " n"]:
-        return x * jnp.float32(0.5)  # Not a copy that could be elided.
+        return x * jnp.float32(0.5)  # XLA could remove a plain copy.
 
     return Program(what="copy", run=lambda count: _repeat(lambda: scale(source), count), mib=mib, bytes=2 * mib * MIB)
 
 
 def dispatch() -> Program:
-    """From a call to the end of a program that does next to nothing."""
+    """The time from a call to the end of a program that does almost nothing."""
     add, one = jax.jit(lambda x: x + x), jnp.float32(1)
     return Program(what="dispatch", run=lambda count: _repeat(lambda: add(one), count))
 
 
 def transfers(mib: int) -> Iterator[Program]:
-    """An array from the host to the device, and one that the device has just made to the host."""
+    """Sending an array of `mib` MiB from the host to the device, and fetching a new array from the device."""
     here = np.ones(mib * MIB // 4, np.float32)
     there = jnp.asarray(here)
-    scale = jax.jit(lambda x: x + x)  # JAX keeps the host's copy of an array that was fetched before.
+    scale = jax.jit(lambda x: x + x)  # JAX caches the host's copy of an array once it was fetched.
     ways: dict[str, Callable[[], Any]] = {
         "to device": lambda: jax.device_put(here),
         "from device": lambda: jax.device_get(scale(there)),
@@ -98,7 +101,7 @@ def transfers(mib: int) -> Iterator[Program]:
 
 
 def collectives(mib: int) -> Iterator[Program]:
-    """What devices exchange, each with an array of so many MiB; seconds are of all devices together."""
+    """Collectives between all devices, with an array of `mib` MiB on each device."""
     mesh = shards.make_mesh(jax.devices())
     count, split = mesh.size, PartitionSpec(shards.AXIS)
     rows = jnp.ones((count, mib * MIB // 4 // count * count), jnp.float32)
@@ -116,12 +119,12 @@ def collectives(mib: int) -> Iterator[Program]:
 
 
 def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) -> Iterator[Program]:
-    """What to time beside a suite, so that its rates have something to be held against.
+    """The programs that measure the device, with whose rates a suite's rates are compared.
 
     Args:
         rows: Batch size of the suite's base.
-        sizes: Of its layers, from the inputs to the classes.
-        precisions: Of the products.
+        sizes: Sizes of the base's layers, from the inputs to the classes.
+        precisions: Precisions of the products.
     """
     for precision in precisions:
         for size in PRODUCT_SIZES.get(jax.default_backend(), LARGE_PRODUCT_SIZES):
@@ -129,7 +132,7 @@ def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) 
         yield own_products(rows, sizes, precision)
     yield from map(copy, COPY_MIB)
     yield dispatch()
-    if jax.default_backend() != "cpu":  # Whose memory is the host's.
+    if jax.default_backend() != "cpu":  # A CPU's memory is the host's memory.
         yield from transfers(TRANSFER_MIB)
     if jax.device_count() > 1:
         for mib in COLLECTIVE_MIB:
@@ -137,11 +140,11 @@ def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) 
 
 
 def _random(shape: tuple[int, ...], precision: str, seed: int) -> Array:
-    """Numbers as networks have them: a chip's clock falls where many bits change, and rises on constant ones."""
+    """Normal random numbers, as in a network. On constant numbers few bits change, and a chip's clock would rise."""
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape, np.float32), precision)
 
 
 def _repeat(call: Callable[[], Any], count: int) -> None:
-    """One at a time, so that outputs do not pile up."""
+    """Make `count` calls. Wait for each, so that outputs do not pile up in memory."""
     for _ in range(count):
         jax.block_until_ready(call())

@@ -1,8 +1,8 @@
-"""What does each level of exactness cost? An update of both experiments and of a wide network, in each way of adding.
+"""What does each level of exactness cost an update of the two experiments' networks and of a wide network?
 
-`fastest` promises no bits (`exact=False`) and is timed in processes of its own, because XLA's deterministic flags
-belong to a process. `deterministic` has the same bits when run again, `shards` on any number of devices up to 8,
-`portable` on any machine.
+`fastest` promises no bits (`exact=False`). It is timed in separate processes, because XLA's deterministic flags belong
+to a process. `deterministic` gives the same bits when it runs again, `shards` on 1, 2, 4 or 8 devices, and `portable`
+on any machine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxmlp.bench.noise import Watch
 from jaxmlp.bench.timing import Program, calibrate, measure
 
 SUITES = {"fastest": 5, "exact": 5}
-"""Processes of each of the two suites."""
+"""Number of timed processes for each suite."""
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 GRAD_SHARDS = 8
 EXAMPLES = 4_000
@@ -23,7 +23,12 @@ ROUNDS = 3
 
 
 def measure_once(name: str, units: Mapping[str, int], **_: Any) -> dict[str, Any]:
-    """Time one of `SUITES` in this process, and return JSON values as `suite.measure_once`; units as there."""
+    """Time one of `SUITES` in this process. Returns JSON values, as `suite.measure_once` does.
+
+    Args:
+        name: A name in `SUITES`.
+        units: Units of a sample, by the programs' keys. Missing keys are calibrated.
+    """
     from jaxmlp.bench.machine import machine
     from jaxmlp.run.manifest import platform_facts
 
@@ -40,7 +45,7 @@ def measure_once(name: str, units: Mapping[str, int], **_: Any) -> dict[str, Any
 
 
 def programs(name: str) -> Iterator[Program]:
-    """Updates with the bits of a suite; `what` is the network, then how it adds."""
+    """The updates of a suite. `what` is the network and the level of exactness, such as `relu shards`."""
     from jaxmlp.bench.suite import Trainer, random_dataset
     from jaxmlp.experiment.config import ExperimentConfig
     from jaxmlp.experiment.mlp import MLP
@@ -74,7 +79,7 @@ def programs(name: str) -> Iterator[Program]:
 def run_exactness(
     *, device: str = "auto", processes: int | None = None, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Time all ways, and return all about them as JSON values; arguments as of `processes.run_suite`."""
+    """Time all levels of exactness, and return JSON values. For arguments see `processes.run_suite`."""
     from jaxmlp.bench.processes import rows_of, timed_processes
 
     rows, found = [], []
@@ -94,7 +99,7 @@ def run_exactness(
 
 
 def table(document: Mapping[str, Any]) -> Iterator[str]:
-    """Milliseconds of an update, and how many times those of the fastest in the same precision."""
+    """Lines with the milliseconds of an update, and their ratio to `fastest` in the same precision."""
     rows = {(*row["what"].split(), row["precision"]): row for row in document["rows"]}
     ways = ("fastest", "deterministic", "shards")
     yield f"{'an update':22}" + "".join(f"{way:>22}" for way in ways)
@@ -104,8 +109,8 @@ def table(document: Mapping[str, Any]) -> Iterator[str]:
             yield f"{f'{network}, {precision}':22}{cells}"
         fastest, portable = (rows[network, *held]["median_s"] for held in (("fastest", "float32"), ("portable",) * 2))
         yield f"{f'{network}, portable':22}{_cells([portable], fastest)}"
-    yield "Times as long as the fastest of the same precision; portable: of float32."
-    yield f"shards: {GRAD_SHARDS}, added in a fixed order on one device."
+    yield "Second figure: ratio to the fastest in the same precision; portable: to the fastest in float32."
+    yield f"shards: {GRAD_SHARDS} gradient shards, added in a fixed order on one device."
 
 
 def _cells(seconds: Sequence[float], fastest: float | None = None) -> str:

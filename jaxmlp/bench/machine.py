@@ -1,4 +1,4 @@
-"""On what was a benchmark measured: processor, memory, devices, driver, clocks?"""
+"""Which machine ran a benchmark: processor, memory, devices, driver, clocks?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import jax
 
 
 def machine() -> dict[str, Any]:
-    """What the system and NVIDIA's library say, as JSON values; None where nobody does. No name of host or user."""
+    """Facts about the machine as JSON values, without names of host or user. Unknown facts are None."""
     device, info = jax.devices()[0], _read("/proc/cpuinfo")
     cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     clocks = [float(value) for value in re.findall(r"^cpu MHz\s*:\s*(.*)$", info, re.MULTILINE)]
@@ -33,13 +33,13 @@ def machine() -> dict[str, Any]:
 
 
 def peak_bytes() -> dict[str, int | None]:
-    """The most memory that this process has held until now: of the host, and of the first device where that tells."""
+    """Peak memory of this process so far, in bytes, on the host and on the first device. None: the device is silent."""
     stats = jax.devices()[0].memory_stats() or {}
     return {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "device": stats.get("peak_bytes_in_use")}
 
 
 def gpu() -> dict[str, Any] | None:
-    """Driver, clocks and power of the first NVIDIA GPU; None without one, without nvidia-ml-py, without permission."""
+    """Driver, clocks, power and energy of the first NVIDIA GPU. None without a GPU, nvidia-ml-py or permission."""
     with _nvml() as nvml:
         if nvml is None:
             return None
@@ -61,7 +61,7 @@ def gpu() -> dict[str, Any] | None:
 
 
 def joules(work: Callable[[], Any]) -> float | None:
-    """What the first NVIDIA GPU took while some work was done; None where nobody says."""
+    """Energy in joules that the first NVIDIA GPU used while `work` ran. None if the GPU does not report energy."""
     before = gpu()
     work()
     after = gpu()
@@ -72,12 +72,12 @@ def joules(work: Callable[[], Any]) -> float | None:
 
 @contextlib.contextmanager
 def _nvml() -> Iterator[Any]:
-    """NVIDIA's library, or None."""
+    """NVIDIA's management library, or None if it does not work here."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
-    except Exception:  # Not installed; or pynvml.NVMLError, which cannot be named without it.
+    except Exception:  # Not installed, or pynvml.NVMLError, which has no name until pynvml is imported.
         yield None
         return
     try:

@@ -1,6 +1,6 @@
-"""A benchmark as the log lines that MLPerf's tools read.
+"""How is a benchmark written as log lines for MLPerf's tools?
 
-Source: MLCommons, `mlperf_logging` 4.0: `:::MLLOG` and a JSON object of namespace, time, kind, key, value, metadata.
+Source: MLCommons, `mlperf_logging` 4.0: `:::MLLOG` and a JSON object with namespace, time, kind, key, value, metadata.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def mllog_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """Of a document of `run_suite`: who ran, the start, each row's throughput and median, the end."""
+    """Log lines for a document of `run_suite`: submission, start, each row's throughput and median, end."""
     began, ended = document["began_unix_s"], document["ended_unix_s"]
     binding = document["manifest"]["binding"]
     yield _line(began, "POINT_IN_TIME", "submission_benchmark", f"jaxmlp-{document['suite']}")

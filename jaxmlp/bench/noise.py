@@ -1,4 +1,4 @@
-"""Whether something else was at work on the machine while a benchmark ran."""
+"""Was anything else running on the machine during a benchmark?"""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 from jaxmlp.bench.spread import Spread
 
 BUSY_CORES = 0.1
-"""Cores' worth of other processes from which a machine counts as noisy."""
+"""Number of cores kept busy by other processes above which a machine is noisy."""
 WIDE_SPREAD = 0.1
-"""Interquartile range over median, in the middle of all rows, from which it does."""
+"""Median over all rows of interquartile range over median, above which a machine is noisy."""
 
 
 def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """What disturbed the times of steady work, and a line that says so; none on a quiet machine.
+    """Judge whether other processes disturbed a benchmark, as JSON values. `message` is None on a quiet machine.
 
     Args:
-        others_cores: Kept busy by others, on average; none where the system does not say.
-        times: Of each row.
+        others_cores: Average number of cores that other processes kept busy. None: unknown.
+        times: Seconds of each row.
     """
     spreads = [Spread.of(row) for row in times]
     relative = float(np.median([spread.iqr / spread.median for spread in spreads]))
@@ -44,14 +44,14 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
 
 
 def neighbours(others_cores: float | None) -> float:
-    """How many times as long work on all cores takes with what others leave of them."""
+    """Factor by which work on all cores slows down if other processes keep `others_cores` cores busy."""
     cores = os.cpu_count() or 1
     return cores / max(cores - (others_cores or 0.0), 0.01 * cores)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """A moment: what all processes and this one have used of the processor until then."""
+    """Processor time that all processes and this process had used at a moment, in seconds."""
 
     clock_s: float
     all_s: float | None
@@ -59,12 +59,12 @@ class Watch:
 
     @classmethod
     def begin(cls) -> Watch:
-        """Now."""
+        """Start to watch now."""
         own = os.times()
         return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(own[:4]))
 
     def others_cores(self) -> float | None:
-        """Cores that other processes kept busy from this moment until now, on average; none if nobody says."""
+        """Average number of cores that other processes kept busy since this moment. None: unknown."""
         now = Watch.begin()
         if self.all_s is None or now.all_s is None:
             return None
@@ -73,7 +73,7 @@ class Watch:
 
 
 def _used_s() -> float | None:
-    """Processor seconds that all processes have used, and that a virtual machine's host has taken; on Linux."""
+    """Processor seconds used by all processes or taken by a virtual machine's host. None: not on Linux."""
     try:
         fields = Path("/proc/stat").read_text(encoding="utf-8").partition("\n")[0].split()[1:9]
     except OSError:

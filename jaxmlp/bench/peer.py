@@ -1,10 +1,11 @@
-"""How each library trains the same experiment, in its fastest fair form: a process that trains an epoch when told.
+"""How does each library train the same experiment, in its fastest fair form?
 
-Run by its path, `python -P peer.py PEER CONFIG.json DATA.npz`, so that the interpreter needs the one library and NumPy
-only. After each epoch it prints a line of JSON, and goes on when a line arrives on stdin, or at once where that has
-ended. PEER is the library, then what it is to use: `torch-compiled-bfloat16`.
+This file is a worker that trains one epoch at a time. It is run by its path, `python -P peer.py PEER CONFIG.json
+DATA.npz`, so its interpreter needs only one library and NumPy. After each epoch it prints a line of JSON and waits for
+a line on stdin. After the end of stdin it does not wait. PEER is the library and its options:
+`torch-compiled-bfloat16`.
 
-All train on the same arrays, held in memory; all shuffle each epoch, train the last smaller batch too, and take
+All libraries train on the same arrays in memory, shuffle each epoch, train on the last smaller batch too, and compute
 training loss, training accuracy and test accuracy each epoch.
 """
 
@@ -23,14 +24,14 @@ from typing import Any
 import numpy as np
 
 EpochEnded = Callable[[float], None]
-"""Told the test accuracy after each epoch; returns when the next one is to begin."""
+"""Called with the test accuracy after each epoch. Returns when the next epoch may begin."""
 
 EVAL_ROWS = 1000
-"""Divides the test split, so that no library compiles a second shape for its end."""
+"""Rows of an evaluation batch. It divides the test split, so no library compiles a second shape for the last batch."""
 
 
 def train_jaxmlp(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended: EpochEnded, use: set[str]) -> None:
-    """As a user calls it: `fit`, with a hook."""
+    """Train with jaxmlp as a user does: `fit`, with a hook."""
     import dataclasses
 
     from jaxmlp.data import from_arrays
@@ -49,7 +50,7 @@ def train_jaxmlp(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended
 
 
 def train_keras(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended: EpochEnded, use: set[str]) -> None:
-    """Keras 3 on JAX: `fit` with a compiled step, 32 of them a call."""
+    """Train with Keras 3 on JAX: `fit` with a compiled step, 32 steps per call."""
     import keras
 
     keras.utils.set_random_seed(config["seed"])
@@ -76,7 +77,7 @@ def train_keras(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended:
 
 
 def train_torch(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended: EpochEnded, use: set[str]) -> None:
-    """PyTorch with the data on the device and no host synchronisation inside an epoch."""
+    """Train with PyTorch: the data on the device, and no host synchronisation inside an epoch."""
     import torch
     from torch import nn
 
@@ -128,7 +129,7 @@ def train_torch(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended:
 
 
 def train_sklearn(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended: EpochEnded, use: set[str]) -> None:
-    """scikit-learn's MLPClassifier: Adam and no dropout, because it has neither RMSprop nor dropout."""
+    """Train with scikit-learn's MLPClassifier: Adam without dropout, because it has neither RMSprop nor dropout."""
     from sklearn.neural_network import MLPClassifier
 
     model = MLPClassifier(
@@ -142,7 +143,7 @@ def train_sklearn(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ende
 
 
 def _arrays(config: Mapping[str, Any], data: Mapping[str, Any], split: str) -> tuple[Any, Any]:
-    """Flat scaled float32 images, and labels."""
+    """The flat scaled float32 images of a split, `[examples, pixels]`, and its labels."""
     images = data[f"{split}_images"]
     scaled = images.reshape(len(images), -1).astype(np.float32) * np.float32(config["data"]["pixel_scale"])
     return scaled, data[f"{split}_labels"]
@@ -153,8 +154,8 @@ DISTRIBUTIONS = {"jaxmlp": ("jax", "jaxlib"), "keras": ("keras", "jax", "jaxlib"
 
 
 def main(peer: str, config_file: str, data_file: str) -> None:
-    """Train as told on stdin."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # A library's own lines are no answers.
+    """Train one epoch for each line on stdin."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # What a library prints must not mix with the answers.
     library, *use = peer.split("-")
     importlib.import_module(library)
     with open(config_file, encoding="utf-8") as file:

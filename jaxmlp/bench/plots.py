@@ -1,4 +1,4 @@
-"""A benchmark's pictures, readable on light and dark: the roofline, throughput by batch size, and how cost grows."""
+"""How is a benchmark drawn? Roofline, throughput by batch size, and growth of cost, for light and dark pages."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 INKS = ("#0072b2", "#b84a00", "#00795a", "#a3497a", "#7d6200", "#4f5b93")
-"""Okabe and Ito's hues, dark enough for lines on white; a marker and a dash go with each."""
+"""Okabe and Ito's hues, dark enough for lines on white. Each line also has its own marker and dashes."""
 MARKERS, DASHES = "os^Dv*", ("-", "--", "-.", ":", "-", "--")
 STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "figure.facecolor": "white",  # Opaque, so that a dark page keeps the ink's contrast.
+    "figure.facecolor": "white",  # Opaque, so that lines keep their contrast on a dark page.
     "font.size": 12,
     "grid.color": "#d1d9e0",
     "legend.fontsize": 10,
@@ -32,11 +32,11 @@ STYLE: Any = {
 def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
     """Write the pictures of a document of `run_suite` as SVG into `folder`, and return their paths.
 
-    A picture of which the suite has no line is left out.
+    A picture without any line is left out.
     """
     paths = []
     for name, plot in {"roofline": roofline, "throughput": throughput, "scaling": scaling}.items():
-        # Whatever the user's own matplotlibrc says.
+        # The user's matplotlibrc must not change the pictures.
         with mpl.style.context(STYLE, after_reset=True):
             if figure := plot(document):
                 paths.append(folder / f"{name}.svg")
@@ -45,7 +45,7 @@ def draw(document: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def roofline(document: Mapping[str, Any]) -> Figure:
-    """Achieved FLOP/s over FLOPs a byte, under the roofs that this device's products and copies set."""
+    """Achieved FLOP/s over FLOPs per byte, with the roofs of this device's products and copies."""
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes = figure.add_subplot()
     rows = [row for row in document["rows"] if "of_roof" in row and row["devices"] == row["grad_shards"] == 1]
@@ -71,7 +71,10 @@ def roofline(document: Mapping[str, Any]) -> Figure:
 
 
 def throughput(document: Mapping[str, Any]) -> Figure | None:
-    """Examples a second over the batch size, a line for each width and precision of which two sizes were timed."""
+    """Examples per second over batch size, with a line for each width and precision that has two batch sizes or more.
+
+    None if there is no such line.
+    """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     steps = [row for row in document["rows"] if row["what"] == "step" and row["devices"] == row["grad_shards"] == 1]
@@ -91,7 +94,7 @@ def throughput(document: Mapping[str, Any]) -> Figure | None:
 
 
 def scaling(document: Mapping[str, Any]) -> Figure | None:
-    """Time over each of `scaling.SIZES`, with the power that fits."""
+    """Time over each of `scaling.SIZES`, with the fitted power. None if nothing was fitted."""
     found = document["scaling"]
     rows = -(-len(found) // 2)
     figure = Figure(figsize=(8, 3.4 * rows + 0.4), layout="constrained")
@@ -108,7 +111,7 @@ def scaling(document: Mapping[str, Any]) -> Figure | None:
 
 
 def _plain_ticks(axes: Axes, sizes: Sequence[int]) -> None:
-    """The sizes that were timed, and numbers as people write them."""
+    """Label the x axis with the timed sizes, and both axes with plain numbers."""
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

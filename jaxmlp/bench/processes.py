@@ -1,8 +1,9 @@
-"""What do several fresh processes measure? Each times the whole suite; they run one after the other.
+"""How is a suite measured by several fresh processes, one after the other?
 
-The first compiles, finds units and counts work; its times are not taken, so that all others start alike, from the cache
-of compiled programs. A process beside which others worked is measured again, unless all of them were. The process that
-asks starts no JAX, which would take a GPU's memory, or all of a TPU, from those that measure.
+The first process compiles, calibrates units and counts work. Its times are discarded, so that all timed processes start
+alike, from the cache of compiled programs. If other programs kept the machine busy during a process, the process is
+measured again, unless all were disturbed. The parent process does not start JAX, which would take a GPU's memory, or a
+whole TPU, from the workers.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from jaxmlp.bench.timing import document
 from jaxmlp.errors import JaxmlpError
 
 SUITES = {"quick": 10, "full": 10}
-"""Processes of each suite."""
+"""Default number of timed processes for each suite."""
 ORDER = ("warm start", "compile", "step", "epoch", "evaluation", "run", "sweep")
-"""Of the rows; then what else there is, the device's own."""
+"""Order of the rows by what they time. The device's own rows follow."""
 SIZES = ("devices", "grad_shards", "lanes", "width", "batch_size", "examples")
-"""Order of the rows of a stage and a precision."""
+"""Sizes by which the rows of a stage and precision are sorted."""
 AGAIN = 0.5
-"""How many more may be measured, of the processes wanted, because others worked beside them."""
+"""Largest number of processes that are measured again on a busy machine, as a fraction of the wanted processes."""
 
 
 def run_suite(
@@ -42,20 +43,20 @@ def run_suite(
     profiled: str | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Time a suite, and return all about it as JSON values.
+    """Time a suite in fresh processes, and return its document as JSON values.
 
     Args:
-        name: Of `SUITES`.
-        device: As of `runtime.configure`.
-        processes: How many are counted; by default the suite's own number.
-        units: How many units a sample of a row is, as in a document that this one will be compared with: a sample of
-            more units finds warmer caches. By default, and for rows that are not named, as many as take about 20 ms.
-        plants: Stages that are timed a second time with a slow-down of known size, to try the instrument.
-        profiled: Folder for a profile of an epoch, which the first process takes.
-        tell: Told what happens, and how long it will take.
+        name: A name in `SUITES`.
+        device: Kind of device, as in `runtime.configure`.
+        processes: Number of timed processes. Default: the suite's number.
+        units: Units of a sample for each row, from a document to compare with: a sample with more units finds warmer
+            caches. Default, also for rows that are missing: the number that takes about 20 ms.
+        plants: Stages that are timed a second time with a slow-down of known size, to test the instrument.
+        profiled: Folder for a profile of an epoch, which the first process records.
+        tell: Called with progress messages and the time left.
 
     Raises:
-        JaxmlpError: A process failed, with its message and exit code.
+        JaxmlpError: A process failed. The error has its message and exit code.
     """
     from jaxmlp.bench.roof import add_utilisation, peaks
     from jaxmlp.bench.scaling import fits
@@ -94,7 +95,7 @@ def timed_processes(
     profiled: str | None = None,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What the first process found, and what those that count did; arguments as of `run_suite`."""
+    """The results of the first process, and of the timed processes. For arguments see `run_suite`."""
     began = time.time()
     tell(f"{name}: one process compiles, then {wanted} fresh processes are timed; minutes on two cores")
     first = measure_in_a_process(name, device, units or {}, plants, counted=True, profiled=profiled)
@@ -114,7 +115,7 @@ def timed_processes(
 
 
 def rows_of(first: Mapping[str, Any], counted: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of a document, by `timed_processes`."""
+    """The rows of a document, from the results of `timed_processes`."""
     return [
         document(facts, [one["seconds"][facts["key"]] for one in counted]) | {"units": first["units"][facts["key"]]}
         for facts in first["programs"]
@@ -122,7 +123,7 @@ def rows_of(first: Mapping[str, Any], counted: Sequence[Mapping[str, Any]]) -> l
 
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where a row stands in the table."""
+    """The sort key of a row in the table."""
     stages = [*ORDER, row["what"]]
     return stages.index(row["what"]), row["precision"] != "float32", *(row[size] for size in SIZES)
 
@@ -130,10 +131,10 @@ def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
 def measure_in_a_process(
     name: str, device: str, units: Mapping[str, int], plants: Sequence[str], **first: Any
 ) -> dict[str, Any]:
-    """What `suite.measure_once` finds in a fresh process, asked as the first one is by `first`.
+    """Run `suite.measure_once` in a fresh process. `first` has the further arguments of the first process.
 
     Raises:
-        JaxmlpError: As there, with its exit code.
+        JaxmlpError: The process failed. The error has its message and exit code.
     """
     command = [sys.executable, "-P", "-m", "jaxmlp", "bench-worker", "--suite", name, "--device", device, "--json"]
     asked = {"units": dict(units), "plants": list(plants), "counted": False, **first}
@@ -147,7 +148,7 @@ def measure_in_a_process(
             raise
     if worker.returncode:
         failed = JaxmlpError(answer.get("error", f"a process that measured ended with code {worker.returncode}"))
-        failed.exit_code = max(worker.returncode, 1)  # Negative: a signal ended it.
+        failed.exit_code = max(worker.returncode, 1)  # A negative code: a signal ended the process.
         raise failed
     found: dict[str, Any] = answer
     return found

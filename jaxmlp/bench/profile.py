@@ -1,4 +1,4 @@
-"""Which operations does the device spend its time on? JAX's profiler, and what its trace says by operation."""
+"""Which operations does the device spend its time on? JAX's profiler, with the time of each operation."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ import jax
 
 DEAREST = 10
 AROUND = ("while", "call", "conditional")
-"""Operations that only hold others."""
+"""Prefixes of operations that only contain other operations."""
 
 
 def profile(work: Callable[[], Any], folder: Path) -> list[dict[str, Any]]:
-    """Trace some work into a folder, for TensorBoard or Perfetto, and return the dearest operations.
+    """Trace `work` into a folder, for TensorBoard or Perfetto, and return the most expensive operations.
 
     Args:
-        work: Waits for its end, and has been compiled.
-        folder: Made where it is not there.
+        work: Function that is compiled already and waits for its end.
+        folder: Folder for the trace, made if it is missing.
 
     Returns:
-        Each with `op` and `module`, XLA's names; `seconds`, added over all threads or streams; `count`.
+        For each operation `op` and `module`, XLA's names; `seconds`, added over all threads or streams; and `count`.
     """
     with jax.profiler.trace(str(folder)):
         work()
     newest = max(folder.rglob("*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     spent: dict[tuple[str, str], list[float]] = defaultdict(list)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Of the binding's own types.
+        warnings.simplefilter("ignore", DeprecationWarning)  # Warnings about the binding's own types.
         for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
             for event in (event for line in plane.lines for event in line.events):
                 told = dict(event.stats)

@@ -1,7 +1,7 @@
-"""Who trains the experiment faster: one process a library, each an epoch at a time, in turns.
+"""Which library trains the experiment fastest? Each has its own process.
 
-Then each trains the whole experiment alone, from the start of its process to its end: twice, with a cache of compiled
-programs that is empty at first.
+First each library trains the whole experiment alone, timed from the start of the process to its end: by default twice,
+with a cache of compiled programs that is empty at first. Then all processes stay alive and train an epoch in turn.
 """
 
 from __future__ import annotations
@@ -41,30 +41,30 @@ PEERS = (
     "torch-compiled-bfloat16",
     "sklearn",
 )
-"""The library, then what it uses; the first is what the others' ratios are to."""
+"""Libraries with their options. Ratios are relative to the first peer of a race."""
 
 WORKER = Path(__file__).with_name("peer.py")
 
 
 @dataclass(kw_only=True)
 class Peer:
-    """What one library took."""
+    """Times, accuracy and memory of one library."""
 
     name: str
     versions: Mapping[str, str] = field(default_factory=dict)
     first_epoch_s: float = 0.0
-    """With what it compiles in its first epoch; not among `epoch_s`."""
+    """Seconds of the first epoch, including compilation. `epoch_s` leaves it out."""
     epoch_s: list[float] = field(default_factory=list)
-    """With the evaluation of the test split, in the order of its turns."""
+    """Seconds of each later epoch, including the evaluation of the test split."""
     test_accuracy: float = 0.0
-    """After the last epoch."""
+    """Test accuracy after the last epoch."""
     whole_s: list[float] = field(default_factory=list)
-    """From the start of a process to its end; the first with nothing compiled before."""
+    """Seconds of each whole run, from the start of the process to its end. The first run starts with an empty cache."""
     peak_bytes: int = 0
-    """Of main memory, the largest of the whole runs."""
+    """Peak of main memory over the whole runs, in bytes."""
 
     def document(self, base: Peer) -> dict[str, Any]:
-        """For `--json`, with the ratio to the `base`'s median."""
+        """The peer as JSON values, with the ratio of its median to the median of `base`."""
         spread = Spread.of(self.epoch_s)
         return asdict(self) | {"epoch": spread._asdict(), "ratio": spread.median / Spread.of(base.epoch_s).median}
 
@@ -82,17 +82,17 @@ def race(
     """Train the experiment with each library.
 
     Args:
-        config: Two epochs or more, the first of which warms up.
-        dataset: Its data, validated on the test split.
-        names: Of `PEERS`.
-        pythons: The interpreter of a library, where it is not this one.
-        device: `cpu` keeps all of them from accelerators.
-        whole_runs: How often each trains the whole experiment alone.
-        tell: Told what happens.
+        config: The experiment, with at least two epochs. The first epoch warms up.
+        dataset: The data, with a test split.
+        names: Names in `PEERS`.
+        pythons: Interpreters by library. Default: this interpreter.
+        device: `cpu` hides accelerators from all libraries.
+        whole_runs: Number of whole runs of each library.
+        tell: Called with progress messages.
 
     Raises:
-        ConfigError: An experiment that the libraries cannot run as it is.
-        UsageError: An unknown name; or no library is installed.
+        ConfigError: The libraries cannot run this experiment.
+        UsageError: A name is unknown, no library is installed, or a process failed.
     """
     _check(config, names)
     with ExitStack() as stack:
@@ -129,7 +129,7 @@ def race(
             raise UsageError("no peer is installed: pip install '.[peers]'")
         for turn in range(1, config.epochs):
             pairs = list(zip(peers, workers, strict=True))
-            # In another order each round, so that nobody always follows the same neighbour's heat.
+            # A new order in each round, so that no peer always runs on a processor that the same peer has heated.
             for peer, worker in random.Random(turn).sample(pairs, len(pairs)):
                 assert worker.stdin
                 worker.stdin.write("\n")
@@ -142,7 +142,7 @@ def race(
 
 
 def table(peers: Sequence[Peer]) -> str:
-    """The result, for people."""
+    """The result as a table for people."""
     rows: list[tuple[str, ...]] = [
         ("", "s an epoch", "IQR", "ratio", "test accuracy", "first start s", "next start s", "peak MiB")
     ]
@@ -166,11 +166,11 @@ def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
         if name not in PEERS:
             raise UsageError(f"{name} is not a peer.{did_you_mean(name, PEERS)} The peers: {', '.join(PEERS)}")
     if config.epochs < 2:
-        raise ConfigError("epochs", f"must be at least 2, got {config.epochs}: the first warms up")
+        raise ConfigError("epochs", f"must be at least 2, got {config.epochs}: the first epoch warms up")
     model, optimizer = config.model, config.optimizer
     is_rmsprop = isinstance(optimizer, RMSprop) and isinstance(optimizer.schedule, Constant)
     if not is_rmsprop or not isinstance(model, MLP) or model.activation != "relu" or model.batch_norm:
-        wanted = "must be RMSprop at a constant rate, with relu: the rule that all peers were given"
+        wanted = "must be RMSprop at a constant rate, with relu: all peers are written for this experiment"
         raise ConfigError("optimizer", f"{wanted}, got {where(optimizer)} and {where(model)}")
 
 
@@ -184,9 +184,9 @@ def _command(name: str, python: Path, folder: Path) -> list[str]:
 
 
 def _environment(name: str, device: str, folder: Path) -> dict[str, str]:
-    """This process's, with a cache of compiled programs of the peer's own."""
+    """The environment of this process, with a separate cache of compiled programs for the peer."""
     cache = str(folder / name)
-    # OpenBLAS kernels that were forced on this process are not the library's fastest form.
+    # If OpenBLAS kernels were forced on this process, they may not be the library's fastest kernels.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENBLAS_")}
     environment |= {
         "PYTHONPATH": str(WORKER.parents[2]),
@@ -195,8 +195,8 @@ def _environment(name: str, device: str, folder: Path) -> dict[str, str]:
         "TORCHINDUCTOR_CACHE_DIR": cache,
         "KERAS_BACKEND": "jax",
         "KERAS_HOME": cache,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # They share the accelerator's memory.
-        # glibc gives large freed arrays back, and the system fills their pages with zeros again at each step.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # The peers share the accelerator's memory.
+        # Otherwise glibc returns large freed arrays, and the system zeroes their pages again at each step.
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
     }
@@ -207,7 +207,7 @@ def _answer(name: str, worker: subprocess.Popen[str]) -> dict[str, Any]:
     assert worker.stdout
     line = worker.stdout.readline()
     if not line:
-        raise UsageError(f"{name} ended with code {worker.wait()}: its message stands above")
+        raise UsageError(f"{name} ended with code {worker.wait()}: see its message above")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
@@ -224,7 +224,7 @@ def _whole_runs(name: str, python: Path, device: str, folder: Path, count: int) 
         worker.returncode = os.waitstatus_to_exitcode(status)
         seconds.append(time.perf_counter() - began)
         if worker.returncode:
-            raise UsageError(f"{name} ended with code {worker.returncode}: its message stands above")
+            raise UsageError(f"{name} ended with code {worker.returncode}: see its message above")
         peak = max(peak, usage.ru_maxrss * 1024)
     return seconds, peak
 

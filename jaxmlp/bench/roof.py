@@ -1,4 +1,4 @@
-"""How near does each row come to what its device can do, as measured here and as its maker says?"""
+"""How near does each row come to its device's peak, as measured here and as the maker states?"""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ KINDS = {
     "NVIDIA H100 80GB HBM3": "h100",
     "NVIDIA B200": "b200",
 }
-"""The name of a chip in `compile.targets`, by what JAX calls the device."""
+"""Names of chips in `compile.targets`, by JAX's `device_kind`."""
 
 
 def data_sheet(device_kind: str) -> Chip | None:
-    """What the maker says of a device; None where nobody has looked it up."""
+    """The maker's peak rates of a device. None if they are not listed."""
     return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None
 
 
 def peaks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The best rates that any sample of the device's own rows reached.
+    """The best rate over all samples of the device's own rows.
 
     Returns:
-        `flops_per_s` by precision; `bytes_per_s` of the largest copy, and `copies`: by MiB, of every copy.
+        `flops_per_s` by precision; `bytes_per_s` of the largest copy; `copies`, bytes per second by MiB of the copy.
     """
     rates: dict[str, float] = {}
     for row in rows:
@@ -41,17 +41,17 @@ def peaks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def add_utilisation(rows: Sequence[dict[str, Any]], found: Mapping[str, Any], device_kind: str = "") -> None:
-    """Add to each row how near it comes to the roof at its number of FLOPs a byte: 1 is the roof.
+    """Add to each row its fraction of the roof at its number of FLOPs per byte: 1 is the roof.
 
-    The memory's part of the roof is the fastest copy of arrays that are as large as what the row keeps at hand, because
-    the caches hold small ones.
+    The memory roof is the fastest copy of arrays that are at least as large as the row's `resident` bytes, because
+    caches hold smaller arrays.
 
     Args:
-        rows: Of `timing.document`; those of known work get `of_peak_flops`, `of_peak_bytes` and `of_roof`; steps whose
-            products were timed alone `of_products`, the part of the time that those take; all `mfu`, the part of the
-            maker's peak, where that is known.
-        found: By `peaks`.
-        device_kind: What JAX calls the device.
+        rows: Rows of `timing.document`, which are changed. Rows of known work get `of_peak_flops`, `of_peak_bytes` and
+            `of_roof`. Steps whose products were timed alone also get `of_products`, the fraction of the step's time
+            that the products take. If the maker's peak is known, rows get `mfu`, their fraction of it.
+        found: Result of `peaks`.
+        device_kind: JAX's name of the device.
     """
     chip = data_sheet(device_kind)
     own = {(row["batch_size"], row["width"], row["precision"]): row for row in rows if row["what"] == "products"}

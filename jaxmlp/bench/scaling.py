@@ -1,4 +1,4 @@
-"""How cost grows with batch size, width, shards, examples and lanes: time = a * size^b, fitted to the medians."""
+"""How does cost grow with batch size, width, shards, examples and lanes? Fits time = a * size^b to the medians."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ SIZES = (
     ("epoch", "examples"),
     ("sweep", "lanes"),
 )
-"""What is timed over which size."""
+"""Pairs of a stage and the size over which its time is fitted."""
 
 
 def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
-    """Least squares in logarithms: seconds = factor * size^exponent, and how well that fits.
+    """Fit seconds = factor * size^exponent by least squares of the logarithms.
 
     Args:
-        sizes: Three or more, all different.
-        seconds: Their times.
+        sizes: Three or more different sizes.
+        seconds: Time at each size.
+
+    Returns:
+        `exponent`, `factor`, and `largest_miss`: the largest relative error of the fit.
     """
     x, y = np.log(np.asarray(sizes, np.float64)), np.log(np.asarray(seconds, np.float64))
     exponent, intercept = np.polyfit(x, y, 1)
@@ -35,12 +38,12 @@ def fit_power(sizes: Sequence[float], seconds: Sequence[float]) -> dict[str, flo
 
 
 def fits(rows: Sequence[dict[str, Any]], batch_size: int, width: int) -> list[dict[str, Any]]:
-    """One fit each where three sizes or more were timed: of the base in all else, float32 on one device.
+    """Fit each pair in `SIZES` that has at least three timed sizes. All other sizes are the base's, in float32.
 
     Args:
-        rows: Of a suite's document.
-        batch_size: Of the base.
-        width: Of the base.
+        rows: Rows of a suite's document.
+        batch_size: Batch size of the base.
+        width: Width of the base.
     """
     found = []
     held = {"batch_size": batch_size, "width": width, "precision": "float32", "devices": 1, "grad_shards": 1}

@@ -1,4 +1,4 @@
-"""Whether the instrument can be trusted here: work of known size, and slow-downs of known size that it must find."""
+"""Can the benchmark be trusted here? It must time work of known size right, and find slow-downs of known size."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from jaxmlp.bench.timing import Program, calibrate, measure
 
 TRIES = 20
 LIMIT = 0.05
-"""The part by which a row may be slower."""
+"""Fraction by which a row may be slower."""
 SLOW_DOWN = 1.1
 SLEEP_S = 0.02
 
 
 def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """Try the known answers on this machine.
+    """Test the benchmark against known answers on this machine.
 
-    A sleep must take its length; a product twice as wide 8 times the FLOPs, and a copy twice as large twice the
-    bytes, at rates within a factor of two; a product done 10 % more often must be found slower, and one done as
-    often must not, in 20 tries each.
+    A sleep must take its length. Two products, one with 8 times the FLOPs, must have the same rate within a factor of
+    two, and so must two copies, one with twice the bytes. In each of 20 tries, 10 % more work must be judged slower,
+    and the same work neither slower nor faster.
 
     Returns:
-        `sleep_s`, `product_rates`, `copy_rates`, `slow_downs_found`, `false_alarms` and `passed`.
+        The measured figures as JSON values:
+        `sleep_s`, `product_rates`, `copy_rates`, `tries`, `slow_downs_found`, `false_alarms` and `passed`.
     """
     slept = Program(what="sleep", run=lambda count: time.sleep(SLEEP_S * count), once=True)
     sized = [product(512, "float32"), product(1024, "float32"), copy(128), copy(256)]
@@ -40,7 +41,7 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
         alarms += judge({"": base}, {"": here}, limit=LIMIT)[0].verdict in ("slower", "faster")
         tell(f"try {number + 1} of {TRIES}: {found} slow-downs found, {alarms} false alarms")
     products, copies = rates[:2], rates[2:]
-    # time.sleep may oversleep by a tick of the system, not more on a quiet machine.
+    # On a quiet machine time.sleep oversleeps by at most one tick of the system.
     true_sleep = SLEEP_S <= sleep_s < 1.25 * SLEEP_S
     true_rates = all(max(pair) < 2 * min(pair) for pair in (products, copies))
     return {
@@ -55,7 +56,7 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
 
 
 def _three(repeats: int) -> list[list[float]]:
-    """Times of the same work twice, and of 10 % more of it, all in the same rounds."""
+    """Times of the same work twice, then of 10 % more work, in the same rounds."""
     work = product(512, "float32")
     units = 10
 

@@ -1,4 +1,4 @@
-"""How many seconds a recipe needs to a mean test accuracy: over many seeds, from the first step to the last."""
+"""How many seconds does a recipe need to reach a mean test accuracy over many seeds?"""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ def speedrun(
     started: float | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train every seed to the end, one after the other.
+    """Train the recipe with every seed, one after the other.
 
     Args:
-        config: The recipe; where it validates, the validations are in the times, and say when the target was reached.
-        dataset: Its data; the test split scores the last parameters, outside the times.
-        seeds: Two or more.
-        target: Test accuracy that the mean is to reach.
-        started: `time.perf_counter()` at the start of the process, for the first seed's time from there.
-        tell: Told each seed's figures.
+        config: The recipe. If it validates, the times include the validations. If it validates on the test split, they
+            also show when the target was reached.
+        dataset: The data. The test split scores the last parameters, outside the times.
+        seeds: Two or more seeds.
+        target: Test accuracy that the mean must reach.
+        started: `time.perf_counter()` at the start of the process, from which the first seed is also timed.
+        tell: Called with the figures of each seed.
 
     Returns:
-        Times, accuracies, their mean and spread, the one-sided p-value of a mean at or below the target (Student's t),
-        and, where the recipe validates on the test split, the first epoch whose mean accuracy reached it.
+        Times, accuracies, their mean and spread, and the one-sided p-value of a mean at or below the target (Student's
+        t). If the recipe validates on the test split, also the first epoch whose mean accuracy reached the target.
     """
     from scipy.stats import ttest_1samp
 
@@ -68,7 +69,7 @@ def speedrun(
 
 
 def line(name: str, found: dict[str, Any]) -> str:
-    """The result, for people."""
+    """The result as a line for people."""
     figures = (
         f"{name}: {found['train']['median']:.3f} s (IQR {found['train']['iqr']:.3f}) from the first step to the last, "
         f"compile {found['compile_s']:.1f} s; mean test accuracy {found['mean_test_accuracy']:.4f} "
@@ -80,7 +81,7 @@ def line(name: str, found: dict[str, Any]) -> str:
 
 
 def _reached(epochs: Sequence[tuple[Any, Sequence[float]]], target: float) -> dict[str, Any]:
-    """The first epoch after which the mean over the seeds is at the target, and the median time until its end."""
+    """The first epoch whose mean accuracy over the seeds reaches the target, and the median time to its end."""
     means = np.mean([accuracies for _, accuracies in epochs], axis=0)
     at = [int(index) for index in np.flatnonzero(means >= target)]
     if not at:

@@ -1,4 +1,4 @@
-"""How times of one thing are told: median and interquartile range."""
+"""How are times of the same work summarised? By median and interquartile range."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 
 class Spread(NamedTuple):
-    """Of some times of the same work, in their unit."""
+    """Median and spread of values, in the unit of the values."""
 
     median: float
     iqr: float
-    """Between the quartiles, which few strays do not move."""
+    """Interquartile range, which a few outliers do not change."""
     n: int
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Of one value or more."""
+        """The spread of one or more values."""
         low, median, high = np.percentile(values, [25, 50, 75])
         return cls(float(median), float(high - low), len(values))

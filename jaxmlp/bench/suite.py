@@ -1,4 +1,7 @@
-"""What does one process of a benchmark time? Each stage of a training, over sizes, precisions and devices."""
+"""What does one process of a benchmark time? Each stage of a training, over sizes, precisions and devices.
+
+The base is the training with the first batch size, width and number of examples, in float32 on one device.
+"""
 
 from __future__ import annotations
 
@@ -31,28 +34,28 @@ from jaxmlp.sweep import sweep
 
 IMAGE_SHAPE, NUM_CLASSES = (28, 28, 1), 10
 ENERGY_S = 2.0
-"""Long against the steps of a GPU's energy counter, some 0.1 s."""
+"""Seconds of updates over which energy is measured: long compared with the counter's steps of about 0.1 s."""
 PLANTED = 1.1
-"""Factor of the slow-down by which the instrument is tried."""
+"""Factor of the slow-downs that test the instrument."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A benchmark's sizes; the first batch size, width and number of examples are the base, which all stages run."""
+    """Sizes of a benchmark. The first batch size, width and number of examples are the base, which all stages run."""
 
     batch_sizes: tuple[int, ...]
     widths: tuple[int, ...]
     precisions: tuple[str, ...]
     grad_shards: tuple[int, ...]
-    """On one device; as many devices as there are share a batch in one shard each."""
+    """Numbers of gradient shards that are timed on one device. On several devices each device has one shard."""
     examples: tuple[int, ...]
     eval_examples: int
     cross: bool
-    """Steps of all combinations, or of those that differ from the base in one size."""
+    """Time steps of all combinations of sizes. False: only of combinations that differ from the base in one size."""
     lanes: tuple[int, ...]
-    """Of sweeps of the base over the fewest examples."""
+    """Numbers of lanes of the sweeps, which train the base on the fewest examples."""
     rounds: int = 3
-    """In each process; of what is long, which is compiling and sweeps, there is one."""
+    """Rounds in each process. Compiling and sweeps, which take long, have one round."""
 
 
 SUITES = {
@@ -81,12 +84,12 @@ def measure_once(
     """Time a suite in this process, and return JSON values for `processes.run_suite`.
 
     Args:
-        name: Of `SUITES`.
-        units: As `timing.measure`; those that are missing are found.
-        counted: Whether each program's work is counted, and an update's energy, too.
-        profiled: Folder for a profile of an epoch of the base.
-        plants: Stages of which the base is timed a second time, slowed down by `PLANTED`.
-        started: When the process began, by `time.perf_counter`.
+        name: A name in `SUITES`.
+        units: Units of a sample, by the programs' keys. Missing keys are calibrated.
+        counted: Whether to count the work of each program, and to measure the energy of updates.
+        profiled: Folder for a profile of an epoch of the base. None: no profile.
+        plants: Stages whose base is timed a second time, slowed down by `PLANTED`.
+        started: `time.perf_counter()` at the start of the process.
     """
     suite, watch = SUITES[name], Watch.begin()
     base = Trainer(_config(suite), random_dataset(suite.examples[0], suite.eval_examples))
@@ -103,7 +106,7 @@ def measure_once(
         held.append(_slowed(next(program for program in held if program.what == what)))
     programs = [start, *compiles, *steady, *swept]
     units = calibrate([program for program in programs if program.key not in units]) | dict(units)
-    # A slow-down is of the same sample.
+    # A slowed program has samples of the same size.
     units |= {key: units[key.removeprefix("planted ")] for key in units}
     with compiling_anew():
         seconds = measure(compiles, units, repeats=1)
@@ -125,7 +128,7 @@ def measure_once(
 
 
 def _slowed(program: Program) -> Program:
-    """The same work, and then a wait of the part by which it is planted to be slower."""
+    """The same work slowed down by `PLANTED`: after the work it waits, or it multiplies the time that `run` returns."""
 
     def run(count: int) -> float | None:
         began = time.perf_counter()
@@ -145,7 +148,7 @@ def _config(
     precision: Any = "float32",
     grad_shards: int = 1,
 ) -> ExperimentConfig:
-    """The relu experiment of these sizes, by default of the base's."""
+    """The relu experiment with these sizes. Default: the sizes of the base."""
     width = width or suite.widths[0]
     return ExperimentConfig(
         model=MLP(hidden_sizes=(width, width)),
@@ -158,7 +161,7 @@ def _config(
 
 
 def random_dataset(examples: int, eval_examples: int) -> data.Dataset:
-    """Random images: what a step costs depends on their shape alone."""
+    """Random images of MNIST's shape, because the cost of a step depends only on shapes."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (examples + eval_examples, *IMAGE_SHAPE), np.uint8)
     labels = rng.integers(0, NUM_CLASSES, examples + eval_examples, np.int32)
@@ -169,7 +172,7 @@ def random_dataset(examples: int, eval_examples: int) -> data.Dataset:
 
 
 class Trainer:
-    """A training whose updates, orders and evaluations can be called one by one."""
+    """A training whose updates, orders and evaluations can be called separately."""
 
     def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
@@ -178,14 +181,14 @@ class Trainer:
         self.order = self.programs.order(1)
 
     def compile(self, _: int) -> None:
-        """From the Python code to a program of the device, nothing kept from before."""
+        """Compile an update from its Python code, without JAX's caches in memory."""
         jax.clear_caches()
         state, sums, programs = self.position.state, self.position.sums, self.programs
         updates = programs.feeds["train"].updates(self.order, 0, 1)
         train.train_steps.lower(programs.config, state, sums, *updates, mesh=programs.mesh).compile()
 
     def steps(self, count: int) -> None:
-        """In as few calls as an epoch has room for."""
+        """Make `count` updates, in as few calls as an epoch's length allows."""
         while count > 0:
             now = min(count, self.programs.steps_per_epoch)
             self.position.done = 0
@@ -193,25 +196,25 @@ class Trainer:
             count -= now
 
     def evaluate(self, count: int) -> None:
-        """The validation split."""
+        """Evaluate the validation split `count` times."""
         for _ in range(count):
             self.programs.evaluate(self.position, "validation")
 
     def epoch(self, count: int) -> None:
-        """As `fit` does it, but for its looks at the clock: order, updates, evaluation."""
+        """Train `count` epochs as `fit` does, but in one chunk each: order, updates, evaluation."""
         for _ in range(count):
             self.order = self.programs.order(1)
             self.steps(self.programs.steps_per_epoch)
             self.evaluate(1)
 
     def whole(self, count: int) -> None:
-        """As a user trains."""
+        """Call `fit` `count` times, as a user does."""
         for _ in range(count):
             fit(self.config, self.dataset, devices=self.programs.mesh.size)
 
 
 def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
-    """Steps, evaluations, epochs and runs; their work is counted, which takes longer than to make them, if asked."""
+    """Steps, evaluations, epochs and runs. `counted` also counts their work, which takes longer than to make them."""
     dataset = random_dataset(suite.examples[0], suite.eval_examples)
     for devices, grad_shards, precision, batch_size, width in _combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
@@ -239,15 +242,15 @@ def _sweeps(suite: Suite) -> Iterator[Program]:
     dataset = random_dataset(examples, suite.eval_examples)
     sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
     for lanes in suite.lanes:
-        # Of all lanes, without what the call compiles.
+        # The time of all lanes, without compilation.
         run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
         yield Program(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
 
 
 def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
-    """Devices, gradient shards, precision, batch size and width of each training."""
+    """Devices, gradient shards, precision, batch size and width of each timed training."""
     base = ((1, 1), suite.precisions[0], suite.batch_sizes[0], suite.widths[0])
-    # A shard has two rows at least.
+    # A shard must have at least two rows.
     counts = range(1, jax.device_count() + 1)
     most = max(n for n in counts if n == 1 or not any(size % n or size < 2 * n for size in suite.batch_sizes))
     sharing = [*((1, count) for count in suite.grad_shards), *([(most, most)] if most > 1 else [])]

@@ -1,4 +1,4 @@
-"""How long programs take: warmed up, one after the other in rounds, so that a drift of the machine meets all alike."""
+"""How long do programs take? They are warmed up and timed in rounds, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from jaxmlp.bench.spread import Spread
 
 @dataclass(frozen=True, kw_only=True)
 class Program:
-    """Something to time, and the work that one of its units is."""
+    """A program to time, with the work of one unit."""
 
     what: str
-    """warm start, compile, step, epoch, evaluation, run, sweep; `compare.DEVICE_ROWS` are the device's own."""
+    """Name of the stage: warm start, compile, step, epoch, evaluation, run, sweep, or one of `compare.DEVICE_ROWS`."""
     run: Callable[[int], float | None]
-    """Does so many units and waits for their end; may say itself how many seconds that took."""
+    """Runs a number of units and waits for their end. It may return the seconds; None: the caller's clock counts."""
     batch_size: int = 0
     width: int = 0
-    """Of both hidden layers, or of the product's matrices."""
+    """Width of both hidden layers, or of the product's matrices."""
     mib: int = 0
-    """Of the array that is copied, sent or exchanged."""
+    """MiB of the array that is copied, sent or exchanged."""
     precision: str = "float32"
     devices: int = 1
     grad_shards: int = 1
-    """Parts of a batch; one a device where the row's name is silent."""
+    """Gradient shards of a batch. The key names them only if they differ from the number of devices."""
     lanes: int = 0
-    """Trainings of a sweep."""
+    """Number of lanes of a sweep."""
     examples: int = 0
-    """Of a unit."""
+    """Examples in a unit."""
     flops: int = 0
-    """Of a unit's products."""
+    """FLOPs of the products in a unit."""
     bytes: int = 0
-    """That a unit must move, at least."""
+    """Smallest number of bytes that a unit must move."""
     resident: int = 0
-    """Bytes that a unit comes back to: those of an epoch's updates are the same for every update."""
+    """Bytes that every update uses again, such as parameters. An epoch has the resident bytes of one update."""
     once: bool = False
-    """One unit a sample, however short, and no warm-up."""
+    """Time samples of one unit, however short, without a warm-up."""
 
     @property
     def key(self) -> str:
-        """Names its row in every document."""
+        """Key of the program's row in every document, such as `step float32 b128 w512 n128 d1`."""
         sizes = [
             ("b", self.batch_size),
             ("w", self.width),
@@ -56,7 +56,7 @@ class Program:
         return " ".join([self.what, self.precision, *(f"{letter}{size}" for letter, size in sizes if size)])
 
     def facts(self) -> dict[str, Any]:
-        """All but the times, as JSON values."""
+        """The row without its times, as JSON values."""
         names = ("key", "what", "batch_size", "width", "mib", "precision", "devices", "grad_shards", "lanes")
         return {name: getattr(self, name) for name in (*names, "examples", "flops", "bytes", "resident")}
 
@@ -65,8 +65,8 @@ def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) ->
     """A row of the benchmark's document, with the rates at its median.
 
     Args:
-        facts: `Program.facts`.
-        by_process: Seconds of one unit each, by process. A process counts as the median of its samples.
+        facts: Result of `Program.facts`.
+        by_process: Seconds of one unit for each sample, by process. A process counts as the median of its samples.
     """
     process_s = [Spread.of(seconds).median for seconds in by_process]
     spread = Spread.of(process_s)
@@ -85,7 +85,7 @@ def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) ->
 def calibrate(
     programs: Sequence[Program], *, sample_s: float = 0.02, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, int]:
-    """How many units of each program take about `sample_s`, by the programs' keys."""
+    """Number of units of each program that take about `sample_s` seconds, by the programs' keys."""
     return {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
 
 
@@ -99,33 +99,34 @@ def measure(
     """Time every program `repeats` times, all of them in each round.
 
     Args:
-        programs: Each runs once before the first round, which compiles it, if it is not to run once a sample.
-        units: How many units a sample of each is: long against the clock's steps and a call's own cost.
-        repeats: Rounds.
-        clock: In seconds.
+        programs: The programs. Each runs and compiles once before the first round, unless it has `once`.
+        units: Units of a sample of each program. A sample should take long compared with the clock's steps and the
+            cost of a call.
+        repeats: Number of rounds.
+        clock: Returns the time in seconds.
 
     Returns:
-        By the programs' keys, seconds of one unit, in the order of the rounds.
+        Seconds of one unit in each round, by the programs' keys.
     """
     for program in programs:
         if not program.once:
             program.run(1)
     seconds: dict[str, list[float]] = {program.key: [] for program in programs}
     for turn in range(repeats):
-        # In another order each round, so that no program always follows the same one.
+        # A new order in each round, so that no program always follows the same program.
         for program in random.Random(turn).sample(programs, len(programs)):
             count = units[program.key]
             if count > 1:
-                program.run(1)  # Fetches what the program before has put out of the caches.
+                program.run(1)  # Refill the caches, from which the previous program evicted this program's data.
             seconds[program.key].append(_time(program, count, clock) / count)
     return seconds
 
 
 def _units(program: Program, sample_s: float, clock: Callable[[], float]) -> int:
-    """How many units last about `sample_s`; the first run, which compiles, warms up and counts for nothing."""
+    """Number of units that take about `sample_s` seconds. The first run compiles and is not counted."""
     _time(program, 1, clock)
     count = 1
-    # The shorter of two, because a neighbour makes times longer and samples too small.
+    # The shorter of two times: a busy neighbour makes times longer, and samples would become too small.
     while (seconds := min(_time(program, count, clock) for _ in range(2))) < sample_s / 2 and count < 1 << 20:
         count = min(8 * count, max(2 * count, int(count * sample_s / max(seconds, 1e-9))))
     return count

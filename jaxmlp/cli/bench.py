@@ -1,4 +1,4 @@
-"""`jaxmlp bench`: how fast this program is on this device, and whether it has become slower."""
+"""`jaxmlp bench`: how fast is jaxmlp on this device, and has it become slower?"""
 
 from __future__ import annotations
 
@@ -18,34 +18,35 @@ from jaxmlp.system import runtime
 
 @dataclass(frozen=True, kw_only=True)
 class BenchFlags(flags.DeviceFlags):
-    """Time compiling, steps, epochs, evaluation and whole runs, beside this device's fastest product and copy."""
+    """Time compiling, steps, epochs, evaluation and whole runs, and compare them with this device's peak rates."""
 
     suite: Literal["quick", "full"] = "quick"
-    """quick takes minutes, and tells how many are left; full takes every combination of sizes, and much longer."""
+    """Sizes to time. quick takes minutes and shows the time left. full times every combination of sizes and takes much
+    longer."""
     processes: int | None = ranged(None, "[1, 1000]")
-    """Fresh processes that are timed, one after the other; by default 10."""
+    """Number of fresh processes that are timed, one after the other. Default: 10; with --exactness 5 for each suite."""
     compare: Path | None = None
-    """A file that an earlier `bench --json` wrote; exit with 3 where a row is slower than there: beyond
-    --fail-slower and the spread of its own processes, and shown for the table as a whole, p < 0.05."""
+    """File from an earlier `bench --json`. Exit with 3 if a row is slower now: by more than --fail-slower and than the
+    spread of its own processes, with p < 0.05 for the table as a whole."""
     fail_slower: str = "5%"
-    """By how much a row may be slower."""
+    """Percentage by which a row may be slower."""
     across_devices: flags.Switch = False
-    """Compare with a file of another device."""
+    """Allow a comparison with a file from another device."""
     mllog: flags.Switch = False
-    """Print MLPerf's log lines, too."""
+    """Also print MLPerf's log lines."""
     out: Path | None = None
     """Folder for bench.json and the pictures: roofline, throughput, scaling."""
     exactness: flags.Switch = False
-    """Time what each level of exactness costs instead: an update with no bits promised, with the same bits again, on
-    several devices, on any machine. Some minutes."""
+    """Time what each level of exactness costs instead: updates that promise no bits, the same bits again, on several
+    devices, or on any machine. Takes some minutes."""
     profile: Path | None = None
-    """Folder for JAX's trace of an epoch; its ten dearest operations are printed."""
+    """Folder for JAX's trace of an epoch. Also print its ten most expensive operations."""
     self_check: flags.Switch = False
-    """Try the instrument on work and slow-downs of known size instead; exit with 3 where it errs."""
+    """Test the benchmark on work and slow-downs of known size instead. Exit with 3 if it errs."""
 
 
 def run(argv: Sequence[str]) -> Answer:
-    """Time, compare, draw."""
+    """Time a suite, compare it with a base, and write its pictures."""
     chosen = flags.parse(BenchFlags(), argv, "bench")[0]
     limit = _part(chosen.fail_slower)
     base = _read(chosen.compare) if chosen.compare else None
@@ -108,14 +109,14 @@ def _read(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}. Make one: jaxmlp bench --json > {path}") from None
     if not _is_of_bench(document):
-        wanted = "is not a benchmark's, or of a version that did not tell processes apart"
+        wanted = "is not a benchmark's document, or is from a version that did not record processes"
         raise UsageError(f"{path} {wanted}. Make one: jaxmlp bench --json > {path}")
     found: dict[str, Any] = document
     return found
 
 
 def _is_of_bench(document: Any) -> bool:
-    """Whether it has what a comparison reads."""
+    """Whether a document has the values that a comparison reads."""
     try:
         facts = [document["manifest"][name] for name in ("binding", "not_binding")]
         times = [seconds for row in document["rows"] for seconds in row["process_s"] or [0.0]]
@@ -136,7 +137,7 @@ def _self_check() -> Answer:
 
     found = self_check()
     say("\n".join(f"{name}: {value}" for name, value in found.items()))
-    failed = "the instrument erred on known answers: see above; a busy machine does that"
+    failed = "the benchmark missed known answers: see above. A busy machine can cause this"
     return Answer(found) if found["passed"] else Answer(found, CheckFailed.exit_code, failed)
 
 
@@ -159,7 +160,7 @@ def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float,
     slower = [f"{found.key} ({found.ratio:.2f})" for found in judged if found.verdict == "slower"]
     unstable = sum(found.verdict == "unstable" for found in judged)
     if unstable:
-        say(f"{unstable} of {len(judged)} rows are unstable: their processes disagree, and nothing can be said of them")
+        say(f"{unstable} of {len(judged)} rows are unstable: their processes disagree, so they allow no conclusion")
     if not slower:
         return answer
     message = f"{len(slower)} of {len(judged)} rows are slower by more than {chosen.fail_slower}: {', '.join(slower)}"
@@ -187,12 +188,12 @@ def _table(document: Mapping[str, Any]) -> Iterator[str]:
     for fit in document["scaling"]:
         yield f"{fit['what']} grows as {fit['size'].replace('_', ' ')} ^ {fit['exponent']:.2f}".capitalize()
     if (seconds := _mnist_epoch_s(document)) is not None:
-        yield f"MNIST epoch: {seconds:.3g} s: relu experiment, 469 updates and 10,000 images evaluated, by these rows"
+        yield f"MNIST epoch: {seconds:.3g} s: relu experiment, 469 updates and 10,000 images evaluated, from these rows"
     machine, energy, peak = document["machine"], document["energy"], document["machine"]["peak_bytes"]
     joules = energy["joules"]
-    yield f"Energy: {f'{joules / energy["updates"]:.3g} J an update' if joules is not None else 'not known'}"
+    yield f"Energy: {f'{joules / energy["updates"]:.3g} J per update' if joules is not None else 'not known'}"
     held = f"; {peak['device'] / 2**20:,.0f} MiB on the device" if peak["device"] is not None else ""
-    yield f"Memory at the peak of a process: {peak['host'] / 2**20:,.0f} MiB on the host{held}"
+    yield f"Peak memory of a process: {peak['host'] / 2**20:,.0f} MiB on the host{held}"
     host = f"{machine['cores']} cores of {machine['processor'] or 'an unknown processor'}"
     yield f"Measured on {machine['devices']} x {machine['device_kind']}, {host}"
     for one in document["profile"] or ():
@@ -203,17 +204,17 @@ def _table(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _legend(document: Mapping[str, Any]) -> Iterator[str]:
     letters = {"b": "batch size", "w": "width of both hidden layers", "m": "MiB of an array", "n": "examples"}
-    letters |= {"l": "lanes of a sweep", "d": "devices", "g": "gradient shards, if not one a device"}
+    letters |= {"l": "lanes of a sweep", "d": "devices", "g": "gradient shards, if not one per device"}
     used = {word[0] for row in document["rows"] for word in row["key"].split() if word[1:].isdecimal()}
     yield "; ".join(f"{letter} {meaning}" for letter, meaning in letters.items() if letter in used)
-    yield f"Median of {document['processes']} processes; spread: their interquartile range over the median."
-    yield "Of roof: the least time at the rates of product and copy measured here, over the time taken."
+    yield f"median: of {document['processes']} processes; spread: their interquartile range over the median."
+    yield "of roof: the least time, at the rates of product and copy measured here, over the measured time."
     if any(row.get("of_roof", 0) > 1 for row in document["rows"]):
-        yield "Above 100 %: caches kept what the roof counts as moved, so the row is not bound by memory."
+        yield "Above 100 %: caches held bytes that the roof counts as moved, so memory does not bound the row."
 
 
 def _mnist_epoch_s(document: Mapping[str, Any]) -> float | None:
-    """Of the relu experiment, by the rows of its sizes; None where there are none."""
+    """Seconds of an MNIST epoch of the relu experiment, from the rows of its sizes. None if the rows are missing."""
     wanted = {"batch_size": 128, "width": 512, "precision": "float32", "devices": 1, "grad_shards": 1}
     found = {row["what"]: row for row in document["rows"] if all(row[name] == size for name, size in wanted.items())}
     if not {"step", "evaluation"} <= found.keys():

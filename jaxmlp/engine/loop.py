@@ -1,7 +1,7 @@
-"""The host's loop over chunks of updates: progress, figures, digests, checkpoints, stop signals. No numerics.
+"""How does the host drive a training? A loop over chunks of updates, without numerics.
 
-`Loop` drives one run or lanes that train side by side: it makes the chunks, and ends and evaluates the epochs.
-`RunLoop` is a run of its own, with a run directory and hooks; `jaxmlp.sweep.group` has a sweep's lanes.
+`Loop` trains one run, or lanes side by side: it sends chunks to the device and evaluates at the end of each epoch.
+`RunLoop` adds a run directory, progress and hooks; `jaxmlp.sweep.group` adds the lanes of a sweep.
 """
 
 from __future__ import annotations
@@ -33,42 +33,42 @@ from jaxmlp.system import distributed
 from jaxmlp.system.signals import Stop
 
 CHUNK_S = 0.25
-"""About how long the device runs between two looks of the host: signals, progress, divergence. Changes no bit."""
+"""Target time of a chunk, in s. The host checks signals, progress and divergence between chunks. Changes no bit."""
 GROWTH = 8
-"""How much longer a chunk may be than the one before: where the first were too fast to tell, no signal waits 2 s."""
+"""Largest factor by which a chunk may outgrow the previous chunk, so that no signal waits longer than about 2 s."""
 
 
 class Hook(Protocol):
     """A function called after each epoch."""
 
     def __call__(self, record: EpochRecord, state: train.TrainState) -> object:
-        """See the epoch's record, and the state, which it must not keep: the next step takes its memory.
+        """Handle the end of an epoch. The hook must not keep `state`: the next step reuses its memory.
 
         Returns:
-            True ends the run here. Any other answer means nothing.
+            True ends the run here. Any other answer is ignored.
         """
 
 
 class Chunk(NamedTuple):
-    """Updates that the device has been given, and may not have made yet."""
+    """Updates that were sent to the device, which may not have finished them."""
 
     start: int
-    """First update, counted within the epoch."""
+    """Index of the first update within the epoch."""
     stop: int
-    """One past the last."""
+    """Index one past the last update."""
     health: train.Health
     began: float
 
 
 class Loop(abc.ABC):
-    """Updates in chunks, epoch by epoch, from a position to the end or to a stop signal.
+    """A training in chunks of updates, from a position to the end or to a stop signal.
 
     Args:
-        configs: The experiment of each lane; one for a run.
-        programs: What they compute.
-        stop: Watched between chunks.
+        configs: The experiment of each lane. A run has one lane.
+        programs: The compiled programs of these experiments.
+        stop: The stop signal, which is checked between chunks.
         checkpoint_s: Seconds between two checkpoints.
-        digest_every: Updates between two digests of the state; None takes none.
+        digest_every: Updates between two digests of the state. None: no digests within an epoch.
     """
 
     chunk_s = CHUNK_S
@@ -84,36 +84,36 @@ class Loop(abc.ABC):
         self.configs, self.config = configs, configs[0]
         self.programs, self.stop, self.checkpoint_s, self.digest_every = programs, stop, checkpoint_s, digest_every
         self.chunk = 1
-        """Updates a call, fitted to `chunk_s`."""
+        """Updates of the next chunk, chosen to take about `chunk_s`."""
         self.stopping = False
-        """Whether all processes know that one has a stop signal."""
+        """Whether the processes agreed to stop, because one of them got a signal."""
         self.running: Chunk | None = None
-        """The chunk whose health nobody has looked at."""
+        """The chunk on the device, whose health was not checked yet."""
         self.waiting: list[Callable[[], None]] = []
-        """What the host is to do once the device has work again: digests, logs, checkpoints."""
+        """Digests, logs and checkpoints that the host writes once the device has work again."""
         self._settled_at = 0.0
         self.saved_at, self._saved = 0.0, (0, 0)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
-        """Of each lane, epoch by epoch."""
+        """Records of each lane, in the order of the epochs."""
         self.diverged_in: list[int | None] = [None] * len(configs)
-        """The epoch that each lane diverged in."""
+        """The epoch in which each lane diverged, or None."""
         self.stopped: list[str | None] = [None] * len(configs)
-        """Why each lane ended before its last epoch."""
+        """Why each lane ended before its last epoch, or None."""
 
     @property
     def ended(self) -> bool:
-        """Whether no epoch is left, or no lane that goes on."""
+        """Whether no epoch is left, or no lane still trains."""
         return self.position.epoch > self.config.epochs or not any(self.going)
 
     @property
     def going(self) -> list[bool]:
-        """Of each lane, whether it has neither diverged nor stopped."""
+        """Whether each lane still trains: it has neither diverged nor stopped."""
         return [not (diverged or stopped) for diverged, stopped in zip(self.diverged_in, self.stopped, strict=True)]
 
     position: Position
 
     def train(self) -> None:
-        """Train from the position to the end, or to a stop signal; save the position there."""
+        """Train from the position to the end, or to a stop signal. Save the position there."""
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
         while not self.ended and not self.stopping:
             self._epoch()
@@ -123,7 +123,7 @@ class Loop(abc.ABC):
         self._keep_position()
 
     def _keep_position(self) -> None:
-        """Write a checkpoint, and all that waits before it."""
+        """Write what waits, then a checkpoint."""
         self._put_off_checkpoint()
         self._catch_up()
 
@@ -133,12 +133,12 @@ class Loop(abc.ABC):
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
 
     def _catch_up(self) -> None:
-        """Do what waits, in its order."""
+        """Write what waits, in order."""
         while self.waiting:
             self.waiting.pop(0)()
 
     def _epoch(self) -> None:
-        """The epoch's updates that are left, unless stopped; then its evaluation and its records."""
+        """Train the rest of the epoch, then evaluate and record it. A stop signal ends it before."""
         position, programs = self.position, self.programs
         order = programs.order(position.epoch)
         while position.done < programs.steps_per_epoch:
@@ -156,7 +156,7 @@ class Loop(abc.ABC):
         self._end_epoch(order, [True] * len(self.configs))
 
     def _end_epoch(self, order: jax.Array, ending: Sequence[bool]) -> None:
-        """Score the epoch, of the lanes that end it here; within an epoch they end for good."""
+        """Evaluate the lanes whose epoch ends here. A lane that ends within an epoch ends for good."""
         position, programs = self.position, self.programs
         is_whole = position.done == programs.steps_per_epoch
         self._settle()
@@ -179,19 +179,19 @@ class Loop(abc.ABC):
             programs.freeze(self.going)
 
     def _length(self) -> int:
-        """Updates of the next chunk, at most."""
+        """The largest number of updates that the next chunk may have."""
         length = min(self.chunk, self.programs.limit(self.position) - self.position.done)
         left = [self._steps_left(lane) for lane, going in enumerate(self.going) if going]
         length = min([length, *(max(1, each) for each in left if each is not None)])
         return min(length, self.digest_every - self._step() % self.digest_every) if self.digest_every else length
 
     def _steps_left(self, lane: int) -> int | None:
-        """How many more updates the lane's controllers let it make."""
+        """How many more updates the lane's controllers allow. None: no limit."""
         seconds = sum(record.seconds for record in self.records[lane]) + self.position.epoch_s / len(self.records)
         return steps_left(self.configs[lane], self._step(), seconds)
 
     def _spent(self) -> list[bool]:
-        """Which lanes may make no more updates, as the first process says; an epoch has one at least."""
+        """Whether each lane has used up its updates. The first process decides. An epoch has at least one update."""
         if not self.position.done or not any(config.controllers for config in self.configs):
             return []
         spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
@@ -199,13 +199,13 @@ class Loop(abc.ABC):
         return shared
 
     def _step(self) -> int:
-        """Updates made since the start."""
+        """Updates made since the start of the training."""
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _chunk(self, order: jax.Array, length: int) -> None:
-        """Give the device the next chunk, then catch up and look at the one before: the device has work meanwhile.
+        """Send the next chunk to the device. While it runs, write what waits and check the previous chunk.
 
-        Several processes, which agree between chunks by a program of their own, look at this one.
+        Several processes check this chunk at once: they agree between chunks by a program of their own.
         """
         began, start = time.perf_counter(), self.position.done
         health = self.programs.advance(self.position, order, start + length)
@@ -219,7 +219,7 @@ class Loop(abc.ABC):
             self._trace()
 
     def _settle(self) -> None:
-        """Wait for the running chunk, if there is one, and see whether all is finite."""
+        """Wait for the running chunk, if any, and check that loss and parameters are finite."""
         if not (chunk := self.running):
             return
         self.running = None
@@ -235,7 +235,7 @@ class Loop(abc.ABC):
         self._chunk_ended(chunk, health[0].sums)
 
     def _evaluated(self, ending: Sequence[bool]) -> list[EpochRecord | None]:
-        """The epoch's record of each lane that ends it here, added to its others."""
+        """Evaluate each lane whose epoch ends here, and add the record to the lane's records."""
         position, programs, began = self.position, self.programs, time.perf_counter()
         lanes = zip(self.configs, self.going, ending, strict=True)
         configs = [config if going and ends else None for config, going, ends in lanes]
@@ -253,11 +253,11 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def _diverge(self, lane: int, chunk: Chunk | None) -> None:
-        """A lane has left the finite numbers in this chunk, or in the evaluation after the epoch."""
+        """Handle a lane whose loss or parameters became non-finite in `chunk`. None: in an evaluation."""
 
     @abc.abstractmethod
     def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
-        """Whether the loss of a split is finite; if it is not, metrics of the lane mean nothing."""
+        """Whether the loss of a split is finite. If it is not, the lane's metrics mean nothing."""
 
     @abc.abstractmethod
     def _trace(self) -> None:
@@ -265,34 +265,38 @@ class Loop(abc.ABC):
 
     @abc.abstractmethod
     def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
-        """A chunk of updates is made; `sums` are the first lane's, over the epoch so far."""
+        """Handle the end of a chunk. `sums` are the first lane's sums over the epoch so far."""
 
     @abc.abstractmethod
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> Sequence[str | None]:
-        """An epoch is over; the position stands at the next one's start, or where lanes end. Why hooks end a lane."""
+        """Handle the end of an epoch. The position is the start of the next epoch, or the place where lanes end.
+
+        Returns:
+            Why hooks end each lane, or None.
+        """
 
     @abc.abstractmethod
     def _checkpoint(self) -> Callable[[], None]:
-        """Copy the position to the host, and return what writes a checkpoint of it."""
+        """Copy the position to the host, and return a function that writes its checkpoint."""
 
 
 class Keeper:
-    """Writes what one run leaves: its logs, the best state, and the state where it stands.
+    """Writes the files of one run: logs, the best state, and the current state.
 
     Args:
-        run: Its directory, open for writing.
+        run: The run's directory, open for writing.
         config: The experiment.
-        best_score: The lowest of the epochs before.
+        best_score: The lowest score of the epochs before. None: no epoch has a score yet.
     """
 
     def __init__(self, run: RunDirectory, config: ExperimentConfig, best_score: float | None = None) -> None:
         self.run, self.config, self.best_score = run, config, best_score
         self.params_sha256: str | None = None
-        """Digest of the parameters after the last epoch that was logged."""
+        """Digest of the parameters after the last logged epoch."""
         self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
 
     def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
-        """Log the epoch; keep the state, which is on the host, if it is the best so far."""
+        """Log the epoch. If its score is the best so far, keep the state, which must be on the host."""
         line = state_digests(record.epoch, position.state) | {"order_sha256": digest({"order": order})}
         self.params_sha256 = line["params_sha256"]
         self.run.append_epoch(record.line(), line)
@@ -302,7 +306,7 @@ class Keeper:
             self._unsaved = record.steps, position.arrays(), position.meta()
 
     def save(self, position: Position | None) -> None:
-        """Write the best state if it is not written, then the position: no checkpoint knows a best that is lost."""
+        """Write the best state unless it is on disk, then the position. So no checkpoint names a lost best state."""
         best, self._unsaved = self._unsaved, None
         is_best = bool(best and position and best[0] == position.step)
         if best and not is_best:
@@ -313,7 +317,7 @@ class Keeper:
 
 
 class RunLoop(Loop):
-    """One call of `fit`, whose arguments it has."""
+    """The loop of one call of `fit`, with the arguments of `fit`."""
 
     def __init__(
         self,
@@ -330,7 +334,7 @@ class RunLoop(Loop):
         self.run, self.progress, self.hooks = run, progress, hooks
 
     def run_all(self) -> History:
-        """Train from where the run stands to its end, or to a stop signal.
+        """Train the run from its newest checkpoint or its start to its end, or to a stop signal.
 
         Raises: As `fit`.
         """
@@ -344,7 +348,7 @@ class RunLoop(Loop):
         return self._end("finished" if self.ended else "interrupted")
 
     def _end(self, status: str) -> History:
-        """The history, and the run's end on the disk."""
+        """Score a finished run on the test split, write the result, and return the history."""
         ended, is_finished = time.perf_counter(), status == "finished"
         tested = self.programs.scored(self.position, "test", self.configs)[0] if is_finished else {}
         self._is_sound(0, "test", tested.get("loss", 0.0))
@@ -375,30 +379,30 @@ class RunLoop(Loop):
         position = self._stored()
         if self.run:
             self.run.cut_back(position.epoch + (position.done > 0 and bool(position.stopped)), position.step)
-        # Only the first process has the run; the others tell of its epochs too.
+        # Only the first process has the run directory, but every process reports its epochs.
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
         self.stopped = [position.stopped]
         return position
 
     def _stored(self) -> Position:
-        """Where the newest good checkpoint stands, or the start, on the devices of all processes.
+        """The position of the newest intact checkpoint, or the start, on the devices of all processes.
 
-        The end of a shorter run stands there with its last weights, not with those of its best epoch.
+        If a finished run gets more epochs, it continues from its last weights, not from its best epoch's weights.
         """
         position = self.programs.first()
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
             position = position.moved_to(checkpoint.arrays, checkpoint.meta)
             if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
-                raise RunError(f"{checkpoint.path.name} is of a step that is not in its epoch.")
+                raise RunError(f"{checkpoint.path.name} has a step that is not in its epoch.")
         position = self.programs.placed(position.shared() if jax.process_count() > 1 else position)
         if position.epoch <= self.config.epochs and not position.stopped:
             self.programs.exchange(position, back=True)
         return position
 
     def _compile(self) -> None:
-        """Compile every program of an epoch; no update is made, and no example evaluated."""
+        """Compile every program of an epoch, without an update or an evaluation."""
         copied = self.programs.copied(self.position)
         order = self.programs.order(copied.epoch)
         self.programs.advance(copied, order, copied.done)
@@ -434,9 +438,9 @@ class RunLoop(Loop):
             raise
 
     def _diverge(self, lane: int, chunk: Chunk | None) -> None:
-        """Go through the chunk once more, step by step, so that no length of chunks changes what is named.
+        """Repeat the chunk step by step to find the first bad step, and raise. So chunk lengths do not matter.
 
-        The state before the chunk is trained again, from the newest checkpoint or the start: none is kept for this.
+        The state before the chunk is not kept. It is trained again from the newest checkpoint or the start.
         """
         assert chunk
         epoch, programs, position = self.position.epoch, self.programs, self._stored()
@@ -474,13 +478,17 @@ class RunLoop(Loop):
 
 
 def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:
-    """Call all the hooks, and say why the run is to end if one of them answers True."""
+    """Call all hooks. If one returns True, return why the run ends, otherwise None."""
     stopping = [hook for hook in hooks if hook(*arguments) is True]
     return f"the hook {getattr(stopping[0], '__name__', type(stopping[0]).__name__)} asked for it" if stopping else None
 
 
 def agree_on_chunk(length: int, stop: Stop, due: bool) -> tuple[int, bool, bool]:
-    """What all processes do next: the shortest length, whether one is to stop, and what is due in the first."""
+    """Agree with all processes on the next chunk.
+
+    Returns:
+        The shortest length, whether any process got a stop signal, and whether the first process's checkpoint is due.
+    """
     plans = [(length, stop.signal or 0, due)]
     if jax.process_count() > 1:
         plans = distributed.gather(plans[0]).tolist()
@@ -491,25 +499,25 @@ def agree_on_chunk(length: int, stop: Stop, due: bool) -> tuple[int, bool, bool]
 
 
 def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float = CHUNK_S) -> int:
-    """The length of the chunk after one that was to be `chunk`, and made `made` updates in `seconds`.
+    """Updates of the next chunk, at least 1.
 
     Args:
-        chunk: Updates.
-        made: Updates, fewer where the chunk met an end.
-        seconds: That they took.
-        most: Updates that a chunk may be.
-        chunk_s: What a chunk should take.
+        chunk: Updates that the last chunk was to make.
+        made: Updates that it made: fewer if the epoch or another limit ended it.
+        seconds: Time of these updates.
+        most: Largest number of updates.
+        chunk_s: Target time of a chunk, in seconds.
     """
     return max(1, min(int(made * chunk_s / seconds), GROWTH * chunk, most))
 
 
 def is_finite(health: train.Health) -> bool:
-    """Whether loss and parameters are."""
+    """Whether the loss and all parameters are finite."""
     return bool(np.isfinite(health.sums["loss"])) and all(map(bool, jax.tree.leaves(health.finite_params)))
 
 
 def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
-    """The line of `digests.jsonl` for a state in `epoch`, without the order's."""
+    """The line of `digests.jsonl` for a state in `epoch`, without the digest of the batch order."""
     parts: Mapping[str, Any] = {"params": state.params, "opt_state": state.opt_state}
     parts = {**parts, **{name: tree for name in ("variables", "controllers") if (tree := getattr(state, name))}}
     return {

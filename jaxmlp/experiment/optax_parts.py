@@ -1,11 +1,11 @@
-"""Every optimizer of optax by its name, such as `optax.lion` or `optax.contrib.muon`.
+"""How does an optax optimizer become a part by its name, such as `optax.lion` or `optax.contrib.muon`?
 
-The part is made from the factory's signature: its arguments are the fields, with optax's defaults. Numbers are traced
-wherever the factory takes traced values. An argument that no flag can say, such as a function, keeps its default.
+The part is made from the factory's signature: its arguments become fields, with optax's defaults. A number is traced if
+the factory accepts traced values. An argument that no flag can hold, such as a function, keeps its default.
 
-Traced numbers are float32, where optax computes with Python's float64 before it rounds: `1 - b2` is 0.00100004673 of
-`b2 = 0.999`, not 0.001. So of 83 factories 47 have plain optax's bits at their defaults, and the updates of the others
-differ from its by roundings, at most 3e-5 of the largest update.
+Differs from: optax, which computes with Python's float64 before it rounds. Traced numbers are float32: for
+`b2 = 0.999`, `1 - b2` is 0.00100004673, not 0.001. Of 83 factories, 47 give the bits of plain optax at their defaults.
+The updates of the other 36 differ by rounding, at most 3e-5 of the largest update.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from jaxmlp.experiment.parts import Optimizer, Schedule, Step
 from jaxmlp.experiment.schedules import Constant
 
 PREFIX = "optax."
-"""How the names of these kinds begin."""
+"""Prefix of the kinds that are made from optax."""
 STARTS = {"learning_rate": 1e-3, "decay": 0.9, "eta": 0.01, "gamma": 0.55}
-"""Defaults of required numbers; of all others 1."""
+"""Defaults of required numbers. All others default to 1."""
 REFUSED = {
     "optax.contrib.differentially_private_aggregate": "it needs the gradient of each example",
     "optax.contrib.dpsgd": "it needs the gradient of each example",
-    "optax.contrib.scale_by_madgrad": "it is half of a rule: take optax.contrib.madgrad",
-    "optax.contrib.scale_by_muon": "it takes matrices alone: take optax.contrib.muon",
-    "optax.contrib.schedule_free_adamw": "its weights to evaluate are not those that it trains",
-    "optax.contrib.schedule_free_sgd": "its weights to evaluate are not those that it trains",
+    "optax.contrib.scale_by_madgrad": "it is half of a rule: use optax.contrib.madgrad",
+    "optax.contrib.scale_by_muon": "it accepts only matrices: use optax.contrib.muon",
+    "optax.contrib.schedule_free_adamw": "its weights to evaluate are not the weights that it trains",
+    "optax.contrib.schedule_free_sgd": "its weights to evaluate are not the weights that it trains",
     "optax.keep_params_nonnegative": "it must follow the learning rate",
-    "optax.scale_by_rprop": "it is half of a rule: take optax.rprop",
+    "optax.scale_by_rprop": "it is half of a rule: use optax.rprop",
 }
-"""Factories of numbers alone that are no optimizers here, and why."""
+"""Factories that cannot be optimizers here although their arguments are numbers, and why."""
 
 
 def from_optax(name: str, **arguments: Any) -> Optimizer:
-    """An optimizer of optax.
+    """Make a part from an optax optimizer.
 
     Args:
-        name: The factory's, such as `optax.lion`. A factory without a learning rate of its own, such as `optax.clip`,
-            is followed by `optax.scale_by_learning_rate`.
-        arguments: The factory's numbers, flags and words. Masks are patterns of the parameters' paths, such as
+        name: Name of the factory, such as `optax.lion`. `optax.scale_by_learning_rate` follows a factory without a
+            learning rate, such as `optax.clip`.
+        arguments: Numbers, flags and words for the factory. A mask is a pattern of parameter paths, such as
             `*/kernel`. `schedule` is a factor on the learning rate.
 
     Raises:
@@ -65,16 +65,16 @@ def from_optax(name: str, **arguments: Any) -> Optimizer:
 
 @functools.cache
 def optax_class(name: str) -> type[Optimizer]:
-    """The class of part for a factory of optax.
+    """The class of part for an optax optimizer.
 
     Raises:
-        ConfigError: As `from_optax`.
+        ConfigError: There is no such factory, or it needs more than gradients and parameters.
     """
     factory = _factory(name)
     signature = inspect.signature(factory).parameters
     fields = {each.name: found for each in signature.values() if (found := _field(each))}
     if needed := [each for each in signature.values() if each.name not in fields and each.default is each.empty]:
-        raise _refusal(name, f"its argument {needed[0].name} is no number. In Python, give the transformation itself")
+        raise _refusal(name, f"its argument {needed[0].name} is not a number. In Python, pass a transformation")
     has_rate = "learning_rate" in signature
     if not has_rate:
         fields["learning_rate"] = float, STARTS["learning_rate"]
@@ -84,11 +84,11 @@ def optax_class(name: str) -> type[Optimizer]:
         values = {each: value for each, value in values.items() if not each.endswith("mask") or value is not None}
         found = factory(**{**values, **({"learning_rate": rate} if has_rate else {})})
         if not Optimizer.fits(found):
-            raise _refusal(name, "it makes no transformation")
+            raise _refusal(name, "it does not return a transformation")
         return found if has_rate else optax.chain(found, optax.scale_by_learning_rate(rate))
 
     def transformation(self: Any, total_steps: Step) -> optax.GradientTransformation:
-        """Optax's."""
+        """The optax transformation with these fields."""
         values = {each: getattr(self, each) for each in fields if each != "learning_rate"}
         values |= {each: _mask(f"optimizer.{each}", values[each]) for each in values if each.endswith("mask")}
         return made(values, self.rate(total_steps) if takes_schedule else self.learning_rate)
@@ -115,7 +115,7 @@ def optax_class(name: str) -> type[Optimizer]:
 
 
 def optax_names() -> list[str]:
-    """The factories of optax and optax.contrib: the functions that say they return a transformation, or do not say."""
+    """Names of the functions in optax and optax.contrib whose return type is a transformation or is not annotated."""
     return [
         f"{module.__name__}.{name}"
         for module in (optax, optax.contrib)
@@ -130,25 +130,25 @@ def _returns(function: Callable[..., Any]) -> Any:
 
 
 def matching(patterns: str, params: Any) -> Any:
-    """The tree of `params`, with whether the path of each leaf, such as `Dense_0/kernel`, fits one of the patterns.
+    """Whether the path of each leaf of `params`, such as `Dense_0/kernel`, matches one of the patterns, as a tree.
 
     Args:
-        patterns: As of a shell, such as `*/kernel`, with commas between them.
+        patterns: Shell patterns such as `*/kernel`, separated by commas.
         params: The parameters.
 
     Raises:
-        ConfigError: A pattern fits no path.
+        ConfigError: A pattern matches no path.
     """
     found = jax.tree.map_with_path(lambda path, _: path_of(path), params)
     paths = jax.tree.leaves(found)
     for pattern in patterns.split(","):
         if not any(fnmatchcase(path, pattern) for path in paths):
-            raise ConfigError("optimizer", f"has a pattern that fits no parameter, {pattern!r}: {', '.join(paths)}")
+            raise ConfigError("optimizer", f"has a pattern that matches no parameter, {pattern!r}: {', '.join(paths)}")
     return jax.tree.map(lambda path: any(fnmatchcase(path, each) for each in patterns.split(",")), found)
 
 
 def path_of(keys: Any) -> str:
-    """A leaf's path as people write it: `Dense_0/kernel`."""
+    """The path of a leaf in readable form: `Dense_0/kernel`."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
@@ -168,7 +168,7 @@ def _refusal(name: str, why: str) -> ConfigError:
 
 
 def _field(argument: inspect.Parameter) -> tuple[Any, Any] | None:
-    """The type and default of a field for an argument; None where no flag can say it."""
+    """Type and default of the field for an argument. None if no flag can hold the argument."""
     name, default, hint = argument.name, argument.default, str(argument.annotation)
     if name.endswith("mask"):
         return None if default is argument.empty else (str | Callable[..., Any] | None, None)
@@ -184,7 +184,7 @@ def _field(argument: inspect.Parameter) -> tuple[Any, Any] | None:
         return (type(default) | None if "None" in hint else type(default)), default
     if isinstance(default, tuple) and default and all(isinstance(each, float) for each in default):
         return tuple[float, ...], default
-    if name == "seed":  # Deprecated beside the key.
+    if name == "seed":  # Deprecated: `key` replaces it.
         return None
     if "float" in hint and not re.search("Iterable|Mapping", hint) and argument.kind is not argument.VAR_POSITIONAL:
         if default is None:
@@ -203,10 +203,10 @@ def _mask(path: str, given: Any) -> Any:
 
 
 def _traced(name: str, made: Callable[[dict[str, Any]], Any], numbers: dict[str, Any]) -> set[str]:
-    """The numbers that the factory takes as tracers: all, or those that it takes one by one.
+    """Names of the numbers that the factory accepts as tracers: all, or each that works when it alone is traced.
 
     Raises:
-        ConfigError: It makes no transformation, or one that needs more than gradients and parameters.
+        ConfigError: The factory does not return a transformation, or needs more than gradients and parameters.
     """
     params = {"kernel": jax.ShapeDtypeStruct((2, 3), jnp.float32), "bias": jax.ShapeDtypeStruct((3,), jnp.float32)}
 
@@ -215,10 +215,10 @@ def _traced(name: str, made: Callable[[dict[str, Any]], Any], numbers: dict[str,
             optimizer = made(values)
             return optimizer.update(params, optimizer.init(params), params)
 
-        # Of a number that may be none, as if one were given.
+        # A number whose default is None is probed with a value.
         given = {each: 0.5 if value is None else value for each, value in traced.items()}
         values = jax.tree.map(lambda each: jax.ShapeDtypeStruct((), jnp.result_type(type(each))), given)
-        # The probe asks about numbers alone, in whatever way the process promotes types.
+        # The probe must not depend on how the process promotes types.
         promotion = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
         with promotion[0], promotion[1], warnings.catch_warnings(action="ignore"):
             jax.eval_shape(step, values, params)
@@ -227,7 +227,7 @@ def _traced(name: str, made: Callable[[dict[str, Any]], Any], numbers: dict[str,
     def is_traceable(some: dict[str, Any]) -> bool:
         try:
             return works(some)
-        except Exception:  # Whatever a factory raises where it wants Python's number.
+        except Exception:  # A factory that needs a Python number may raise anything.
             return False
 
     try:
@@ -236,5 +236,5 @@ def _traced(name: str, made: Callable[[dict[str, Any]], Any], numbers: dict[str,
         raise
     except Exception as error:
         missing = re.findall(r"arguments?: (.+)", str(error))
-        raise _refusal(name, f"it needs {missing[0]} beside the gradients" if missing else str(error)) from None
+        raise _refusal(name, f"it needs {missing[0]} besides the gradients" if missing else str(error)) from None
     return {*numbers} if is_traceable(numbers) else {each for each in numbers if is_traceable({each: numbers[each]})}

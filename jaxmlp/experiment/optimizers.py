@@ -1,4 +1,4 @@
-"""The optimizers that ship. Each states its rule in symbols and builds it from optax."""
+"""Which optimizers ship? Each states its rule in symbols and is built from optax."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from jaxmlp.experiment.schedules import Constant
 class SGD(Optimizer):
     """v = momentum * v - rate_t * g; p = p + v, or p + momentum * v - rate_t * g with Nesterov.
 
-    Source: Keras 2.2.4, `SGD`. Differs from: `optax.sgd` and PyTorch, which scale by the rate after the momentum.
+    Source: Keras 2.2.4, `SGD`. Differs from: `optax.sgd` and PyTorch, which apply the rate after the momentum.
     """
 
     kind: ClassVar[str] = "sgd"
     elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.01, "[0, inf)", traced=True)
-    """Rate of the first update, times the schedule's factor."""
+    """Learning rate, which the schedule multiplies by a factor."""
     momentum: float = ranged(0.0, "[0, 1)", traced=True)
-    """Part of the velocity kept."""
+    """Fraction of the velocity that is kept."""
     nesterov: bool = False
-    """Look ahead by one momentum step."""
+    """Use Nesterov momentum: look ahead by one momentum step."""
     schedule: Schedule = Constant()
-    """Factor on the learning rate by update."""
+    """Factor on the learning rate at each update."""
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """The rate first, then the momentum."""
+        """Scale by the learning rate, then add momentum."""
         momentum = optax.trace(decay=self.momentum, nesterov=self.nesterov)
         return optax.chain(optax.scale_by_learning_rate(self.rate(total_steps)), momentum)
 
@@ -48,18 +48,18 @@ class RMSprop(Optimizer):
     elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
-    """Rate of the first update, times the schedule's factor."""
+    """Learning rate, which the schedule multiplies by a factor."""
     rho: float = ranged(0.9, "[0, 1)", traced=True)
-    """Part of the mean square kept."""
+    """Fraction of the mean square that is kept."""
     epsilon: float = ranged(1e-7, "(0, inf)", traced=True)
-    """Keeps the divisor from zero."""
+    """Small number that keeps the divisor above zero."""
     epsilon_in_sqrt: bool = False
     """Divide by sqrt(a + epsilon), as Keras 3 does."""
     schedule: Schedule = Constant()
-    """Factor on the learning rate by update."""
+    """Factor on the learning rate at each update."""
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """optax's, with epsilon where the field says."""
+        """RMSprop of optax, with epsilon inside the root if `epsilon_in_sqrt`."""
         return optax.rmsprop(self.rate(total_steps), self.rho, self.epsilon, eps_in_sqrt=self.epsilon_in_sqrt)
 
 
@@ -73,69 +73,69 @@ class Adam(Optimizer):
     elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
-    """Rate of the first update, times the schedule's factor."""
+    """Learning rate, which the schedule multiplies by a factor."""
     b1: float = ranged(0.9, "[0, 1)", traced=True)
-    """Part of the mean of g kept."""
+    """Fraction of the mean of g that is kept."""
     b2: float = ranged(0.999, "[0, 1)", traced=True)
-    """Part of the mean of g^2 kept."""
+    """Fraction of the mean of g^2 that is kept."""
     epsilon: float = ranged(1e-8, "(0, inf)", traced=True)
-    """Keeps the divisor from zero."""
+    """Small number that keeps the divisor above zero."""
     schedule: Schedule = Constant()
-    """Factor on the learning rate by update."""
+    """Factor on the learning rate at each update."""
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """Optax's."""
+        """Adam of optax."""
         return optax.adam(self.rate(total_steps), self.b1, self.b2, self.epsilon)
 
 
 class AdamW(Optimizer):
-    """Adam, and p = p - rate_t * weight_decay * p. Source: Loshchilov and Hutter 2019; biases decay too."""
+    """Adam, and p = p - rate_t * weight_decay * p. Biases decay too. Source: Loshchilov and Hutter 2019."""
 
     kind: ClassVar[str] = "adamw"
     elementwise: ClassVar[bool] = True
 
     learning_rate: float = ranged(0.001, "[0, inf)", traced=True)
-    """Rate of the first update, times the schedule's factor."""
+    """Learning rate, which the schedule multiplies by a factor."""
     b1: float = ranged(0.9, "[0, 1)", traced=True)
-    """Part of the mean of g kept."""
+    """Fraction of the mean of g that is kept."""
     b2: float = ranged(0.999, "[0, 1)", traced=True)
-    """Part of the mean of g^2 kept."""
+    """Fraction of the mean of g^2 that is kept."""
     epsilon: float = ranged(1e-8, "(0, inf)", traced=True)
-    """Keeps the divisor from zero."""
+    """Small number that keeps the divisor above zero."""
     weight_decay: float = ranged(1e-4, "[0, inf)", traced=True)
-    """Part of each parameter taken off, times the rate."""
+    """Fraction of each parameter that is subtracted, times the learning rate."""
     schedule: Schedule = Constant()
-    """Factor on the learning rate by update."""
+    """Factor on the learning rate at each update."""
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """Optax's."""
+        """AdamW of optax."""
         rate, decay = self.rate(total_steps), self.weight_decay
         return optax.adamw(rate, self.b1, self.b2, self.epsilon, weight_decay=decay)
 
 
 class LayerRates(Optimizer):
-    """Another optimizer, whose updates of each layer are multiplied by a factor of the layer's own.
+    """An optimizer whose updates are multiplied by a factor for each layer.
 
-    Where updates are a product with the learning rate, as of all optimizers here, that is a rate of the layer's own.
+    If updates are proportional to the learning rate, as with all optimizers here, each layer gets its own rate.
     """
 
     kind: ClassVar[str] = "layer_rates"
 
     optimizer: Optimizer = RMSprop()
-    """The update rule."""
+    """Optimizer whose updates are multiplied."""
     patterns: tuple[str, ...] = ("*",)
-    """Of parameters' paths, such as Dense_0/* or */bias; the first that fits a parameter holds."""
+    """Patterns of parameter paths, such as Dense_0/* or */bias. The first match counts."""
     factors: tuple[float, ...] = ranged((1.0,), "[0, inf)", traced=True)
-    """One for each pattern; 0 freezes the layer. Parameters that fit none have factor 1."""
+    """Factor for each pattern. 0 freezes the layer. Parameters that match no pattern have factor 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.factors, tuple) and len(self.factors) != len(self.patterns):
-            wanted = f"must hold one for each pattern ({len(self.patterns)})"
+            wanted = f"must hold one factor for each pattern ({len(self.patterns)})"
             raise ConfigError("optimizer.factors", f"{wanted}, got {len(self.factors)}")
 
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
-        """The optimizer's, then the factors."""
+        """The transformation of the optimizer, then the factors."""
 
         def scaled(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
             left = jax.tree.map(lambda _: True, updates)
@@ -148,5 +148,5 @@ class LayerRates(Optimizer):
         return optax.chain(self.optimizer.transformation(total_steps), optax.stateless(scaled))
 
     def rate(self, total_steps: Step) -> RateFn:
-        """The optimizer's."""
+        """The learning rate of the optimizer."""
         return self.optimizer.rate(total_steps)

@@ -1,7 +1,8 @@
-"""How are products of matrices, and convolutions, summed to the same bits by every library?
+"""How do matrix products and convolutions get the same bits from every library?
 
-Each row of a factor is scaled by a power of two and rounded to whole numbers of 8 bits a slice; the slices are
-multiplied as int8 and summed as int32, which is exact in any order. Only then floats come in again, three at most.
+Each row of a factor is scaled by a power of two, rounded to an integer, and cut into slices of 8 bits. The slices are
+multiplied as int8 and summed as int32, which is exact in any order. Only then are sums added as floats, at most
+three for each block of `BLOCK` terms.
 
 Source: Ozaki, Ogita, Oishi, Rump, Error-free transformations of matrix multiplication, 2012.
 """
@@ -36,26 +37,31 @@ from jaxmlp.portable.sums import reduce
 
 SLICES = (1, 2, 3)
 BLOCK = 2**15
-"""Terms of an int32 sum: three products of slices are at most 3 * 2^14 a term."""
+"""Largest number of terms of an int32 sum. A term is up to three products of slices, so at most 3 * 2^14."""
 FLOAT_BLOCK = 2**10
-"""Terms of a float32 sum of one such product: whole numbers up to 2^24."""
+"""Largest number of terms of a float32 sum of products of slices: float32 holds integers up to 2^24 exactly."""
 UNROLLED = 32
-"""Windows of a convolution that are laid side by side; more are gone through in a loop."""
+"""Largest number of places of a window, or of outputs, that a convolution unrolls. It loops over more."""
 
 
 class Rows(NamedTuple):
-    """A factor, cut: x is about 2^-shift * sum of slices[i] * 256^(last - i)."""
+    """A factor cut into slices: x is about 2^-shift * sum of slices[i] * 256^(last - i)."""
 
     slices: list[Array]
-    """Most significant first, in [-128, 127]; int8, `[..., row, contracted]`."""
+    """Slices, the most significant first: int8 `[..., row, contracted]`, in [-128, 127]."""
     shift: Array
-    """int32, `[..., row]`."""
+    """Shift of each row: int32 `[..., row]`."""
     bad: Array
-    """Whether the row has an infinity or a NaN."""
+    """Whether each row has an infinity or a NaN."""
 
 
 def shift_of(largest: Array, count: int) -> Array:
-    """The largest shift with which a row whose largest size has these bits fits into the slices; at most 126."""
+    """The largest shift, at most 126, with which a row fits into `count` slices.
+
+    Args:
+        largest: Bits of the largest magnitude in the row.
+        count: Number of slices.
+    """
     limit = sum(127 * 256**i for i in range(count))
     room = (largest & FRACTION) | HIDDEN
     over = room > np.int32(min(limit * 2.0 ** (25 - 8 * count), 2**24))
@@ -64,9 +70,9 @@ def shift_of(largest: Array, count: int) -> Array:
 
 
 def cut(x: Array, shift: Array, count: int) -> list[Array]:
-    """The slices of x * 2^shift, rounded to the nearest whole number."""
+    """Round x * 2^shift to the nearest integer, and cut it into `count` slices."""
     half = floats((bits(x) & SIGN) | np.float32(0.5).view(np.int32))
-    # The product is exact, so it may be contracted with the sum.
+    # The product is exact, so a fused multiply-add gives the same bits.
     whole = (x * power_of_two(shift) + half).astype(np.int32)
     slices = []
     for _ in range(count - 1):
@@ -76,13 +82,13 @@ def cut(x: Array, shift: Array, count: int) -> list[Array]:
 
 
 def known_whole(a: Arithmetic, x: Array) -> Array:
-    """Notes that x has zeros and ones only: its slices but the first are 0, and products do no work for them."""
+    """Note that x has only zeros and ones. All its slices but the first are 0, and products skip them."""
     a.memory[id(x), "whole"] = ((), x)
     return x
 
 
 def known_transposed(a: Arithmetic, x: Array, source: Array, permutation: Sequence[int]) -> Array:
-    """Notes what x is a transpose of: XLA multiplies int8 factors that it has to transpose four times as slowly."""
+    """Note that x is a transpose of `source`. XLA is four times slower if it must transpose an int8 factor."""
     a.memory[id(x), "transposed"] = ((source, permutation), x)
     return x
 
@@ -90,7 +96,7 @@ def known_transposed(a: Arithmetic, x: Array, source: Array, permutation: Sequen
 def _untransposed(
     a: Arithmetic, x: Array, contracted: Sequence[int], batch: Sequence[int]
 ) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
-    """The array that x is a transpose of, with the same axes, where the free ones have the same order."""
+    """The array that x is a transpose of, and its contracted and batch axes. x itself if free axes change order."""
     known = a.memory.get((id(x), "transposed"))
     if known is None:
         return x, tuple(contracted), tuple(batch)
@@ -103,16 +109,16 @@ def _untransposed(
 
 
 def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
-    """The slices of x, in its own layout; all that is apart along `axes` only shares a shift."""
+    """Cut x into slices of the same layout. Elements that differ only in their place along `axes` share a shift."""
     largest = jnp.max(bits(x) & MAGNITUDE, axis=tuple(axes), keepdims=True, initial=0)
     shift = shift_of(largest, a.slices)
     return Rows(cut(x, jnp.broadcast_to(shift, x.shape), a.slices), shift, largest >= INFINITY)
 
 
 def whole_product(a: Arithmetic, x: Array, y: Array, contracted: int) -> Array:
-    """X `[batch, rows, k]` times y, slices, k up to `BLOCK`: int32, exact.
+    """The exact int32 product of two slices, x `[batch, rows, k]` and y, with k up to `BLOCK`.
 
-    `contracted` is the axis of y that runs over k: 2, or 1 where there is one batch.
+    `contracted` is the axis of y that runs over k: 2, or 1 if batch is 1.
     """
     if x.shape[0] == 1:
         return _by_factors(a, x[0], y[0], 1, contracted - 1, ())[None]
@@ -138,11 +144,10 @@ def _by_factors(a: Arithmetic, x: Array, y: Array, axis_x: int, axis_y: int, bat
 
 
 def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array], contracted: int = 2) -> Array:
-    """The product of two cut factors, `[batch, rows, k]` and `[batch, columns, k]`, before scaling: float32.
+    """The float32 product of two cut factors, `[batch, rows, k]` and `[batch, columns, k]`, before scaling.
 
-    With `contracted` = 1, y is `[batch, k, columns]`.
-
-    The products of two low slices, which are less than what rounding to slices lost, are left out.
+    With `contracted` = 1, y is `[batch, k, columns]`. Products of two low slices are left out: they are smaller than
+    the error of rounding to slices.
     """
     length = x[0].shape[-1]
     totals = []
@@ -172,22 +177,22 @@ def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array], contrac
 
 
 def scaled(a: Arithmetic, total: Array, x: Rows, y: Rows) -> Array:
-    """The product itself: `total` by the shifts of its row and column, `[..., row, 1]` and `[..., 1, column]`."""
+    """Scale `total` by the shifts of its rows `[..., row, 1]` and columns `[..., 1, column]`. Bad rows give NaN."""
     power = jnp.broadcast_to(np.int32(16 * (a.slices - 1)) - x.shift - y.shift, total.shape)
     bad = jnp.broadcast_to(x.bad | y.bad, total.shape)
     return floats(select(bad, NAN, bits(a.scale(total, power))))
 
 
 def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> Rows:
-    """The factor's slices as `[batch, row, k]`, kept for another product that contracts it likewise.
+    """Cut a factor into slices `[batch, row, k]`, and remember them for products that contract the same axes.
 
-    A right factor stays `[1, k, row]` where it lies so.
+    A right factor with that order in memory stays `[1, k, row]`.
     """
     key = (id(x), ("factor", tuple(batch), tuple(contracted), right))
     known = a.memory.get(key)
     if known is None:
         free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
-        # In memory, or every slice would compute anew what it is cut from.
+        # The barrier keeps x in memory. Otherwise XLA computes x again for every slice.
         rows = split(a, lax.optimization_barrier(x), contracted)
         if (id(x), "whole") in a.memory:
             rows = rows._replace(slices=rows.slices[:1])
@@ -203,15 +208,15 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
 
 
 def _lies_turned(x: Array, batch: Sequence[int], contracted: Sequence[int]) -> bool:
-    """Whether a factor without a batch has its contracted axes before the others."""
+    """Whether a factor has no batch axes, and its contracted axes come before its free axes."""
     return not batch and list(contracted) == list(range(len(contracted))) and len(contracted) < x.ndim
 
 
 def _in_memory(x: Array, order: Sequence[int]) -> Array:
-    """The transposed slices in memory of their own.
+    """Transpose x into new memory.
 
-    XLA folds a plain transpose back into the product, and multiplies such int8 factors slowly, on CPU. It does not
-    fold an update whose place is not known.
+    On CPU, XLA folds a plain transpose into the product and then multiplies int8 factors slowly. It does not fold an
+    update of a slice at a place that is unknown at compile time.
     """
     if list(order) == sorted(order):
         return x
@@ -221,7 +226,7 @@ def _in_memory(x: Array, order: Sequence[int]) -> Array:
 
 
 def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Array:
-    """`lax.dot_general` of float32."""
+    """`lax.dot_general` of float32 arrays, with the same bits on every device."""
     (contracted_x, contracted_y), (batch_x, batch_y) = dimension_numbers
     x, contracted_x, batch_x = _untransposed(a, x, contracted_x, batch_x)
     y, contracted_y, batch_y = _untransposed(a, y, contracted_y, batch_y)
@@ -245,7 +250,7 @@ def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
 
 
 def _of_vectors(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Array:
-    """Products of one row and one column: nothing is gained by slices, so these are float32 products and a tree."""
+    """Products of one row and one column, as float32 products and a tree of sums: slices would gain nothing."""
     (contracted_x, contracted_y), (batch_x, batch_y) = dimension_numbers
     length = math.prod(x.shape[i] for i in contracted_x)
     left, right = (
@@ -258,14 +263,14 @@ def _of_vectors(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
 
 
 def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Array:
-    """`lax.conv_general_dilated` of float32, in any number of dimensions.
+    """`lax.conv_general_dilated` of float32 arrays, in any number of dimensions, with the same bits on every device.
 
-    An image shares one shift, and so does a filter. The windows are laid side by side, and it is a product.
+    Each image has one shift per group, and each filter has one shift. The convolution becomes products of matrices.
     """
     numbers = params["dimension_numbers"]
     groups, batch_groups = params["feature_group_count"], params["batch_group_count"]
     x, y = lax.transpose(x, numbers.lhs_spec), lax.transpose(y, numbers.rhs_spec)
-    # One axis of groups, whichever side they come from: [groups, images, channels, *space], [groups, filters, ...].
+    # Both kinds of groups become one axis: [groups, images, channels, *space] and [groups, filters, ...].
     if batch_groups > 1:
         x = x.reshape(batch_groups, -1, *x.shape[1:])
     else:
@@ -303,7 +308,7 @@ def convolution(a: Arithmetic, x: Array, y: Array, params: dict[str, Any]) -> Ar
 
 
 def _taken(x: Array, start: Sequence[Any], sizes: Sequence[int], steps: Sequence[int]) -> Array:
-    """Every `steps`-th place of x's space, from `start` on."""
+    """Take `sizes` places from the space of x, at `start` and every `steps`-th place after it."""
     lead = x.shape[:3]
     reach = [(size - 1) * step + 1 for size, step in zip(sizes, steps, strict=True)]
     if all(isinstance(place, int) for place in start):
@@ -317,7 +322,7 @@ def _taken(x: Array, start: Sequence[Any], sizes: Sequence[int], steps: Sequence
 def _by_window(
     a: Arithmetic, x: list[Array], y: list[Array], out: list[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
-    """One place of the window after the other, each on all outputs."""
+    """Multiply each place of the window with all outputs at once."""
     groups, images, channels = x[0].shape[:3]
     filters, window = y[0].shape[1], y[0].shape[3:]
     places = list(itertools.product(*(range(size) for size in window)))
@@ -348,7 +353,7 @@ def _by_window(
 def _by_output(
     a: Arithmetic, x: list[Array], y: list[Array], out: list[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
-    """One output after the other, each of the whole window: for few outputs of large windows, as in gradients."""
+    """Compute each output from its whole window. For few outputs of large windows, as in gradients."""
     groups, images = x[0].shape[:2]
     filters, window = y[0].shape[1], y[0].shape[3:]
     places = list(itertools.product(*(range(size) for size in out)))
