@@ -111,9 +111,8 @@ class Group:
         dataset = parent._child(name, "Dataset")
         if dataset.dtype != np.float32:
             raise Refused(f"{dataset.name} is {dataset.dtype}, wanted float32")
-        # Zeros that were never written, or one array at several paths, take less space in the file than in memory. A
-        # chunk
-        # may unpack into more than the whole array.
+        # Zeros that were never written, or one array at several paths, take less space in the file than in memory.
+        # A chunk may unpack into more than the whole array.
         plain = dataset.chunks is None and dataset.external is None and not dataset.is_virtual
         if not plain or dataset.nbytes > self._budget[0]:
             raise Refused(
