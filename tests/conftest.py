@@ -163,18 +163,8 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("two-runs")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
-    small = (
-        "--model.hidden-sizes",
-        "16",
-        "--batch-size",
-        "200",
-        "--epochs",
-        "2",
-        "--verbose",
-        "0",
-        "--checkpoint-s",
-        "0",
-    )
+    size = ("--model.hidden-sizes", "16", "--batch-size", "200", "--epochs", "2")
+    small = (*size, "--verbose", "0", "--checkpoint-s", "0")
     for seed in ("0", "1"):
         assert main(["train", quickstart, *small, "--seed", seed, "--out", str(folder / f"seed-{seed}")]) == 0
     return folder / "seed-0", folder / "seed-1"

@@ -176,7 +176,7 @@ def test_a_process_beside_which_others_worked_is_measured_again(monkeypatch: pyt
 
 def test_a_process_that_fails_ends_the_benchmark_with_its_message_and_code(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--device", "tpu"]) == 6
-    assert "device: tpu was asked for" in capfd.readouterr().err
+    assert "device: tpu was requested" in capfd.readouterr().err
 
 
 def test_a_rate_is_held_against_the_copy_of_its_size_and_the_makers_peak() -> None:

@@ -104,7 +104,7 @@ def test_a_certificate_alone_is_enough_to_train_again(
     words = ["reproduce", "quickstart", "--certificate", str(signed), "--public-key", str(public), "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["level"], found["same"], found["steps"]) == ("L1", True, 64)
+    assert (found["level"], found["same"], found["steps"]) == ("L1", True, 40)
 
 
 def test_an_unsigned_statement_of_any_shape_is_refused_or_answered_without_a_traceback(

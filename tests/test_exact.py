@@ -66,12 +66,6 @@ CASES = {
     "relu": RELU,
     "tanh": TANH,
     "relu_bfloat16": ExperimentConfig(precision="bfloat16", grad_shards=8),
-    "adamw_cosine_smoothed_l1_l2": ExperimentConfig(
-        optimizer=AdamW(schedule=Cosine()),
-        model=MLP(hidden_sizes=(512,), l1=1e-5, l2=1e-4),
-        loss=CrossEntropy(label_smoothing=0.1),
-        grad_shards=8,
-    ),
     "batch_norm": ExperimentConfig(
         model=MLP(hidden_sizes=(64,), dropout_rate=0.0, batch_norm=True), batch_size=320, grad_shards=8
     ),
@@ -176,11 +170,11 @@ SHARED: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": SGD(momentum=0.9, nesterov=True, schedule=InverseTime())},
     "rmsprop_averaged": {"optimizer": RMSprop(), "controllers": (EMA(decay=0.9),)},
     "adam_clipped": {"optimizer": Adam(), "clip_value": 0.01},
-    "adamw": {"optimizer": AdamW(schedule=Cosine())},
+    "adamw_smoothed": {"optimizer": AdamW(schedule=Cosine()), "loss": CrossEntropy(label_smoothing=0.1)},
 }
 NOT_SHARED: dict[str, dict[str, Any]] = {
     "clipped_by_norm": {"clip_norm": 0.5},
-    "penalty": {"model": MLP(hidden_sizes=(13,), l2=1e-4)},
+    "penalty": {"model": MLP(hidden_sizes=(13,), l1=1e-5, l2=1e-4)},
     "accumulated": {"accumulate": 2},
     "by_layers": {"optimizer": LayerRates(patterns=("*/bias",), factors=(0.5,))},
 }
