@@ -63,7 +63,7 @@ class Dropout(nn.Module):
 def product(
     x: Float[Array, "batch inputs"], kernel: Float[Array, "inputs features"], dtype: DTypeLike
 ) -> Float[Array, "batch features"]:
-    """X @ kernel. Factors are rounded to `dtype`, sums are float32; the same holds for the gradients."""
+    """The product x @ kernel. Factors are rounded to `dtype`, sums are float32; the same holds for the gradients."""
     return _dot(x.astype(dtype), kernel.astype(dtype))
 
 

@@ -21,7 +21,8 @@ from jaxmlp.errors import ConfigError, DeviceError
 
 AXIS = "shard"
 LANE = 128
-"""Each device's message is padded to a multiple of this many words. A TPU would turn others into an all-reduce."""
+"""Each device's message is padded to a multiple of this many words. For messages of other lengths, XLA's compiler for
+TPUs would use an all-reduce. The name is the TPU's; it has nothing to do with the lanes of a sweep."""
 
 
 def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:
@@ -78,7 +79,7 @@ def replicate[T](tree: T, mesh: Mesh) -> T:
 
 
 def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
-    """The sum over the first axis: neighbours first, then neighbouring sums. An odd last term waits for its turn."""
+    """The sum over the first axis: neighbours first, then neighbouring sums. An odd last term joins the next round."""
     while (count := parts.shape[0]) > 1:
         pairs = parts[0 : count - 1 : 2] + parts[1:count:2]
         parts = jnp.concatenate([pairs, parts[-1:]]) if count % 2 else pairs
@@ -86,10 +87,10 @@ def pairwise_sum(parts: Num[Array, "shards *shape"]) -> Num[Array, " *shape"]:
 
 
 def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
-    """`lax.map` over a device's only row, as a loop over two rows that ends after the first.
+    """`lax.map` over a device's only shard (`rows` has one row), as a loop over two copies that ends after the first.
 
     XLA unrolls a loop of one iteration, and then contracts other products and sums into multiply-adds than it does in
-    the loop of a device with several shards. So XLA must know neither the number of iterations nor the row.
+    the loop of a device with several shards. So XLA must know neither the number of iterations nor the index.
     """
     shape = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], rows))
     rows = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf]), rows)
@@ -160,8 +161,9 @@ def sum_over_shards(
         num_shards: Number of shards. It divides the batch; the number of devices divides it.
         mesh: From `make_mesh`. Default: one device computes all shards.
         exact: Whether to keep the same bits. If not, each device's rows are one shard, and XLA chooses the order.
-        update: For several devices with `exact`. Maps this device's slices of the summed first tree of `function` to
-            the slices to gather instead, and to what the device keeps.
+        update: Changes the first tree of the sum, such as the gradients, before it is gathered. It gets this device's
+            slices of that tree, and returns the slices to gather instead, and what the device keeps. Only for several
+            devices with `exact`.
 
     Returns:
         The sum. With `update`, a pair: the sum, whose first tree is gathered from the updated slices, and what the
@@ -189,8 +191,9 @@ def sum_over_shards(
 
 
 def _sum_over_devices(parts: Any, devices: int, update: Callable[[Any], tuple[Any, Any]] | None) -> Any:
-    """`pairwise_sum` over the parts `[own, ...]` of all devices. Each device adds one slice of all parts; all gather.
+    """`pairwise_sum` over the parts `[own, ...]` of all devices.
 
+    An all-to-all gives each device one slice of all parts, which it adds. An all-gather gives every device all sums.
     The slices travel as one row of 32-bit words, sorted by type.
     """
     leaves, structure = jax.tree.flatten(parts)

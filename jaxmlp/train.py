@@ -1,4 +1,4 @@
-"""What is one update? And the compiled loops over an epoch's updates and over a split. Pure functions of arrays.
+"""What is one update? Also here: the compiled loops over an epoch's updates and over a split. All are pure functions.
 
     config, state, batch, key -> train_step -> state, sums     one update from one batch
     config, state, split, order -> train_steps -> state, sums  consecutive updates of an epoch, one compiled loop
@@ -42,7 +42,7 @@ PADDING = -1
 BLOCK = 32
 """Number of updates in the loop whose length the compiler knows."""
 FEW_TILES = 4
-"""A row of at most this many tiles of a TPU's memory is not padded to whole tiles: too much of it would be zeros."""
+"""Rows of at most this many tiles are not padded to whole tiles, because too much of them would be zeros."""
 
 ACCUMULATED = "accumulated"
 """Key in `TrainState.controllers` of the gradients that are accumulated until the next update."""
@@ -68,8 +68,8 @@ class TrainState(NamedTuple):
 class Rows:
     """Examples of one shape, each flattened to a row of numbers.
 
-    A TPU's memory has tiles of 128 columns. In every call, a TPU would copy an array of images, or of rows that end
-    within a tile, into another layout.
+    A TPU stores an array in tiles of 128 columns. It would copy images, and long rows that do not fill their last tile,
+    into another layout in every call.
     """
 
     flat: Shaped[Array, "examples columns"]
@@ -114,6 +114,8 @@ class Shared(NamedTuple):
     """One device's slices of the parameters and of the optimizer state, while several devices share the update.
 
     Inside a program, it takes the place of `TrainState.opt_state`.
+
+    The field calls this cross-replica sharding of the weight update (Xu et al., 2020).
     """
 
     params: Any
@@ -194,6 +196,9 @@ def train_step(
 ) -> tuple[TrainState, Sums]:
     """One update: the gradient of the mean loss over the batch without its padding, then the optimizer's rule.
 
+    With `config.accumulate` = n, the optimizer's rule follows only the last of n such updates: `state.step` counts
+    batches, and so does the word update elsewhere in this file.
+
     Args:
         config: From `ExperimentConfig.on_data`.
         state: The state before the update.
@@ -250,7 +255,7 @@ def _train_step(
     augmentation_key = stream_key(key, Stream.AUGMENTATION, state.step)
     if not config.exact:
         dropout_key, augmentation_key = of_the_device(dropout_key), of_the_device(augmentation_key)
-    # A product, not a quotient: see losses.py.
+    # A product, not a quotient: see experiment/losses.py.
     whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
     steered = controllers.steered(config, state.controllers)
     sum_over_shards = partial(
@@ -298,8 +303,8 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
 
 def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any, Shared]:
     """The device's slices of the new parameters, to be gathered, and what the device keeps for the next update."""
-    # Without these barriers XLA would fuse the update with the slicing, contract other products and sums into
-    # multiply-adds, and change last bits.
+    # Without these barriers XLA would fuse the update with the slicing. It would then contract other products and sums
+    # into multiply-adds than on one device, and last bits would change.
     grads, own = lax.optimization_barrier((grads, own))
     updates, opt_state = _optimizer(config).update(grads, own.opt_state, own.params)
     params = optax.apply_updates(own.params, updates)
@@ -308,7 +313,11 @@ def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any,
 
 
 def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
-    """Replace `opt_state` by `Shared` if each device can update its own slices; called on each device."""
+    """Replace `opt_state` by `Shared` if each device can update its own slices. Call it inside `shards.on_devices`.
+
+    It can if the optimizer is elementwise, every leaf of the parameters has two floats or more, and the experiment has
+    no clipping by norm, no penalty and no accumulation. Otherwise the state is unchanged.
+    """
     if not mesh or mesh.size == 1 or not config.exact or not config.optimizer.elementwise:
         return state
     if config.clip_norm is not None or config.accumulate > 1 or config.model.penalty(state.params) is not None:
@@ -356,7 +365,8 @@ def _share_of_shard(grads: Any, variables: Any, own_rows: Array, rows: Array, in
     """What a shard adds to the gradients and variables of the batch. A shard without rows adds 0, even if it has NaNs.
 
     A variable of floats, such as BatchNorm's running mean, becomes the sum over the shards of (rows of the shard / rows
-    of the batch * value of the shard), in the fixed order of all sums over shards. The first shard decides all others.
+    of the batch * value of the shard), in the fixed order of all sums over shards. A variable of another type, such as
+    a counter, gets the first shard's value.
     """
     has_rows = own_rows > 0
     share = jnp.where(own_rows == rows, 1, own_rows * (1 / rows))
@@ -391,7 +401,7 @@ def train_steps(
         split: The training examples.
         order: From `epoch_order`.
         start: Number of the first update, counted from 0 within the epoch.
-        stop: Number after the last update.
+        stop: One past the number of the last update.
         mesh: The devices that split each batch. Default: one device computes all of it.
 
     Returns:
@@ -476,7 +486,7 @@ def _is_example(split: Split, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]
 
 
 def eval_batch_size(config: ExperimentConfig, examples: int) -> int:
-    """Number of rows evaluated at a time: a small split whole, else about `config.eval_rows`. Shards divide it."""
+    """Number of rows evaluated at a time: `config.eval_rows` or, if fewer, all; rounded up to whole shards."""
     return -(-min(config.eval_rows, examples) // config.grad_shards) * config.grad_shards
 
 
@@ -532,7 +542,7 @@ def learning_rate(
 
     Args:
         config: From `ExperimentConfig.on_data`.
-        step: Number of updates before.
+        step: `TrainState.step` before the update.
         states: State of the controllers at this step. Default: no controller has changed the rate.
     """
     steered: ExperimentConfig = controllers.steered(config, states or {})
@@ -560,7 +570,7 @@ def _optimizer(config: ExperimentConfig) -> optax.GradientTransformationExtraArg
 
 
 def _updates(config: ExperimentConfig) -> Any:
-    """Number of updates of the parameters in the run: one for each batch, fewer if gradients are accumulated."""
+    """How often the run changes its parameters: once for each batch, or for each `config.accumulate` batches."""
     return config.total_steps if config.accumulate == 1 else typing.cast(Any, config.total_steps) // config.accumulate
 
 
@@ -571,7 +581,7 @@ def _clipped(config: ExperimentConfig, grads: Any) -> Any:
         grads = jax.tree.map(lambda leaf: jnp.clip(leaf, -most, most), grads)
     if config.clip_norm is not None:
         norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
-        # A product with one number, not a quotient: see losses.py.
+        # A product with one number, not a quotient: see experiment/losses.py.
         scale = jnp.minimum(1, config.clip_norm / jnp.maximum(norm, jnp.float32(np.finfo(np.float32).tiny)))
         grads = jax.tree.map(lambda leaf: leaf * scale.astype(leaf.dtype), grads)
     return grads

@@ -9,7 +9,7 @@ A row is `slower` if three things hold, and `faster` if they hold in the other d
 1. Significant: the exact two-sided Mann-Whitney test over processes, adjusted for all rows by Holm's step-down, gives
    p < `P_MAX`. If both groups of processes come from one distribution, at most this fraction of tables has any such
    row, however the rows depend on each other. All rows have the same number of processes, and fewer than
-   `needed_processes` are refused. So every tested row can differ, and no row weakens the test of others for nothing.
+   `needed_processes` are refused. Otherwise rows that cannot become significant would raise the p-values of the others.
 2. Large: its ratio of medians exceeds the limit, also after division by the ratio of the device's own rows, such as
    product and copy. Two benchmarks never come from quite the same distribution: a clock or a neighbour changes by a per
    cent or two, which a test finds sooner or later. A change of the machine is forgiven up to the limit, not beyond it.

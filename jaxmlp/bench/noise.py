@@ -14,9 +14,9 @@ import numpy as np
 from jaxmlp.bench.spread import Spread
 
 BUSY_CORES = 0.1
-"""Number of cores kept busy by other processes above which a machine is noisy."""
+"""A machine is noisy if other processes keep more cores busy than this."""
 WIDE_SPREAD = 0.1
-"""Median over all rows of interquartile range over median, above which a machine is noisy."""
+"""A machine is noisy if the median row's relative spread, interquartile range over median, is larger than this."""
 
 
 def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def measure_once(
 
 
 def _slowed(program: Program) -> Program:
-    """The same work slowed down by `PLANTED`: after the work it waits, or it multiplies the time that `run` returns."""
+    """The same program slowed down by `PLANTED`: it waits after its work, or multiplies the time that `run` returns."""
 
     def run(count: int) -> float | None:
         began = time.perf_counter()
@@ -201,7 +201,7 @@ class Trainer:
             self.programs.evaluate(self.position, "validation")
 
     def epoch(self, count: int) -> None:
-        """Train `count` epochs as `fit` does, but in one chunk each: order, updates, evaluation."""
+        """Train `count` epochs: order, updates, evaluation. Unlike `fit`, each is one chunk and has the same order."""
         for _ in range(count):
             self.order = self.programs.order(1)
             self.steps(self.programs.steps_per_epoch)

@@ -43,7 +43,7 @@ class Feed:
         put: Copies arrays to every device, whole.
         put_rows: Copies arrays that have a row per lane. Default, for a single run: `put`.
         lanes: Number of runs that train side by side, each with its own order. None for a single run.
-        resident_bytes: Largest size in bytes of inputs on a device at a time. Two batches are always there.
+        resident_bytes: Largest size in bytes of inputs on a device at a time, but never less than two batches.
         resident: The split, if it is on the devices already.
     """
 

@@ -187,7 +187,7 @@ def _longer(
     config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, told: Progress
 ) -> ExperimentConfig:
     """The config of a run that continues to more epochs. Its directory records the new number."""
-    if not run:
+    if not run:  # With several processes, only the first one has the run.
         if jax.process_count() == 1:
             raise ConfigError("epochs", "needs run, a run to continue; for a new run, set epochs in its config")
         return dataclasses.replace(config, epochs=epochs)
@@ -233,7 +233,7 @@ def planned_rates(config: ExperimentConfig, dataset: data.Dataset) -> list[tuple
 
 
 def weights_of(path: str | Path, config: ExperimentConfig, dataset: data.Dataset) -> dict[str, Any] | None:
-    """The last weights of a run, by their paths in a checkpoint. None except in the first process.
+    """The last weights of a run, by their paths in a checkpoint. None in every process but the first.
 
     Raises:
         RunError: The run does not exist, has no checkpoint, or its weights have other shapes.

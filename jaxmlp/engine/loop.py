@@ -90,7 +90,7 @@ class Loop(abc.ABC):
         self.running: Chunk | None = None
         """The chunk on the device, whose health was not checked yet."""
         self.waiting: list[Callable[[], None]] = []
-        """Digests, logs and checkpoints that the host writes once the device has work again."""
+        """Writes of logs, digests and checkpoints, put off until the device has work again."""
         self._settled_at = 0.0
         self.saved_at, self._saved = 0.0, (0, 0)
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
@@ -128,6 +128,7 @@ class Loop(abc.ABC):
         self._catch_up()
 
     def _put_off_checkpoint(self) -> None:
+        """Copy the position to the host now. `_catch_up` writes it."""
         self._settle()
         self.waiting.append(self._checkpoint())
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
@@ -156,7 +157,7 @@ class Loop(abc.ABC):
         self._end_epoch(order, [True] * len(self.configs))
 
     def _end_epoch(self, order: jax.Array, ending: Sequence[bool]) -> None:
-        """Evaluate the lanes whose epoch ends here. A lane that ends within an epoch ends for good."""
+        """Evaluate the lanes whose epoch ends here. A lane that ends before its epoch is whole trains no further."""
         position, programs = self.position, self.programs
         is_whole = position.done == programs.steps_per_epoch
         self._settle()
@@ -191,7 +192,10 @@ class Loop(abc.ABC):
         return steps_left(self.configs[lane], self._step(), seconds)
 
     def _spent(self) -> list[bool]:
-        """Whether each lane has used up its updates. The first process decides. An epoch has at least one update."""
+        """Whether each lane has used up the updates that its controllers allow. The first process decides.
+
+        Empty at the start of an epoch, which always gets one update, and without controllers.
+        """
         if not self.position.done or not any(config.controllers for config in self.configs):
             return []
         spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
@@ -205,7 +209,8 @@ class Loop(abc.ABC):
     def _chunk(self, order: jax.Array, length: int) -> None:
         """Send the next chunk to the device. While it runs, write what waits and check the previous chunk.
 
-        Several processes check this chunk at once: they agree between chunks by a program of their own.
+        Several processes also wait for this chunk and check it here: to agree on the next chunk, they run a program on
+        the same devices (`agree_on_chunk`).
         """
         began, start = time.perf_counter(), self.position.done
         health = self.programs.advance(self.position, order, start + length)
@@ -306,7 +311,10 @@ class Keeper:
             self._unsaved = record.steps, position.arrays(), position.meta()
 
     def save(self, position: Position | None) -> None:
-        """Write the best state unless it is on disk, then the position. So no checkpoint names a lost best state."""
+        """Write the best state, unless it is on disk, and then the position, if any.
+
+        In this order no checkpoint has the score of a best state that is not on disk.
+        """
         best, self._unsaved = self._unsaved, None
         is_best = bool(best and position and best[0] == position.step)
         if best and not is_best:
@@ -438,9 +446,10 @@ class RunLoop(Loop):
             raise
 
     def _diverge(self, lane: int, chunk: Chunk | None) -> None:
-        """Repeat the chunk step by step to find the first bad step, and raise. So chunk lengths do not matter.
+        """Repeat the chunk update by update, and raise an error that names the first bad update and parameter.
 
-        The state before the chunk is not kept. It is trained again from the newest checkpoint or the start.
+        So the message does not depend on the lengths of chunks. The state before the chunk is not kept. It is trained
+        again from the newest checkpoint or the start.
         """
         assert chunk
         epoch, programs, position = self.position.epoch, self.programs, self._stored()

@@ -1,6 +1,6 @@
-"""Where does a training stand? Everything, besides config and data, that its future depends on.
+"""Where does a training stand? A position is what a checkpoint holds.
 
-A checkpoint holds a position.
+Config, data and position decide everything that the training will do.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Position:
     sums: train.Sums
     """Sums over the epoch so far."""
     epoch: int = 1
+    """Number of the current epoch, from 1. After the last epoch, one more than the number of epochs."""
     done: int = 0
     """Number of updates made in this epoch."""
     epoch_s: float = 0.0

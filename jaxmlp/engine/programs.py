@@ -24,8 +24,8 @@ from jaxmlp.run.digest import restore
 class Programs:
     """The compiled programs of one run, with the arrays that they share on the devices.
 
-    A sweep has the same programs over lanes (`jaxmlp.sweep.program`). The host's loop is the same for both, because
-    `rows` separates the arrays of several lanes.
+    A sweep has the same programs over lanes (`jaxmlp.sweep.program`). The host's loop is the same for both, because it
+    reads all results through `rows`, which returns one tree per lane.
     """
 
     def __init__(
@@ -152,7 +152,11 @@ class Programs:
         ]
 
     def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
-        """Let controllers see an epoch with these figures. Returns their states, on the host without trees, by lane."""
+        """Let controllers see an epoch with these figures. The new states go into the position.
+
+        Returns:
+            The controllers' states of each lane, on the host, without the trees in them, such as parameters.
+        """
         (seen,) = found
         if position.state.controllers and seen:
             position.state = controllers.after_epoch(self.config, position.state, self.put(as_seen(seen)))

@@ -62,6 +62,8 @@ def shift_of(largest: Array, count: int) -> Array:
         largest: Bits of the largest magnitude in the row.
         count: Number of slices.
     """
+    # The magnitude is room * 2^(exponent - 150). Shifted by 8 count + 125 - exponent, it is room * 2^(8 count - 25).
+    # If that exceeds the largest number that fits into the slices, the shift is one less.
     limit = sum(127 * 256**i for i in range(count))
     room = (largest & FRACTION) | HIDDEN
     over = room > np.int32(min(limit * 2.0 ** (25 - 8 * count), 2**24))
@@ -186,7 +188,7 @@ def scaled(a: Arithmetic, total: Array, x: Rows, y: Rows) -> Array:
 def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> Rows:
     """Cut a factor into slices `[batch, row, k]`, and remember them for products that contract the same axes.
 
-    A right factor with that order in memory stays `[1, k, row]`.
+    A right factor without batch axes whose contracted axes come first stays as it is, `[1, k, row]`.
     """
     key = (id(x), ("factor", tuple(batch), tuple(contracted), right))
     known = a.memory.get(key)
@@ -213,7 +215,7 @@ def _lies_turned(x: Array, batch: Sequence[int], contracted: Sequence[int]) -> b
 
 
 def _in_memory(x: Array, order: Sequence[int]) -> Array:
-    """Transpose x into new memory.
+    """Transpose x into new memory, unless the order changes nothing.
 
     On CPU, XLA folds a plain transpose into the product and then multiplies int8 factors slowly. It does not fold an
     update of a slice at a place that is unknown at compile time.

@@ -40,7 +40,7 @@ RULES: dict[str, Rule] = {}
 
 
 class Refused(NotImplementedError):
-    """A portable function contains something that it cannot."""
+    """A function cannot be made portable: it has a primitive, a type or an option without a rule."""
 
 
 def is_float(x: Any) -> bool:
@@ -54,7 +54,7 @@ def unchanged(a: Arithmetic, eqn: Any, *values: Array) -> Any:
 
 
 def on_integers(rule: Rule, otherwise: Rule = unchanged) -> Rule:
-    """The rule for floats. For integers, the primitive itself."""
+    """The rule if any value is a float. Otherwise `otherwise`, by default the primitive itself."""
 
     def chosen(a: Arithmetic, eqn: Any, *values: Array) -> Any:
         return (rule if any(map(is_float, values)) else otherwise)(a, eqn, *values)
@@ -165,7 +165,7 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
 
 
 def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
-    """A shift of integers. Shifting by the type's width or more leaves only copies of the sign."""
+    """A shift of integers. By the type's width or more, it gives 0; an arithmetic shift gives copies of the sign."""
     width = x.dtype.itemsize * 8
     outside = by.astype(np.uint32) >= np.uint32(width)
     shifted = eqn.primitive.bind(x, select(outside, np.asarray(width - 1, by.dtype), by), **eqn.params)
@@ -175,7 +175,11 @@ def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
 
 
 def integer_quotient(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
-    """The quotient or remainder of integers. By 0: -1 (all bits), and x. The least integer by -1: itself, and 0."""
+    """The quotient or remainder of integers x and y, defined everywhere.
+
+    If y is 0, the quotient has all bits set, and the remainder is x. The least integer divided by -1 is itself, and the
+    remainder is 0.
+    """
     rest = eqn.primitive.name == "rem"
     zero = y == 0
     over = zero
@@ -350,13 +354,13 @@ def tanh_slope(a: Arithmetic, x: Array) -> Array:
 
 
 def convert_to_factor(a: Arithmetic, x: Array) -> Array:
-    """Integers as float32."""
+    """Integers as float32, a factor of a product. A product skips the empty slices of booleans."""
     result = a.from_integers(x)
     return products.known_whole(a, result) if x.dtype == np.bool_ else result
 
 
 def transposed(a: Arithmetic, eqn: Any, x: Array) -> Array:
-    """Axes in another order. A product takes the original array."""
+    """Axes in another order. A product of the result takes the original array instead."""
     result: Array = eqn.primitive.bind(x, **eqn.params)
     return products.known_transposed(a, result, x, eqn.params["permutation"])
 
@@ -444,7 +448,7 @@ def random_bits(a: Arithmetic, eqn: Any, *values: Array) -> Any:
 
 
 def first(a: Arithmetic, eqn: Any, *values: Array) -> Any:
-    """The values unchanged."""
+    """The values unchanged, because the primitive is the identity."""
     return list(values) if eqn.primitive.multiple_results else values[0]
 
 

@@ -1,4 +1,8 @@
-"""How does a function become portable? Its jaxpr is evaluated again, each primitive by its rule."""
+"""How does a function become portable? Its jaxpr is evaluated again, each primitive by its rule.
+
+The *fence* makes a compiler round every result: a zero that it does not know is combined with the result's bits (see
+`arithmetic`). Much of this file brings that zero to where it is needed.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ from jaxmlp.portable.rules import RULES, Refused, check, flushed, is_float, shap
 
 FACTORS = ("int8", "bfloat16", "float32")
 MARK = "portable_program"
-"""Name of a compiled portable program inside a larger one. Its first argument is the fence's zero."""
+"""Name of the compiled program of a portable function, by which `call` knows it inside another portable function. Its
+first argument is the fence's zero."""
 
 
 def evaluate(a: Arithmetic, jaxpr: Any, consts: Sequence[Any], values: Sequence[Any]) -> list[Any]:
@@ -93,13 +98,13 @@ def _entering_constant(x: Any) -> Any:
 
 
 def apart(a: Arithmetic) -> Arithmetic:
-    """The arithmetic for the body of a loop or branch, whose values must not be used outside."""
+    """The same arithmetic without its memory, for the body of a loop or branch: its values are unknown outside."""
     return Arithmetic(a.zero, a.slices, a.factors)
 
 
 def call(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
     """A function call: its equations, in place."""
-    if eqn.params.get("name") == MARK:
+    if eqn.params.get("name") == MARK:  # It is portable already, and gets the outer function's zero.
         values = (a.zero, *values[1:])
         return list(eqn.primitive.bind(*values, **eqn.params))
     jaxpr, consts = called(eqn)
@@ -223,10 +228,10 @@ STRUCTURE: dict[str, Callable[..., Any]] = {
 
 
 def zero_from(values: Sequence[Any]) -> Array:
-    """An int32 0 unknown to any compiler: x^2 + 1 is never 7 y^2 modulo 2^32, for x and y made from the values' bits.
+    """An int32 0 that no compiler is known to see through: whether x^2 + 1 = 7 y^2 modulo 2^32.
 
-    (Squares are 0, 1 or 4 modulo 8, so x^2 + 1 is 1, 2 or 5, and 7 y^2 is 0, 7 or 4.) Up to 64 elements of each value
-    go into x and y, so x and y are unknown unless all values are known.
+    That never holds: squares are 0, 1 or 4 modulo 8, so x^2 + 1 is 1, 2 or 5, and 7 y^2 is 0, 7 or 4. x and y are made
+    from the bits of up to 64 elements of each value, so they are unknown unless all values are known.
     """
     x = y = jnp.zeros((), np.uint32)
     for i, value in enumerate(values):
@@ -275,6 +280,7 @@ def portable[F: Callable[..., Any]](
         `functools.partial`); zeros have no sign, subnormal numbers are 0, and NaN is 0x7fc00000.
 
     Raises:
+        ValueError: `slices` or `factors` is none of these.
         Refused: At a call, if a primitive has no rule, or can have none.
     """
     if slices not in products.SLICES:
