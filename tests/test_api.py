@@ -266,6 +266,7 @@ def test_a_wrong_call_says_the_right_one(history: History) -> None:
         (lambda: fit(images, labels), r"fit\(\(inputs, targets\), config\) for arrays; got inputs and targets as two"),  # type: ignore[arg-type]
         (lambda: fit("quickstart"), "must be an ExperimentConfig: .* got str"),  # type: ignore[arg-type]
         (lambda: summary("run"), r"For a run: summary\(load_model\(RUN\).config\); got str"),  # type: ignore[arg-type]
+        (lambda: fit(run="runs/a", out="runs/b"), "^out is for a new run"),
         (lambda: jaxmlp.evaluate(CONFIG), r"such as evaluate\(fit\(config\)\); got ExperimentConfig"),  # type: ignore[arg-type]
     ]:
         with pytest.raises(ConfigError, match=said):

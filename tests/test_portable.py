@@ -198,6 +198,27 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
             made_portable(lambda x: x + x)(X.astype(np.float64))
 
 
+def test_a_function_may_return_another_structure_for_another_shape_or_type() -> None:
+    def named(x: jax.Array) -> Any:
+        return {"row": x, "sum": x.sum()} if x.ndim == 1 and x.dtype == np.float32 else (x, x.sum())
+
+    ported = portable(named)
+    for x in (X[0], X, X[0].astype(jnp.bfloat16), X[0]):
+        assert jax.tree.structure(ported(x)) == jax.tree.structure(named(x))
+
+
+def test_orders_of_all_floats_are_jax_s() -> None:
+    def largest(x: jax.Array) -> Any:
+        mapped = jax.shard_map(
+            lambda x: lax.pmax(x, "d"), mesh=MESH, in_specs=PartitionSpec(), out_specs=PartitionSpec()
+        )
+        return [lax.top_k(x, 2), mapped(x), jnp.sort(x)]
+
+    for dtype in (np.float32, jnp.bfloat16, np.float16):
+        x = np.asarray(X[:, :2], dtype)
+        assert same_bits(portable(largest)(x), plainly(largest, x))
+
+
 def test_portable_within_portable_is_portable_once() -> None:
     once, twice = portable(loss), made_portable(lambda w, x: portable(loss)(w, x))
     assert same_bits(once(W, X), twice(W, X))

@@ -107,6 +107,8 @@ def fit(
         raise ConfigError("hooks", f"must be a list of functions: hooks=[{getattr(hooks, '__name__', hooks)}]")
     if start is not None and run is not None:
         raise ConfigError("start", "needs a new run: a continued run has its own weights")
+    if out is not None and run is not None:
+        raise ConfigError("out", "is for a new run: a continued run stays in its own folder")
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.settings(exact=config is None or config.exact))
         if isinstance(run, str | Path):
@@ -131,8 +133,8 @@ def fit(
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])
-        weights = weights_of(start, config, dataset) if start is not None and not run else None
-        if out and not run and distributed.is_first():
+        weights = weights_of(start, config, dataset) if start is not None else None
+        if out and distributed.is_first():
             facts = manifest(config, dataset, devices=mesh.size)
             run = stack.enter_context(RunDirectory.create(out, config, facts, weights))
         programs = Programs(config, dataset, mesh, resident_bytes, run.start() if run else weights)

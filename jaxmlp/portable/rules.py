@@ -246,15 +246,18 @@ def _least_nan(key: Array, below: bool) -> Array:
 
 def sort(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
     """Floats sorted as integers in their order, NaN last."""
-    keys = [order(value) if value.dtype == np.float32 else value for value in values]
+    keys = [order(to_float32(a, value)) if is_float(value) else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
-    return [from_order(key) if value.dtype == np.float32 else key for key, value in zip(out, values, strict=True)]
+    return [
+        from_float32(a, from_order(key), value.dtype) if is_float(value) else key
+        for key, value in zip(out, values, strict=True)
+    ]
 
 
 def top(a: Arithmetic, eqn: Any, x: Array) -> list[Array]:
     """The largest elements and their indices."""
-    keys, places = eqn.primitive.bind(order(x), **eqn.params)
-    return [from_order(keys), places]
+    keys, places = eqn.primitive.bind(order(to_float32(a, x)), **eqn.params)
+    return [from_float32(a, from_order(keys), x.dtype), places]
 
 
 def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
@@ -426,16 +429,18 @@ def collective_sum(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     return unchanged(a, eqn, *values)
 
 
-def across_devices_extreme(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
+def across_devices_extreme(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     """The largest or smallest value over devices, compared as integers in the floats' order."""
     least = "min" in eqn.primitive.name
-    keys = [_least_nan(order(value), least) if is_float(value) else value for value in values]
+    keys = [_least_nan(order(to_float32(a, value)), least) if is_float(value) else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
+    has_many = eqn.primitive.multiple_results
     nan = np.int32(-(2**31))
-    return [
-        from_order(select(key == nan, NAN, key)) if is_float(value) else key
-        for key, value in zip(out, values, strict=True)
+    found = [
+        from_float32(a, from_order(select(key == nan, NAN, key)), value.dtype) if is_float(value) else key
+        for key, value in zip(out if has_many else [out], values, strict=True)
     ]
+    return found if has_many else found[0]
 
 
 def random_bits(a: Arithmetic, eqn: Any, *values: Array) -> Any:

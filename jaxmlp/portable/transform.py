@@ -354,7 +354,10 @@ def portable[F: Callable[..., Any]](
 
     def flattened(args: Any, kwargs: Any) -> tuple[Callable[..., Any], list[Any], list[Any]]:
         values, tree = jax.tree.flatten((args, kwargs))
-        if tree not in made:
+        values = [_array(value) for value in values]
+        # The function may return another structure for other shapes or types.
+        key = tree, tuple((value.shape, value.dtype) for value in values)
+        if key not in made:
             out_tree: list[Any] = []
 
             def flat(*values: Any) -> list[Any]:
@@ -363,13 +366,13 @@ def portable[F: Callable[..., Any]](
                 out_tree[:] = [structure]
                 return out
 
-            made[tree] = of_flat(flat), out_tree
-        return *made[tree], values
+            made[key] = of_flat(flat), out_tree
+        return *made[key], values
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         called, out_tree, values = flattened(args, kwargs)
-        out = called(*(_array(value) for value in values))
+        out = called(*values)
         return jax.tree.unflatten(out_tree[0], out)
 
     def lower(*args: Any, **kwargs: Any) -> Any:
