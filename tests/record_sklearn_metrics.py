@@ -51,11 +51,9 @@ def main() -> None:
         cases = [(probabilities[case, :number], labels[case, :number]) for case, number in enumerate(rows)]
         for metric in OF_CASES:
             found[f"{metric.name}_of_{classes}"] = np.float32([figure(metric, *case) for case in cases])
+        outputs: Any = np.float64(logits)
         found[f"mean_absolute_error_of_{classes}"] = np.float32(
-            [
-                metrics.mean_absolute_error(outputs[:number, ::-1], outputs[:number])
-                for outputs, number in zip(np.float64(logits), rows, strict=True)
-            ]
+            [metrics.mean_absolute_error(outputs[i, :n, ::-1], outputs[i, :n]) for i, n in enumerate(rows)]
         )
     np.savez_compressed(Path(__file__).with_name("sklearn_metrics.npz"), **found)
 

@@ -204,7 +204,7 @@ def test_a_function_may_return_another_structure_for_another_shape_or_type() -> 
 
     ported = portable(named)
     for x in (X[0], X, X[0].astype(jnp.bfloat16), X[0]):
-        assert jax.tree.structure(ported(x)) == jax.tree.structure(named(x))
+        assert str(jax.tree.structure(ported(x))) == str(jax.tree.structure(named(x)))
 
 
 def test_orders_of_all_floats_are_jax_s() -> None:
@@ -216,7 +216,7 @@ def test_orders_of_all_floats_are_jax_s() -> None:
 
     for dtype in (np.float32, jnp.bfloat16, np.float16):
         x = np.asarray(X[:, :2], dtype)
-        assert same_bits(portable(largest)(x), plainly(largest, x))
+        assert same_bits(run(largest, x), plainly(largest, x))
 
 
 def test_portable_within_portable_is_portable_once() -> None:
