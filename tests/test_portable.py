@@ -208,10 +208,10 @@ def test_a_function_may_return_another_structure_for_another_shape_or_type() -> 
 
 
 def test_orders_of_all_floats_are_jax_s() -> None:
+    whole = PartitionSpec()
+    mapped: Any = jax.shard_map(lambda x: lax.pmax(x, "d"), mesh=MESH, in_specs=whole, out_specs=whole)
+
     def largest(x: jax.Array) -> Any:
-        mapped = jax.shard_map(
-            lambda x: lax.pmax(x, "d"), mesh=MESH, in_specs=PartitionSpec(), out_specs=PartitionSpec()
-        )
         return [lax.top_k(x, 2), mapped(x), jnp.sort(x)]
 
     for dtype in (np.float32, jnp.bfloat16, np.float16):
