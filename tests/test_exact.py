@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmlp import (
@@ -166,6 +167,13 @@ def test_what_is_not_exact_trains_by_plain_sums_and_the_devices_bits() -> None:
     assert np.isfinite(drawn.params["Dense_0"]["kernel"]).all()
 
 
+class ClippedSGD(SGD):
+    """SGD of gradients with a norm of at most 0.5."""
+
+    def transformation(self, total_steps: Any) -> optax.GradientTransformation:
+        return optax.chain(optax.clip_by_global_norm(0.5), super().transformation(total_steps))
+
+
 SHARED: dict[str, dict[str, Any]] = {
     "sgd": {"optimizer": SGD(momentum=0.9, nesterov=True, schedule=InverseTime())},
     "rmsprop_averaged": {"optimizer": RMSprop(), "controllers": (EMA(decay=0.9),)},
@@ -176,6 +184,7 @@ NOT_SHARED: dict[str, dict[str, Any]] = {
     "clipped_by_norm": {"clip_norm": 0.5},
     "penalty": {"model": MLP(hidden_sizes=(13,), l1=1e-5, l2=1e-4)},
     "accumulated": {"accumulate": 2},
+    "of_a_subclass": {"optimizer": ClippedSGD(momentum=0.9)},
     "by_layers": {"optimizer": LayerRates(patterns=("*/bias",), factors=(0.5,))},
 }
 

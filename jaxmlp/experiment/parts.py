@@ -201,8 +201,13 @@ class Optimizer(Part):
     elementwise: ClassVar[bool] = False
     """Whether each number's update depends only on its own gradient, state and value.
 
-    Several devices then share the update: each updates its slice of one row that holds all parameters.
+    Several devices then share the update: each updates its slices of the parameters. A subclass does not inherit it,
+    because a subclass has another rule.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.elementwise = vars(cls).get("elementwise", False)
 
     @abc.abstractmethod
     def transformation(self, total_steps: Step) -> optax.GradientTransformation:
