@@ -72,6 +72,12 @@ def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
     return Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def is_joined_by_gloo(mesh: Mesh) -> bool:
+    """Whether the mesh has CPUs of several processes, which JAX joins by gloo."""
+    devices = list(mesh.devices.flat)
+    return devices[0].platform == "cpu" and len({device.process_index for device in devices}) > 1
+
+
 def replicate[T](tree: T, mesh: Mesh) -> T:
     """Copy the tree's arrays, whole, to every device of the mesh."""
     placed: T = jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))

@@ -316,9 +316,12 @@ def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None)
     """Replace `opt_state` by `Shared` if each device can update its own slices. Call it inside `shards.on_devices`.
 
     It can if the optimizer is elementwise, every leaf of the parameters has two floats or more, and the experiment has
-    no clipping by norm, no penalty and no accumulation. Otherwise the state is unchanged.
+    no clipping by norm, no penalty and no accumulation. Otherwise the state is unchanged. It is unchanged on CPUs of
+    several processes too: see docs/distributed.md.
     """
     if not mesh or mesh.size == 1 or not config.exact or not config.optimizer.elementwise:
+        return state
+    if shards.is_joined_by_gloo(mesh):
         return state
     if config.clip_norm is not None or config.accumulate > 1 or config.model.penalty(state.params) is not None:
         return state
