@@ -36,6 +36,8 @@ def main() -> int:
     parser.add_argument("--processes", type=int, help="of each suite; by default its own number")
     parser.add_argument("--out", type=Path, default=Path("instrument.json"), help="all that was found")
     chosen = parser.parse_args()
+    if chosen.pairs < 1:
+        parser.error(f"--pairs must be at least 1, got {chosen.pairs}")
     began, pairs = time.perf_counter(), []
     for number in range(chosen.pairs):
         base = measured(chosen.processes)

@@ -373,6 +373,9 @@ def test_bench_compares_draws_and_ends_in_3_where_it_is_slower(
         ("--compare nowhere.json", "nowhere.json cannot be read: No such file or directory"),
         ("--compare README.md", "README.md is not JSON"),
         ("--suite medium", "--suite must be one of quick, full, got 'medium'"),
+        ("--exactness --compare base.json --out there", "--exactness measures no suite. Leave out --compare and --out"),
+        ("--exactness --self-check", "--exactness measures no suite. Leave out --self-check"),
+        ("--self-check --mllog", "--self-check measures no suite. Leave out --mllog"),
     ],
 )
 def test_a_wrong_flag_of_bench_is_told_before_anything_is_timed(
@@ -381,6 +384,15 @@ def test_a_wrong_flag_of_bench_is_told_before_anything_is_timed(
     monkeypatch.chdir(ROOT)
     assert main(["bench", *words.split()]) == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize("flag", ["--out", "--profile"])
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_timed(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["bench", flag, str(tmp_path / "file" / "folder")]) == 8
+    assert capsys.readouterr().err.startswith(f"{tmp_path / 'file' / 'folder'} cannot be written: Not a directory")
 
 
 @pytest.mark.parametrize(

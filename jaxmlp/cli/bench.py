@@ -49,6 +49,10 @@ def run(argv: Sequence[str]) -> Answer:
     """Time a suite, compare it with a base, and write its pictures."""
     chosen = flags.parse(BenchFlags(), argv, "bench")[0]
     limit = _part(chosen.fail_slower)
+    _check_together(chosen)
+    for folder in (chosen.out, chosen.profile):
+        if folder:
+            _make(folder)
     base = _read(chosen.compare) if chosen.compare else None
     if chosen.self_check:
         runtime.configure(chosen.device)
@@ -78,6 +82,26 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.out:
         _write(document, chosen.out)
     return answer
+
+
+def _check_together(chosen: BenchFlags) -> None:
+    """Refuse flags of a suite beside a measurement that is not a suite.
+
+    Raises:
+        UsageError: There are such flags.
+    """
+    for alone in ("exactness", "self_check"):
+        others = [name for name in ("compare", "mllog", "out", "profile", "self_check") if name != alone]
+        unused = [f"--{name.replace('_', '-')}" for name in others if getattr(chosen, name)]
+        if getattr(chosen, alone) and unused:
+            raise UsageError(f"--{alone.replace('_', '-')} measures no suite. Leave out {' and '.join(unused)}")
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DiskError(f"{folder} cannot be written: {error.strerror}") from None
 
 
 def _exactness(chosen: BenchFlags, tell: Callable[[str], None]) -> Answer:
@@ -232,7 +256,6 @@ def _time(seconds: float) -> str:
 
 def _write(document: Mapping[str, Any], folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "bench.json").write_text(json.dumps(document) + "\n", encoding="utf-8")
     except OSError as error:
         raise DiskError(f"{folder} cannot be written: {error.strerror}") from None
