@@ -20,9 +20,9 @@ from jaxtyping import Array, Int, Num, Shaped, UInt32
 from jaxmlp.errors import ConfigError, DeviceError
 
 AXIS = "shard"
-LANE = 128
+MESSAGE_MULTIPLE = 128
 """Each device's message is padded to a multiple of this many words. For messages of other lengths, XLA's compiler for
-TPUs would use an all-reduce. The name is the TPU's; it has nothing to do with the lanes of a sweep."""
+TPUs would use an all-reduce."""
 
 
 def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:
@@ -156,8 +156,8 @@ def sum_over_shards(
 
     Call it inside `on_devices`. Each array is cut into D slices of equal length, one per device. A slice has at least
     two numbers, because XLA may compute a single number in another way. If each device has p * 2^k shards, p odd, it
-    receives (p + 1)(D - 1) / D times the size of one shard's result, padded to a multiple of D * LANE words. With p = 1
-    this is less than twice the gradient.
+    receives (p + 1)(D - 1) / D times the size of one shard's result, padded to a multiple of D * `MESSAGE_MULTIPLE`
+    words. With p = 1 this is less than twice the gradient.
 
     Args:
         function: Returns what one shard adds: a tree of arrays.
@@ -255,7 +255,7 @@ def _gathered(slices: list[Any], like: list[Any]) -> list[Any]:
 
 
 def _padded(words: UInt32[Array, "... own"]) -> UInt32[Array, "... padded"]:
-    return jnp.pad(words, [*[(0, 0)] * (words.ndim - 1), (0, -words.shape[-1] % LANE)])
+    return jnp.pad(words, [*[(0, 0)] * (words.ndim - 1), (0, -words.shape[-1] % MESSAGE_MULTIPLE)])
 
 
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:

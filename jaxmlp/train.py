@@ -41,6 +41,8 @@ PADDING = -1
 """Entry of an epoch's order for a row of padding."""
 BLOCK = 32
 """Number of updates in the loop whose length the compiler knows."""
+TILE = 128
+"""Columns of a tile, in which a TPU stores arrays."""
 FEW_TILES = 4
 """Rows of at most this many tiles are not padded to whole tiles, because too much of them would be zeros."""
 
@@ -83,15 +85,15 @@ class Rows:
         rows, shape = array.shape[:axes], array.shape[axes:]
         size = math.prod(shape)
         flat = array.reshape(*rows, size)
-        if size > FEW_TILES * shards.LANE and size % shards.LANE:
-            flat = np.pad(flat, [*[(0, 0)] * axes, (0, -size % shards.LANE)])
+        if size > FEW_TILES * TILE and size % TILE:
+            flat = np.pad(flat, [*[(0, 0)] * axes, (0, -size % TILE)])
         return cls(flat, shape)  # type: ignore[arg-type]  # a device has it later
 
     def __getitem__(self, rows: Int[Array, " rows"]) -> Shaped[Array, "rows ..."]:
         return self.flat[rows][:, : math.prod(self.shape)].reshape(len(rows), *self.shape)
 
 
-class Split(NamedTuple):
+class DeviceSplit(NamedTuple):
     """Examples on the device. Each update scales its own pixels."""
 
     inputs: Any
@@ -104,13 +106,13 @@ class Split(NamedTuple):
     """True in rows that hold an example. None if all rows do."""
 
     @classmethod
-    def of(cls, split: Any, mask: Any = None) -> Split:
+    def of(cls, split: Any, mask: Any = None) -> DeviceSplit:
         """Make a split for the device from one on the host, `[examples, ...]`, or `[*mask.shape, ...]` with a mask."""
         rows = partial(Rows.of, axes=1 if mask is None else mask.ndim)
         return cls(jax.tree.map(rows, split.inputs), split.targets, split.weights, mask)
 
 
-class Shared(NamedTuple):
+class ShardedOptState(NamedTuple):
     """One device's slices of the parameters and of the optimizer state, while several devices share the update.
 
     Inside a program, it takes the place of `TrainState.opt_state`.
@@ -155,7 +157,7 @@ def in_precision[F: Callable[..., Any]](function: F) -> F:
     return typing.cast(F, called)
 
 
-def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
+def zero_sums(config: ExperimentConfig, state: TrainState, split: DeviceSplit) -> Sums:
     """Sums over no examples, with the shapes of the sums over `split`. Nothing is computed."""
     shapes = jax.eval_shape(_sums_of_one, config, state, split)
     zeros: Sums = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
@@ -163,7 +165,7 @@ def zero_sums(config: ExperimentConfig, state: TrainState, split: Split) -> Sums
 
 
 @jax.jit  # traced once for all calls
-def _sums_of_one(config: ExperimentConfig, state: TrainState, split: Split) -> Sums:
+def _sums_of_one(config: ExperimentConfig, state: TrainState, split: DeviceSplit) -> Sums:
     batch = take_batch(split, jnp.zeros(1, jnp.int32), jnp.int32(0), 1)
     logits = modules.apply_eval(config.module(), state.params, state.variables, scaled(config, batch.inputs))
     return _sums(config, config.loss(logits, batch.targets), logits, batch)
@@ -213,7 +215,8 @@ def train_step(
 
     def on_device(config: ExperimentConfig, state: TrainState, batch: Batch, key: Key[Array, ""]) -> Any:
         own = jax.tree.map(partial(shards.own_rows, mesh=mesh), batch)
-        after, sums = _train_step(config, share_update(config, state, mesh), own, jnp.sum(batch.mask), key, mesh)
+        before = shard_opt_state(config, state, mesh)
+        after, sums = _train_step(config, before, own, jnp.sum(batch.mask), key, mesh)
         return _whole(after, like=state), sums
 
     updated: tuple[TrainState, Sums] = shards.on_devices(on_device, mesh)(config, state, batch, key)
@@ -261,7 +264,7 @@ def _train_step(
     sum_over_shards = partial(
         shards.sum_over_shards, whole=whole, own=own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
     )
-    if isinstance(state.opt_state, Shared):
+    if isinstance(state.opt_state, ShardedOptState):
         update = partial(_update_own, steered, state.opt_state)
         (params, sums, variables), opt_state = sum_over_shards(shard_gradients, update=update)
         after = controllers.after_update(steered, state._replace(params=params, opt_state=opt_state))
@@ -301,7 +304,7 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
     return chosen
 
 
-def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any, Shared]:
+def _update_own(config: ExperimentConfig, own: ShardedOptState, grads: Any) -> tuple[Any, ShardedOptState]:
     """The device's slices of the new parameters, to be gathered, and what the device keeps for the next update."""
     # Without these barriers XLA would fuse the update with the slicing. It would then contract other products and sums
     # into multiply-adds than on one device, and last bits would change.
@@ -309,15 +312,15 @@ def _update_own(config: ExperimentConfig, own: Shared, grads: Any) -> tuple[Any,
     updates, opt_state = _optimizer(config).update(grads, own.opt_state, own.params)
     params = optax.apply_updates(own.params, updates)
     params, opt_state = lax.optimization_barrier((params, opt_state))
-    return params, Shared(params, opt_state)
+    return params, ShardedOptState(params, opt_state)
 
 
-def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
-    """Replace `opt_state` by `Shared` if each device can update its own slices. Call it inside `shards.on_devices`.
+def shard_opt_state(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
+    """Replace `opt_state` by `ShardedOptState` if each device can update its own slices.
 
-    It can if the optimizer is elementwise, every leaf of the parameters has two floats or more, and the experiment has
-    no clipping by norm, no penalty and no accumulation. Otherwise the state is unchanged. It is unchanged on CPUs of
-    several processes too: see docs/distributed.md.
+    Call it inside `shards.on_devices`. The state is sharded if the optimizer is elementwise, every leaf of the
+    parameters has two floats or more, and the experiment has no clipping by norm, no penalty and no accumulation. It
+    is not sharded on CPUs of several processes: see docs/distributed.md.
     """
     if not mesh or mesh.size == 1 or not config.exact or not config.optimizer.elementwise:
         return state
@@ -330,12 +333,12 @@ def share_update(config: ExperimentConfig, state: TrainState, mesh: Mesh | None)
         return state
     own_slice = partial(shards.own_slice, mesh=mesh)
     slices = jax.tree.map(lambda leaf: own_slice(leaf) if leaf.ndim else leaf, state.opt_state)
-    return state._replace(opt_state=Shared(jax.tree.map(own_slice, state.params), slices))
+    return state._replace(opt_state=ShardedOptState(jax.tree.map(own_slice, state.params), slices))
 
 
 def _whole(state: TrainState, like: TrainState) -> TrainState:
-    """The inverse of `share_update`: gather the slices of the optimizer state into the shapes of `like`."""
-    if not isinstance(state.opt_state, Shared):
+    """The inverse of `shard_opt_state`: gather the slices of the optimizer state into the shapes of `like`."""
+    if not isinstance(state.opt_state, ShardedOptState):
         return state
     slices, structure = jax.tree.flatten(state.opt_state.opt_state)
     shapes = [leaf for leaf in jax.tree.leaves(like.opt_state) if leaf.ndim]
@@ -388,7 +391,7 @@ def train_steps(
     config: ExperimentConfig,
     state: TrainState,
     sums: Sums,
-    split: Split,
+    split: DeviceSplit,
     order: Int[Array, " padded"],
     start: Int[Array, ""],
     stop: Int[Array, ""],
@@ -420,7 +423,7 @@ def _train_steps(
     config: ExperimentConfig,
     state: TrainState,
     sums: Sums,
-    split: Split,
+    split: DeviceSplit,
     order: Int[Array, " padded"],
     start: Int[Array, ""],
     stop: Int[Array, ""],
@@ -434,7 +437,7 @@ def _train_steps(
         state, added = _train_step(config, state, own, rows, key, mesh)
         return state, _add(sums, added)
 
-    before, carry = state, (share_update(config, state, mesh), sums)
+    before, carry = state, (shard_opt_state(config, state, mesh), sums)
     if order.shape[0] // config.batch_size >= BLOCK:
         # If the compiler does not know the length of a loop, a GPU's host waits after every iteration. So nearly all
         # updates run in inner loops of a known length, and one program still serves every `start` and `stop`.
@@ -465,7 +468,12 @@ def epoch_order(config: ExperimentConfig, epoch: Int[Array, ""], *, examples: in
 
 
 def take_batch(
-    split: Split, order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int, *, mesh: Mesh | None = None
+    split: DeviceSplit,
+    order: Int[Array, " padded"],
+    index: Int[Array, ""],
+    batch_size: int,
+    *,
+    mesh: Mesh | None = None,
 ) -> Batch:
     """Batch `index` of an epoch with this order. With a mesh, only the rows of this device.
 
@@ -484,7 +492,7 @@ def _places(order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int
     return lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
 
 
-def _is_example(split: Split, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]:
+def _is_example(split: DeviceSplit, rows: Int[Array, " rows"]) -> Bool[Array, " rows"]:
     return rows != PADDING if split.mask is None else (rows != PADDING) & split.mask[rows]
 
 
@@ -499,7 +507,7 @@ def evaluate(
     config: ExperimentConfig,
     params: Any,
     variables: dict[str, Any],
-    split: Split,
+    split: DeviceSplit,
     sums: Sums,
     *,
     mesh: Mesh | None = None,
@@ -510,7 +518,7 @@ def evaluate(
 
 
 def _evaluate(
-    mesh: Mesh | None, config: ExperimentConfig, params: Any, variables: dict[str, Any], split: Split, sums: Sums
+    mesh: Mesh | None, config: ExperimentConfig, params: Any, variables: dict[str, Any], split: DeviceSplit, sums: Sums
 ) -> Sums:
     module = config.module()
     cost = config.model.penalty(params)

@@ -111,7 +111,7 @@ def test_augmentations_have_the_same_bits_on_1_and_4_devices_however_the_updates
     )
     on_data = config.on_data(10, 3)
     rng = np.random.default_rng(0)
-    split = train.Split(rng.integers(0, 256, (40, 8, 8, 1), np.uint8), rng.integers(0, 10, 40, np.int32))
+    split = train.DeviceSplit(rng.integers(0, 256, (40, 8, 8, 1), np.uint8), rng.integers(0, 10, 40, np.int32))
     order, found = train.epoch_order(on_data, jnp.int32(0), examples=40), []
     for devices, stops in ((1, (3,)), (4, (1, 3))):
         mesh = shards.make_mesh(jax.devices()[:devices])

@@ -18,10 +18,10 @@ from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
 from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
 from jaxmlp.bench.compare import DEVICE_ROWS
 from jaxmlp.bench.mllog import mllog_lines
-from jaxmlp.bench.noise import neighbours, noise
+from jaxmlp.bench.noise import load_factor, noise
 from jaxmlp.bench.profile import profile
 from jaxmlp.bench.scaling import fit_power, fits
-from jaxmlp.bench.timing import Program, calibrate, measure
+from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.engine.network import MNIST
@@ -41,12 +41,12 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def program(self, what: str, seconds: float, **sizes: Any) -> Program:
+    def program(self, what: str, seconds: float, **sizes: Any) -> TimedProgram:
         def run(count: int) -> None:
             self.ran.append(what)
             self.now += seconds * count
 
-        return Program(what=what, run=run, **sizes)
+        return TimedProgram(what=what, run=run, **sizes)
 
 
 def test_a_sleep_of_known_length_takes_that_length() -> None:
@@ -63,7 +63,7 @@ def test_a_short_program_is_repeated_until_a_sample_is_long_against_the_clock() 
 
 
 def test_a_program_that_says_its_seconds_is_believed() -> None:
-    program = Program(what="said", run=lambda _: 3.0, once=True)
+    program = TimedProgram(what="said", run=lambda _: 3.0, once=True)
     assert measure([program], calibrate([program]), repeats=2) == {program.key: [3.0, 3.0]}
 
 
@@ -149,7 +149,7 @@ def test_a_busy_machine_is_called_noisy_and_a_quiet_one_is_not(
 
 def test_neighbours_lengthen_work_by_the_cores_that_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 4)
-    assert [neighbours(cores) for cores in (None, 0.0, 1.0, 2.0)] == pytest.approx([1, 1, 4 / 3, 2])
+    assert [load_factor(cores) for cores in (None, 0.0, 1.0, 2.0)] == pytest.approx([1, 1, 4 / 3, 2])
 
 
 def test_a_process_beside_which_others_worked_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_process_beside_which_others_worked_is_measured_again(monkeypatch: pyt
             "others_cores": next(busy),
         }
 
-    program = Program(what="step", run=lambda _: None)
+    program = TimedProgram(what="step", run=lambda _: None)
     monkeypatch.setattr(processes, "measure_in_a_process", process)
     first, counted = processes.timed_processes("quick", device="cpu", wanted=3, tell=lambda _: None)
     (row,) = processes.rows_of(first, counted)
@@ -181,7 +181,7 @@ def test_a_process_that_fails_ends_the_benchmark_with_its_message_and_code(capfd
 
 def test_a_rate_is_held_against_the_copy_of_its_size_and_the_makers_peak() -> None:
     def row(what: str, seconds: float, **facts: Any) -> dict[str, Any]:
-        return timing.document(Program(what=what, run=lambda _: None, **facts).facts(), [[seconds]])
+        return timing.document(TimedProgram(what=what, run=lambda _: None, **facts).facts(), [[seconds]])
 
     sizes: Any = {"batch_size": 128, "width": 512, "precision": "bfloat16"}
     rows = [

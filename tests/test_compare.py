@@ -102,7 +102,7 @@ def test_a_difference_within_the_spread_of_a_rows_own_processes_is_unstable_thou
 
 def test_a_difference_that_neighbours_could_make_is_unstable() -> None:
     here = {"step": [1.3 * second for second in QUIET]}
-    verdicts = [judge({"step": QUIET}, here, limit=0.05, neighbours=factor)[0].verdict for factor in (1.0, 1.2, 1.4)]
+    verdicts = [judge({"step": QUIET}, here, limit=0.05, load_factor=factor)[0].verdict for factor in (1.0, 1.2, 1.4)]
     assert verdicts == ["slower", "slower", "unstable"]
 
 
@@ -124,7 +124,7 @@ def test_the_fewest_processes_show_one_row_of_so_many_and_one_fewer_do_not(rows:
 def document(process_s: list[float], **binding: str) -> dict[str, Any]:
     facts = {"binding": {"device_kind": "cpu", "isa": "avx2", **binding}, "not_binding": {"devices": 1, "threads": 2}}
     row = {"key": "step", "what": "step", "process_s": process_s}
-    return {"suite": "quick", "manifest": facts, "rows": [row], "noise": {"neighbours": 1.0}}
+    return {"suite": "quick", "manifest": facts, "rows": [row], "noise": {"load_factor": 1.0}}
 
 
 def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:

@@ -91,7 +91,7 @@ def test_the_figures_of_a_split_are_of_all_its_examples_and_of_no_padding(grad_s
     config = ExperimentConfig(model=MLP(hidden_sizes=()), metrics=metrics, batch_size=16, grad_shards=grad_shards)
     on_data = config.on_data(10, 1)
     rng = np.random.default_rng(0)
-    split = train.Split(rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37, np.int32))
+    split = train.DeviceSplit(rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37, np.int32))
     state = train.init_state(on_data, split.inputs[:1])
     zero = train.zero_sums(on_data, state, split)
     sums = train.evaluate(on_data, state.params, {}, split, zero)
@@ -107,7 +107,7 @@ def test_a_regression_has_no_accuracy() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=()), loss=MeanSquaredError(), metrics=(MeanAbsoluteError(),))
     on_data = config.on_data(1, 1)
     targets = np.arange(5, dtype=np.float32)
-    split = train.Split(np.ones((5, 3), np.float32), targets)
+    split = train.DeviceSplit(np.ones((5, 3), np.float32), targets)
     state = train.init_state(on_data, split.inputs[:1])
     params = jax.tree.map(jnp.zeros_like, state.params)
     sums = train.evaluate(on_data, params, {}, split, train.zero_sums(on_data, state, split))
@@ -167,7 +167,7 @@ def test_all_sums_have_the_same_bits_on_1_2_and_4_devices() -> None:
     config = ExperimentConfig(model=MLP(hidden_sizes=()), metrics=OF_CASES, batch_size=16, grad_shards=4)
     on_data = config.on_data(10, 1)
     rng = np.random.default_rng(0)
-    split = train.Split(rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37, np.int32))
+    split = train.DeviceSplit(rng.integers(0, 256, (37, 4, 4, 1), np.uint8), rng.integers(0, 10, 37, np.int32))
     state = train.init_state(on_data, split.inputs[:1])
     found = []
     for devices in (1, 2, 4):

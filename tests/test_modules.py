@@ -330,7 +330,7 @@ def test_the_module_of_a_stack_is_masked_wherever_it_stands() -> None:
 def test_one_digest_on_any_number_of_devices(name: str) -> None:
     dataset = pictures()
     config = dataclasses.replace(experiment(CNNS[name]), grad_shards=8).on_data(CLASSES, 3)
-    split = train.Split.of(dataset.train)
+    split = train.DeviceSplit.of(dataset.train)
     digests = set()
     for devices in (1, 8):
         mesh = shards.make_mesh(jax.devices()[:devices])

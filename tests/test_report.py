@@ -27,7 +27,7 @@ from jaxmlp.report import page as page_of
 from jaxmlp.report.page import experiment_file
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.lanes import make_plan
-from jaxmlp.sweep.result import Spread
+from jaxmlp.sweep.result import SeedSpread
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<script>alert('&')<"
@@ -271,7 +271,7 @@ def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_d
     seeds = [facts(dataclasses.replace(config, seed=seed), 0.9 + seed / 100) for seed in range(3)]
     (alone,) = groups.group(seeds)
     assert (alone.name, alone.values) == ("relu, 3 seeds", {})
-    assert alone.spread("test_accuracy") == Spread.of([0.9, 0.91, 0.92])
+    assert alone.spread("test_accuracy") == SeedSpread.of([0.9, 0.91, 0.92])
     many = [facts(dataclasses.replace(config, batch_size=size), 0.5 + size / 1000) for size in range(100, 110)]
     assert [each.values for each in page_of.drawn(groups.group(many))] == [{"batch_size": n} for n in range(104, 110)]
 
@@ -287,11 +287,11 @@ def test_a_rerun_of_a_seed_is_no_other_seed() -> None:
     runs = [facts(ExperimentConfig(seed=seed), accuracy) for seed, accuracy in ((0, 0.9), (0, 0.9), (1, 0.8))]
     (two,) = groups.group(runs)
     assert two.name == "experiment, 2 seeds"
-    assert two.spread("test_accuracy") == Spread.of([0.9, 0.8])
+    assert two.spread("test_accuracy") == SeedSpread.of([0.9, 0.8])
     assert page_of._command(two) == "jaxmlp sweep again.py --seeds 0,1 --keep-runs"
     (one,) = groups.group(runs[:2])
     assert one.name == "experiment, 2 runs of seed 0"
-    assert one.spread("test_accuracy") == Spread.of([0.9])
+    assert one.spread("test_accuracy") == SeedSpread.of([0.9])
 
 
 def test_the_first_run_with_a_model_is_the_one_that_others_are_compared_with() -> None:

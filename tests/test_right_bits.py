@@ -71,7 +71,7 @@ def planted(primitive: Any, shape: tuple[int, ...], place: int, bit: int) -> Ite
 def test_a_flip_in_a_burn_in_is_found_with_device_update_leaf_and_bits(
     golden: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real: Callable[..., Any] = Lanes.rows
+    real: Callable[..., Any] = Lanes.per_lane
     calls = iter(range(1000))
     # Four updates a round: the second and the third of round two.
     flips = {5: "params/Dense_0/kernel", 6: "opt_state/0/nu/Dense_1/bias"}
@@ -84,7 +84,7 @@ def test_a_flip_in_a_burn_in_is_found_with_device_update_leaf_and_bits(
             found[1] = restore(found[1], arrays)
         return found
 
-    monkeypatch.setattr(Lanes, "rows", rows)
+    monkeypatch.setattr(Lanes, "per_lane", rows)
     assert main(["doctor", "--burn-in", "4s", "--json"]) == 3
     burnt = json.loads(capsys.readouterr().out)["burn_in"]
     found = [(wrong["round"], wrong["update"], wrong["leaf"]) for wrong in burnt["deviations"]]

@@ -67,7 +67,7 @@ def collectives(devices: int, grad_shards: int) -> dict[str, list[int]]:
     """Of an epoch's compiled loop: the 32-bit words that a device has after each collective, by its name."""
     mesh = shards.make_mesh(jax.devices()[:devices])
     config = ExperimentConfig(model=MLP(hidden_sizes=(12, 9)), batch_size=192, grad_shards=grad_shards).on_data(10, 3)
-    split = train.Split(np.zeros((400, 5, 5, 1), np.uint8), np.zeros(400, np.int32))
+    split = train.DeviceSplit(np.zeros((400, 5, 5, 1), np.uint8), np.zeros(400, np.int32))
     state = jax.eval_shape(train.init_state, config, split.inputs[:1])
     order = jax.eval_shape(lambda: train.epoch_order(config, 0, examples=400))
     arguments = config, state, train.zero_sums(config, state, split), split, order, jnp.int32(0), jnp.int32(3)
@@ -82,7 +82,7 @@ def collectives(devices: int, grad_shards: int) -> dict[str, list[int]]:
 def sent(sizes: list[int], devices: int) -> int:
     """Words of arrays of these sizes, each cut into a slice for each device, all slices padded to whole lanes."""
     own = sum(max(2, -(-size // devices)) for size in sizes)
-    return devices * (own + -own % shards.LANE)
+    return devices * (own + -own % shards.MESSAGE_MULTIPLE)
 
 
 def test_an_update_has_one_sum_over_the_devices_that_sends_no_more_to_each_where_they_are_more() -> None:

@@ -29,7 +29,7 @@ from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import side_by_side
 from jaxmlp.sweep.progress import Lines
-from jaxmlp.sweep.result import Spread
+from jaxmlp.sweep.result import SeedSpread
 from jaxmlp.system.signals import Stop
 
 pytestmark = pytest.mark.optimized
@@ -133,7 +133,7 @@ def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In groups of four, so that signals come in the first one, between them, and in the second."""
-    monkeypatch.setattr(group.Group, "chunk_s", 0.0)
+    monkeypatch.setattr(group.LaneGroup, "chunk_s", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     path, progress = tmp_path / "sweep", Interrupt(3)
@@ -221,13 +221,13 @@ def test_a_setting_s_spread_is_over_its_seeds(swept: SweepResult) -> None:
 
 def test_the_interval_is_student_s() -> None:
     """Student's table: t of 9 degrees of freedom at 97.5 % is 2.262."""
-    spread = Spread.of([float(value) for value in range(10)])
+    spread = SeedSpread.of([float(value) for value in range(10)])
     assert spread and spread.mean == 4.5 and spread.ci95
     assert spread.std == pytest.approx(3.0277, abs=1e-4)
     assert spread.ci95[1] - 4.5 == pytest.approx(2.262 * 3.0277 / 10**0.5, abs=1e-3)
-    one = Spread.of([1.0])
+    one = SeedSpread.of([1.0])
     assert one and one.std is None and one.ci95 is None
-    assert Spread.of([]) is None
+    assert SeedSpread.of([]) is None
 
 
 def test_the_time_left_is_told_from_the_updates_made(monkeypatch: pytest.MonkeyPatch) -> None:

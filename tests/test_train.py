@@ -30,10 +30,10 @@ CONFIG = ExperimentConfig(
 )
 
 
-def random_split(examples: int = EXAMPLES, seed: int = 0) -> train.Split:
+def random_split(examples: int = EXAMPLES, seed: int = 0) -> train.DeviceSplit:
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8)
-    return train.Split(images, rng.integers(0, 10, examples, np.int32))
+    return train.DeviceSplit(images, rng.integers(0, 10, examples, np.int32))
 
 
 class Program:
@@ -185,8 +185,8 @@ def test_health_of_finite_steps_is_good(program: Program) -> None:
 def test_pixels_are_scaled_in_the_step() -> None:
     """Raw pixels under scale 1 are the same images as pixels a quarter as large under scale 4: exact in binary."""
     split = random_split()
-    small = train.Split(split.inputs // 4, split.targets)
-    large = train.Split(small.inputs * 4, split.targets)
+    small = train.DeviceSplit(split.inputs // 4, split.targets)
+    large = train.DeviceSplit(small.inputs * 4, split.targets)
     digests = []
     for data, scale in [(small, 4.0), (large, 1.0)]:
         program = Program(ExperimentConfig(model=CONFIG.model, data=DataConfig(pixel_scale=scale), batch_size=BATCH))

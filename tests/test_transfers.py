@@ -93,7 +93,7 @@ def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read_or_an
     dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     events: list[Any] = []
-    advance, rows = programs.Programs.advance, programs.Programs.rows
+    advance, rows = programs.Programs.advance, programs.Programs.per_lane
 
     def advanced(self: Any, position: Any, order: Any, stop: int) -> Any:
         events.append(("given", stop))

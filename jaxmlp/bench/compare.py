@@ -14,7 +14,7 @@ A row is `slower` if three things hold, and `faster` if they hold in the other d
    product and copy. Two benchmarks never come from quite the same distribution: a clock or a neighbour changes by a per
    cent or two, which a test finds sooner or later. A change of the machine is forgiven up to the limit, not beyond it.
 3. Larger than the noise: its ratio exceeds the spread of its own processes (interquartile range over median) in either
-   benchmark, and the slow-down that other processes on the machine could cause (`noise.neighbours`).
+   benchmark, and the slow-down that other processes on the machine could cause (`noise.load_factor`).
 
 Any other row is `unstable` if its spread exceeds both `WIDE` and the limit, or if only rule 3 fails: it allows no
 conclusion. All others are `same`. The device's own rows are not judged. Their verdict is `device`.
@@ -44,7 +44,7 @@ DEVICE = ("device_kind", "isa", "platform_version")
 """Names of the facts in the manifest that identify a device."""
 
 
-class Difference(NamedTuple):
+class RowChange(NamedTuple):
     """A row of this benchmark compared with the same row of the base."""
 
     key: str
@@ -70,8 +70,8 @@ def judge(
     *,
     limit: float,
     device: Sequence[str] = (),
-    neighbours: float = 1.0,
-) -> list[Difference]:
+    load_factor: float = 1.0,
+) -> list[RowChange]:
     """Judge every row of `here` by the rules in this module's docstring.
 
     Args:
@@ -79,7 +79,7 @@ def judge(
         here: Seconds of each process, for the same rows.
         limit: The smallest difference that matters, as a fraction: 0.05 is 5 %.
         device: Keys of the device's own rows.
-        neighbours: Factor by which other processes could slow a row down, in either benchmark.
+        load_factor: Factor by which other processes could slow a row down, in either benchmark.
     """
     from scipy.stats import mannwhitneyu
 
@@ -93,7 +93,7 @@ def judge(
     for key, ratio in ratios.items():
         spreads = [Spread.of(times[key]) for times in (base, here)]
         spread = max(one.iqr / one.median for one in spreads)
-        p, noise = adjusted.get(key, 1.0), max(1 + spread, neighbours)
+        p, noise = adjusted.get(key, 1.0), max(1 + spread, load_factor)
         least, most = sorted((ratio, ratio / forgiven))
         size = least if ratio > 1 else 1 / most
         differs = p < P_MAX and size > 1 + limit
@@ -105,7 +105,7 @@ def judge(
             verdict = "unstable" if differs or spread > max(limit, WIDE) else "same"
         wins = sum(float(one > other) + 0.5 * (one == other) for one in here[key] for other in base[key])
         effect = 2 * wins / (len(here[key]) * len(base[key])) - 1
-        found.append(Difference(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
+        found.append(RowChange(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
     return found
 
 
@@ -132,7 +132,7 @@ def needed_processes(rows: int, others: int | None = None) -> int:
 
 def compare(
     base: Mapping[str, Any], here: Mapping[str, Any], *, limit: float, across_devices: bool = False
-) -> list[Difference]:
+) -> list[RowChange]:
     """Judge the rows that two documents of `run_suite` share, in the order of `here`.
 
     Raises:
@@ -148,9 +148,9 @@ def compare(
         raise UsageError(f"compare: no row of suite {here['suite']} is in the base, which has suite {base['suite']}")
     device = [row["key"] for row in shared if row["what"] in DEVICE_ROWS]
     check_processes(base, min(len(row["process_s"]) for row in shared))
-    neighbours = max(document["noise"]["neighbours"] for document in (base, here))
+    load_factor = max(document["noise"]["load_factor"] for document in (base, here))
     times = {row["key"]: row["process_s"] for row in shared}
-    return judge(before, times, limit=limit, device=device, neighbours=neighbours)
+    return judge(before, times, limit=limit, device=device, load_factor=load_factor)
 
 
 def check_processes(base: Mapping[str, Any], processes: int) -> None:

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from jaxmlp import shards
-from jaxmlp.bench.timing import Program
+from jaxmlp.bench.timing import TimedProgram
 
 PRODUCT_SIZES = {"cpu": (512, 1024)}
 """Rows and columns of the factors, by backend. The fastest size counts."""
@@ -29,7 +29,7 @@ COLLECTIVE_MIB = (1, 16)
 MIB = 1 << 20
 
 
-def product(size: int, precision: str) -> Program:
+def product(size: int, precision: str) -> TimedProgram:
     """The product of two square matrices, with 2 * size^3 FLOPs."""
     first, second = _random((size, size), precision, 0), _random((size, size), precision, 1)
     multiply = jax.jit(jnp.matmul)
@@ -37,10 +37,10 @@ def product(size: int, precision: str) -> Program:
     def run(count: int) -> None:
         _repeat(lambda: multiply(first, second), count)
 
-    return Program(what="product", run=run, width=size, precision=precision, flops=2 * size**3)
+    return TimedProgram(what="product", run=run, width=size, precision=precision, flops=2 * size**3)
 
 
-def own_products(rows: int, sizes: Sequence[int], precision: str) -> Program:
+def own_products(rows: int, sizes: Sequence[int], precision: str) -> TimedProgram:
     """The products of an update and nothing else, with the update's shapes.
 
     Each layer has three products: forward, the kernel's gradient and the input's gradient. The first layer needs no
@@ -67,10 +67,10 @@ def own_products(rows: int, sizes: Sequence[int], precision: str) -> Program:
     def run(times: int) -> None:
         _repeat(lambda: multiply(kernels, layers), times)
 
-    return Program(what="products", run=run, batch_size=rows, width=sizes[1], precision=precision, flops=count)
+    return TimedProgram(what="products", run=run, batch_size=rows, width=sizes[1], precision=precision, flops=count)
 
 
-def copy(mib: int) -> Program:
+def copy(mib: int) -> TimedProgram:
     """Reading and writing an array of `mib` MiB."""
     source = jnp.ones(mib * MIB // 4, jnp.float32)
 
@@ -78,16 +78,17 @@ def copy(mib: int) -> Program:
     def scale(x: Float[Array, " n"]) -> Float[Array, " n"]:
         return x * jnp.float32(0.5)  # XLA could remove a plain copy.
 
-    return Program(what="copy", run=lambda count: _repeat(lambda: scale(source), count), mib=mib, bytes=2 * mib * MIB)
+    run = partial(_repeat, lambda: scale(source))
+    return TimedProgram(what="copy", run=run, mib=mib, bytes=2 * mib * MIB)
 
 
-def dispatch() -> Program:
+def dispatch() -> TimedProgram:
     """The time from a call to the end of a program that does almost nothing."""
     add, one = jax.jit(lambda x: x + x), jnp.float32(1)
-    return Program(what="dispatch", run=lambda count: _repeat(lambda: add(one), count))
+    return TimedProgram(what="dispatch", run=lambda count: _repeat(lambda: add(one), count))
 
 
-def transfers(mib: int) -> Iterator[Program]:
+def transfers(mib: int) -> Iterator[TimedProgram]:
     """Sending an array of `mib` MiB from the host to the device, and fetching a new array from the device."""
     here = np.ones(mib * MIB // 4, np.float32)
     there = jnp.asarray(here)
@@ -97,10 +98,10 @@ def transfers(mib: int) -> Iterator[Program]:
         "from device": lambda: jax.device_get(scale(there)),
     }
     for what, call in ways.items():
-        yield Program(what=what, run=partial(_repeat, call), mib=mib, bytes=mib * MIB)
+        yield TimedProgram(what=what, run=partial(_repeat, call), mib=mib, bytes=mib * MIB)
 
 
-def collectives(mib: int) -> Iterator[Program]:
+def collectives(mib: int) -> Iterator[TimedProgram]:
     """Collectives between all devices, with an array of `mib` MiB on each device."""
     mesh = shards.make_mesh(jax.devices())
     count, split = mesh.size, PartitionSpec(shards.AXIS)
@@ -115,10 +116,11 @@ def collectives(mib: int) -> Iterator[Program]:
     for what, (exchange, out) in kinds.items():
         function = jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=split, out_specs=out))
         call = partial(function, placed)
-        yield Program(what=what, run=partial(_repeat, call), devices=count, grad_shards=count, mib=mib, bytes=mib * MIB)
+        sizes: Any = {"devices": count, "grad_shards": count, "mib": mib, "bytes": mib * MIB}
+        yield TimedProgram(what=what, run=partial(_repeat, call), **sizes)
 
 
-def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) -> Iterator[Program]:
+def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) -> Iterator[TimedProgram]:
     """The programs that measure the device, with whose rates a suite's rates are compared.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxmlp.bench.noise import Watch
-from jaxmlp.bench.timing import Program, calibrate, measure
+from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 
 SUITES = {"fastest": 5, "exact": 5}
 """Number of timed processes for each suite."""
@@ -44,9 +44,9 @@ def measure_once(name: str, units: Mapping[str, int], **_: Any) -> dict[str, Any
     }
 
 
-def programs(name: str) -> Iterator[Program]:
+def programs(name: str) -> Iterator[TimedProgram]:
     """The updates of a suite. `what` is the network and the level of exactness, such as `relu shards`."""
-    from jaxmlp.bench.suite import Trainer, random_dataset
+    from jaxmlp.bench.suite import SteppedTraining, random_dataset
     from jaxmlp.experiment.config import ExperimentConfig
     from jaxmlp.experiment.mlp import MLP
     from jaxmlp.experiment.optimizers import SGD
@@ -69,8 +69,8 @@ def programs(name: str) -> Iterator[Program]:
         for way, values in chosen:
             made = replace(config, **values)
             assert isinstance(made.model, MLP)
-            yield Program(
-                what=f"{network} {way}", run=Trainer(made, dataset).steps, batch_size=made.batch_size,
+            yield TimedProgram(
+                what=f"{network} {way}", run=SteppedTraining(made, dataset).steps, batch_size=made.batch_size,
                 width=made.model.hidden_sizes[0], precision=made.precision, grad_shards=made.grad_shards,
                 examples=made.batch_size,
             )  # fmt: skip

@@ -36,14 +36,14 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
     message = f"The machine was noisy: {' and '.join(reasons)}. Measure again when it is quiet." if reasons else None
     return {
         "others_cores": others_cores,
-        "neighbours": neighbours(others_cores),
+        "load_factor": load_factor(others_cores),
         "relative_iqr": relative,
         "noisy": bool(reasons),
         "message": message,
     }
 
 
-def neighbours(others_cores: float | None) -> float:
+def load_factor(others_cores: float | None) -> float:
     """Factor by which work on all cores slows down if other processes keep `others_cores` cores busy."""
     cores = os.cpu_count() or 1
     return cores / max(cores - (others_cores or 0.0), 0.01 * cores)

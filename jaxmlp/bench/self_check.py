@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxmlp.bench.compare import judge
 from jaxmlp.bench.device import copy, product
-from jaxmlp.bench.timing import Program, calibrate, measure
+from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 
 TRIES = 20
 LIMIT = 0.05
@@ -29,7 +29,7 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
         The measured figures as JSON values:
         `sleep_s`, `product_rates`, `copy_rates`, `tries`, `slow_downs_found`, `false_alarms` and `passed`.
     """
-    slept = Program(what="sleep", run=lambda count: time.sleep(SLEEP_S * count), once=True)
+    slept = TimedProgram(what="sleep", run=lambda count: time.sleep(SLEEP_S * count), once=True)
     sized = [product(512, "float32"), product(1024, "float32"), copy(128), copy(256)]
     named = [slept, *(replace(one, batch_size=number) for number, one in enumerate(sized, 1))]
     sleep_s, *times = map(min, measure(named, calibrate(named), repeats=5).values())
@@ -67,5 +67,5 @@ def _three(repeats: int) -> list[list[float]]:
         return done
 
     parts = zip(("base", "here", "slower"), (1.0, 1.0, SLOW_DOWN), strict=True)
-    programs = [Program(what=name, run=run(factor), once=True) for name, factor in parts]
+    programs = [TimedProgram(what=name, run=run(factor), once=True) for name, factor in parts]
     return list(measure(programs, calibrate(programs), repeats=repeats).values())

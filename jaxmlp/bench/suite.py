@@ -22,7 +22,7 @@ from jaxmlp.bench.device import device_programs
 from jaxmlp.bench.machine import gpu, joules, machine, peak_bytes
 from jaxmlp.bench.noise import Watch
 from jaxmlp.bench.profile import profile
-from jaxmlp.bench.timing import Program, calibrate, measure
+from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 from jaxmlp.bench.work import Work, eval_work, step_work
 from jaxmlp.compile.targets import compiling_anew
 from jaxmlp.engine.fitting import fit
@@ -92,12 +92,12 @@ def measure_once(
         started: `time.perf_counter()` at the start of the process.
     """
     suite, watch = SUITES[name], Watch.begin()
-    base = Trainer(_config(suite), random_dataset(suite.examples[0], suite.eval_examples))
+    base = SteppedTraining(_config(suite), random_dataset(suite.examples[0], suite.eval_examples))
     base.steps(1)
     warm_s = time.perf_counter() - started
     sizes: Any = {"batch_size": suite.batch_sizes[0], "width": suite.widths[0], "once": True}
-    compiles = [Program(what="compile", run=base.compile, **sizes)]
-    start = Program(what="warm start", run=lambda _: warm_s, **sizes)
+    compiles = [TimedProgram(what="compile", run=base.compile, **sizes)]
+    start = TimedProgram(what="warm start", run=lambda _: warm_s, **sizes)
     layers = (int(np.prod(IMAGE_SHAPE)), suite.widths[0], suite.widths[0], NUM_CLASSES)
     device = device_programs(suite.batch_sizes[0], layers, suite.precisions)
     steady, swept = [*device, *_steady(suite, counted=counted)], list(_sweeps(suite))
@@ -127,7 +127,7 @@ def measure_once(
     }
 
 
-def _slowed(program: Program) -> Program:
+def _slowed(program: TimedProgram) -> TimedProgram:
     """The same program slowed down by `PLANTED`: it waits after its work, or multiplies the time that `run` returns."""
 
     def run(count: int) -> float | None:
@@ -171,7 +171,7 @@ def random_dataset(examples: int, eval_examples: int) -> data.Dataset:
     )
 
 
-class Trainer:
+class SteppedTraining:
     """A training whose updates, orders and evaluations can be called separately."""
 
     def __init__(self, config: ExperimentConfig, dataset: data.Dataset, devices: int = 1) -> None:
@@ -213,30 +213,30 @@ class Trainer:
             fit(self.config, self.dataset, devices=self.programs.mesh.size)
 
 
-def _steady(suite: Suite, *, counted: bool) -> Iterator[Program]:
+def _steady(suite: Suite, *, counted: bool) -> Iterator[TimedProgram]:
     """Steps, evaluations, epochs and runs. `counted` also counts their work, which takes longer than to make them."""
     dataset = random_dataset(suite.examples[0], suite.eval_examples)
     for devices, grad_shards, precision, batch_size, width in _combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
-        trainer = Trainer(config, dataset, devices)
+        trainer = SteppedTraining(config, dataset, devices)
         step = (step_work(config, dataset.facts) if counted else Work(0, 0))._asdict()
         sizes: Any = {"batch_size": batch_size, "width": width, "precision": precision}
         sizes |= {"devices": devices, "grad_shards": grad_shards, "resident": step["bytes"] // 2}
-        yield Program(what="step", run=trainer.steps, examples=batch_size, **step, **sizes)
+        yield TimedProgram(what="step", run=trainer.steps, examples=batch_size, **step, **sizes)
         if (batch_size, width) != (suite.batch_sizes[0], suite.widths[0]) or grad_shards != devices:
             continue
         evaluated = (eval_work(config, dataset.facts, suite.eval_examples) if counted else Work(0, 0))._asdict()
-        yield Program(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
+        yield TimedProgram(what="evaluation", run=trainer.evaluate, examples=suite.eval_examples, **evaluated, **sizes)
         for examples in suite.examples[: None if (precision, devices) == (suite.precisions[0], 1) else 1]:
             smaller = trainer
             if examples != suite.examples[0]:
-                smaller = Trainer(config, random_dataset(examples, suite.eval_examples), devices)
+                smaller = SteppedTraining(config, random_dataset(examples, suite.eval_examples), devices)
             full = {name: step[name] * examples // batch_size + evaluated[name] for name in step}
-            yield Program(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
-        yield Program(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
+            yield TimedProgram(what="epoch", run=smaller.epoch, examples=examples, **full, **sizes)
+        yield TimedProgram(what="run", run=trainer.whole, examples=suite.examples[0], **sizes)
 
 
-def _sweeps(suite: Suite) -> Iterator[Program]:
+def _sweeps(suite: Suite) -> Iterator[TimedProgram]:
     config = _config(suite)
     examples = min(suite.examples)
     dataset = random_dataset(examples, suite.eval_examples)
@@ -244,7 +244,7 @@ def _sweeps(suite: Suite) -> Iterator[Program]:
     for lanes in suite.lanes:
         # The time of all lanes, without compilation.
         run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
-        yield Program(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
+        yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
 
 
 def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:

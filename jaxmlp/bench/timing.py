@@ -12,7 +12,7 @@ from jaxmlp.bench.spread import Spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
+class TimedProgram:
     """A program to time, with the work of one unit."""
 
     what: str
@@ -65,7 +65,7 @@ def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) ->
     """A row of the benchmark's document, with the rates at its median.
 
     Args:
-        facts: Result of `Program.facts`.
+        facts: Result of `TimedProgram.facts`.
         by_process: Seconds of one unit for each sample, by process. A process counts as the median of its samples.
     """
     process_s = [Spread.of(seconds).median for seconds in by_process]
@@ -83,14 +83,14 @@ def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) ->
 
 
 def calibrate(
-    programs: Sequence[Program], *, sample_s: float = 0.02, clock: Callable[[], float] = time.perf_counter
+    programs: Sequence[TimedProgram], *, sample_s: float = 0.02, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, int]:
     """Number of units of each program that take about `sample_s` seconds, by the programs' keys."""
     return {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
 
 
 def measure(
-    programs: Sequence[Program],
+    programs: Sequence[TimedProgram],
     units: Mapping[str, int],
     *,
     repeats: int,
@@ -122,7 +122,7 @@ def measure(
     return seconds
 
 
-def _units(program: Program, sample_s: float, clock: Callable[[], float]) -> int:
+def _units(program: TimedProgram, sample_s: float, clock: Callable[[], float]) -> int:
     """Number of units that take about `sample_s` seconds. The first run compiles and is not counted."""
     _time(program, 1, clock)
     count = 1
@@ -132,7 +132,7 @@ def _units(program: Program, sample_s: float, clock: Callable[[], float]) -> int
     return count
 
 
-def _time(program: Program, count: int, clock: Callable[[], float]) -> float:
+def _time(program: TimedProgram, count: int, clock: Callable[[], float]) -> float:
     began = clock()
     said = program.run(count)
     return clock() - began if said is None else said

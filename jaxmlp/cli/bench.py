@@ -147,7 +147,7 @@ def _is_of_bench(document: Any) -> bool:
         texts = [document["suite"], *(row[name] for row in document["rows"] for name in ("key", "what"))]
         noise = document["noise"]
         texts += [noise["message"]] if noise["noisy"] else []
-        times += [noise["neighbours"]]
+        times += [noise["load_factor"]]
         are_counts = all(type(row["units"]) is int and 0 < row["units"] <= 1 << 20 for row in document["rows"])
         are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
         are_named = all(isinstance(text, str) for text in texts) and all(isinstance(fact, dict) for fact in facts)

@@ -52,13 +52,15 @@ class Examples(NamedTuple):
             facts, weighted = dataset.facts, dataset.train.weights is not None
         return cls(facts, {name: len(split.targets) for name, split in splits.items() if split}, weighted)
 
-    def split(self, name: str) -> train.Split:
+    def split(self, name: str) -> train.DeviceSplit:
         """Shapes of all examples of a split."""
         rows = self.counts[name]
-        zeros = train.Split.of(self.facts.zeros(1))
+        zeros = train.DeviceSplit.of(self.facts.zeros(1))
         if self.weighted:
             zeros = zeros._replace(weights=jax.ShapeDtypeStruct((1,), np.float32))  # type: ignore[arg-type]
-        whole: train.Split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), zeros)
+        whole: train.DeviceSplit = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), zeros
+        )
         return whole
 
 
@@ -114,7 +116,7 @@ def training(
         whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
         arguments = tuple(map(whole, (on_data, state, sums, split, order, bound, bound)))
         traced = train.train_steps.trace(*arguments, mesh=mesh)
-        inside = shards.on_devices(partial(train.share_update, mesh=mesh), mesh)
+        inside = shards.on_devices(partial(train.shard_opt_state, mesh=mesh), mesh)
         carried = jax.tree.leaves((jax.eval_shape(inside, on_data, state), sums))
     else:
         mesh = over_lanes.make_mesh(devices)
@@ -189,7 +191,7 @@ def _of_run(config: ExperimentConfig, examples: Examples, devices: Sequence[Any]
     on_data = config.on_data(examples.facts.outputs, -(-examples.counts["train"] // config.batch_size))
     one = examples.facts.zeros(1)
     state = jax.eval_shape(train.init_state, on_data, one.inputs)
-    return on_data, state, train.zero_sums(on_data, state, train.Split.of(one))
+    return on_data, state, train.zero_sums(on_data, state, train.DeviceSplit.of(one))
 
 
 def _ends(traced: Any, arguments: Any, lanes: int | None, devices: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

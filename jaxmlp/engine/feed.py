@@ -28,7 +28,7 @@ Put = Callable[[Any], Any]
 class Updates(NamedTuple):
     """The examples of some updates, as `train_steps` takes them."""
 
-    split: train.Split
+    split: train.DeviceSplit
     order: Int[Array, " padded"]
     start: int
     stop: int
@@ -56,7 +56,7 @@ class Feed:
         put_rows: Put | None = None,
         lanes: int | None = None,
         resident_bytes: int = RESIDENT_BYTES,
-        resident: train.Split | None = None,
+        resident: train.DeviceSplit | None = None,
     ) -> None:
         self.split = split
         self.batch_size = config.batch_size
@@ -64,14 +64,14 @@ class Feed:
         examples = len(split.targets)
         row_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
         fits = resident_bytes // row_bytes >= examples
-        self.resident = (resident or self._put(train.Split.of(split))) if fits else None
+        self.resident = (resident or self._put(train.DeviceSplit.of(split))) if fits else None
         rows = min(PIECE_BYTES, resident_bytes // 2) // row_bytes  # Two pieces are on the device at a time.
         self.steps = max(1, rows // (self.batch_size * (lanes or 1)))
         """Number of updates in a piece."""
         eval_rows = train.eval_batch_size(config, examples)
         self.piece_rows = eval_rows * max(1, min(rows, examples) // eval_rows)
         """Number of examples evaluated per call: whole batches."""
-        self._sent: tuple[Any, int, train.Split, Any] | None = None
+        self._sent: tuple[Any, int, train.DeviceSplit, Any] | None = None
         """Order and first update of the piece on the device, its examples and their positions there."""
 
     def limit(self, start: int, stop: int) -> int:
@@ -88,7 +88,7 @@ class Feed:
         _, _, examples, places = self._sent
         return Updates(examples, places, start - first, stop - first)
 
-    def _piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.Split, Any]:
+    def _piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.DeviceSplit, Any]:
         """The examples of the updates from `first` on, and their positions there, padded to a whole piece."""
         orders = jax.device_get(order).reshape(self._lanes or 1, -1)
         rows = np.full((len(orders), self.steps * self.batch_size), train.PADDING, np.int32)
@@ -99,7 +99,7 @@ class Feed:
             rows, places = rows[0], places[0]
         return self._put_rows(self._rows(rows)), self._put_rows(places)
 
-    def pieces(self) -> Iterator[train.Split]:
+    def pieces(self) -> Iterator[train.DeviceSplit]:
         """All examples, in as few pieces as fit."""
         if self.resident:
             yield self.resident
@@ -109,5 +109,5 @@ class Feed:
             rows = np.arange(first, first + self.piece_rows)
             yield self._put(self._rows(np.where(rows < examples, rows, train.PADDING)))
 
-    def _rows(self, rows: np.ndarray[Any, np.dtype[np.integer]]) -> train.Split:
-        return train.Split.of(self.split.rows(rows), mask=rows >= 0)
+    def _rows(self, rows: np.ndarray[Any, np.dtype[np.integer]]) -> train.DeviceSplit:
+        return train.DeviceSplit.of(self.split.rows(rows), mask=rows >= 0)

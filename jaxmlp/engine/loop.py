@@ -89,7 +89,7 @@ class Loop(abc.ABC):
         """Whether the processes agreed to stop, because one of them got a signal."""
         self.running: Chunk | None = None
         """The chunk on the device, whose health was not checked yet."""
-        self.waiting: list[Callable[[], None]] = []
+        self.pending_writes: list[Callable[[], None]] = []
         """Writes of logs, digests and checkpoints, put off until the device has work again."""
         self._settled_at = 0.0
         self.saved_at, self._saved = 0.0, (0, 0)
@@ -119,24 +119,24 @@ class Loop(abc.ABC):
             self._epoch()
         self._settle()
         if self.ended:
-            self.programs.exchange(self.position)
+            self.programs.swap_best_weights(self.position)
         self._keep_position()
 
     def _keep_position(self) -> None:
         """Write what waits, then a checkpoint."""
         self._put_off_checkpoint()
-        self._catch_up()
+        self._write_pending()
 
     def _put_off_checkpoint(self) -> None:
-        """Copy the position to the host now. `_catch_up` writes it."""
+        """Copy the position to the host now. `_write_pending` writes it."""
         self._settle()
-        self.waiting.append(self._checkpoint())
+        self.pending_writes.append(self._checkpoint())
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
 
-    def _catch_up(self) -> None:
+    def _write_pending(self) -> None:
         """Write what waits, in order."""
-        while self.waiting:
-            self.waiting.pop(0)()
+        while self.pending_writes:
+            self.pending_writes.pop(0)()
 
     def _epoch(self) -> None:
         """Train the rest of the epoch, then evaluate and record it. A stop signal ends it before."""
@@ -214,7 +214,7 @@ class Loop(abc.ABC):
         """
         began, start = time.perf_counter(), self.position.done
         health = self.programs.advance(self.position, order, start + length)
-        self._catch_up()
+        self._write_pending()
         self._settle()
         self.running = Chunk(start, start + length, health, began)
         is_due = bool(self.digest_every) and self._step() % typing.cast(int, self.digest_every) == 0
@@ -228,7 +228,7 @@ class Loop(abc.ABC):
         if not (chunk := self.running):
             return
         self.running = None
-        health = self.programs.rows(chunk.health)[: len(self.records)]
+        health = self.programs.per_lane(chunk.health)[: len(self.records)]
         now = time.perf_counter()
         seconds, self._settled_at = now - max(chunk.began, self._settled_at), now
         for lane, each in enumerate(health):
@@ -285,7 +285,7 @@ class Loop(abc.ABC):
         """Copy the position to the host, and return a function that writes its checkpoint."""
 
 
-class Keeper:
+class RunWriter:
     """Writes the files of one run: logs, the best state, and the current state.
 
     Args:
@@ -350,7 +350,7 @@ class RunLoop(Loop):
         with self.progress.compiling():
             self.position = self._start()
             self._compile()
-        self.keeper = self.run and Keeper(self.run, self.config, self.position.best_score)
+        self.writer = self.run and RunWriter(self.run, self.config, self.position.best_score)
         self.first_update = time.perf_counter()
         self.train()
         return self._end("finished" if self.ended else "interrupted")
@@ -362,7 +362,7 @@ class RunLoop(Loop):
         self._is_sound(0, "test", tested.get("loss", 0.0))
         state = jax.device_get(self.position.state)
         trained_sha256 = (
-            self.keeper.params_sha256 if is_finished and self.keeper and not restores(self.config) else None
+            self.writer.params_sha256 if is_finished and self.writer and not restores(self.config) else None
         )
         history = History(
             config=self.config,
@@ -401,12 +401,12 @@ class RunLoop(Loop):
         position = self.programs.first()
         checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
         if checkpoint:
-            position = position.moved_to(checkpoint.arrays, checkpoint.meta)
+            position = position.restored(checkpoint.arrays, checkpoint.meta)
             if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
                 raise RunError(f"{checkpoint.path.name} has a step that is not in its epoch.")
-        position = self.programs.placed(position.shared() if jax.process_count() > 1 else position)
+        position = self.programs.placed(position.from_first_process() if jax.process_count() > 1 else position)
         if position.epoch <= self.config.epochs and not position.stopped:
-            self.programs.exchange(position, back=True)
+            self.programs.swap_best_weights(position, back=True)
         return position
 
     def _compile(self) -> None:
@@ -431,9 +431,9 @@ class RunLoop(Loop):
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         (record,) = records
         assert record
-        if self.keeper:
+        if self.writer:
             examples = jax.device_get(order)[: self.programs.examples]
-            self.waiting.append(partial(self.keeper.epoch_ended, record, self._on_host(), examples))
+            self.pending_writes.append(partial(self.writer.epoch_ended, record, self._on_host(), examples))
         self.progress.epoch_ended(record)
         try:
             return [asked(self.hooks, record, self.position.state)]
@@ -483,7 +483,7 @@ class RunLoop(Loop):
 
     def _checkpoint(self) -> Callable[[], None]:
         self.position.stopped = self.stopped[0]
-        return partial(self.keeper.save, self._on_host()) if self.keeper else lambda: None
+        return partial(self.writer.save, self._on_host()) if self.writer else lambda: None
 
 
 def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:

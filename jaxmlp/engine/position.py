@@ -66,7 +66,7 @@ class Position:
         """The same position with other arrays."""
         return dataclasses.replace(self, state=state, sums=sums)
 
-    def moved_to(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> Position:
+    def restored(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> Position:
         """The position that `arrays` and `meta` describe, for a run with the same shapes.
 
         Raises:
@@ -79,8 +79,8 @@ class Position:
         tree = restore(tree, arrays)
         return Position(tree["state"], tree["sums"], epoch, done, epoch_s, meta["best_score"], meta.get("stopped"))
 
-    def shared(self) -> Position:
+    def from_first_process(self) -> Position:
         """The first process's position, on every process."""
         arrays = distributed.share(safetensors.numpy.save(self.arrays()))
         meta = distributed.share(json.dumps(self.meta()).encode())
-        return self.moved_to(safetensors.numpy.load(arrays), json.loads(meta))
+        return self.restored(safetensors.numpy.load(arrays), json.loads(meta))

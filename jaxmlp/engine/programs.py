@@ -25,7 +25,7 @@ class Programs:
     """The compiled programs of one run, with the arrays that they share on the devices.
 
     A sweep has the same programs over lanes (`jaxmlp.sweep.program`). The host's loop is the same for both, because it
-    reads all results through `rows`, which returns one tree per lane.
+    reads all results through `per_lane`, which returns one tree per lane.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Programs:
     def freeze(self, going: Sequence[bool]) -> None:
         """Stop training lanes that are not going. A run has one lane and ends with it, so nothing happens."""
 
-    def rows[T](self, tree: T) -> list[T]:
+    def per_lane[T](self, tree: T) -> list[T]:
         """The tree on the host, one per lane. A run has a single lane."""
         return [jax.device_get(tree)]
 
@@ -73,7 +73,7 @@ class Programs:
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:
-        return train.zero_sums(self.config, state, train.Split.of(self.dataset.facts.zeros(1)))
+        return train.zero_sums(self.config, state, train.DeviceSplit.of(self.dataset.facts.zeros(1)))
 
     def placed(self, position: Position) -> Position:
         """The position with its arrays on the devices."""
@@ -125,7 +125,7 @@ class Programs:
         average with `val_ema_`; without a validation split they are None. Names of figures of a split in `data.also`
         start with `val_`, the split's name and `_`.
         """
-        trained = self.rows(position.sums)
+        trained = self.per_lane(position.sums)
         scored = self.scored(position, "validation", configs) if self.dataset.validation else None
         also = {f"{name}_": self.scored(position, name, configs) for name in self.config.data.also}
         ended: list[dict[str, float | None] | None] = []
@@ -160,12 +160,12 @@ class Programs:
         (seen,) = found
         if position.state.controllers and seen:
             position.state = controllers.after_epoch(self.config, position.state, self.put(as_seen(seen)))
-        return self.rows(without_trees(position.state.controllers))
+        return self.per_lane(without_trees(position.state.controllers))
 
-    def exchange(self, position: Position, *, back: bool = False) -> None:
-        """Replace the last epoch's weights by the best epoch's, as `controllers.exchanged` does."""
+    def swap_best_weights(self, position: Position, *, back: bool = False) -> None:
+        """Replace the last epoch's weights by the best epoch's, as `controllers.swap_best_weights` does."""
         if position.state.controllers:
-            position.state = controllers.exchanged(position.state, back=back)
+            position.state = controllers.swap_best_weights(position.state, back=back)
 
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train.train_steps` on these examples. The position's arrays are donated."""
@@ -179,7 +179,7 @@ class Programs:
     def learning_rates(self, position: Position) -> list[float | None]:
         """Learning rate of the last update before the position, for each lane. None if it is not known."""
         state, step = position.state, self.put(np.int32(position.step - 1))
-        return [known(rate) for rate in self.rows(train.learning_rate(self.config, step, state.controllers))]
+        return [known(rate) for rate in self.per_lane(train.learning_rate(self.config, step, state.controllers))]
 
     def compiled_sha256(self, position: Position, order: jax.Array) -> str:
         """SHA-256 of the training program as compiled by XLA, without references to source files."""
@@ -203,9 +203,9 @@ class Programs:
         for piece in feed.pieces():
             before, sums = sums, self._evaluated(state, piece, sums)
             jax.block_until_ready(before)  # At most two pieces are on the devices at a time.
-        return self.rows(sums)
+        return self.per_lane(sums)
 
-    def _evaluated(self, state: train.TrainState, piece: train.Split, sums: train.Sums) -> Any:
+    def _evaluated(self, state: train.TrainState, piece: train.DeviceSplit, sums: train.Sums) -> Any:
         return train.evaluate(self.config, state.params, state.variables, piece, sums, mesh=self.mesh)
 
 

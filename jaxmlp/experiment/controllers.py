@@ -247,7 +247,7 @@ def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]
 
 
 @functools.partial(jax.jit, static_argnames="back")
-def exchanged(state: Any, *, back: bool) -> Any:
+def swap_best_weights(state: Any, *, back: bool) -> Any:
     """Swap the weights of the last epoch for the best epoch's; `back` undoes the swap.
 
     The last epoch's weights are kept in the controller's state. Swapping twice is the same as once, so a resume at a

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jaxmlp.errors import RunError, UsageError
-from jaxmlp.keras.hdf5 import MAX_TEXT, Group, Refused
+from jaxmlp.keras.hdf5 import MAX_TEXT, H5Group, Refused
 from jaxmlp.keras.network import KerasNetwork, assemble, checked_layers, parse_architecture
 
 HDF5, ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
@@ -43,7 +43,7 @@ def parse_keras(path: Path) -> KerasNetwork:
             size = os.fstat(file.fileno()).st_size
             file.seek(0)
             if start == HDF5:
-                return _read_hdf5(Group.of_file(file, size))
+                return _read_hdf5(H5Group.of_file(file, size))
             if start.startswith(ZIP):
                 return _read_archive(file, size)
             raise Refused("it is neither HDF5 nor a .keras archive")
@@ -59,7 +59,7 @@ def _read_archive(file: BinaryIO, size: int) -> KerasNetwork:
     with zipfile.ZipFile(file) as archive:
         config = _member(archive, "config.json", MAX_TEXT)
         weights = _member(archive, "model.weights.h5", size)
-    root = Group.of_file(io.BytesIO(weights), len(weights))
+    root = H5Group.of_file(io.BytesIO(weights), len(weights))
     return assemble(checked_layers(_keras3_arrays(root)), parse_architecture(_json(config)))
 
 
@@ -76,7 +76,7 @@ def _member(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
     return archive.read(info)
 
 
-def _read_hdf5(root: Group) -> KerasNetwork:
+def _read_hdf5(root: H5Group) -> KerasNetwork:
     if "layers" in root or "_layer_checkpoint_dependencies" in root:
         return assemble(checked_layers(_keras3_arrays(root)), None)
     config = root.text("model_config")
@@ -98,7 +98,7 @@ def _json(text: str | bytes) -> Any:
         raise Refused(f"its config is not JSON ({error})") from error
 
 
-def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
+def _keras2_arrays(weights: H5Group) -> list[list[np.ndarray[Any, Any]]]:
     """Kernel and bias of each layer with weights, in the order of the layers."""
     found = []
     names = weights.texts("layer_names")
@@ -114,7 +114,7 @@ def _keras2_arrays(weights: Group) -> list[list[np.ndarray[Any, Any]]]:
     return found
 
 
-def _keras3_arrays(root: Group) -> list[list[np.ndarray[Any, Any]]]:
+def _keras3_arrays(root: H5Group) -> list[list[np.ndarray[Any, Any]]]:
     """Kernel and bias of each Dense layer, in the order of the layers. Keras numbers layers by kind."""
     layers = root.group("layers" if "layers" in root else "_layer_checkpoint_dependencies")
     found: dict[int, list[np.ndarray[Any, Any]]] = {}

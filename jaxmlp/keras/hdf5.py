@@ -17,7 +17,7 @@ class Refused(Exception):
     """What is wrong with a file, for people."""
 
 
-class Group:
+class H5Group:
     """A group of an open file.
 
     Args:
@@ -89,13 +89,13 @@ class Group:
             raise Refused(f"its attribute {name} is too large")
         return texts
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> H5Group:
         """The subgroup of this name.
 
         Raises:
             Refused: There is no such group, or it is a link to elsewhere.
         """
-        return Group(self._child(name, "Group"), self._budget)
+        return H5Group(self._child(name, "H5Group"), self._budget)
 
     def array(self, path: str) -> Float[np.ndarray, "..."]:
         """The float32 array at this path in the group.

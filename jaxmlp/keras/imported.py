@@ -46,7 +46,7 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
             f"the file maps {found[0]} numbers to {found[1]} classes, but {config.data.name} needs {wanted}."
         )
     state = _state(network, config, dataset)
-    on_data, zeros = config.on_data(facts.outputs, 1), train.Split.of(facts.zeros(1))
+    on_data, zeros = config.on_data(facts.outputs, 1), train.DeviceSplit.of(facts.zeros(1))
     position = Position(state, train.zero_sums(on_data, state, zeros))
     # Recorded because the config does not say where these weights came from.
     record = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}

@@ -44,7 +44,7 @@ UNROLLED = 32
 """Largest number of places of a window, or of outputs, that a convolution unrolls. It loops over more."""
 
 
-class Rows(NamedTuple):
+class SlicedFactor(NamedTuple):
     """A factor cut into slices: x is about 2^-shift * sum of slices[i] * 256^(last - i)."""
 
     slices: list[Array]
@@ -110,11 +110,11 @@ def _untransposed(
     return _untransposed(a, source, moved, shared)
 
 
-def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> Rows:
+def split(a: Arithmetic, x: Array, axes: Sequence[int]) -> SlicedFactor:
     """Cut x into slices of the same layout. Elements that differ only in their place along `axes` share a shift."""
     largest = jnp.max(bits(x) & MAGNITUDE, axis=tuple(axes), keepdims=True, initial=0)
     shift = shift_of(largest, a.slices)
-    return Rows(cut(x, jnp.broadcast_to(shift, x.shape), a.slices), shift, largest >= INFINITY)
+    return SlicedFactor(cut(x, jnp.broadcast_to(shift, x.shape), a.slices), shift, largest >= INFINITY)
 
 
 def whole_product(a: Arithmetic, x: Array, y: Array, contracted: int) -> Array:
@@ -178,14 +178,14 @@ def sum_of_slices(a: Arithmetic, x: Sequence[Array], y: Sequence[Array], contrac
     return totals[0]
 
 
-def scaled(a: Arithmetic, total: Array, x: Rows, y: Rows) -> Array:
+def scaled(a: Arithmetic, total: Array, x: SlicedFactor, y: SlicedFactor) -> Array:
     """Scale `total` by the shifts of its rows `[..., row, 1]` and columns `[..., 1, column]`. Bad rows give NaN."""
     power = jnp.broadcast_to(np.int32(16 * (a.slices - 1)) - x.shift - y.shift, total.shape)
     bad = jnp.broadcast_to(x.bad | y.bad, total.shape)
     return floats(select(bad, NAN, bits(a.scale(total, power))))
 
 
-def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> Rows:
+def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> SlicedFactor:
     """Cut a factor into slices `[batch, row, k]`, and remember them for products that contract the same axes.
 
     A right factor without batch axes whose contracted axes come first stays as it is, `[1, k, row]`.
@@ -205,7 +205,7 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
             slices = [part.reshape(1, sizes[2], sizes[1]) for part in rows.slices]
         else:
             slices = [_in_memory(part, order).reshape(sizes) for part in rows.slices]
-        known = a.memory[key] = Rows(list(lax.optimization_barrier(tuple(slices))), shift, bad), x
+        known = a.memory[key] = SlicedFactor(list(lax.optimization_barrier(tuple(slices))), shift, bad), x
     return known[0]
 
 

@@ -53,7 +53,7 @@ def unchanged(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     return eqn.primitive.bind(*values, **eqn.params)
 
 
-def on_integers(rule: Rule, otherwise: Rule = unchanged) -> Rule:
+def for_floats(rule: Rule, otherwise: Rule = unchanged) -> Rule:
     """The rule if any value is a float. Otherwise `otherwise`, by default the primitive itself."""
 
     def chosen(a: Arithmetic, eqn: Any, *values: Array) -> Any:
@@ -161,7 +161,7 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
         nan = (kx == NAN) | (ky == NAN)
         return holds(kx, ky) | nan if unordered else holds(kx, ky) & ~nan
 
-    return on_integers(wide(rule))
+    return for_floats(wide(rule))
 
 
 def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
@@ -457,12 +457,13 @@ def first(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     return list(values) if eqn.primitive.multiple_results else values[0]
 
 
-def platform(a: Arithmetic, eqn: Any) -> np.ndarray:
-    """The default of `lax.platform_dependent`, on every platform."""
+def default_platform(eqn: Any) -> int:
+    """Index of the branch that `lax.platform_dependent` takes by default, which portable takes on every platform."""
     platforms = eqn.params["platforms"]
     if None not in platforms:
         raise Refused("portable refuses lax.platform_dependent without a default: it needs a branch for every platform")
-    return np.asarray(platforms.index(None), np.int32)
+    index: int = platforms.index(None)
+    return index
 
 
 def _fill() -> None:
@@ -540,7 +541,7 @@ def _fill() -> None:
         "min": Arithmetic.min,
     }
     for name, of_two in binary.items():
-        RULES[name] = on_integers(floating(of_two))
+        RULES[name] = for_floats(floating(of_two))
     unary: dict[str, Callable[..., Array]] = {
         "abs": Arithmetic.abs,
         "neg": Arithmetic.neg,
@@ -551,7 +552,7 @@ def _fill() -> None:
         "clamp": clamp,
     }
     for name, of_one in unary.items():
-        RULES[name] = on_integers(floating(of_one))
+        RULES[name] = for_floats(floating(of_one))
     for name in [
         "cbrt",
         "cos",
@@ -576,9 +577,9 @@ def _fill() -> None:
         RULES[name] = floating(getattr(Arithmetic, name))
     RULES["nextafter"] = floating(next_after)
     RULES["is_finite"] = floating(lambda a, x: (bits(x) & MAGNITUDE) < INFINITY)
-    RULES["integer_pow"] = on_integers(wide(lambda a, eqn, x: functions.integer_pow(a, x, eqn.params["y"])))
-    RULES["div"] = on_integers(floating(Arithmetic.div), integer_quotient)
-    RULES["rem"] = on_integers(wide(rest), integer_quotient)
+    RULES["integer_pow"] = for_floats(wide(lambda a, eqn, x: functions.integer_pow(a, x, eqn.params["y"])))
+    RULES["div"] = for_floats(floating(Arithmetic.div), integer_quotient)
+    RULES["rem"] = for_floats(wide(rest), integer_quotient)
     RULES["pow"] = wide(power)
     RULES["round"] = wide(rounded)
     RULES["reduce_precision"] = wide(reduce_precision)
@@ -610,21 +611,21 @@ def _fill() -> None:
         ("scatter_min", scatter_extreme),
         ("scatter_max", scatter_extreme),
     ):
-        RULES[name] = on_integers(wide(rule))
+        RULES[name] = for_floats(wide(rule))
     for name in ["reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin"]:
-        RULES[name] = on_integers(wide(extreme))
+        RULES[name] = for_floats(wide(extreme))
     for name in ["argmax", "argmin"]:
-        RULES[name] = on_integers(wide(place_of_extreme))
+        RULES[name] = for_floats(wide(place_of_extreme))
     for name in ["scatter-add", "scatter-min", "scatter-max"]:
         RULES[name] = RULES[name.replace("-", "_")]
     RULES["scatter"] = scatter
     RULES["sort"] = sort
-    RULES["top_k"] = on_integers(top)
+    RULES["top_k"] = for_floats(top)
     for name in ["psum", "psum2", "psum_invariant", "reduce_scatter", "unreduced_psum"]:
         RULES[name] = collective_sum
     for name in ["pmax", "pmin"]:
         RULES[name] = across_devices_extreme
-    RULES["platform_index"] = platform
+    RULES["platform_index"] = lambda a, eqn: np.int32(default_platform(eqn))
 
     for name in [
         "add",

@@ -83,7 +83,7 @@ def burn_in(
         last: train.TrainState = first
         for update in range(1, len(golden.states)):
             states = lanes.advance(states, update)
-            rows = lanes.rows(states)
+            rows = lanes.per_lane(states)
             updates += lanes.count
             good = [row for row in rows if digest(row) == golden.states[update]]
             if len(good) < lanes.count:
@@ -115,7 +115,7 @@ class Lanes:
         self.count = len(self.devices)
         self.mesh: Mesh = shards.make_mesh(self.devices)
         self._training = training
-        self._split = self._whole(train.Split.of(dataset.train))
+        self._split = self._whole(train.DeviceSplit.of(dataset.train))
         self._config = self._whole(training.on_data)
         orders = range(1, training.config.epochs + 1)
         self._orders = [self._whole(training.order(epoch)) for epoch in orders]
@@ -128,7 +128,7 @@ class Lanes:
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         return jax.device_put(stacked, NamedSharding(self.mesh, EACH))
 
-    def rows(self, states: Any) -> list[train.TrainState]:
+    def per_lane(self, states: Any) -> list[train.TrainState]:
         """The states of the devices, on the host."""
         on_host = jax.device_get(states)
         return [jax.tree.map(lambda leaf, i=i: leaf[i], on_host) for i in range(self.count)]
@@ -141,7 +141,7 @@ class Lanes:
 
     def again(self, before: train.TrainState, update: int, golden: str) -> train.TrainState | None:
         """The right state after an update that all devices computed wrongly, if a device gets it right now."""
-        rows = self.rows(self.advance(self.put([before] * self.count), update))
+        rows = self.per_lane(self.advance(self.put([before] * self.count), update))
         return next((row for row in rows if digest(row) == golden), None)
 
 

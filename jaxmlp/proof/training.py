@@ -71,7 +71,7 @@ class Training:
         Raises:
             RunError: The checkpoint has other shapes, or holds no position.
         """
-        self._position = self._programs.placed(self._programs.first().moved_to(as_trained(arrays), meta))
+        self._position = self._programs.placed(self._programs.first().restored(as_trained(arrays), meta))
 
     def mark(self) -> Position:
         """The current position, to go back to."""

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from jaxmlp.errors import printable
 from jaxmlp.report.facts import RunFacts
 from jaxmlp.run.listing import different_values
-from jaxmlp.sweep.result import Spread, setting_name
+from jaxmlp.sweep.result import SeedSpread, setting_name
 
 
-class Group(NamedTuple):
+class RunGroup(NamedTuple):
     """Runs of one experiment."""
 
     name: str
@@ -31,12 +31,12 @@ class Group(NamedTuple):
         """`test_accuracy` or `test_loss` of the seeds that have it."""
         return [value for run in self.of_seeds() if (value := getattr(run, figure)) is not None]
 
-    def spread(self, figure: str) -> Spread | None:
+    def spread(self, figure: str) -> SeedSpread | None:
         """Spread of `test_accuracy` or `test_loss` over the seeds that have it."""
-        return Spread.of(self.values_of(figure))
+        return SeedSpread.of(self.values_of(figure))
 
 
-def group(runs: Sequence[RunFacts]) -> list[Group]:
+def group(runs: Sequence[RunFacts]) -> list[RunGroup]:
     """The groups, in the order of their first runs."""
     found: dict[tuple[Any, str], list[RunFacts]] = {}
     for run in runs:
@@ -49,5 +49,5 @@ def group(runs: Sequence[RunFacts]) -> list[Group]:
         seeds = {run.config.seed for run in together}
         told = f"{len(seeds)} seeds" if len(seeds) > 1 else f"{len(together)} runs of seed {seeds.pop()}"
         name = printable(together[0].name, lines=False) if len(together) == 1 else f"{name}, {told}"
-        groups.append(Group(name, values, together))
+        groups.append(RunGroup(name, values, together))
     return groups

@@ -22,7 +22,7 @@ from jaxmlp.experiment.mlp import MLP
 from jaxmlp.experiment.plain import place_of, told_fields, where
 from jaxmlp.report import pictures, plots
 from jaxmlp.report.facts import Answers, RunFacts
-from jaxmlp.report.groups import Group, group
+from jaxmlp.report.groups import RunGroup, group
 from jaxmlp.report.scores import Comparison, holm, mcnemar
 from jaxmlp.report.templates import environment
 from jaxmlp.run import files
@@ -102,14 +102,14 @@ def compare(runs: Sequence[RunFacts]) -> list[Versus]:
     return [Versus(*each) for each in zip([run for run, _ in others], found, adjusted, strict=True)]
 
 
-def drawn(groups: Sequence[Group]) -> list[Group]:
+def drawn(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """The groups with curves: at most `DRAWN`, those with the highest mean test accuracy, in their order."""
     means = [spread.mean if (spread := each.spread("test_accuracy")) else 0.0 for each in groups]
     kept = sorted(range(len(groups)), key=lambda index: -means[index])[:DRAWN]
     return [groups[index] for index in sorted(kept)]
 
 
-def _heat_fields(groups: Sequence[Group]) -> list[str]:
+def _heat_fields(groups: Sequence[RunGroup]) -> list[str]:
     """The two fields in which groups differ; empty unless there are exactly two, and over two groups with results."""
     scored = [each for each in groups if each.spread("test_accuracy")]
     names = list(groups[0].values)
@@ -146,7 +146,7 @@ def experiment_file(config: ExperimentConfig) -> str:
 
 def _render(
     runs: Sequence[RunFacts],
-    groups: Sequence[Group],
+    groups: Sequence[RunGroup],
     versus: Sequence[Versus],
     details: Sequence[_Detail],
     figures: Mapping[str, Figure],
@@ -190,7 +190,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
-def _command(group: Group) -> str:
+def _command(group: RunGroup) -> str:
     """The command that trains a group again from an experiment file."""
     seeds = dict.fromkeys(run.config.seed for run in group.runs)
     if len(seeds) == 1 and not any(run.lane for run in group.runs):
@@ -198,7 +198,7 @@ def _command(group: Group) -> str:
     return f"jaxmlp sweep again.py --seeds {','.join(map(str, seeds))} --keep-runs"
 
 
-def _title(groups: Sequence[Group]) -> str:
+def _title(groups: Sequence[RunGroup]) -> str:
     names = {run.config.name for group in groups for run in group.runs}
     if len(groups) == 1:
         return groups[0].name

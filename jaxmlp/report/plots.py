@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from jaxmlp.report.groups import Group
+from jaxmlp.report.groups import RunGroup
 from jaxmlp.report.scores import Calibration
 from jaxmlp.trained.inference import Evaluation
 
@@ -112,7 +112,7 @@ def as_inline(figure: Figure, name: str, alt: str) -> str:
     return svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
 
 
-def curves(groups: Sequence[Group], figure: str) -> Figure:
+def curves(groups: Sequence[RunGroup], figure: str) -> Figure:
     """A figure by epoch: validation solid, training dashed; for several seeds in a group, mean and band."""
     with _axes(*CURVES, legend=_legend_height(groups)) as axes:
         for number, group in enumerate(groups):
@@ -139,7 +139,7 @@ def curves(groups: Sequence[Group], figure: str) -> Figure:
         return _figure(axes)
 
 
-def _label_epochs(axes: Axes, groups: Sequence[Group]) -> None:
+def _label_epochs(axes: Axes, groups: Sequence[RunGroup]) -> None:
     axes.set_xlabel("epoch")
     axes.set_xticks(epoch_ticks(max((len(run.epochs) for group in groups for run in group.runs), default=0)))
 
@@ -160,18 +160,18 @@ def _legend(axes: Axes, columns: int = 1) -> None:
         _figure(axes).legend(fontsize=10, loc="outside lower left", ncols=columns)
 
 
-def _legend_height(groups: Sequence[Group]) -> float:
+def _legend_height(groups: Sequence[RunGroup]) -> float:
     return 0.22 * max(1, len(groups))
 
 
-def _rows(group: Group, name: str) -> np.ndarray[Any, Any]:
+def _rows(group: RunGroup, name: str) -> np.ndarray[Any, Any]:
     """A figure as [seeds, epochs]; nan if a run has not reached the epoch or its figure was not finite."""
     known = [[np.nan if line.get(name) is None else line[name] for line in run.epochs] for run in group.of_seeds()]
     rows = np.array(list(itertools.zip_longest(*known, fillvalue=np.nan)), float).T
     return rows[:, ~np.isnan(rows).all(axis=0)] if rows.size else rows
 
 
-def learning_rate(groups: Sequence[Group]) -> Figure:
+def learning_rate(groups: Sequence[RunGroup]) -> Figure:
     """Learning rate of each epoch's last update; dotted, the schedule's rates for a run that has not ended."""
     with _axes(*CURVES, legend=_legend_height(groups) if len(groups) > 1 else 0) as axes:
         for number, group in enumerate(groups):
@@ -189,7 +189,7 @@ def learning_rate(groups: Sequence[Group]) -> Figure:
         return _figure(axes)
 
 
-def seeds(groups: Sequence[Group], figure: str) -> Figure:
+def seeds(groups: Sequence[RunGroup], figure: str) -> Figure:
     """`test_accuracy` or `test_loss` of each seed, a row per group, with the 95 % interval of the group's mean."""
     with _axes(height=1.0 + 0.42 * len(groups)) as axes:
         for number, group in enumerate(groups):
@@ -207,7 +207,7 @@ def seeds(groups: Sequence[Group], figure: str) -> Figure:
         return _figure(axes)
 
 
-def heat_map(groups: Sequence[Group], rows: str, columns: str) -> Figure:
+def heat_map(groups: Sequence[RunGroup], rows: str, columns: str) -> Figure:
     """Mean test accuracy for each pair of values of two fields. Higher accuracies have deeper colours."""
     down, across = (_in_order(group.values[field] for group in groups) for field in (rows, columns))
     means = np.full((len(down), len(across)), np.nan)

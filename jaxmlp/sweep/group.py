@@ -28,7 +28,7 @@ from jaxmlp.sweep.result import LaneResult
 from jaxmlp.system import distributed
 
 
-class Group(Loop):
+class LaneGroup(Loop):
     """Lanes of one program, trained from their start or a checkpoint to their end.
 
     Args:
@@ -48,16 +48,16 @@ class Group(Loop):
         self.train_s = 0.0
         self.kept: list[KeptRun] = []
 
-    def run(self, checkpoint: Checkpoint | None = None, *, go_on: bool = False) -> list[LaneResult] | None:
+    def run(self, checkpoint: Checkpoint | None = None, *, resume: bool = False) -> list[LaneResult] | None:
         """Train to the end, or to a stop signal. After a signal the group is saved, and the result is None.
 
         Args:
             checkpoint: In the first process, a checkpoint of some lanes.
-            go_on: Whether the checkpoint holds the lanes of this group.
+            resume: Whether the checkpoint holds the lanes of this group.
         """
         try:
             began = time.perf_counter()
-            self._start(checkpoint if go_on else None, go_on)
+            self._start(checkpoint if resume else None, resume)
             self.programs.compile(self.position)
             self.began = time.perf_counter()
             self.job.compile_s += self.began - began
@@ -68,10 +68,10 @@ class Group(Loop):
             for kept in self.kept:
                 kept.run.close()
 
-    def _start(self, checkpoint: Checkpoint | None, go_on: bool) -> None:
+    def _start(self, checkpoint: Checkpoint | None, resume: bool) -> None:
         job = self.job
         self.position = self.programs.first()
-        if go_on:
+        if resume:
             meta = json.loads(distributed.share(json.dumps(checkpoint.meta if checkpoint else {}).encode()))
             wanted: dict[str, Any] = {"state": self.position.state, "sums": self.position.sums}
             tree = restore(wanted, self._rows(checkpoint.arrays if checkpoint else {}, meta["lanes"], wanted))
@@ -140,7 +140,7 @@ class Group(Loop):
         return is_sound
 
     def _trace(self) -> None:
-        states = self.programs.rows(self.position.state)
+        states = self.programs.per_lane(self.position.state)
         for kept, state, going in zip(self.kept, states, self.going, strict=False):
             if going:
                 kept.run.append_trace(state_digests(self.position.epoch, state))
@@ -166,7 +166,7 @@ class Group(Loop):
 
     def _asked(self, records: Sequence[EpochRecord | None]) -> list[str | None]:
         """Reasons with which hooks end a lane, for each lane."""
-        states = self.programs.rows(self.position.state)
+        states = self.programs.per_lane(self.position.state)
         try:
             return [
                 asked(self.job.hooks, lane, record, state) if record else None
@@ -181,11 +181,11 @@ class Group(Loop):
 
     def _keep(self, records: Sequence[EpochRecord | None], order: jax.Array) -> None:
         zeros = self.programs.zero_sums(self.position)
-        rows = zip(records, *map(self.programs.rows, (self.position.state, zeros, order)), strict=True)
+        rows = zip(records, *map(self.programs.per_lane, (self.position.state, zeros, order)), strict=True)
         for kept, (record, state, sums, own_order) in zip(self.kept, rows, strict=False):
             if record:
                 at = Position.at(record.steps, self.programs.steps_per_epoch, state, sums)
-                self.waiting.append(partial(kept.epoch_ended, record, at, own_order[: self.job.examples]))
+                self.pending_writes.append(partial(kept.epoch_ended, record, at, own_order[: self.job.examples]))
 
     def _checkpoint(self) -> Callable[[], None]:
         """Prepare a checkpoint of all lanes. All processes gather it; the first one writes it.
@@ -195,7 +195,7 @@ class Group(Loop):
         if self.ended:
             return lambda: None
         position, directory = self.position, self.job.directory
-        rows = self.programs.rows({"state": position.state, "sums": position.sums})
+        rows = self.programs.per_lane({"state": position.state, "sums": position.sums})
         if not directory:
             return lambda: None
         meta = {
@@ -222,8 +222,8 @@ class Group(Loop):
         job = self.job
         train_s = (self.train_s + time.perf_counter() - self.began) / len(self.lanes)
         tested = self.programs.scored(self.position, "test", self.configs)
-        states = self.programs.rows(self.position.state)
-        zeros = self.programs.rows(self.programs.zero_sums(self.position))
+        states = self.programs.per_lane(self.position.state)
+        zeros = self.programs.per_lane(self.programs.zero_sums(self.position))
         results = []
         for row, (lane, state) in enumerate(zip(self.lanes, states, strict=True)):
             diverged_in = self.diverged_in[row]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp.engine.history import EpochRecord, History
-from jaxmlp.engine.loop import Keeper
+from jaxmlp.engine.loop import RunWriter
 from jaxmlp.engine.position import Position
 from jaxmlp.errors import RunError
 from jaxmlp.experiment.config import ExperimentConfig
@@ -61,7 +61,7 @@ class KeptRun:
             self.run.close()
             raise
         scores = [score for record in before if (score := config.score(record.figures)) is not None]
-        self._keeper = Keeper(self.run, config, min(scores, default=None))
+        self._keeper = RunWriter(self.run, config, min(scores, default=None))
         self.epoch_ended = self._keeper.epoch_ended
 
     @property

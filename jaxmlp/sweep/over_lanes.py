@@ -95,8 +95,8 @@ def train_lanes(
     sums: train.Sums,
     active: Bool[Array, " lanes"],
     orders: Int[Array, "lanes padded"],
-    own: train.Split | None,
-    shared: train.Split | None,
+    own: train.DeviceSplit | None,
+    shared: train.DeviceSplit | None,
     start: Int[Array, ""],
     stop: Int[Array, ""],
     *,
@@ -142,14 +142,14 @@ def evaluate_lanes(
     params: Any,
     variables: dict[str, Any],
     sums: train.Sums,
-    split: train.Split,
+    split: train.DeviceSplit,
     *,
     mesh: Mesh,
     batching: Batching,
 ) -> train.Sums:
     """For each lane, `sums` plus the sums over all examples of `split`, with dropout off."""
 
-    def one(lane: Any, split: train.Split) -> Any:
+    def one(lane: Any, split: train.DeviceSplit) -> Any:
         config, params, variables, sums = lane
         return train.evaluate(config, params, variables, split, sums)
 
@@ -188,11 +188,11 @@ def control_lanes(
 
 
 @partial(jax.jit, static_argnames="mesh")
-def exchange_lanes(states: train.TrainState, *, mesh: Mesh) -> train.TrainState:
+def swap_best_weights_of_lanes(states: train.TrainState, *, mesh: Mesh) -> train.TrainState:
     """The lanes' states, with the best epoch's weights in each lane whose controller restores them."""
 
     def one(state: train.TrainState, _: Any) -> Any:
-        return controllers.exchanged(state, back=False)
+        return controllers.swap_best_weights(state, back=False)
 
     exchanged: train.TrainState = _over_lanes(one, states, (), mesh=mesh, batching="map")
     return exchanged

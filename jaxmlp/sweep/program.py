@@ -26,10 +26,10 @@ from jaxmlp.sweep.over_lanes import (
     control_lanes,
     epoch_orders,
     evaluate_lanes,
-    exchange_lanes,
     init_lanes,
     learning_rates,
     put,
+    swap_best_weights_of_lanes,
     to_host,
     train_lanes,
 )
@@ -72,7 +72,7 @@ class LanePrograms(Programs):
         """Stop training the lanes that are not going, and the rows beyond the lanes."""
         self._active = self.put_rows(np.asarray([*going, *[False] * (self._slots - self._lanes)]))
 
-    def rows[T](self, tree: T) -> list[T]:
+    def per_lane[T](self, tree: T) -> list[T]:
         """The tree on the host, one per lane."""
         on_host = to_host(tree, self.mesh)
         return [_row(on_host, row) for row in range(self._lanes)]
@@ -84,7 +84,7 @@ class LanePrograms(Programs):
 
     def _zero(self, state: Any) -> train.Sums:
         config, state = (jax.tree.map(_without_lanes, tree) for tree in (self.config, state))
-        sums = train.zero_sums(config, state, train.Split.of(self.dataset.facts.zeros(1)))
+        sums = train.zero_sums(config, state, train.DeviceSplit.of(self.dataset.facts.zeros(1)))
         zeros: train.Sums = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), sums)
         return zeros
 
@@ -112,7 +112,7 @@ class LanePrograms(Programs):
         """The learning rate of the last update before the position, for each lane."""
         state = position.state
         rates = learning_rates(self.config, state.step, state.controllers, mesh=self.mesh)
-        return [known(rate) for rate in self.rows(rates)]
+        return [known(rate) for rate in self.per_lane(rates)]
 
     def control(self, position: Position, found: Sequence[dict[str, float | None] | None]) -> list[dict[str, Any]]:
         """Let the controllers of lanes with figures see them.
@@ -126,17 +126,17 @@ class LanePrograms(Programs):
             figures = self.put_rows(_stacked(seen + seen[-1:] * (self._slots - self._lanes)))
             arguments = self.config, position.state, figures, self.put_rows(np.asarray(active))
             position.state = control_lanes(*arguments, mesh=self.mesh)
-        return self.rows(without_trees(position.state.controllers))
+        return self.per_lane(without_trees(position.state.controllers))
 
-    def exchange(self, position: Position, *, back: bool = False) -> None:
+    def swap_best_weights(self, position: Position, *, back: bool = False) -> None:
         """Replace each lane's last weights by its best epoch's weights."""
         if position.state.controllers:
-            position.state = exchange_lanes(position.state, mesh=self.mesh)
+            position.state = swap_best_weights_of_lanes(position.state, mesh=self.mesh)
 
     def _training(self, *arguments: Any) -> Any:
         return self._job.compiled(train_lanes, *arguments)(*arguments)
 
-    def _evaluated(self, state: train.TrainState, piece: train.Split, sums: train.Sums) -> Any:
+    def _evaluated(self, state: train.TrainState, piece: train.DeviceSplit, sums: train.Sums) -> Any:
         arguments = self.config, state.params, state.variables, sums, piece
         return self._job.compiled(evaluate_lanes, *arguments)(*arguments)
 
@@ -189,7 +189,7 @@ def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
     """Shapes of the arguments of `train_lanes`."""
     config, example = job.on_data(lane), job.dataset.facts.zeros(1)
     state = jax.eval_shape(train.init_state, config, example.inputs)
-    sums = train.zero_sums(config, state, train.Split.of(example))
+    sums = train.zero_sums(config, state, train.DeviceSplit.of(example))
     order = jax.ShapeDtypeStruct((job.steps_per_epoch(lane) * lane.config.batch_size,), np.int32)
     active = jax.ShapeDtypeStruct((), np.bool_)
     rows = partial(jax.tree.map, lambda leaf: jax.ShapeDtypeStruct((slots, *leaf.shape), leaf.dtype))
@@ -203,7 +203,7 @@ def _shapes(job: Job, lane: Lane, slots: int) -> list[Any]:
         rows_of = job.dataset.facts.zeros(feed.steps * lane.config.batch_size)
         if job.dataset.train.weights is not None:
             rows_of = rows_of._replace(weights=np.zeros(len(rows_of.targets), np.float32))
-        window = train.Split.of(rows_of, mask=np.zeros(len(rows_of.targets), np.bool_))
+        window = train.DeviceSplit.of(rows_of, mask=np.zeros(len(rows_of.targets), np.bool_))
         own = _placed(job, rows(window), ROWS)
     bound = _placed(job, np.int32(0), WHOLE)
     return [*lanes, own, shared, bound, bound]

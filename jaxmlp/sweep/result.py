@@ -85,8 +85,8 @@ class LaneResult:
         return found | {f"train_{name}": last.get(name) for name in names}
 
 
-class Spread(NamedTuple):
-    """Spread of one figure over seeds."""
+class SeedSpread(NamedTuple):
+    """SeedSpread of one figure over seeds."""
 
     mean: float
     std: float | None
@@ -97,7 +97,7 @@ class Spread(NamedTuple):
     max: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Spread | None:
+    def of(cls, values: Sequence[float]) -> SeedSpread | None:
         """The spread of these values; None if there are none."""
         if not values:
             return None
@@ -222,10 +222,10 @@ def _summary(lanes: Sequence[LaneResult], config: ExperimentConfig) -> dict[str,
     found = [lane.figures(names) for lane in ended]
     figures = {}
     for name in lanes[0].figures(names):
-        spread = Spread.of([value for each in found if (value := each[name]) is not None])
+        spread = SeedSpread.of([value for each in found if (value := each[name]) is not None])
         figures[name] = spread and spread._asdict()
     first = names[0]
-    of_first = figures[f"test_{first}"] or dict.fromkeys(Spread._fields)
+    of_first = figures[f"test_{first}"] or dict.fromkeys(SeedSpread._fields)
     best = max(ended, key=lambda lane: _sign(config, first) * lane.test[first], default=None)
     return {
         "settings": lanes[0].settings,

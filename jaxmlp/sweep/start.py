@@ -19,7 +19,7 @@ from jaxmlp.run.manifest import differences, manifest
 from jaxmlp.run.opening import finder, open_data_of
 from jaxmlp.source.file import Code, Experiment, placed
 from jaxmlp.sweep.directory import SweepDirectory
-from jaxmlp.sweep.group import Group
+from jaxmlp.sweep.group import LaneGroup
 from jaxmlp.sweep.job import Job, LaneHook
 from jaxmlp.sweep.lanes import Lane, Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
@@ -247,7 +247,7 @@ def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     for bunch in ([begun] if begun else []) + list(bunches.values()):
         bunches_of, slots = groups(job, bunch, together=bunch is begun)
         for group in bunches_of:
-            found = Group(job, group, slots).run(checkpoint, go_on=bunch is begun)
+            found = LaneGroup(job, group, slots).run(checkpoint, resume=bunch is begun)
             if found is None:
                 return results
             results += found

@@ -247,8 +247,8 @@ def supervise(argv: Sequence[str]) -> int:
     lost = _LOST.search(said)
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
     resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('flags', '')}"
-    go_on = f" Continue from the last checkpoint: {resume}" if run_dir else ""
-    print(f"distributed: {who} is gone, so this process ended too.{go_on}", file=sys.stderr)
+    resume = f" Continue from the last checkpoint: {resume}" if run_dir else ""
+    print(f"distributed: {who} is gone, so this process ended too.{resume}", file=sys.stderr)
     return PeerLostError.exit_code
 
 

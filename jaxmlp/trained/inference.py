@@ -408,7 +408,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     mesh = shards.make_mesh(jax.devices()[:1])
     feed = Feed(split, config, partial(shards.replicate, mesh=mesh))
     state = train.TrainState(jax.device_put(np.int32(0)), loaded.params, (), loaded.variables)
-    sums = jax.device_put(train.zero_sums(config, state, train.Split.of(loaded.facts.zeros(1))))
+    sums = jax.device_put(train.zero_sums(config, state, train.DeviceSplit.of(loaded.facts.zeros(1))))
     for piece in feed.pieces():
         sums = train.evaluate(config, loaded.params, loaded.variables, piece, sums)
     return figures(loaded.config, jax.device_get(sums))

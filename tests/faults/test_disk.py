@@ -45,7 +45,7 @@ def laid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patched:
         # As many updates a call however fast the machine is, so that the changes are the same every time.
         patched.setattr(loop.Loop, "chunk_s", 1e6)
-        patched.setattr(group.Group, "chunk_s", 1e6)
+        patched.setattr(group.LaneGroup, "chunk_s", 1e6)
         patched.setitem(official.SOURCES, "mnist", official.SOURCES["mnist"])  # Comes back afterwards.
         # No power is cut in truth, and a test that waits for the disk is slow.
         patched.setattr(os, "fsync", lambda descriptor: None)
