@@ -18,6 +18,9 @@ from jaxtyping import Array, Float
 
 from jaxmlp import prng
 
+FEW_FEATURES = 32
+"""Outputs of a layer for which XLA has only a slow product x.T @ grads on CPUs."""
+
 
 class Dense(nn.Module):
     """x @ kernel + bias. Factors are rounded to `dtype`; sums, bias and parameters are float32.
@@ -74,9 +77,8 @@ def _forward(x: Array, kernel: Array, dtype: DTypeLike) -> tuple[Array, tuple[Ar
 
 def _backward(dtype: DTypeLike, factors: tuple[Array, Array], grads: Array) -> tuple[Array, Array]:
     grads = grads.astype(dtype)
-    if grads.dtype == jnp.float32:
-        return _gradients(*factors, grads)
-    of_x, of_kernel = lax.platform_dependent(*factors, grads, cpu=_gradients_by_rows, default=_gradients)
+    on_cpu = _gradients_in_order if grads.dtype == jnp.float32 else _gradients_by_rows
+    of_x, of_kernel = lax.platform_dependent(*factors, grads, cpu=on_cpu, default=_gradients)
     return of_x, of_kernel
 
 
@@ -85,6 +87,16 @@ product.defvjp(_forward, _backward)
 
 def _gradients(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
     return _dot(grads, kernel.T), _dot(x.T, grads)
+
+
+def _gradients_in_order(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:
+    """The same gradients, both before anything uses them, so that an update may overwrite the kernel in place.
+
+    On CPUs, XLA would copy the kernel in every update otherwise. Its product x.T @ grads is slow for few features.
+    """
+    of_kernel = _dot(x.T, grads) if grads.shape[1] > FEW_FEATURES else lax.optimization_barrier(_dot(grads.T, x)).T
+    of_x, of_kernel = lax.optimization_barrier((_dot(grads, kernel.T), of_kernel))
+    return of_x, of_kernel
 
 
 def _gradients_by_rows(x: Array, kernel: Array, grads: Array) -> tuple[Array, Array]:

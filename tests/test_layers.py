@@ -11,19 +11,21 @@ from jax.extend.random import threefry_2x32
 from jaxmlp import layers, prng
 from jaxmlp.prng import Stream, root_key, stream_key
 
-ROWS, INPUTS, FEATURES = 24, 33, 17
+ROWS, INPUTS = 24, 33
+WIDTHS = pytest.mark.parametrize("features", [17, layers.FEW_FEATURES + 1])
 
 
-def random_factors(dtype: str) -> list[np.ndarray]:
+def random_factors(dtype: str, features: int) -> list[np.ndarray]:
     """x, kernel, and the gradient of their product; values that `dtype` holds exactly."""
     rng = np.random.default_rng(0)
-    shapes = [(ROWS, INPUTS), (INPUTS, FEATURES), (ROWS, FEATURES)]
+    shapes = [(ROWS, INPUTS), (INPUTS, features), (ROWS, features)]
     return [np.asarray(jnp.asarray(rng.normal(size=shape), dtype), np.float64) for shape in shapes]
 
 
+@WIDTHS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(dtype: str) -> None:
-    x, kernel, grads = random_factors(dtype)
+def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(dtype: str, features: int) -> None:
+    x, kernel, grads = random_factors(dtype, features)
     found, pull_back = jax.vjp(lambda x, kernel: layers.product(x, kernel, dtype), *map(jnp.float32, (x, kernel)))
     for given, expected in zip(
         [found, *pull_back(jnp.float32(grads))], [x @ kernel, grads @ kernel.T, x.T @ grads], strict=True
@@ -33,11 +35,13 @@ def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(dtype: st
         np.testing.assert_allclose(given, expected, rtol=0, atol=33 * 32 * 2.0**-24)
 
 
+@WIDTHS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradients_of_every_platform_are_the_same_products(dtype: str) -> None:
-    factors = [jnp.asarray(factor, dtype) for factor in random_factors(dtype)]
-    for by_rows, plain in zip(layers._gradients_by_rows(*factors), layers._gradients(*factors), strict=True):
-        np.testing.assert_allclose(by_rows, plain, rtol=0, atol=33 * 32 * 2.0**-24)
+def test_the_gradients_of_every_platform_are_the_same_products(dtype: str, features: int) -> None:
+    factors = [jnp.asarray(factor, dtype) for factor in random_factors(dtype, features)]
+    of_cpus = layers._gradients_in_order if dtype == "float32" else layers._gradients_by_rows
+    for on_cpu, plain in zip(of_cpus(*factors), layers._gradients(*factors), strict=True):
+        np.testing.assert_allclose(on_cpu, plain, rtol=0, atol=33 * 32 * 2.0**-24)
 
 
 def test_factors_are_rounded_to_the_precision_and_sums_are_not() -> None:

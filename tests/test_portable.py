@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxmlp.portable import Refused, portable
 from jaxmlp.portable import products as of_products
 from jaxmlp.portable.right import right as right_results
+from jaxmlp.portable.text import text
 
 X, W = cases.array(5, 7), cases.array(7, 3, seed=1)
 FAST = {"xla_backend_optimization_level": 0}
@@ -430,3 +431,12 @@ def test_the_list_of_flags_has_every_vector_width_and_level() -> None:
     flags = " ".join(setting.get("XLA_FLAGS", "") for setting in everywhere.SETTINGS.values())
     assert all(name in flags for name in ("SSE4_2", "AVX2", "AVX512", "level=0", "level=3", "fast_math"))
     assert os.path.exists(everywhere.DIGEST)
+
+
+def test_of_branches_for_platforms_portable_takes_the_default_and_its_program_is_the_default() -> None:
+    def tuned(x: Any) -> Any:
+        return lax.platform_dependent(x, cpu=jnp.sin, tpu=jnp.cos, default=jnp.exp)
+
+    assert same_bits(run(tuned, X), run(jnp.exp, X))
+    assert same_bits(by_numpy(tuned, X), by_numpy(jnp.exp, X))
+    assert text(tuned, X) == text(jnp.exp, X) != text(jnp.sin, X)

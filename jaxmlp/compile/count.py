@@ -175,6 +175,9 @@ class _Graph:
             if name in INLINED and inner:
                 body = inner[0]
                 made = self._add(body, inputs[len(inputs) - len(body.invars) :])
+            elif platforms := equation.params.get("branches_platforms"):
+                body = inner[next(n for n, own in enumerate(platforms) if own is None or self.platform in own)]
+                made = self._add(body, inputs[1:])
             elif name == "optimization_barrier":
                 made = inputs
                 for each in inputs:

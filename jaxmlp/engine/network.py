@@ -106,7 +106,7 @@ def summary(config: ExperimentConfig, facts: data.Facts | None = None) -> Summar
     # Counts the network as written, whatever arithmetic computes it.
     on_data = config.without_precision().on_data(facts.outputs, 1)
     rows = config.batch_size
-    inputs, one = facts.zeros(rows).inputs, train.Split.of(facts.zeros(1))
+    inputs, one = facts.zeros(rows).inputs, train.DeviceSplit.of(facts.zeros(1))
     split = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype), one)
     order = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     state: train.TrainState = jax.eval_shape(train.init_state, on_data, inputs)
@@ -247,7 +247,7 @@ def flops(jaxpr: Any) -> int:
     """Multiplications and additions of all products that the result depends on.
 
     A loop's body counts once per iteration, or once if the number of iterations is unknown. Of several branches, the
-    most expensive counts.
+    most expensive counts; of branches for platforms, the default.
     """
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
     used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
@@ -267,7 +267,10 @@ def _equation_flops(equation: Any) -> int:
         spread = int(kernel[params["dimension_numbers"].rhs_spec[0]]) * math.prod(params["lhs_dilation"])
         return int(2 * outputs * math.prod(kernel) // spread)
     inner = [flops(leaf) for leaf in jax.tree.leaves(params, is_leaf=_is_jaxpr) if _is_jaxpr(leaf)]
-    return max(inner) if name == "cond" else int(params.get("length", 1)) * sum(inner)
+    if name == "cond":
+        platforms = params.get("branches_platforms") or ()
+        return inner[platforms.index(None)] if None in platforms else max(inner)
+    return int(params.get("length", 1)) * sum(inner)
 
 
 def _is_jaxpr(value: Any) -> bool:

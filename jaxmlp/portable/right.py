@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from jaxmlp.portable.text import THE_SAME
-from jaxmlp.portable.transform import STRUCTURE, call, called, literal
+from jaxmlp.portable.transform import STRUCTURE, branch_of, call, called, cond, literal
 
 Values = Sequence[np.ndarray]
 
@@ -32,7 +32,10 @@ def right(jaxpr: Any, consts: Values, values: Values) -> list[np.ndarray]:
 def walk(
     jaxpr: Any, consts: Values, values: Values, visit: Callable[[Any, list[np.ndarray]], list[np.ndarray]]
 ) -> list[np.ndarray]:
-    """The results of a jaxpr. `visit(equation, values)` returns those of each equation; calls are walked into."""
+    """The results of a jaxpr. `visit(equation, values)` returns those of each equation.
+
+    Calls and branches are walked into.
+    """
     env: dict[Any, np.ndarray] = {}
 
     def read(atom: Any) -> np.ndarray:
@@ -42,8 +45,14 @@ def walk(
     env.update(zip(jaxpr.invars, values, strict=True))
     for eqn in jaxpr.eqns:
         operands = [read(atom) for atom in eqn.invars]
-        is_call = STRUCTURE.get(eqn.primitive.name) is call
-        results = walk(*called(eqn), operands, visit) if is_call else visit(eqn, operands)
+        rule = STRUCTURE.get(eqn.primitive.name)
+        if rule is call:
+            results = walk(*called(eqn), operands, visit)
+        elif rule is cond:
+            branch = branch_of(eqn, operands[0])
+            results = walk(branch.jaxpr, branch.consts, operands[1:], visit)
+        else:
+            results = visit(eqn, operands)
         env.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 

@@ -1,7 +1,8 @@
 """Which program is it? A jaxpr as a canonical text, which is the same wherever the same operations are traced.
 
-Calls are written out in place. The text leaves out names, source positions, meshes, layouts and everything else that
-changes no bit of a portable program, and equations whose results are unused.
+Calls are written out in place, and of branches for platforms the default, which portable takes. The text leaves out
+names, source positions, meshes, layouts and everything else that changes no bit of a portable program, and equations
+whose results are unused.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jaxmlp.portable.rules import default_platform
 from jaxmlp.portable.transform import STRUCTURE, call, called, literal, parts_of_scan
 
 LEFT_OUT = {
@@ -49,14 +51,21 @@ def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
     def read(env: dict[Any, Any], atom: Any) -> Any:
         return _constant(literal(atom)) if isinstance(atom, core.Literal) else env[atom]
 
+    def written_out(jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
+        inside = dict(zip(jaxpr.invars, operands, strict=True))
+        inside |= {var: _constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
+        return inline(jaxpr, inside)
+
     def inline(jaxpr: Any, env: dict[Any, Any]) -> list[Any]:
         for eqn in jaxpr.eqns:
             operands = [read(env, atom) for atom in eqn.invars]
             if STRUCTURE.get(eqn.primitive.name) is call:
-                inner, consts = called(eqn)
-                inside = dict(zip(inner.invars, operands, strict=True))
-                inside |= {var: _constant(value) for var, value in zip(inner.constvars, consts, strict=True)}
-                results = inline(inner, inside)
+                results = written_out(*called(eqn), operands)
+            elif eqn.primitive.name == "platform_index":
+                results = [int(default_platform(eqn))]
+            elif eqn.primitive.name == "cond" and isinstance(operands[0], int):
+                branch = eqn.params["branches"][operands[0]]
+                results = written_out(branch.jaxpr, branch.consts, operands[1:])
             elif eqn.primitive.name in THE_SAME:
                 results = operands
             else:

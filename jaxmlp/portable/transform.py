@@ -165,11 +165,19 @@ def while_loop(a: Arithmetic, eqn: Any, *values: Any) -> list[Any]:
 
 def cond(a: Arithmetic, eqn: Any, index: Any, *values: Any) -> list[Any]:
     """Branches. A known index, as from `lax.platform_dependent`, selects its branch now."""
-    branches = eqn.params["branches"]
     if isinstance(index, (np.ndarray, np.generic)):
-        return _run(a, branches[int(np.clip(index, 0, len(branches) - 1))], values)
-    functions = [functools.partial(lambda branch, *values: tuple(_run(apart(a), branch, values)), b) for b in branches]
+        return _run(a, branch_of(eqn, index), values)
+    functions = [
+        functools.partial(lambda branch, *values: tuple(_run(apart(a), branch, values)), branch)
+        for branch in eqn.params["branches"]
+    ]
     return list(lax.switch(index, functions, *values))
+
+
+def branch_of(eqn: Any, index: Any) -> Any:
+    """The branch that a known index selects."""
+    branches = eqn.params["branches"]
+    return branches[int(np.clip(index, 0, len(branches) - 1))]
 
 
 def qr(a: Arithmetic, eqn: Any, x: Array) -> list[Any]:
