@@ -1,6 +1,6 @@
 """SIGKILL at random moments of real runs: no directory is left unreadable, and every resume ends in the same bits.
 
-Four kills of the quickstart by default, whose network is the relu experiment's, and its checkpoints as large. On all of
+Two kills of the quickstart by default, whose network is the relu experiment's, and its checkpoints as large. On all of
 MNIST, as docs/exactness.md reports: `JAXMLP_KILLS=100 python -m pytest tests/test_kills.py`
 """
 
@@ -22,8 +22,8 @@ from jaxmlp.run.directory import RunDirectory
 
 pytestmark = pytest.mark.optimized
 
-KILLS = int(os.environ.get("JAXMLP_KILLS") or 4)
-MIN_EPOCHS, MAX_EPOCHS, EXPERIMENT = (4, 8, "quickstart") if KILLS <= 10 else (2, 4, "relu_rmsprop")
+KILLS = int(os.environ.get("JAXMLP_KILLS") or 2)
+MIN_EPOCHS, MAX_EPOCHS, EXPERIMENT = (3, 5, "quickstart") if KILLS <= 10 else (2, 4, "relu_rmsprop")
 
 
 def train(*arguments: object, cache: Path | None = None) -> subprocess.Popen[str]:
