@@ -124,8 +124,8 @@ def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
         parameters.pop("self", None)
     elif type(module) is nn.Sequential:
         for layer in module.layers:
-            if isinstance(layer, nn.Module) and (told := mode(layer, True)):
-                problem = f"{type(layer).__name__} takes {next(iter(told))}, which nn.Sequential does not pass on"
+            if isinstance(layer, nn.Module) and (argument := mode(layer, True)):
+                problem = f"{type(layer).__name__} takes {next(iter(argument))}, which nn.Sequential does not pass on"
                 raise ConfigError(
                     "model", f"must pass the mode to its layers: {problem}. Write a module that takes train"
                 )

@@ -69,10 +69,10 @@ def train_keras(config: Mapping[str, Any], data: Mapping[str, Any], epoch_ended:
         steps_per_execution=32,
     )
     train, test = (_arrays(config, data, name) for name in ("train", "test"))
-    told = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epoch_ended(float(logs["val_accuracy"])))
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epoch_ended(float(logs["val_accuracy"])))
     model.fit(
         *train, batch_size=config["batch_size"], epochs=config["epochs"], verbose=0,
-        validation_data=test, validation_batch_size=EVAL_ROWS, callbacks=[told],
+        validation_data=test, validation_batch_size=EVAL_ROWS, callbacks=[callback],
     )  # fmt: skip
 
 

@@ -33,9 +33,9 @@ def profile(work: Callable[[], Any], folder: Path) -> list[dict[str, Any]]:
         warnings.simplefilter("ignore", DeprecationWarning)  # Warnings about the binding's own types.
         for plane in jax.profiler.ProfileData.from_file(str(newest)).planes:
             for event in (event for line in plane.lines for event in line.events):
-                told = dict(event.stats)
-                if "hlo_op" in told and not str(told["hlo_op"]).startswith(AROUND):
-                    spent[str(told["hlo_op"]), str(told.get("hlo_module"))].append(event.duration_ns / 1e9)
+                stats = dict(event.stats)
+                if "hlo_op" in stats and not str(stats["hlo_op"]).startswith(AROUND):
+                    spent[str(stats["hlo_op"]), str(stats.get("hlo_module"))].append(event.duration_ns / 1e9)
     dearest = sorted(spent.items(), key=lambda item: -sum(item[1]))[:DEAREST]
     return [
         {"op": op, "module": module, "seconds": sum(seconds), "count": len(seconds)}

@@ -81,8 +81,8 @@ def _too_small(found: Report) -> str:
     memory = (found.compiled.memory if found.compiled else found.counted).total
     needs = f"{memory / 1e9:,.2f} GB, but a device of {found.target.name} has {found.target.memory() / 1e9:,.2f} GB"
     what = "lanes" if found.program.lanes else "batch size"
-    told = f"The largest {what} that fits is {found.largest:,}, by counting" if found.largest else f"No {what} fits"
-    return f"device: the program needs {needs}. {told}" + (f"\nThe compiler: {found.refusal}" if found.refusal else "")
+    fits = f"The largest {what} that fits is {found.largest:,}, by counting" if found.largest else f"No {what} fits"
+    return f"device: the program needs {needs}. {fits}" + (f"\nThe compiler: {found.refusal}" if found.refusal else "")
 
 
 def _write(path: Path, text: str) -> None:

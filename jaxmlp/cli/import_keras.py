@@ -39,11 +39,11 @@ def run(argv: Sequence[str]) -> Answer:
     file = Path(parse_changes(ImportFlags, argv, "import-keras", "FILE", ExperimentConfig())[1][0])
     network = read_keras(file)
     default = ExperimentConfig(name=re.sub(r"[^\w.-]", "_", file.name.partition(".")[0]) or "keras")
-    told: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
-    told |= {"l1": network.l1, "l2": network.l2}
+    sizes: dict[str, Any] = {"hidden_sizes": network.hidden_sizes, "dropout_rate": network.dropout_rate}
+    sizes |= {"l1": network.l1, "l2": network.l2}
     if network.activation:
-        told["activation"] = network.activation
-    model = MLP(**told)
+        sizes["activation"] = network.activation
+    model = MLP(**sizes)
     data_config = dataclasses.replace(
         default.data, validation="test", pixel_scale=network.pixel_scale or default.data.pixel_scale
     )

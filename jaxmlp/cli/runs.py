@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> Answer:
     if differences:
         say("\n".join(["", *_differences(differences)]))
     for sweep in sweeps:
-        told = sweep["problem"] or f"{sweep['ended']} of {sweep['lanes']} lanes ended"
-        say(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {told}")
+        state = sweep["problem"] or f"{sweep['ended']} of {sweep['lanes']} lanes ended"
+        say(f"sweep {Path(sweep['sweep_dir']).name}: {sweep['status']}, {state}")
     runs = [{**each._asdict(), "config": each.config} for each in found]
     return Answer({"runs": runs, "differences": differences, "sweeps": sweeps})
 
@@ -61,18 +61,18 @@ def _sweeps() -> list[dict[str, Any]]:
 
     found = []
     for path in list_sweeps():
-        told: dict[str, Any] = {"sweep_dir": str(path), "status": "damaged", "lanes": None, "ended": None}
+        row: dict[str, Any] = {"sweep_dir": str(path), "status": "damaged", "lanes": None, "ended": None}
         try:
             try:
                 plan, lanes = load(path)
-                told |= {"lanes": len(plan.seeds) * len(plan.settings), "ended": len(lanes)}
+                row |= {"lanes": len(plan.seeds) * len(plan.settings), "ended": len(lanes)}
             except CodeError:
-                told |= dict(zip(("lanes", "ended"), standing(path), strict=True))
+                row |= dict(zip(("lanes", "ended"), standing(path), strict=True))
             status = read_manifest(path)["status"]
-            told["status"] = "interrupted" if status == "running" and not is_held(path / LOCK) else status
+            row["status"] = "interrupted" if status == "running" and not is_held(path / LOCK) else status
         except RunError as error:
-            told["problem"] = str(error)
-        found.append({"problem": "", **told})
+            row["problem"] = str(error)
+        found.append({"problem": "", **row})
     return found
 
 

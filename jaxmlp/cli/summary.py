@@ -72,8 +72,8 @@ def with_rates(answer: Answer, config: ExperimentConfig, dataset: Dataset) -> An
         say(f"epoch {epoch:7.2f}  {rate:<12.6g} {'▇' * round(WIDTH * rate / most)}")
     if any(each.kind == "reduce_on_plateau" for each in config.controllers):
         say("These are the schedule's rates; reduce_on_plateau may lower them.")
-    told = [{"step": step, "epoch": epoch, "learning_rate": rate} for step, epoch, rate in rates]
-    return answer._replace(document={**answer.document, "rates": told})
+    rows = [{"step": step, "epoch": epoch, "learning_rate": rate} for step, epoch, rate in rates]
+    return answer._replace(document={**answer.document, "rates": rows})
 
 
 def show(config: ExperimentConfig, facts: Facts | None = None) -> Answer:

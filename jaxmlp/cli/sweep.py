@@ -165,20 +165,20 @@ def _train(
     from jaxmlp.system import distributed
     from jaxmlp.system.signals import stop_signals
 
-    told = distributed.share(str(path.resolve() if path else "").encode()).decode()
-    distributed.tell("run_dir", told)
+    folder = distributed.share(str(path.resolve() if path else "").encode()).decode()
+    distributed.tell("run_dir", folder)
     again = code.flags(experiment) + flags.repeated(chosen, SweepResumeFlags)
     distributed.tell("flags", again)
     with make_progress(chosen.verbose if path else "0") as progress, stop_signals() as stop:
         result = train(progress, stop)
-    document = {"sweep_dir": told, **result.result(), "total_s": time.perf_counter() - STARTED}
+    document = {"sweep_dir": folder, **result.result(), "total_s": time.perf_counter() - STARTED}
     if result.lanes and path:
-        say(f"{result.table()}\n{told}")
+        say(f"{result.table()}\n{folder}")
     if result.status != "finished":
         assert stop.signal
         saved = f"{len(result.lanes)} of {result.total} lanes are done, lanes in training are saved"
-        go_on = f"Go on: jaxmlp sweep --resume {shlex.quote(told)}{again}"
-        return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {go_on}")
+        resume = f"Go on: jaxmlp sweep --resume {shlex.quote(folder)}{again}"
+        return Answer(document, stop.exit_code, f"{stop.signal.name}: {saved}. {resume}")
     if all(lane.status == "diverged" for lane in result.lanes):
         message = "every lane diverged. Try smaller learning rates, or check the data's scale (--data.pixel-scale)."
         return Answer(document, DivergedError.exit_code, message)

@@ -155,21 +155,21 @@ def _resume(chosen: GoOnFlags) -> Answer:
         runtime.configure(chosen.device)  # Set first, because the file's imports may start JAX.
     code = Code(chosen.experiment)
     if chosen.distributed and not distributed.is_first():
-        told = json.loads(distributed.share(b""))
-        path = Path(told["path"])
-        if told["result"]:
-            return _answer(path, chosen, told["result"])
+        facts = json.loads(distributed.share(b""))
+        path = Path(facts["path"])
+        if facts["result"]:
+            return _answer(path, chosen, facts["result"])
         from jaxmlp.experiment.config import ExperimentConfig
 
-        find = finder(path, told["config"], told["manifest"], code)
-        return _continue(ExperimentConfig.from_dict(told["config"], find), chosen, None)
+        find = finder(path, facts["config"], facts["manifest"], code)
+        return _continue(ExperimentConfig.from_dict(facts["config"], find), chosen, None)
     path, longer = find_run(str(chosen.resume)), chosen.epochs is not None
     with open_run(path, code, write=True, longer=longer, accept_changed_code=chosen.accept_changed_code) as stored:
         is_ended = stored.status == "finished" and chosen.epochs in (None, stored.plain_config["epochs"])
         result = stored.manifest["result"] if is_ended else None
         if chosen.distributed:
-            told = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
-            distributed.share(json.dumps(told).encode())
+            facts = {"path": str(path), "result": result, "config": stored.plain_config, "manifest": stored.manifest}
+            distributed.share(json.dumps(facts).encode())
         _check_min_accuracy([*result["metrics"]] if result else [each.name for each in stored.config.metrics], chosen)
         if not result:
             return _continue(stored.config, chosen, stored)
@@ -246,8 +246,8 @@ def _train(config: ExperimentConfig, dataset: Dataset, chosen: ResumeFlags, stor
     if history.status == "finished" or not stop.signal:
         return answer
     saved = f"step {history.result()['steps']} is saved, {len(history.records)} of {epochs} epochs done"
-    go_on = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{again}"
-    return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {go_on}")
+    resume = f"Go on: jaxmlp train --resume {shlex.quote(str(path))}{again}"
+    return answer._replace(exit_code=stop.exit_code, message=f"{stop.signal.name}: {saved}. {resume}")
 
 
 def _tensorboard(path: Path, config: ExperimentConfig, dataset: Dataset) -> TensorBoard:

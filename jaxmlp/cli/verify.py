@@ -47,8 +47,8 @@ def run(argv: Sequence[str]) -> Answer:
     if found.not_covered:
         # A report has many plots, so files are counted by folder.
         tops = Counter(name.partition("/")[0] + "/" * ("/" in name) for name in found.not_covered)
-        told = ", ".join(f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
-        say(f"not covered by the run's hashes, so not checked: {told}")
+        names = ", ".join(f"{top} ({count} files)" if top.endswith("/") else top for top, count in tops.items())
+        say(f"not covered by the run's hashes, so not checked: {names}")
     if not found.ended:
         say(f"The run has not ended: its logs have no hashes until {SUMS} is written.")
     if found.damaged:

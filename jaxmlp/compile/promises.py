@@ -56,16 +56,16 @@ def no_lost_sign(reading: Reading) -> Iterator[Finding]:
     """No all-gather of floats that XLA turns into a sum of zeros and one value, which turns -0.0 into 0.0."""
     for each in _float_sums(reading):
         if _written(each, GATHERS):
-            told = f"{each.op} adds zeros to {_types(each.arrays)}: -0.0 becomes 0.0"
-            yield Finding("no_lost_sign", told, each.source)
+            what = f"{each.op} adds zeros to {_types(each.arrays)}: -0.0 becomes 0.0"
+            yield Finding("no_lost_sign", what, each.source)
 
 
 def no_unwritten(reading: Reading) -> Iterator[Finding]:
     """No message between devices that the program does not ask for. XLA's partitioner makes such messages."""
     for each in reading.collectives:
         if not _written(each, WRITTEN):
-            told = f"{each.op} of {_types(each.arrays)}, which the program does not ask for"
-            yield Finding("no_unwritten", told, each.source or each.op)
+            what = f"{each.op} of {_types(each.arrays)}, which the program does not ask for"
+            yield Finding("no_unwritten", what, each.source or each.op)
 
 
 def known_length(reading: Reading) -> Iterator[Finding]:
@@ -112,8 +112,8 @@ def nothing_copied(reading: Reading) -> Iterator[Finding]:
         if each.op in COPIES and each.nbytes >= LARGE and (each.result.dtype, each.result.size) not in state:
             if on_chip(each.result) or on_chip(entry[each.operands[0]].result):
                 continue
-            told = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, outside the loop: {_types([each.result])}"
-            yield Finding("nothing_copied", told, each.source or ", ".join(each.operands))
+            what = f"{each.nbytes / 1e6:,.0f} MB are copied in each call, outside the loop: {_types([each.result])}"
+            yield Finding("nothing_copied", what, each.source or ", ".join(each.operands))
 
 
 def few_kernels(reading: Reading, most: int) -> Iterator[Finding]:

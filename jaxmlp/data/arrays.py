@@ -269,11 +269,11 @@ def from_arrays(
     wanted = splits["train"]
     for split, found in splits.items():
         if _shown(found.inputs) != _shown(wanted.inputs):
-            told = f"{_shown(wanted.inputs)}, got {_shown(found.inputs)}"
-            raise DataError(f"data: {split} {_noun(wanted.inputs)} must match train: {told}")
+            shapes = f"{_shown(wanted.inputs)}, got {_shown(found.inputs)}"
+            raise DataError(f"data: {split} {_noun(wanted.inputs)} must match train: {shapes}")
         if _shown(found.targets) != _shown(wanted.targets):
-            told = f"{_shown(wanted.targets)}, got {_shown(found.targets)}"
-            raise DataError(f"data: {split} targets must match train: {told}")
+            shapes = f"{_shown(wanted.targets)}, got {_shown(found.targets)}"
+            raise DataError(f"data: {split} targets must match train: {shapes}")
     splits["train"] = wanted._replace(weights=_as_weights(weights, len(wanted.targets)))
     return make_dataset(
         name,
@@ -292,9 +292,9 @@ def _gaps(targets: np.ndarray, outputs: int) -> tuple[str, ...]:
     present = len(np.unique(targets)) if targets.dtype.kind == "i" else outputs
     if 2 * present >= outputs:
         return ()
-    told = f"only {present:,} of the {outputs:,} classes in the labels' range have training examples"
+    problem = f"only {present:,} of the {outputs:,} classes in the labels' range have training examples"
     way = "Number them from 0 without gaps: np.unique(labels, return_inverse=True)[1]. Or pass num_classes"
-    return (f"{told}, and the network has {outputs:,} outputs. {way}",)
+    return (f"{problem}, and the network has {outputs:,} outputs. {way}",)
 
 
 def as_split(pair: Pair, num_classes: int | None, *, images: bool | None = None, name: str = "given") -> Split:

@@ -120,16 +120,16 @@ def fit(
                 raise ConfigError("config", "must be given, unless run names a run to continue")
             config = run.config
         config = placed(config)
-        told = progress or stack.enter_context(make_progress(verbose, epochs or config.epochs))
+        shown = progress or stack.enter_context(make_progress(verbose, epochs or config.epochs))
         if run:
             _check_run(run, config, accept_changed_code)
-            dataset = open_data_of(run.path, config.data, run.manifest, dataset, report=told.note)
-        dataset = dataset or data.load(config.data, report=told.note)
+            dataset = open_data_of(run.path, config.data, run.manifest, dataset, report=shown.note)
+        dataset = dataset or data.load(config.data, report=shown.note)
         if epochs is not None:
-            config = _longer(config, epochs, run, dataset, told)
+            config = _longer(config, epochs, run, dataset, shown)
         check_data(config, dataset)
         for note in [*dataset.notes, *_not_heard(config)]:
-            told.note(note)
+            shown.note(note)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
             distributed.agree(config.to_dict() | manifest(config, dataset)["binding"])
@@ -138,7 +138,7 @@ def fit(
             facts = manifest(config, dataset, devices=mesh.size)
             run = stack.enter_context(RunDirectory.create(out, config, facts, weights))
         programs = Programs(config, dataset, mesh, resident_bytes, run.start() if run else weights)
-        return _run(RunLoop(config, programs, run, told, hooks, stop or Stop(), checkpoint_s, digest_every))
+        return _run(RunLoop(config, programs, run, shown, hooks, stop or Stop(), checkpoint_s, digest_every))
 
 
 def _not_heard(config: ExperimentConfig) -> list[str]:
@@ -186,7 +186,7 @@ def _run(loop: RunLoop) -> History:
 
 
 def _longer(
-    config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, told: Progress
+    config: ExperimentConfig, epochs: int, run: RunDirectory | None, dataset: data.Dataset, progress: Progress
 ) -> ExperimentConfig:
     """The config of a run that continues to more epochs. Its directory records the new number."""
     if not run:  # With several processes, only the first one has the run.
@@ -202,9 +202,9 @@ def _longer(
         same_bits = not done or not reads_length(config, dataset)
         if not same_bits:
             was = f"The learning rate depends on the number of epochs, which was {before} until now"
-            told.note(f"{was}: the bits differ from a run with {epochs} epochs from the start.")
+            progress.note(f"{was}: the bits differ from a run with {epochs} epochs from the start.")
         if why := (run.manifest["result"] or {}).get("stopped"):
-            told.note(f"{run.path} stopped in epoch {done}, as a run of {epochs} epochs would have: {why}.")
+            progress.note(f"{run.path} stopped in epoch {done}, as a run of {epochs} epochs would have: {why}.")
         run.lengthen(epochs, same_bits=same_bits)
     return config
 

@@ -115,9 +115,9 @@ class History:
 
     def __repr__(self) -> str:
         figures = {"test_loss": self.test_loss, "test_accuracy": self.test_accuracy}
-        told = ", ".join(f"{name} {_cell(value)}" for name, value in figures.items())
+        values = ", ".join(f"{name} {_cell(value)}" for name, value in figures.items())
         about = f"{self.config.name}, seed {self.config.seed}: {self.status} after {len(self.records)} epochs"
-        return f"History({about}{f' ({self.stopped})' if self.stopped else ''}, {told})"
+        return f"History({about}{f' ({self.stopped})' if self.stopped else ''}, {values})"
 
     def _repr_html_(self) -> str:
         """The losses as a picture and the epochs as a table, for notebooks."""
@@ -220,8 +220,8 @@ def _chart(curves: Mapping[str, Sequence[float | None]]) -> str:
         points = " ".join(f"{index * across:.1f},{(high - value) * down:.1f}" for index, value in enumerate(values))
         dash = ' stroke-dasharray="5 4"' if number < len(known) else ""
         lines.append(f'<polyline points="{points}"{dash}><title>{name}</title></polyline>')
-    told = "; ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, values in known.items())
-    label = f"{told}, by epoch{'; loss dashed' if len(known) > 1 else ''}"
+    ranges = "; ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, values in known.items())
+    label = f"{ranges}, by epoch{'; loss dashed' if len(known) > 1 else ''}"
     return (
         f'<svg role="img" aria-label="{label}" viewBox="-4 -4 {width + 8} {height + 8}" width="{width}" fill="none" '
         f'stroke="currentColor" stroke-width="2">{"".join(lines)}</svg><div>{label}</div>'

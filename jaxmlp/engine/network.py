@@ -176,14 +176,14 @@ def check_network(config: ExperimentConfig, facts: data.Facts) -> None:
     if isinstance(config.optimizer, PlainObject):
         params, _ = jax.eval_shape(partial(modules.init, module), example, key)
         rule = config.optimizer.transformation(1)
-        told = "only gradients, its state and the parameters"
-        _tried("optimizer", told, lambda params: rule.update(params, rule.init(params), params), params)
+        given = "only gradients, its state and the parameters"
+        _tried("optimizer", given, lambda params: rule.update(params, rule.init(params), params), params)
 
 
 def _check_rows(path: str, function: Any, logits: Any, targets: Any) -> None:
     """Check that a metric returns a row for each of two examples, and a loss one number each."""
-    told = f"logits {list(logits.shape)} and targets {targets.dtype}{list(targets.shape)}"
-    shapes = [leaf.shape for leaf in jax.tree.leaves(_tried(path, told, function, logits, targets))]
+    given = f"logits {list(logits.shape)} and targets {targets.dtype}{list(targets.shape)}"
+    shapes = [leaf.shape for leaf in jax.tree.leaves(_tried(path, given, function, logits, targets))]
     if any(shape[:1] != (2,) for shape in shapes) or (path == "loss" and shapes != [(2,)]):
         raise ConfigError(path, f"must return one number for each example: shape [2] for two examples, got {shapes}")
 

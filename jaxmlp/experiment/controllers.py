@@ -44,9 +44,9 @@ class EarlyStopping(Controller):
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
         """The state before the first epoch."""
-        begun = {"best": jnp.float32(jnp.inf), "best_epoch": jnp.int32(0), "epoch": jnp.int32(0), "wait": jnp.int32(0)}
+        state = {"best": jnp.float32(jnp.inf), "best_epoch": jnp.int32(0), "epoch": jnp.int32(0), "wait": jnp.int32(0)}
         weights = {"params": params, "variables": variables}
-        return begun | ({"restored": jnp.int32(0), "weights": weights} if self.restore_best else {})
+        return state | ({"restored": jnp.int32(0), "weights": weights} if self.restore_best else {})
 
     def after_epoch(self, own: dict[str, Any], epoch: Epoch) -> dict[str, Any]:
         """The state after an epoch."""
@@ -324,5 +324,5 @@ def check_monitors(config: Any, figures: Sequence[str]) -> None:
     for number, each in enumerate(config.controllers):
         monitor = getattr(each, "monitor", None)
         if monitor is not None and monitor not in figures:
-            told = f"must be a figure of an epoch, got {monitor!r}.{did_you_mean(monitor, figures)}"
-            raise ConfigError(f"controllers.{number}.monitor", f"{told} The figures are {', '.join(figures)}")
+            problem = f"must be a figure of an epoch, got {monitor!r}.{did_you_mean(monitor, figures)}"
+            raise ConfigError(f"controllers.{number}.monitor", f"{problem} The figures are {', '.join(figures)}")

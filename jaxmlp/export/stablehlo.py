@@ -40,9 +40,9 @@ def write(path: Path, model: Model) -> None:
     try:
         exported = jax.export.export(answers, platforms=PLATFORMS)(shapes)
     except Exception as error:  # the network's own code may raise anything
-        told = f"{type(error).__name__}: {error}"
+        cause = f"{type(error).__name__}: {error}"
         raise RunError(
-            f"the network does not take any number of examples (write x.shape[0] for len(x)): {told}"
+            f"the network does not take any number of examples (write x.shape[0] for len(x)): {cause}"
         ) from error
     files.write(path, exported.serialize())
 

@@ -50,16 +50,16 @@ def read_keras(path: Path) -> KerasNetwork:
     text, _, numbers = done.stdout.partition(b"\n")
     if done.returncode or not text:
         raise RuntimeError(f"reading {path} apart failed: {done.stderr.decode(errors='replace')}")
-    told = json.loads(text)
-    if problem := told.get("refused"):
+    answer = json.loads(text)
+    if problem := answer.get("refused"):
         raise RunError(problem)
-    if problem := told.get("missing"):
+    if problem := answer.get("missing"):
         raise UsageError(problem)
     layers, array = [], np.frombuffer(numbers, "<f4")
-    for inputs, units in told["layers"]:
+    for inputs, units in answer["layers"]:
         kernel, bias, array = np.split(array, [inputs * units, (inputs + 1) * units])
         layers.append(Dense(kernel.reshape(inputs, units), bias))
-    return KerasNetwork(**told["about"] | {"layers": tuple(layers), "notes": tuple(told["about"]["notes"])})
+    return KerasNetwork(**answer["about"] | {"layers": tuple(layers), "notes": tuple(answer["about"]["notes"])})
 
 
 def limit_memory(size: int) -> None:
@@ -83,14 +83,14 @@ def answer(path: Path, shown: str, out: BinaryIO) -> None:
         network = parse_keras(path)
         layers = network.layers
         about = {item.name: getattr(network, item.name) for item in dataclasses.fields(network)}
-        told = {"layers": [layer.kernel.shape for layer in layers], "about": about | {"layers": ()}}
+        answer = {"layers": [layer.kernel.shape for layer in layers], "about": about | {"layers": ()}}
     except RunError as error:
-        told = {"refused": str(error).replace(str(path), shown, 1)}
+        answer = {"refused": str(error).replace(str(path), shown, 1)}
     except UsageError as error:
-        told = {"missing": str(error)}
+        answer = {"missing": str(error)}
     except MemoryError:
-        told = {"refused": f"{shown} cannot be imported: it is damaged (it needs too much memory)."}
-    out.write(json.dumps(told).encode() + b"\n")
+        answer = {"refused": f"{shown} cannot be imported: it is damaged (it needs too much memory)."}
+    out.write(json.dumps(answer).encode() + b"\n")
     for layer in layers:
         out.writelines([np.ascontiguousarray(layer.kernel, "<f4").data, np.ascontiguousarray(layer.bias, "<f4").data])
 

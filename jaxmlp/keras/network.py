@@ -238,10 +238,10 @@ def _penalty(values: Mapping[str, Any]) -> tuple[float, float]:
     """
     if not (regularizer := values.get("kernel_regularizer")):
         return 0.0, 0.0
-    told = regularizer["config"]
-    found = {key: float(told[key] or 0) for key in ("l1", "l2") if key in told}
-    if not found or set(told) - {"l1", "l2"} or not all(0 <= value < math.inf for value in found.values()):
-        raise Refused(f"its kernel regularizer {regularizer['class_name']!r} {told} is not one of L1, L2 and L1L2")
+    settings = regularizer["config"]
+    found = {key: float(settings[key] or 0) for key in ("l1", "l2") if key in settings}
+    if not found or set(settings) - {"l1", "l2"} or not all(0 <= value < math.inf for value in found.values()):
+        raise Refused(f"its kernel regularizer {regularizer['class_name']!r} {settings} is not one of L1, L2 and L1L2")
     return found.get("l1", 0.0), found.get("l2", 0.0)
 
 
@@ -249,11 +249,11 @@ def _notes_of_loss(compiled: Any) -> Iterator[str]:
     """A note if further training would use another loss than `compile` did."""
     if not isinstance(compiled, dict) or not (loss := compiled.get("loss")):
         return
-    name, told = loss, {}
+    name, settings = loss, {}
     if isinstance(loss, dict):
         is_object = isinstance(loss.get("config"), dict)
-        name, told = (loss["class_name"], loss["config"]) if is_object else (loss.get("config"), {})
-    smoothing = told.get("label_smoothing")
+        name, settings = (loss["class_name"], loss["config"]) if is_object else (loss.get("config"), {})
+    smoothing = settings.get("label_smoothing")
     if name not in LOSSES or smoothing:
         smoothed = f" with label_smoothing {smoothing}" if smoothing else ""
         yield f"it was trained with the loss {name}{smoothed}: further training uses --loss (default: cross-entropy)"

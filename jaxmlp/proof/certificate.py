@@ -85,9 +85,9 @@ def statement(certificate: Path, public_key: Path | None) -> dict[str, Any]:
     try:
         found = parse_json(body)
         is_ours = (found["_type"], found["predicateType"]) == (STATEMENT, PREDICATE)
-        told = found["predicate"]
+        predicate = found["predicate"]
         kinds = {"config": dict, "manifest": dict, "digests": list}
-        if is_ours and all(isinstance(told[name], kind) for name, kind in kinds.items()):
+        if is_ours and all(isinstance(predicate[name], kind) for name, kind in kinds.items()):
             return dict(found)
     except (KeyError, TypeError, ValueError):
         pass
@@ -107,7 +107,7 @@ def check_run(run: Path, stated: Mapping[str, Any]) -> None:
     """
     mine = _statement(run)
     try:
-        there, here = ({each["name"]: each["digest"] for each in told["subject"]} for told in (stated, mine))
+        there, here = ({file["name"]: file["digest"] for file in each["subject"]} for each in (stated, mine))
     except (KeyError, TypeError):
         raise CheckFailed("the certificate states no hashes of files.") from None
     if other := sorted(name for name in {*there, *here} if there.get(name) != here.get(name)):
@@ -124,19 +124,19 @@ def as_run(stated: Mapping[str, Any]) -> Iterator[Path]:
         CheckFailed: The certificate contradicts itself.
         RunError: The run began with weights, which certificates do not hold.
     """
-    told = stated["predicate"]
-    config = (json.dumps(told["config"], indent=2) + "\n").encode()
-    binding = told["manifest"].get("binding")
+    predicate = stated["predicate"]
+    config = (json.dumps(predicate["config"], indent=2) + "\n").encode()
+    binding = predicate["manifest"].get("binding")
     if not isinstance(binding, dict) or binding.get("config_sha256") != hashlib.sha256(config).hexdigest():
         raise CheckFailed("the certificate contradicts itself: its config has another SHA-256 than it states.")
-    if told["manifest"].get("start"):
+    if predicate["manifest"].get("start"):
         raise RunError(
             "the run began with another run's weights, which certificates do not hold: reproduce the run itself."
         )
     with tempfile.TemporaryDirectory(prefix="jaxmlp-certificate-") as name:
         folder = Path(name)
-        lines = "".join(json.dumps(line) + "\n" for line in told["digests"])
-        manifest = json.dumps(told["manifest"])
+        lines = "".join(json.dumps(line) + "\n" for line in predicate["digests"])
+        manifest = json.dumps(predicate["manifest"])
         for file, text in [(CONFIG, config), (MANIFEST, manifest.encode()), (DIGESTS, lines.encode()), (METRICS, b"")]:
             files.write(folder / file, text)
         (folder / "checkpoints").mkdir()

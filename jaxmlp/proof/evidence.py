@@ -85,7 +85,7 @@ def first_difference(
     training: Training,
     evidence: Iterable[Evidence],
     orders: Mapping[int, str],
-    told: Callable[[Evidence], object],
+    report: Callable[[Evidence], object],
 ) -> FirstDifference | None:
     """Train from one piece of evidence to the next until a difference appears.
 
@@ -93,7 +93,7 @@ def first_difference(
         training: Before the first piece. Afterwards it stands at the last piece compared.
         evidence: Pieces sorted by step.
         orders: Hashes of the batch orders that must be equal, by epoch.
-        told: Called with each piece that agrees.
+        report: Called with each piece that agrees.
 
     Raises:
         RunError: A checkpoint is damaged.
@@ -108,12 +108,12 @@ def first_difference(
         if found := _differences(training, piece):
             return _first(training, agreed, piece, found)
         agreed, seen = piece.step, epoch
-        told(piece)
+        report(piece)
     return None
 
 
 def bisect(
-    training: Training, evidence: Iterable[Evidence], told: Callable[[Evidence], object]
+    training: Training, evidence: Iterable[Evidence], report: Callable[[Evidence], object]
 ) -> tuple[FirstDifference | None, Position]:
     """Halve the updates until the first update is found whose result differs from the record.
 
@@ -126,7 +126,7 @@ def bisect(
     Args:
         training: Before the first piece.
         evidence: Pieces sorted by step.
-        told: Called with each piece that agrees.
+        report: Called with each piece that agrees.
 
     Returns:
         The difference, and the last position that agrees, from which the training continues.
@@ -146,7 +146,7 @@ def bisect(
             left = [each for each in left if each.step < end]
             training.go_back(mark)
         else:
-            told(piece)
+            report(piece)
             agreed, mark = piece.step, training.mark()
             left = [each for each in left if each.step > agreed]
     return found and found._replace(steps=(min(agreed + 1, found.steps[1]), found.steps[1])), mark

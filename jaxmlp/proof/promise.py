@@ -57,8 +57,8 @@ def promise(there: Mapping[str, Any], here: Mapping[str, Any]) -> Promise:
     binding, not_binding = (differences(there, here, kind) for kind in ("binding", "not_binding"))
     names = {difference.partition(":")[0] for difference in binding}
     for accepted in there.get(ACCEPTED) or []:
-        told = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
-        binding.append(f"code: continued with changed code after epoch {accepted.get('epochs')}: {told}")
+        files = ", ".join(f"{name} {sha256}" for name, sha256 in (accepted.get(CODE) or {}).items())
+        binding.append(f"code: continued with changed code after epoch {accepted.get('epochs')}: {files}")
     for longer in there.get("lengthened") or []:
         if not longer.get("same_bits", True):
             after, before, epochs = (longer.get(name) for name in ("after", "from", "to"))

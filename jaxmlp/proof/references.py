@@ -76,10 +76,10 @@ def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object])
     reference, changed = _nearest(name, here)
     found = None
     if reference:
-        told = reference.experiments[name]
-        points = [Evidence.from_line(line) for line in told["points"]]
+        stored = reference.experiments[name]
+        points = [Evidence.from_line(line) for line in stored["points"]]
         found = evidence.first_difference(
-            training, points, {1: told["order_sha256"]}, lambda piece: report(f"{name}: update {piece.step}: agreed")
+            training, points, {1: stored["order_sha256"]}, lambda piece: report(f"{name}: update {piece.step}: agreed")
         )
     if not found:
         training.advance(training.last_step)

@@ -80,17 +80,17 @@ class _Check:
         states = {name: self.read(name, checkpoint.load) for name in sorted(in_folder)}
         manifest = self.read(MANIFEST, lambda _: read_manifest(self.path)) or {}
         ended = manifest.get("status") in ENDS or SUMS in there
-        told = (self.read(SUMS, sums.read) or {}) if ended else {}
+        recorded = (self.read(SUMS, sums.read) or {}) if ended else {}
         for name, sha256 in code.copies(manifest).items():
             self.agree(name, "its SHA-256 differs from the one in", MANIFEST, self.read(name, sums.sha256), sha256)
-        for name in sorted({*ALWAYS, *told, *code.copies(manifest), *([HISTORY, SUMS] if ended else [])} - there):
+        for name in sorted({*ALWAYS, *recorded, *code.copies(manifest), *([HISTORY, SUMS] if ended else [])} - there):
             self.note(name, "it is missing")
-        for name in sorted(there & told.keys()):
-            self.agree(name, "its SHA-256 differs from the one in", SUMS, self.read(name, sums.sha256), told[name])
-        for name in sorted(in_folder - told.keys()) if told else []:
+        for name in sorted(there & recorded.keys()):
+            self.agree(name, "its SHA-256 differs from the one in", SUMS, self.read(name, sums.sha256), recorded[name])
+        for name in sorted(in_folder - recorded.keys()) if recorded else []:
             self.note(name, f"it is not in {SUMS}")
         self.records(manifest, {name: state for name, state in states.items() if state}, ended=ended)
-        covered = {*ALWAYS, *told, *in_folder, *code.copies(manifest), TRACE, HISTORY, SUMS} & there
+        covered = {*ALWAYS, *recorded, *in_folder, *code.copies(manifest), TRACE, HISTORY, SUMS} & there
         return Verification(
             files=len(covered),
             tensors=sum(len(state[0]) for state in states.values() if state),
@@ -103,15 +103,15 @@ class _Check:
         """Check that the files agree with each other."""
         self.read(CONFIG, lambda _: read_plain_config(self.path))
         self.read(LOCK, _check_lock)
-        if told := (manifest.get("binding") or {}).get("config_sha256"):
-            self.agree(CONFIG, "its SHA-256 differs from the one in", MANIFEST, self.read(CONFIG, sums.sha256), told)
+        if bound := (manifest.get("binding") or {}).get("config_sha256"):
+            self.agree(CONFIG, "its SHA-256 differs from the one in", MANIFEST, self.read(CONFIG, sums.sha256), bound)
         metrics, lines = (self.read(name, jsonl.read) or [] for name in (METRICS, DIGESTS))
         epochs = [[(line["epoch"], line.get("steps")) for line in log] for log in (metrics, lines)]
         self.agree(DIGESTS, "its epochs differ from those in", METRICS, *epochs)
         if ended:
             table = self.read(HISTORY, files.read)
             self.agree(HISTORY, "it is not the table of", METRICS, table, history_table(metrics))
-        told_by_step = {
+        logs_by_step = {
             DIGESTS: {line.get("steps"): line for line in lines},
             TRACE: {line.get("steps"): line for line in self.read(TRACE, jsonl.read) or []},
         }
@@ -122,27 +122,27 @@ class _Check:
             trained = as_trained(arrays)
             for part in ("params", "opt_state"):
                 found = digest(_below(trained, f"state/{part}"))
-                for log, by_step in told_by_step.items():
-                    told = by_step.get(step, {}).get(f"{part}_sha256", found)
-                    self.agree(name, f"its {part} differ from those in", log, found, told)
+                for log, by_step in logs_by_step.items():
+                    logged = by_step.get(step, {}).get(f"{part}_sha256", found)
+                    self.agree(name, f"its {part} differ from those in", log, found, logged)
         self.result(manifest.get("result") or {}, metrics, lines, states)
 
-    def result(self, told: Mapping[str, Any], metrics: Any, lines: Any, states: Mapping[str, Any]) -> None:
+    def result(self, stored: Mapping[str, Any], metrics: Any, lines: Any, states: Mapping[str, Any]) -> None:
         """Check what the manifest says about the run's end."""
-        if metrics and lines and told:
+        if metrics and lines and stored:
             last = {f"train_{name}": metrics[-1].get(name) for name in ("loss", "accuracy")}
             last |= {name: metrics[-1].get(name) for name in ("val_loss", "val_accuracy")}
-            for name in last.keys() & told.keys():
-                self.agree(MANIFEST, f"its {name} differs from that in", METRICS, told.get(name), last[name])
-            by_digests = [] if told.get("status") != "finished" else ["steps", "params_sha256"]
+            for name in last.keys() & stored.keys():
+                self.agree(MANIFEST, f"its {name} differs from that in", METRICS, stored.get(name), last[name])
+            by_digests = [] if stored.get("status") != "finished" else ["steps", "params_sha256"]
             if any(is_restored(arrays) for arrays, _ in states.values()):
                 by_digests.remove("params_sha256")  # The checkpoint's state covers them.
             for name in by_digests:
-                self.agree(MANIFEST, f"its {name} differs from that in", DIGESTS, told.get(name), lines[-1].get(name))
+                self.agree(MANIFEST, f"its {name} differs from that in", DIGESTS, stored.get(name), lines[-1].get(name))
         for name, (arrays, meta) in states.items():
-            if meta.get("step") == told.get("steps") and "state_sha256" in told:
+            if meta.get("step") == stored.get("steps") and "state_sha256" in stored:
                 found = digest(_below(arrays, "state"))
-                self.agree(MANIFEST, "its state_sha256 differs from that of", name, told["state_sha256"], found)
+                self.agree(MANIFEST, "its state_sha256 differs from that of", name, stored["state_sha256"], found)
 
     def read[T](self, name: str, reader: Callable[[Path], T]) -> T | None:
         """The reader's result for the file. If the reader fails, None and a note."""
@@ -154,9 +154,9 @@ class _Check:
             self.note(name, error.strerror if isinstance(error, OSError) and error.strerror else str(error))
         return None
 
-    def agree(self, name: str, problem: str, by: str, found: Any, told: Any) -> None:
+    def agree(self, name: str, problem: str, by: str, found: Any, wanted: Any) -> None:
         """Note that `found` in this file differs from what an undamaged file `by` says."""
-        if by not in self.damaged and found is not None and found != told:
+        if by not in self.damaged and found is not None and found != wanted:
             self.note(name, f"{problem} {by}")
 
     def note(self, name: str, problem: str) -> None:

@@ -47,7 +47,7 @@ def group(runs: Sequence[RunFacts]) -> list[RunGroup]:
         values = {field: each[index] for field, each in differences.items()}
         name = setting_name(values, short=True) if values else together[0].config.name
         seeds = {run.config.seed for run in together}
-        told = f"{len(seeds)} seeds" if len(seeds) > 1 else f"{len(together)} runs of seed {seeds.pop()}"
-        name = printable(together[0].name, lines=False) if len(together) == 1 else f"{name}, {told}"
+        what = f"{len(seeds)} seeds" if len(seeds) > 1 else f"{len(together)} runs of seed {seeds.pop()}"
+        name = printable(together[0].name, lines=False) if len(together) == 1 else f"{name}, {what}"
         groups.append(RunGroup(name, values, together))
     return groups

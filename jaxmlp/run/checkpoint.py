@@ -148,10 +148,10 @@ def _read_header(file: BufferedReader) -> tuple[list[_Tensor], dict[str, Any]]:
     if length > min(rest, MAX_HEADER):
         raise _Damaged("its header is damaged or cut off (its stated length is too large)")
     text = file.read(length)
-    told = _HEADER_SHA256.search(text)
-    if not told:
+    found = _HEADER_SHA256.search(text)
+    if not found:
         raise _Damaged("its header is damaged, or it is not a checkpoint (no header_sha256)")
-    if hashlib.sha256(text[: told.start()] + _ZEROS + text[told.end() :]).hexdigest().encode() != told[0]:
+    if hashlib.sha256(text[: found.start()] + _ZEROS + text[found.end() :]).hexdigest().encode() != found[0]:
         raise _Damaged("its header is damaged (SHA-256 differs)")
     tensors, meta = _parse(text)
     end = 0

@@ -60,13 +60,13 @@ def copies(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {f"{folder}/{name}": sha256 for folder, sums in folders.items() for name, sha256 in sums.items() if sha256}
 
 
-def accept(path: Path, manifest: dict[str, Any], told: Mapping[str, Any], sources: Sources) -> None:
-    """Copy changed code into the run or sweep at `path`, and record `told` in its manifest.
+def accept(path: Path, manifest: dict[str, Any], record: Mapping[str, Any], sources: Sources) -> None:
+    """Copy changed code into the run or sweep at `path`, and add `record` to its manifest.
 
     Raises:
         DiskError, RunError: As `copy`.
     """
-    accepted = [*(manifest.get(ACCEPTED) or []), dict(told)]
+    accepted = [*(manifest.get(ACCEPTED) or []), dict(record)]
     copy(path / CODE / f"accepted-{len(accepted)}", sources)
     manifest[ACCEPTED] = accepted
 

@@ -205,8 +205,8 @@ class RunDirectory:
         files.write(self.path / CONFIG, text)
         if "binding" in self.manifest:
             self.manifest["binding"]["config_sha256"] = hashlib.sha256(text).hexdigest()
-        told = {"after": len(self.epochs()), "from": before, "to": epochs, "same_bits": same_bits}
-        self.manifest["lengthened"] = [*(self.manifest.get("lengthened") or []), told]
+        record = {"after": len(self.epochs()), "from": before, "to": epochs, "same_bits": same_bits}
+        self.manifest["lengthened"] = [*(self.manifest.get("lengthened") or []), record]
         self._write_manifest()
 
     def start(self) -> dict[str, NDArray[Any]] | None:
@@ -215,11 +215,11 @@ class RunDirectory:
         Raises:
             RunError: They are damaged or missing.
         """
-        told = self.manifest.get("start")
-        if not told:
+        start = self.manifest.get("start")
+        if not start:
             return None
         arrays = checkpoint.load(self.path / START)[0]
-        if digest(arrays) != told.get("sha256"):
+        if digest(arrays) != start.get("sha256"):
             raise RunError(f"{self.path / START} differs from its digest in {MANIFEST}. Restore it from a copy.")
         return arrays
 
@@ -263,8 +263,8 @@ class RunDirectory:
         """Record that the run, which is open for writing, continues with changed code."""
         from jaxmlp.source.code import sums_of
 
-        told = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
-        code.accept(self.path, self.manifest, told, sources)
+        record = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
+        code.accept(self.path, self.manifest, record, sources)
         self._write_manifest()
 
     @property
@@ -371,8 +371,8 @@ class RunDirectory:
             # A power cut must not bring back a removed checkpoint, because no hash covers it.
             files.sync(self._checkpoints.path)
         copies = sorted(code.copies(self.manifest))
-        begun = [START] if self.manifest.get("start") else []
-        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *begun, *copies)]
+        start = [START] if self.manifest.get("start") else []
+        covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *start, *copies)]
         sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
         # Last, because a run that says it has finished is not opened for writing again.
         self._write_manifest()

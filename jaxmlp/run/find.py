@@ -34,8 +34,8 @@ def list_runs() -> list[Path]:
 def last_begun_first(*names: str) -> list[Path]:
     """The folders in `runs_dir()` that hold a file with one of these names, newest file first."""
     found = (file for name in names for file in runs_dir().glob(f"*/{name}"))
-    begun = [(file.lstat().st_mtime_ns, file.parent) for file in found]
-    return [path for _, path in sorted(begun, reverse=True)]
+    started = [(file.lstat().st_mtime_ns, file.parent) for file in found]
+    return [path for _, path in sorted(started, reverse=True)]
 
 
 def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:
@@ -86,6 +86,6 @@ def find_run(name: str, *, or_sweep: bool = False) -> Path:
         has = f"has only the sweep {newest[0]}" if newest else "has no runs"
         raise RunError(f"there is no last run: {runs_dir()} {has}.")
     if found[0] != newest[0]:
-        told = f"last: {found[0]}. The sweep {newest[0].name} is newer, but it is not a run."
-        print(printable(told), file=sys.stderr, flush=True)
+        note = f"last: {found[0]}. The sweep {newest[0].name} is newer, but it is not a run."
+        print(printable(note), file=sys.stderr, flush=True)
     return found[0]

@@ -63,9 +63,9 @@ def open_run(
 
 def refusal(path: Path, changed: tuple[Changed, ...]) -> CodeError:
     """The error of a run or sweep in the folder `path` that must not continue with changed code."""
-    told = "; ".join(map(str, changed))
+    files = "; ".join(map(str, changed))
     way = f"Its own code is in {path / stored.CODE}. Or accept the change with --accept-changed-code, which is recorded"
-    return CodeError(f"{path} does not continue with changed code: {told}. {way}.", " --accept-changed-code")
+    return CodeError(f"{path} does not continue with changed code: {files}. {way}.", " --accept-changed-code")
 
 
 def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Code) -> Find:
@@ -142,8 +142,8 @@ def open_data_of(
     found = dataset or data.load(config, manual_dir=manual_dir, report=report)
     there = (manifest.get("binding") or {}).get("data_sha256", found.sha256)
     if there != found.sha256:
-        told = f"data_sha256: {there} there, {found.sha256} here ({found.name})"
-        raise RunError(f"{path} was trained on other data: {told}. {IN_PYTHON}.")
+        sums = f"data_sha256: {there} there, {found.sha256} here ({found.name})"
+        raise RunError(f"{path} was trained on other data: {sums}. {IN_PYTHON}.")
     here = found.facts.to_plain()
     facts = manifest.get("data") or here
     other = [name for name in here if here[name] != facts.get(name)]

@@ -113,8 +113,8 @@ def taken(path: Path) -> str:
     resume = f"`jaxmlp train --resume {shlex.quote(str(path))}{files_of_code}`"
     if manifest["status"] == "finished":
         accuracy = (manifest["result"] or {}).get("test_accuracy")
-        told = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""
-        return f"{path} holds a finished run{told}. {resume} prints its result; or name another folder with --out."
+        score = f" (test accuracy {accuracy:.4f})" if isinstance(accuracy, float) else ""
+        return f"{path} holds a finished run{score}. {resume} prints its result; or name another folder with --out."
     status = "interrupted" if manifest["status"] == "running" else manifest["status"]
     done = f"{status}, {len(jsonl.read(path / METRICS))} of {epochs} epochs done"
     return f"{path} holds an unfinished run ({done}). Continue with {resume}, or name another folder with --out."

@@ -178,9 +178,9 @@ def groups(job: Job, lanes: Sequence[Lane], *, together: bool = False) -> tuple[
         # The memory for computing comes on top of the lanes' own; with vmap it is large.
         fits = max(1, min(per_device - 1, per_device * (budget << 20) // taken))
     job.compile_s += time.perf_counter() - began
-    told = f"{len(lanes)} lanes in {count} {'group' if count == 1 else 'groups'} of up to {per_device * devices}"
+    split = f"{len(lanes)} lanes in {count} {'group' if count == 1 else 'groups'} of up to {per_device * devices}"
     took = f"{taken / per_device / 1e6:,.1f} MB per lane, {(budget << 20) / 1e9:,.1f} GB for lanes on each device"
-    job.progress.note(f"{told} on {devices} {'device' if devices == 1 else 'devices'}: {took}")
+    job.progress.note(f"{split} on {devices} {'device' if devices == 1 else 'devices'}: {took}")
     cuts = [len(lanes) * number // count for number in range(count + 1)]
     return [lanes[first:last] for first, last in itertools.pairwise(cuts)], per_device * devices
 

@@ -176,15 +176,15 @@ class SweepResult:
         rows = [("setting", "n", shown, "std", "95 % interval", "test loss", "best seed")]
         for each in self.summary():
             loss, accuracy = (each["figures"][name] for name in ("test_loss", f"test_{first}"))
-            told = f"{each['n']}" + (f" ({each['diverged']} diverged)" if each["diverged"] else "")
+            count = f"{each['n']}" + (f" ({each['diverged']} diverged)" if each["diverged"] else "")
             if not accuracy:
-                rows.append((setting_name(each["settings"]), told, "-", "-", "-", "-", "-"))
+                rows.append((setting_name(each["settings"]), count, "-", "-", "-", "-", "-"))
                 continue
             std = "-" if accuracy["std"] is None else f"{accuracy['std']:.4f}"
             ci95 = "-" if accuracy["ci95"] is None else "{:.4f} to {:.4f}".format(*accuracy["ci95"])
             best_seed = f"{each['best']['seed']} ({each['best'][f'test_{first}']:.4f})"
             figures = (f"{accuracy['mean']:.4f}", std, ci95, f"{loss['mean']:.4f}")
-            rows.append((setting_name(each["settings"]), told, *figures, best_seed))
+            rows.append((setting_name(each["settings"]), count, *figures, best_seed))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         if (best := self.best()) and len(lines) > 2:

@@ -240,14 +240,14 @@ def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
         if lane.index not in ended:
             key = BEGUN if lane.index in stood["lanes"] else side_by_side(job, lane)
             bunches.setdefault(key, []).append(lane)
-    begun = bunches.pop(BEGUN, [])
+    started = bunches.pop(BEGUN, [])
     left = [lane for lane in lanes if lane.index not in ended]
     updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
-    job.progress.begin(updates - len(begun) * stood["step"])
-    for bunch in ([begun] if begun else []) + list(bunches.values()):
-        bunches_of, slots = groups(job, bunch, together=bunch is begun)
+    job.progress.begin(updates - len(started) * stood["step"])
+    for bunch in ([started] if started else []) + list(bunches.values()):
+        bunches_of, slots = groups(job, bunch, together=bunch is started)
         for group in bunches_of:
-            found = LaneGroup(job, group, slots).run(checkpoint, resume=bunch is begun)
+            found = LaneGroup(job, group, slots).run(checkpoint, resume=bunch is started)
             if found is None:
                 return results
             results += found

@@ -159,8 +159,8 @@ def agree(facts: Mapping[str, Any]) -> None:
         for index, theirs in enumerate(everyone):
             values[str(theirs.get(name))].append(index)
         if len(values) > 1:
-            told = "; ".join(f"{value} on process {', '.join(map(str, who))}" for value, who in values.items())
-            different.append(f"{name}: {told}")
+            each = "; ".join(f"{value} on process {', '.join(map(str, who))}" for value, who in values.items())
+            different.append(f"{name}: {each}")
     if different:
         raise RunError("the processes of this run differ, and so would their bits:\n" + "\n".join(different))
 
@@ -232,11 +232,11 @@ def supervise(argv: Sequence[str]) -> int:
                 print(line, end="", file=sys.stderr, flush=True)
     code = child.wait()
     with open(reading, encoding="utf-8", errors="surrogateescape") as lines:
-        told = dict(line.rstrip("\n").split("=", 1) for line in lines)
-    if "code" in told:
+        facts = dict(line.rstrip("\n").split("=", 1) for line in lines)
+    if "code" in facts:
         # JAX aborts a process that ends alone, because the others do not join its shutdown.
-        return int(told["code"])
-    run_dir = told.get("run_dir")
+        return int(facts["code"])
+    run_dir = facts.get("run_dir")
     said = "".join(withheld)
     # JAX aborts a process for a lost peer, but C++ also aborts for many other reasons.
     is_lost = code == PeerLostError.exit_code or (code == -signal.SIGABRT and _BROKEN.search(said))
@@ -246,7 +246,7 @@ def supervise(argv: Sequence[str]) -> int:
         return code if code >= 0 else 128 - code
     lost = _LOST.search(said)
     who = f"process {lost[1].split()[0].strip(',')}" if lost else "another process of this run"
-    resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{told.get('flags', '')}"
+    resume = f"jaxmlp {argv[0]} --resume {shlex.quote(run_dir or '')}{facts.get('flags', '')}"
     resume = f" Continue from the last checkpoint: {resume}" if run_dir else ""
     print(f"distributed: {who} is gone, so this process ended too.{resume}", file=sys.stderr)
     return PeerLostError.exit_code

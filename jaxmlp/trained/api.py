@@ -41,8 +41,8 @@ def load_model(trained: Trained, checkpoint: str | int = "last", *, experiment: 
         wanted = "what fit returned, a model, or a run's folder"
         raise ConfigError("trained", f"must be {wanted}, such as evaluate(fit(config)); got {type(trained).__name__}")
     if checkpoint != "last":
-        told = f"must be last, got {checkpoint}: a history keeps no other. Train with fit(config, out=FOLDER)"
-        raise ConfigError("checkpoint", told)
+        problem = f"must be last, got {checkpoint}: a history keeps no other. Train with fit(config, out=FOLDER)"
+        raise ConfigError("checkpoint", problem)
     return trained if isinstance(trained, Model) else inference.model_of(trained)
 
 
