@@ -95,7 +95,7 @@ class H5Group:
         Raises:
             Refused: There is no such group, or it is a link to elsewhere.
         """
-        return H5Group(self._child(name, "H5Group"), self._budget)
+        return H5Group(self._child(name, "Group"), self._budget)
 
     def array(self, path: str) -> Float[np.ndarray, "..."]:
         """The float32 array at this path in the group.
