@@ -215,6 +215,7 @@ def test_a_gpus_energy_is_what_its_counter_moved_by_and_not_known_without_its_li
     library.nvmlDeviceGetClockInfo = lambda *_: 1980
     library.nvmlDeviceGetTotalEnergyConsumption = lambda _: next(counter)
     monkeypatch.setitem(sys.modules, "pynvml", library)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="gpu")])
     assert machine.joules(lambda: None) == 3.5
     counter = iter([1])
     found = machine.gpu()
@@ -222,6 +223,24 @@ def test_a_gpus_energy_is_what_its_counter_moved_by_and_not_known_without_its_li
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert machine.gpu() is None
     assert machine.joules(lambda: None) is None
+
+
+def test_the_processors_energy_is_what_all_packages_counted_and_not_known_without_permission(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def count(**microjoules: int) -> None:
+        for name, value in microjoules.items():
+            (tmp_path / name.replace("_", ":").replace("rapl", "intel-rapl")).mkdir(exist_ok=True)
+            (tmp_path / name.replace("_", ":").replace("rapl", "intel-rapl") / "energy_uj").write_text(f"{value}\n")
+
+    monkeypatch.setattr(machine, "POWERCAP", tmp_path)
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(platform="cpu")])
+    assert machine.joules(pytest.fail) is None
+    count(rapl_0=1_000_000, rapl_1=5, rapl_0_0=7)  # A part of package 0 is in its package's count.
+    assert machine.joules(lambda: count(rapl_0=3_500_000, rapl_1=500_005, rapl_0_0=9_000_000)) == pytest.approx(3.0)
+    assert machine.joules(lambda: count(rapl_1=0)) is None
+    (tmp_path / "intel-rapl:1" / "energy_uj").unlink()
+    assert machine.joules(pytest.fail) is None
 
 
 def test_a_profile_names_the_dearest_operations(tmp_path: Path) -> None:

@@ -12,6 +12,9 @@ from typing import Any
 
 import jax
 
+POWERCAP = Path("/sys/class/powercap")
+"""Linux's folder of energy counters."""
+
 
 def machine() -> dict[str, Any]:
     """Facts about the machine as JSON values, without names of host or user. Unknown facts are None."""
@@ -61,13 +64,31 @@ def gpu() -> dict[str, Any] | None:
 
 
 def joules(work: Callable[[], Any]) -> float | None:
-    """Energy in joules that the first NVIDIA GPU used while `work` ran. None if the GPU does not report energy."""
-    before = gpu()
-    work()
-    after = gpu()
-    if not before or not after or before["joules"] is None or after["joules"] is None:
+    """Energy in joules that the device used while `work` ran: the first NVIDIA GPU, or all processors.
+
+    Processors count it by Intel's or AMD's RAPL, which often only root may read. Without a counter that may be read,
+    the result is None and `work` does not run.
+    """
+    energy = _of_processors if jax.devices()[0].platform == "cpu" else _of_gpu
+    if not (before := energy()):
         return None
-    return float(after["joules"] - before["joules"])
+    work()
+    after = energy()
+    if len(after) != len(before) or any(end < start for start, end in zip(before, after, strict=True)):
+        return None  # A counter began again from zero.
+    return sum(after) - sum(before)
+
+
+def _of_gpu() -> list[float]:
+    found = gpu()
+    return [] if not found or found["joules"] is None else [found["joules"]]
+
+
+def _of_processors() -> list[float]:
+    """Joules counted by each processor package; empty without counters or permission."""
+    packages = [path for path in sorted(POWERCAP.glob("*-rapl:*")) if path.name.count(":") == 1]
+    counters = [_read(path / "energy_uj") for path in packages]
+    return [int(text) / 1e6 for text in counters] if all(counters) else []
 
 
 @contextlib.contextmanager
@@ -86,7 +107,7 @@ def _nvml() -> Iterator[Any]:
         pynvml.nvmlShutdown()
 
 
-def _read(path: str) -> str:
+def _read(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError:

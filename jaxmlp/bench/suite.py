@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxmlp import data, shards, train
 from jaxmlp.bench.device import device_programs
-from jaxmlp.bench.machine import gpu, joules, machine, peak_bytes
+from jaxmlp.bench.machine import joules, machine, peak_bytes
 from jaxmlp.bench.noise import Watch
 from jaxmlp.bench.profile import profile
 from jaxmlp.bench.timing import TimedProgram, calibrate, measure
@@ -112,7 +112,7 @@ def measure_once(
         seconds = measure(compiles, units, repeats=1)
     seconds |= measure(steady, units, repeats=suite.rounds) | measure([start, *swept], units, repeats=1)
     energy_updates = round(ENERGY_S / seconds[next(one.key for one in steady if one.what == "step")][0])
-    energy_j = joules(lambda: base.steps(energy_updates)) if counted and gpu() else None
+    energy_j = joules(lambda: base.steps(energy_updates)) if counted else None
     return {
         "energy": {"joules": energy_j, "updates": energy_updates},
         "profile": profile(lambda: base.epoch(1), Path(profiled)) if profiled else None,
