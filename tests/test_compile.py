@@ -131,7 +131,7 @@ def test_without_the_compiler_the_extra_is_named(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--for", "tpu-v5"), "--for must be one of tpu-v5e, "),
+        (("--for", "tpu-v5"), "--for must be one of tpu-v4, "),
         (("--for", "h100:2x2"), "--for must look like h100, got 'h100:2x2'"),
         (("--devices", "3", "--grad-shards", "4"), "--devices must divide grad_shards 4, got 3. The nearest: 2 and 4"),
         (("--devices", "3", "--lanes", "4"), "--devices must divide lanes 4, got 3. The nearest: 2 and 4"),

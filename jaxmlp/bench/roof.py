@@ -9,6 +9,7 @@ from jaxmlp.compile.targets import CHIPS, Chip
 
 MIB = 1 << 20
 KINDS = {
+    "TPU v4": "tpu-v4",
     "TPU v5 lite": "tpu-v5e",
     "TPU v5e": "tpu-v5e",
     "TPU v6 lite": "tpu-v6e",

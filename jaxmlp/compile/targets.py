@@ -39,6 +39,8 @@ class Chip:
     """Source of the figures."""
     topology: str = ""
     """Topology of the smallest slice. Empty if devices are simply counted."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Options of the topology's description, by name."""
     description: str = ""
     """Description of a GPU for XLA, as a `GpuTargetConfigProto`."""
 
@@ -60,6 +62,11 @@ def _gpu(name: str, cores: int, clock_ghz: float, memory: int, bandwidth: int, c
 
 
 CHIPS = {
+    "tpu-v4": Chip(
+        platform="tpu", memory=32 * 2**30, bandwidth=1200 * GB, flops={"bfloat16": 275 * TB},
+        topology="2x2x1", source="Google Cloud, TPU v4, https://docs.cloud.google.com/tpu/docs/v4",
+        options={"chip_config_name": "megacore"},  # Otherwise each of a chip's two cores would be a device.
+    ),
     "tpu-v5e": Chip(
         platform="tpu", memory=16 * 2**30, bandwidth=819 * GB, flops={"bfloat16": 197 * TB}, interconnect=400 * GB,
         topology="2x2", source="Google Cloud, TPU v5e, https://docs.cloud.google.com/tpu/docs/v5e",
@@ -158,7 +165,7 @@ class Target:
         try:
             if self.chip.platform == "tpu":
                 name = f"{self.name.partition(':')[0].removeprefix('tpu-')}:{self.topology}"
-                return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+                return topologies.get_topology_desc(platform="tpu", topology_name=name, **self.chip.options).devices
             return topologies.get_topology_desc(
                 platform="cuda", topology_name=self.name, target_config=self.chip.description, topology=f"1x1x{count}"
             ).devices

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from functools import cache
 from typing import Any
@@ -16,12 +17,12 @@ from jaxmlp import MLP, SGD, ExperimentConfig
 from jaxmlp.compile import count, promises
 from jaxmlp.compile.program import Examples, Program, training
 from jaxmlp.compile.report import Compiled, compile_for
-from jaxmlp.compile.targets import Target
+from jaxmlp.compile.targets import CHIPS, Target
 
 CASES = {
     "tpu": [
-        ("tpu-v5e:2x2", 1), ("tpu-v6e:2x2", 1), ("tpu-v5p:2x2x1", 1),
-        ("tpu-v5e:2x2", 4), ("tpu-v6e:2x4", 8), ("tpu-v5p:4x4x4", 64), ("tpu-v5e:16x16", 256),
+        ("tpu-v4:2x2x1", 1), ("tpu-v5e:2x2", 1), ("tpu-v6e:2x2", 1), ("tpu-v5p:2x2x1", 1),
+        ("tpu-v4:2x2x1", 4), ("tpu-v5e:2x2", 4), ("tpu-v6e:2x4", 8), ("tpu-v5p:4x4x4", 64), ("tpu-v5e:16x16", 256),
     ],
     "gpu": [("h100", 1), ("b200", 1), ("h100", 4), ("h100", 8), ("h100", 64), ("h100", 256)],
 }  # fmt: skip
@@ -44,6 +45,13 @@ def program(target: str, devices: int) -> tuple[Program, Compiled]:
     chosen = Target.of(target)
     traced = training(config, Examples.of(config.data), chosen.devices(devices, devices))
     return traced, compile_for(chosen, traced)
+
+
+@pytest.mark.skipif(PLATFORM != "tpu", reason="GPUs are counted")
+@pytest.mark.parametrize("name", [name for name, chip in CHIPS.items() if chip.platform == "tpu"])
+def test_a_device_is_a_whole_chip_as_the_data_sheets_figures_are(name: str) -> None:
+    target = Target.of(name)
+    assert len(target.devices(None, 2**16)) == math.prod(map(int, target.topology.split("x")))
 
 
 @pytest.mark.parametrize(("target", "devices"), CASES[PLATFORM])
