@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import command_line
+import optax
 import pytest
 from command_line import Program
 
@@ -237,7 +238,19 @@ def test_a_chosen_kind_takes_its_values_from_flags_before_or_after_it() -> None:
     assert found.optimizer == jaxmlp.Adam(b1=0.8, schedule=jaxmlp.Cosine(end_factor=0.5))
 
 
-def test_the_kind_that_the_file_has_keeps_the_files_values() -> None:
-    config = ExperimentConfig(optimizer=jaxmlp.RMSprop(rho=0.5))
-    found = changed(["FILE", "--optimizer", "rmsprop"], config)
-    assert found == config
+class Signed(jaxmlp.Optimizer):
+    """A part of a file's own."""
+
+    beta: float = 0.9
+
+    def transformation(self, total_steps: Any) -> optax.GradientTransformation:
+        return optax.lion(0.1, b1=self.beta)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [(jaxmlp.RMSprop(rho=0.5), "rmsprop"), (Signed(beta=0.5), "Signed"), (Signed(beta=0.5), "signed")],
+)
+def test_the_kind_that_the_file_has_keeps_the_files_values(optimizer: jaxmlp.Optimizer, kind: str) -> None:
+    config = ExperimentConfig(optimizer=optimizer)
+    assert changed(["FILE", "--optimizer", kind], config) == config

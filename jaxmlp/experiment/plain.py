@@ -216,7 +216,16 @@ def roles_of(part: Part, prefix: str = "") -> dict[str, Part]:
 
 
 def of_kind(role: type[Part], path: str, kind: str) -> Part:
-    """A part of a role with its defaults, by its kind: a shipped kind, or the name of a class of the user's own.
+    """A part of a role with its defaults.
+
+    Raises:
+        ConfigError: As `class_of_kind`.
+    """
+    return class_of_kind(role, path, kind)()
+
+
+def class_of_kind(role: type[Part], path: str, kind: str) -> type[Part]:
+    """The class of a kind: a shipped kind, or the name of a class of the user's own, in either case of letters.
 
     Raises:
         ConfigError: There is no such kind.
@@ -230,7 +239,7 @@ def of_kind(role: type[Part], path: str, kind: str) -> Part:
         cls = OF_OPTAX[role](kind.replace("-", "_"))
     if not cls:
         raise ConfigError(path, f"must be one of {', '.join(known)}, got {kind!r}.{did_you_mean(kind, known)}")
-    return cls()
+    return cls
 
 
 def _own_parts(role: type[Part]) -> Iterator[type[Part]]:
@@ -280,8 +289,8 @@ def _with_value(part: Any, names: list[str], value: Any, path: str) -> Any:
         changed = _with_value(old, rest, value, path)
     elif isinstance(old, Part) and isinstance(value, str) and old.rule:
         # The current kind keeps its values: `--optimizer lion` changes nothing if the file's optimizer is Lion.
-        role = role_of(type(old))
-        changed = old if value in (where(old), type(old).__name__) else of_kind(role, path, value)
+        kind = type(old) if value == where(old) else class_of_kind(role_of(type(old)), path, value)
+        changed = old if kind is type(old) else kind()
     elif isinstance(old, Part) and isinstance(value, Mapping) and old.rule:
         changed = from_plain(path, role_of(type(old)), value, _find_own)
     else:

@@ -271,7 +271,7 @@ def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
 
 
 def flushed(x: Array) -> Array:
-    """A value that enters, with subnormal floats set to 0. Refuses types without rules."""
+    """A value that enters, with subnormal float32 and bfloat16 set to 0. Refuses types without rules."""
     if not jnp.issubdtype(x.dtype, jnp.inexact):
         return x
     if x.dtype == np.float32:
