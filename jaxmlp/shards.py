@@ -22,7 +22,7 @@ from jaxmlp.errors import ConfigError, DeviceError
 AXIS = "shard"
 MESSAGE_MULTIPLE = 128
 """Each device's message is padded to a multiple of this many words. For messages of other lengths, XLA's compiler for
-TPUs would use an all-reduce."""
+TPUs would use an all-reduce, as it does on 64 devices for any length."""
 
 
 def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device]:

@@ -58,7 +58,7 @@ class TopK(Metric):
 class OfClasses(Metric):
     """A figure from counts: for one class, or the mean over all classes that occur as label or prediction.
 
-    Counts as scikit-learn 1.7 does with `average="macro"` and `zero_division=0`.
+    Counts as scikit-learn 1.9 does with `average="macro"` and `zero_division=0`.
     """
 
     needs_classes: ClassVar[bool] = True

@@ -285,7 +285,8 @@ def portable[F: Callable[..., Any]](
 
     Returns:
         A function with the same signature. Differs from `jax.jit`: there are no static arguments (bind them with
-        `functools.partial`); zeros have no sign, subnormal numbers of float32 and bfloat16 are 0, and NaN is 0x7fc00000.
+        `functools.partial`); zeros have no sign, subnormal numbers of float32 and bfloat16 are 0, and NaN is
+        0x7fc00000.
 
     Raises:
         ValueError: `slices` or `factors` is none of these.
