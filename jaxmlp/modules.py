@@ -323,7 +323,7 @@ def _logits(module: nn.Module, key: Key[Array, ""], inputs: Any) -> tuple[Any, A
     return apply_eval(module, params, variables, inputs), trained
 
 
-def own_rows(tree: Any, is_row: Bool[Array, " batch"]) -> Any:
+def fill_padding(tree: Any, is_row: Bool[Array, " batch"]) -> Any:
     """Replace rows of padding by copies of the first rows, in turn, so that no statistic sees padding.
 
     Rows of padding come last. If all rows are padding, all become the first row.

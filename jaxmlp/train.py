@@ -1,8 +1,10 @@
-"""What is one update? Also here: the compiled loops over an epoch's updates and over a split. All are pure functions.
+"""What is one update? Also here: the compiled loops over an epoch's updates and over a split.
 
-    config, state, batch, key -> train_step -> state, sums     one update from one batch
-    config, state, split, order -> train_steps -> state, sums  consecutive updates of an epoch, one compiled loop
-    config, params, split -> evaluate -> sums                  loss and metrics over all examples of a split
+    train_step(config, state, batch, key) -> state, sums                          one update from one batch
+    train_steps(config, state, sums, split, order, start, stop) -> state, sums, health    an epoch's updates, in a loop
+    evaluate(config, params, variables, split, sums) -> sums                      loss and metrics over a split
+
+All are pure functions; `train_steps` takes over the memory of the state and sums that it gets.
 
 Metrics are sums and counts, which the host divides once. A module's statistics, such as BatchNorm's, are computed on
 the rows of one gradient shard and averaged over the shards, weighted by their numbers of rows: see `modules`.
@@ -227,17 +229,17 @@ def _train_step(
     config: ExperimentConfig,
     state: TrainState,
     own: Batch,
-    rows: Float[Array, ""],
+    num_rows: Float[Array, ""],
     key: Key[Array, ""],
     mesh: Mesh | None,
 ) -> tuple[TrainState, Sums]:
-    """`train_step` on one device, with its `own` rows of a batch that has `rows` rows without its padding."""
+    """`train_step` on one device, with its `own` rows of a batch with `num_rows` rows, padding not counted."""
     module = config.module()
 
     def shard_gradients(whole: Any, shard: Batch, index: Int[Array, ""]) -> tuple[Any, Sums, Any]:
-        params, variables, dropout_key, augmentation_key, rows, row_weight = whole
+        params, variables, dropout_key, augmentation_key, num_rows, row_weight = whole
         if variables:
-            shard = modules.own_rows(shard, shard.mask > 0)._replace(mask=shard.mask)
+            shard = modules.fill_padding(shard, shard.mask > 0)._replace(mask=shard.mask)
         shard = shard._replace(inputs=scaled(config, shard.inputs))
         shard = augmented(config, augmentation_key, index, shard)
         if config.data.class_weights:
@@ -251,7 +253,7 @@ def _train_step(
 
         grads, (sums, updated) = jax.grad(shard_loss, has_aux=True)(params)
         if variables:
-            grads, updated = _share_of_shard(grads, updated, jnp.sum(shard.mask), rows, index)
+            grads, updated = _share_of_shard(grads, updated, jnp.sum(shard.mask), num_rows, index)
         return grads, sums, updated
 
     dropout_key = stream_key(key, Stream.DROPOUT, state.step)
@@ -259,7 +261,7 @@ def _train_step(
     if not config.exact:
         dropout_key, augmentation_key = of_the_device(dropout_key), of_the_device(augmentation_key)
     # A product, not a quotient: see experiment/losses.py.
-    whole = (state.params, state.variables, dropout_key, augmentation_key, rows, 1 / rows)
+    whole = (state.params, state.variables, dropout_key, augmentation_key, num_rows, 1 / num_rows)
     steered = controllers.steered(config, state.controllers)
     sum_over_shards = partial(
         shards.sum_over_shards, whole=whole, own=own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
@@ -273,12 +275,12 @@ def _train_step(
     if config.model.penalty(state.params) is not None:
         cost, cost_grads = jax.value_and_grad(config.model.penalty)(state.params)
         grads = jax.tree.map(jnp.add, grads, cost_grads)
-        sums = {**sums, "loss": sums["loss"] + cost * rows}
-    after = _updated(steered, state, grads, rows)
+        sums = {**sums, "loss": sums["loss"] + cost * num_rows}
+    after = _updated(steered, state, grads, num_rows)
     return after._replace(step=state.step + 1, variables=variables), sums
 
 
-def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Float[Array, ""]) -> TrainState:
+def _updated(config: ExperimentConfig, state: TrainState, grads: Any, num_rows: Float[Array, ""]) -> TrainState:
     """The state with new parameters: after each batch, or after the last of `config.accumulate` batches."""
 
     def updated(grads: Any) -> TrainState:
@@ -291,8 +293,8 @@ def _updated(config: ExperimentConfig, state: TrainState, grads: Any, rows: Floa
         return updated(grads)
     before = state.controllers[ACCUMULATED]
     found = {
-        "grads": jax.tree.map(lambda total, each: total + each * rows.astype(each.dtype), before["grads"], grads),
-        "rows": before["rows"] + rows,
+        "grads": jax.tree.map(lambda total, each: total + each * num_rows.astype(each.dtype), before["grads"], grads),
+        "rows": before["rows"] + num_rows,
         "batches": before["batches"] + 1,
     }
     share = 1 / found["rows"]
@@ -432,9 +434,9 @@ def _train_steps(
 
     def body(index: Int[Array, ""], carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
         state, sums = carry
-        rows = jnp.sum(_is_example(split, _places(order, index, config.batch_size)), dtype=jnp.float32)
+        num_rows = jnp.sum(_is_example(split, _places(order, index, config.batch_size)), dtype=jnp.float32)
         own = take_batch(split, order, index, config.batch_size, mesh=mesh)
-        state, added = _train_step(config, state, own, rows, key, mesh)
+        state, added = _train_step(config, state, own, num_rows, key, mesh)
         return state, _add(sums, added)
 
     before, carry = state, (shard_opt_state(config, state, mesh), sums)
@@ -452,6 +454,7 @@ def _train_steps(
     state, sums = lax.fori_loop(start, stop, body, carry)
     state = _whole(state, like=before)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
+    # The two results `sums` have memory of their own: the next call takes over that of the first.
     return state, sums, Health(finite_params, sums)
 
 

@@ -314,7 +314,7 @@ def test_the_module_of_a_stack_is_masked_wherever_it_stands() -> None:
     module, batch = Outer(), batch_of(6, 0.0)
     own, inputs = jnp.arange(8) < 6, jnp.asarray(batch.inputs[:8])
     params, variables = modules.init(module, inputs, jax.random.key(0))
-    filled = modules.own_rows(inputs, own)
+    filled = modules.fill_padding(inputs, own)
     _, updated = modules.apply_train(module, params, variables, filled, jax.random.key(0), own)
     found = jax.tree.map(np.asarray, updated["batch_stats"])
     np.testing.assert_allclose(found["inner"]["norm"]["mean"], batch.inputs[:6].mean(axis=0), rtol=1e-5)

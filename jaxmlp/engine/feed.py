@@ -75,7 +75,7 @@ class Feed:
         """Order and first update of the piece on the device, its examples and their positions there."""
 
     def limit(self, start: int, stop: int) -> int:
-        """The last update before `stop` that `updates(order, start, ...)` can reach."""
+        """One past the last update that `updates(order, start, ...)` can reach: `stop`, or the end of the piece."""
         return stop if self.resident else min(stop, start - start % self.steps + self.steps)
 
     def updates(self, order: Int[Array, "*lanes padded"], start: int, stop: int) -> Updates:

@@ -82,10 +82,11 @@ class Loop(abc.ABC):
         digest_every: int | None,
     ) -> None:
         self.configs, self.config = configs, configs[0]
-        self.programs, self.stop, self.checkpoint_s, self.digest_every = programs, stop, checkpoint_s, digest_every
-        self.chunk = 1
+        self.programs, self.stop_signal = programs, stop
+        self.checkpoint_s, self.digest_every = checkpoint_s, digest_every
+        self.chunk_length = 1
         """Updates of the next chunk, chosen to take about `chunk_s`."""
-        self.stopping = False
+        self.agreed_to_stop = False
         """Whether the processes agreed to stop, because one of them got a signal."""
         self.running: Chunk | None = None
         """The chunk on the device, whose health was not checked yet."""
@@ -97,8 +98,11 @@ class Loop(abc.ABC):
         """Records of each lane, in the order of the epochs."""
         self.diverged_in: list[int | None] = [None] * len(configs)
         """The epoch in which each lane diverged, or None."""
-        self.stopped: list[str | None] = [None] * len(configs)
+        self.stop_reasons: list[str | None] = [None] * len(configs)
         """Why each lane ended before its last epoch, or None."""
+
+        self.position: Position
+        """Where the training stands. Set before `train`."""
 
     @property
     def ended(self) -> bool:
@@ -108,14 +112,14 @@ class Loop(abc.ABC):
     @property
     def going(self) -> list[bool]:
         """Whether each lane still trains: it has neither diverged nor stopped."""
-        return [not (diverged or stopped) for diverged, stopped in zip(self.diverged_in, self.stopped, strict=True)]
-
-    position: Position
+        return [
+            not (diverged or stopped) for diverged, stopped in zip(self.diverged_in, self.stop_reasons, strict=True)
+        ]
 
     def train(self) -> None:
         """Train from the position to the end, or to a stop signal. Save the position there."""
         self.saved_at, self._saved = time.perf_counter(), (self.position.epoch, self.position.done)
-        while not self.ended and not self.stopping:
+        while not self.ended and not self.agreed_to_stop:
             self._epoch()
         self._settle()
         if self.ended:
@@ -148,12 +152,12 @@ class Loop(abc.ABC):
                 if not any(self.going):
                     return
             due = time.perf_counter() - self.saved_at > self.checkpoint_s
-            length, self.stopping, due = agree_on_chunk(self._length(), self.stop, due)
-            if self.stopping:
+            length, self.agreed_to_stop, due = agree_on_chunk(self._length(), self.stop_signal, due)
+            if self.agreed_to_stop:
                 return
             if due and self._saved != (position.epoch, position.done):
                 self._put_off_checkpoint()
-            self._chunk(order, length)
+            self._send_chunk(order, length)
         self._end_epoch(order, [True] * len(self.configs))
 
     def _end_epoch(self, order: jax.Array, ending: Sequence[bool]) -> None:
@@ -165,23 +169,23 @@ class Loop(abc.ABC):
         states = programs.control(position, [dict(each.figures) if each else None for each in records])
         why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
         default = None if is_whole else "no more updates are allowed"
-        self.stopped = [
+        self.stop_reasons = [
             before or ((each or default) if record else None)
-            for before, each, record in zip(self.stopped, why, records, strict=True)
+            for before, each, record in zip(self.stop_reasons, why, records, strict=True)
         ]
         if is_whole:
             position.epoch, position.done = position.epoch + 1, 0
         if is_whole or not any(self.going):
             position.epoch_s, position.sums = 0.0, programs.zero_sums(position)
         of_hooks = self._epoch_ended(records, order)
-        found = [before or each for before, each in zip(self.stopped, of_hooks, strict=True)]
-        self.stopped = json.loads(distributed.share(json.dumps(found).encode()))
-        if any(self.stopped):
+        found = [before or each for before, each in zip(self.stop_reasons, of_hooks, strict=True)]
+        self.stop_reasons = json.loads(distributed.share(json.dumps(found).encode()))
+        if any(self.stop_reasons):
             programs.freeze(self.going)
 
     def _length(self) -> int:
         """The largest number of updates that the next chunk may have."""
-        length = min(self.chunk, self.programs.limit(self.position) - self.position.done)
+        length = min(self.chunk_length, self.programs.limit(self.position) - self.position.done)
         left = [self._steps_left(lane) for lane, going in enumerate(self.going) if going]
         length = min([length, *(max(1, each) for each in left if each is not None)])
         return min(length, self.digest_every - self._step() % self.digest_every) if self.digest_every else length
@@ -206,7 +210,7 @@ class Loop(abc.ABC):
         """Updates made since the start of the training."""
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
-    def _chunk(self, order: jax.Array, length: int) -> None:
+    def _send_chunk(self, order: jax.Array, length: int) -> None:
         """Send the next chunk to the device. While it runs, write what waits and check the previous chunk.
 
         Several processes also wait for this chunk and check it here: to agree on the next chunk, they run a program on
@@ -236,7 +240,7 @@ class Loop(abc.ABC):
                 self._diverge(lane, chunk)
         self.position.epoch_s += seconds
         made = chunk.stop - chunk.start
-        self.chunk = next_chunk(self.chunk, made, seconds, self.programs.steps_per_epoch, self.chunk_s)
+        self.chunk_length = next_chunk(self.chunk_length, made, seconds, self.programs.steps_per_epoch, self.chunk_s)
         self._chunk_ended(chunk, health[0].sums)
 
     def _evaluated(self, ending: Sequence[bool]) -> list[EpochRecord | None]:
@@ -348,7 +352,7 @@ class RunLoop(Loop):
         """
         self.began = time.perf_counter()
         with self.progress.compiling():
-            self.position = self._start()
+            self.position = self._resume()
             self._compile()
         self.writer = self.run and RunWriter(self.run, self.config, self.position.best_score)
         self.first_update = time.perf_counter()
@@ -370,7 +374,7 @@ class RunLoop(Loop):
             records=tuple(self.records[0]),
             state=state,
             status=status,
-            stopped=self.stopped[0],
+            stopped=self.stop_reasons[0],
             test=tested,
             params_sha256=trained_sha256 or digest(state.params),
             state_sha256=digest(state),
@@ -383,14 +387,16 @@ class RunLoop(Loop):
             self.run.finish(status, dict(history.result()))
         return history
 
-    def _start(self) -> Position:
+    def _resume(self) -> Position:
         position = self._stored()
         if self.run:
-            self.run.cut_back(position.epoch + (position.done > 0 and bool(position.stopped)), position.step)
+            # A run that stopped within an epoch has logged it.
+            first_to_cut = position.epoch + 1 if position.done and position.stopped else position.epoch
+            self.run.cut_back(first_to_cut, position.step)
         # Only the first process has the run directory, but every process reports its epochs.
         lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
         self.records = [[EpochRecord.from_line(line) for line in lines]]
-        self.stopped = [position.stopped]
+        self.stop_reasons = [position.stopped]
         return position
 
     def _stored(self) -> Position:
@@ -482,7 +488,7 @@ class RunLoop(Loop):
         return self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
 
     def _checkpoint(self) -> Callable[[], None]:
-        self.position.stopped = self.stopped[0]
+        self.position.stopped = self.stop_reasons[0]
         return partial(self.writer.save, self._on_host()) if self.writer else lambda: None
 
 

@@ -65,11 +65,12 @@ class Programs:
 
     def first(self) -> Position:
         """The position before the first update."""
-        example = self.put(self.dataset.facts.zeros(1).inputs)
-        state = train.init_state(self.config, example)
+        example, initial = self.put(self.dataset.facts.zeros(1).inputs), None
         if self._start:
-            wanted = {"state": {"params": state.params, "variables": state.variables}}
-            state = train.init_state(self.config, example, self.put(restore(wanted, self._start)["state"]))
+            shapes = jax.eval_shape(train.init_state, self.config, example)
+            wanted = {"state": {"params": shapes.params, "variables": shapes.variables}}
+            initial = self.put(restore(wanted, self._start)["state"])
+        state = train.init_state(self.config, example, initial)
         return self.placed(Position(state, self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:
@@ -89,7 +90,7 @@ class Programs:
         return self.put(order)
 
     def limit(self, position: Position) -> int:
-        """The last update of the epoch that one `advance` can reach."""
+        """One past the last update of the epoch that one `advance` can reach."""
         return self.feeds["train"].limit(position.done, self.steps_per_epoch)
 
     def advance(self, position: Position, order: jax.Array, stop: int) -> train.Health:

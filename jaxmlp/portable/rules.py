@@ -79,9 +79,9 @@ def wide(rule: Rule) -> Rule:
         short = [value.dtype for value in values if is_float(value) and value.dtype.itemsize == 2]
         if not short:
             return rule(a, eqn, *values)
-        result = rule(a, eqn, *(to_float32(a, value) if is_float(value) else value for value in values))
+        result = rule(a, eqn, *(to_float32(value) if is_float(value) else value for value in values))
         out = eqn.outvars[0].aval.dtype
-        return from_float32(a, result, out) if is_float(result) else result
+        return from_float32(result, out) if is_float(result) else result
 
     return widened
 
@@ -91,7 +91,7 @@ def floating(rule: Callable[..., Array]) -> Rule:
     return wide(lambda a, eqn, *values: rule(a, *values))
 
 
-def to_float32(a: Arithmetic, x: Array) -> Array:
+def to_float32(x: Array) -> Array:
     """Convert any float of up to 32 bits exactly. Subnormal bfloat16 becomes 0; subnormal float16 becomes a float32."""
     if x.dtype == np.float32:
         return x
@@ -107,7 +107,7 @@ def to_float32(a: Arithmetic, x: Array) -> Array:
     return floats(canonical(sign | select(power == 0, small, ordinary)))
 
 
-def from_float32(a: Arithmetic, x: Array, dtype: Any) -> Array:
+def from_float32(x: Array, dtype: Any) -> Array:
     """Round to the nearest 16-bit float, ties to even, using integers."""
     dtype = np.dtype(dtype)
     if dtype == np.float32:
@@ -136,11 +136,11 @@ def convert(a: Arithmetic, eqn: Any, x: Array) -> Array:
             return _between_integers(x, dtype)
         if x.dtype.itemsize > 4:
             raise Refused(f"portable has no {x.dtype}")
-        result = from_float32(a, a.from_integers(x), dtype)
+        result = from_float32(a.from_integers(x), dtype)
         return products.known_whole(a, result) if x.dtype == np.bool_ else result
-    x = to_float32(a, x)
+    x = to_float32(x)
     if jnp.issubdtype(dtype, jnp.floating):
-        return from_float32(a, x, dtype)
+        return from_float32(x, dtype)
     if dtype == np.bool_:
         return exponent(bits(x)) != 0
     if dtype.itemsize > 4 or not jnp.issubdtype(dtype, jnp.integer):
@@ -164,7 +164,7 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
     return for_floats(wide(rule))
 
 
-def moved(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
+def shift(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
     """A shift of integers. By the type's width or more, it gives 0; an arithmetic shift gives copies of the sign."""
     width = x.dtype.itemsize * 8
     outside = by.astype(np.uint32) >= np.uint32(width)
@@ -246,18 +246,18 @@ def _least_nan(key: Array, below: bool) -> Array:
 
 def sort(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
     """Floats sorted as integers in their order, NaN last."""
-    keys = [order(to_float32(a, value)) if is_float(value) else value for value in values]
+    keys = [order(to_float32(value)) if is_float(value) else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
     return [
-        from_float32(a, from_order(key), value.dtype) if is_float(value) else key
+        from_float32(from_order(key), value.dtype) if is_float(value) else key
         for key, value in zip(out, values, strict=True)
     ]
 
 
 def top(a: Arithmetic, eqn: Any, x: Array) -> list[Array]:
     """The largest elements and their indices."""
-    keys, places = eqn.primitive.bind(order(to_float32(a, x)), **eqn.params)
-    return [from_float32(a, from_order(keys), x.dtype), places]
+    keys, places = eqn.primitive.bind(order(to_float32(x)), **eqn.params)
+    return [from_float32(from_order(keys), x.dtype), places]
 
 
 def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
@@ -265,7 +265,7 @@ def bitcast(a: Arithmetic, eqn: Any, x: Array) -> Array:
     if x.dtype == np.float32:
         x = floats(canonical(bits(x)))
     elif is_float(x):
-        x = from_float32(a, to_float32(a, x), x.dtype)
+        x = from_float32(to_float32(x), x.dtype)
     result = eqn.primitive.bind(x, **eqn.params)
     return flushed(result)
 
@@ -307,7 +307,7 @@ def reduce_precision(a: Arithmetic, eqn: Any, x: Array) -> Array:
         rounded = b if not cut else (b + (2 ** (cut - 1) - 1) + ((b >> cut) & 1)) & np.int32(-(2**cut))
         return floats(select(is_nan(b), NAN, rounded))
     if (powers, fraction) == (5, 10):
-        return to_float32(a, from_float32(a, x, np.float16))
+        return to_float32(from_float32(x, np.float16))
     raise Refused(f"portable has no reduce_precision to {powers} bits of exponent and {fraction} bits of fraction")
 
 
@@ -316,7 +316,7 @@ def rounded(a: Arithmetic, eqn: Any, x: Array) -> Array:
     return a.round(x, eqn.params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN)
 
 
-def rest(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
+def remainder(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     """The remainder x - y trunc(x / y), exact: a long division in integers, one bit at a time."""
     bx, by = canonical(bits(x)), canonical(bits(y))
     whole_x, whole_y = (((b & 0x7FFFFF) | 0x800000) for b in (bx, by))
@@ -409,8 +409,8 @@ def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Ar
         return unchanged(a, eqn, operand, indices, updates)
     if operand.dtype.itemsize == 2 and is_float(operand):
         narrow = operand.dtype
-        result = sums.scatter(to_float32(a, operand), indices, to_float32(a, updates), eqn.params)
-        return from_float32(a, result, narrow)
+        result = sums.scatter(to_float32(operand), indices, to_float32(updates), eqn.params)
+        return from_float32(result, narrow)
     return sums.scatter(operand, indices, updates, eqn.params)
 
 
@@ -432,12 +432,12 @@ def collective_sum(a: Arithmetic, eqn: Any, *values: Array) -> Any:
 def across_devices_extreme(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     """The largest or smallest value over devices, compared as integers in the floats' order."""
     least = "min" in eqn.primitive.name
-    keys = [_least_nan(order(to_float32(a, value)), least) if is_float(value) else value for value in values]
+    keys = [_least_nan(order(to_float32(value)), least) if is_float(value) else value for value in values]
     out = eqn.primitive.bind(*keys, **eqn.params)
     has_many = eqn.primitive.multiple_results
     nan = np.int32(-(2**31))
     found = [
-        from_float32(a, from_order(select(key == nan, NAN, key)), value.dtype) if is_float(value) else key
+        from_float32(from_order(select(key == nan, NAN, key)), value.dtype) if is_float(value) else key
         for key, value in zip(out if has_many else [out], values, strict=True)
     ]
     return found if has_many else found[0]
@@ -452,7 +452,7 @@ def random_bits(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     return unchanged(a, eqn, *values)
 
 
-def first(a: Arithmetic, eqn: Any, *values: Array) -> Any:
+def identity(a: Arithmetic, eqn: Any, *values: Array) -> Any:
     """The values unchanged, because the primitive is the identity."""
     return list(values) if eqn.primitive.multiple_results else values[0]
 
@@ -531,7 +531,7 @@ def _fill() -> None:
         RULES[name] = random_bits
     RULES["transpose"] = transposed
     for name in ["device_put", "name", "stop_gradient", "copy_start"]:
-        RULES[name] = first
+        RULES[name] = identity
     binary: dict[str, Callable[..., Array]] = {
         "add": Arithmetic.add,
         "add_any": Arithmetic.add,
@@ -579,7 +579,7 @@ def _fill() -> None:
     RULES["is_finite"] = floating(lambda a, x: (bits(x) & MAGNITUDE) < INFINITY)
     RULES["integer_pow"] = for_floats(wide(lambda a, eqn, x: functions.integer_pow(a, x, eqn.params["y"])))
     RULES["div"] = for_floats(floating(Arithmetic.div), integer_quotient)
-    RULES["rem"] = for_floats(wide(rest), integer_quotient)
+    RULES["rem"] = for_floats(wide(remainder), integer_quotient)
     RULES["pow"] = wide(power)
     RULES["round"] = wide(rounded)
     RULES["reduce_precision"] = wide(reduce_precision)
@@ -593,7 +593,7 @@ def _fill() -> None:
     ):
         RULES[name] = compared(holds, unordered)
     for name in ["shift_left", "shift_right_arithmetic", "shift_right_logical"]:
-        RULES[name] = moved
+        RULES[name] = shift
     RULES["convert_element_type"] = convert
     RULES["bitcast_convert_type"] = bitcast
     for name, rule in (

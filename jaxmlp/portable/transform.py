@@ -303,7 +303,7 @@ def portable[F: Callable[..., Any]](
             jaxpr = jax.make_jaxpr(function)(*values)
         a = Arithmetic(zero, slices, factors)
         results = evaluate(
-            a, *_inner(jaxpr)[:1], [flushed(jnp.asarray(x)) for x in jaxpr.consts], [_entering(x) for x in values]
+            a, jaxpr.jaxpr, [flushed(jnp.asarray(x)) for x in jaxpr.consts], [_entering(x) for x in values]
         )
         return [shown(jnp.asarray(x)) if is_float(x) else x for x in results]
 

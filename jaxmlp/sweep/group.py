@@ -62,8 +62,7 @@ class LaneGroup(Loop):
             self.began = time.perf_counter()
             self.job.compile_s += self.began - began
             self.train()
-            self.job.stopping = self.stopping
-            return None if self.stopping else self._results()
+            return None if self.agreed_to_stop else self._results()
         finally:
             for kept in self.kept:
                 kept.run.close()
@@ -80,7 +79,7 @@ class LaneGroup(Loop):
             diverged_in = dict(zip(meta["lanes"], meta["diverged_in"], strict=True))
             self.diverged_in = [diverged_in[lane.index] for lane in self.lanes]
             stopped = dict(zip(meta["lanes"], meta.get("stopped", [None] * len(meta["lanes"])), strict=True))
-            self.stopped = [stopped[lane.index] for lane in self.lanes]
+            self.stop_reasons = [stopped[lane.index] for lane in self.lanes]
             self.train_s = meta["train_s"]
             self.programs.freeze(self.going)
             self._read_records()
@@ -205,7 +204,7 @@ class LaneGroup(Loop):
             "done": position.done,
             "epoch_s": position.epoch_s,
             "train_s": self.train_s + time.perf_counter() - self.began,
-            **({"stopped": self.stopped} if any(self.stopped) else {}),
+            **({"stopped": self.stop_reasons} if any(self.stop_reasons) else {}),
         }
         step = (position.epoch - 1) * self.programs.steps_per_epoch + position.done
 
@@ -236,7 +235,7 @@ class LaneGroup(Loop):
                 records=tuple(self.records[row]),
                 state=state,
                 status="finished" if ended else "diverged",
-                stopped=self.stopped[row],
+                stopped=self.stop_reasons[row],
                 test=test if ended else {},
                 params_sha256=(ended and self.kept and not restored and self.kept[row].params_sha256)
                 or digest(state.params),

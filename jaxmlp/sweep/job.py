@@ -54,8 +54,6 @@ class Job:
     digest_every: int | None = None
     """Number of updates between two digests in the traces of kept runs."""
     compile_s: float = 0.0
-    stopping: bool = False
-    """Whether all processes know that one of them has received a stop signal."""
 
     def __post_init__(self) -> None:
         self.examples = len(self.dataset.train.targets)
