@@ -36,7 +36,8 @@ def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device
         The devices, equally many of each process.
 
     Raises:
-        ConfigError: `wanted` does not divide `grad_shards`, or is not a multiple of the number of processes.
+        ConfigError: `wanted` does not divide `grad_shards`, or one of the two is not a multiple of the number of
+            processes.
         DeviceError: Fewer than `wanted` devices are available.
     """
     there, processes = jax.devices(), jax.process_count()
@@ -213,15 +214,16 @@ def _sum_over_devices(parts: Any, devices: int, update: Callable[[Any], tuple[An
     by_type = sorted(range(len(leaves)), key=lambda number: str(leaves[number].dtype))
     slices = [_slices(leaf, devices) for leaf in leaves]
     row = _padded(jnp.concatenate([_words(slices[number]) for number in by_type], axis=-1))
-    own = lax.all_to_all(row.reshape(len(row), -1), AXIS, split_axis=1, concat_axis=0, tiled=True)
-    ends = np.cumsum([slices[number].shape[-1] for number in by_type])
-    sums = [jnp.zeros(0)] * len(leaves)
-    for dtype, same in itertools.groupby(zip(by_type, ends, strict=True), lambda each: leaves[each[0]].dtype):
-        numbers, their_ends = zip(*same, strict=True)
-        start = their_ends[0] - slices[numbers[0]].shape[-1]
-        total = pairwise_sum(_of_words(own[:, start : their_ends[-1]], dtype))
-        for number, leaf in zip(numbers, jnp.split(total, np.array(their_ends[:-1]) - start), strict=True):
-            sums[number] = leaf
+    received = lax.all_to_all(row.reshape(len(row), -1), AXIS, split_axis=1, concat_axis=0, tiled=True)
+    sum_of: dict[int, Array] = {}
+    start = 0
+    for dtype, numbers in itertools.groupby(by_type, lambda number: leaves[number].dtype):
+        same = list(numbers)
+        *ends, size = np.cumsum([slices[number].shape[-1] for number in same])
+        total = pairwise_sum(_of_words(received[:, start : start + size], dtype))
+        sum_of |= zip(same, jnp.split(total, ends), strict=True)
+        start += size
+    sums = [sum_of[number] for number in range(len(leaves))]
 
     kept = None
     if update:

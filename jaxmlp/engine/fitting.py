@@ -24,7 +24,7 @@ from jaxmlp.errors import ConfigError, DivergedError, RunError, did_you_mean
 from jaxmlp.experiment.config import DataConfig, ExperimentConfig
 from jaxmlp.experiment.controllers import check_monitors
 from jaxmlp.experiment.parts import FlaxModel
-from jaxmlp.run.code import wanted
+from jaxmlp.run import code
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
@@ -112,8 +112,8 @@ def fit(
     with contextlib.ExitStack() as stack:
         stack.enter_context(runtime.settings(exact=config is None or config.exact))
         if isinstance(run, str | Path):
-            code, longer = config or experiment, epochs is not None
-            opened = open_run(run, code, write=True, longer=longer, accept_changed_code=accept_changed_code)
+            source, longer = config or experiment, epochs is not None
+            opened = open_run(run, source, write=True, longer=longer, accept_changed_code=accept_changed_code)
             run = stack.enter_context(opened)
         if not config:
             if not run:
@@ -258,7 +258,7 @@ def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code:
         raise RunError(
             f"{run.path} has a config with another {', '.join(other)}. Continue with fit(run=...), without a config."
         )
-    changed = Code(config).changed(wanted(run.manifest))
+    changed = Code(config).changed(code.wanted(run.manifest))
     if changed and not accept_changed_code:
         raise refusal(run.path, changed)
     if changed:
