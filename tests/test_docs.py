@@ -26,7 +26,7 @@ from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SEPARATORS = {";", "&&", "||", "|", "do", "done"}
 
 ELSEWHERE = {"compile", "sweep", "bench", "doctor", "import-keras"}
@@ -163,11 +163,13 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
         assert words[0] in COMMANDS
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
         experiment += [word for word in words if word in shipped()]
+        experiment += ["quickstart"] if not experiment and any(word.endswith(".py") for word in words) else []
         kinds = (
             "--optimizer",
             "--optimizer.optimizer",
             "--optimizer.schedule",
             "--augmentation",
+            "--controllers",
         )  # Whose parts have flags of their own.
         experiment += [word for pair in itertools.pairwise(words) if pair[0] in kinds for word in pair]
         capsys.readouterr()
@@ -208,6 +210,11 @@ def test_every_block_says_its_language_and_is_of_it(block: Block) -> None:
     assert block.language in ("python", "json", "jsonl", "yaml", "toml", "text", "csv")
     if block.language == "json":
         json.loads(block.text)
+
+
+def test_every_fence_of_a_document_is_a_blocks() -> None:
+    fences = sum(len(re.findall("^```", document.read_text(), re.MULTILINE)) for document in DOCUMENTS)
+    assert fences == 2 * len(ALL)
 
 
 def test_every_link_between_documents_leads_to_a_file() -> None:
