@@ -217,6 +217,12 @@ def test_every_fence_of_a_document_is_a_blocks() -> None:
     assert fences == 2 * len(ALL)
 
 
+def test_no_table_escapes_a_pipe() -> None:
+    """The site would show the backslash."""
+    for document in DOCUMENTS:
+        assert "\\|" not in document.read_text(), document.name
+
+
 def test_every_link_between_documents_leads_to_a_file() -> None:
     for document in DOCUMENTS:
         for link in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
