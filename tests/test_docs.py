@@ -5,6 +5,7 @@ A block that cannot run has `<!-- not run: why -->` on the line above; its comma
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -19,7 +20,8 @@ from unittest import mock
 
 import pytest
 
-from jaxmlp import DataConfig, data, errors
+import jaxmlp
+from jaxmlp import DataConfig, data, errors, portable, sweep
 from jaxmlp.cli import COMMANDS, main
 from jaxmlp.cli.shipped import shipped
 from jaxmlp.source.file import load_experiment
@@ -28,6 +30,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SEPARATORS = {";", "&&", "||", "|", "do", "done"}
+
+PUBLIC = {f"{module.__name__}.{name}" for module in (jaxmlp, data, sweep, portable) for name in module.__all__}
+"""Every public name, with its module."""
 
 ELSEWHERE = {"compile", "sweep", "bench", "doctor", "import-keras"}
 """Commands that train or measure for long, or want a file of yours: here their flags are checked, and no more."""
@@ -41,7 +46,7 @@ class Block(NamedTuple):
     language: str
     text: str
     why: str | None
-    """Why it is not run."""
+    """Why it is not run here. May be that another test runs it, which it then names first."""
 
 
 def blocks() -> Iterator[Block]:
@@ -132,6 +137,40 @@ def code_in_tables(document: str) -> list[str]:
     """The second column of each table."""
     text = (ROOT / "docs" / document).read_text()
     return re.findall(r"^\| [^|]+ \| `([^|`]+)` \| [^|]*\|$", text, re.M)
+
+
+def is_run(block: Block) -> bool:
+    """Whether a test runs the block: here, or elsewhere as its comment says."""
+    return not block.why or block.why.startswith("tests/")
+
+
+def names_in(code: str, imported: dict[str, str]) -> Iterator[str]:
+    """The names that code uses, with their modules. What it imports is no use, and is added to `imported`."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            yield ".".join([imported.get(first, first), *rest])
+
+
+def test_every_public_name_is_used_in_an_example_that_runs() -> None:
+    used: set[str] = set()
+    for document in DOCUMENTS:
+        codes = [block.text for block in ALL if block[:3:2] == (document.name, "python") and is_run(block)]
+        imported: dict[str, str] = {}
+        for code in [*codes, *(code_in_tables("keras.md") if document.name == "keras.md" else ())]:
+            used |= set(names_in(code, imported))
+    assert PUBLIC - used == set()
+
+
+def test_every_public_name_is_in_the_reference_of_the_site() -> None:
+    pages = [page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")]
+    listed = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    assert PUBLIC - set(listed) == set()
+    assert len(listed) == len(set(listed))
 
 
 def test_what_everyone_reaches_for_in_the_first_week_takes_three_lines_each() -> None:
