@@ -13,7 +13,7 @@ PROBE := import sys, importlib.util as util; \
 
 .DEFAULT_GOAL := help
 .PHONY: help train test chromium test-browser test-accelerator test-instrument test-portable test-planted \
-	test-evidence test-tpu-programs test-targets lint lock clean
+	test-evidence test-tpu-programs test-targets site lint lock clean
 
 help:
 	@echo 'make train   train a first network'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
 	@echo 'make test-planted  1,000 wrong primitives, each to be found and named: some 10 minutes'
 	@echo 'make test-evidence  100 runs with a wrong update, to be found by halving; 1,000 altered certificates'
+	@echo 'make site    the documents and the reference of all public names, as pages that need no network'
 	@echo 'make lint    ruff and mypy'
 	@echo 'make lock    write requirements.lock for pyproject.toml; UPGRADE=1 takes the newest versions'
 	@echo 'make clean   remove the environment and caches; runs and data stay'
@@ -50,7 +51,7 @@ chromium:
 	@command -v chromium google-chrome >/dev/null || { apt-get update -q && apt-get install -y -q chromium; } || \
 		{ echo 'make test-browser needs Chromium: install it as root, apt-get install chromium.' >&2; exit 2; }
 
-test-browser: $(READY) chromium
+test-browser: $(READY) chromium site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2 axe-playwright-python==0.1.8
 	$(BIN)/python -m pytest -m browser tests/browser
 
@@ -104,6 +105,25 @@ $(TARGETS)/%/ready: requirements-%.lock | $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $< --target $(TARGETS)/$*
 	@touch $@
 
+# Copies keep their paths, so a link works in the site and on a code host. The list has what the documents link to.
+PAGES = README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs $(wildcard experiments/*.py) jaxmlp/run/digest.py
+SITE_EXTRA := import tomllib; \
+	print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["site"], sep="\n")
+
+site: $(TARGETS)/site/ready
+	@rm -rf .site
+	@mkdir -p .site/pages
+	@cp -r --parents $(PAGES) .site/pages
+	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(TARGETS)/site $(BIN)/python -m mkdocs build --strict \
+		--config-file docs/site/mkdocs.yml
+	@echo 'The site: .site/html/index.html'
+
+$(TARGETS)/site/ready: pyproject.toml | $(READY)
+	@rm -rf $(TARGETS)/site
+	@$(BIN)/python -c '$(SITE_EXTRA)' | $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--requirement /dev/stdin --target $(TARGETS)/site
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -125,7 +145,7 @@ lock: $(READY)
 	sed -i '/^$$/,$$d' requirements-tpu.lock requirements-gpu.lock  # the names of all packages that lie elsewhere
 
 clean:
-	rm -rf .venv .targets .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .targets .site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml requirements.lock
 	@found= version=; \

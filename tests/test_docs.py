@@ -5,6 +5,7 @@ A block that cannot run has `<!-- not run: why -->` on the line above; its comma
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import re
@@ -19,15 +20,19 @@ from unittest import mock
 
 import pytest
 
-from jaxmlp import DataConfig, data, errors
+import jaxmlp
+from jaxmlp import DataConfig, data, errors, portable, sweep
 from jaxmlp.cli import COMMANDS, main
 from jaxmlp.cli.shipped import shipped
 from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>.+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 SEPARATORS = {";", "&&", "||", "|", "do", "done"}
+
+PUBLIC = {f"{module.__name__}.{name}" for module in (jaxmlp, data, sweep, portable) for name in module.__all__}
+"""Every public name, with its module."""
 
 ELSEWHERE = {"compile", "sweep", "bench", "doctor", "import-keras"}
 """Commands that train or measure for long, or want a file of yours: here their flags are checked, and no more."""
@@ -41,7 +46,7 @@ class Block(NamedTuple):
     language: str
     text: str
     why: str | None
-    """Why it is not run."""
+    """Why it is not run here. May be that another test runs it, which it then names first."""
 
 
 def blocks() -> Iterator[Block]:
@@ -134,6 +139,40 @@ def code_in_tables(document: str) -> list[str]:
     return re.findall(r"^\| [^|]+ \| `([^|`]+)` \| [^|]*\|$", text, re.M)
 
 
+def is_run(block: Block) -> bool:
+    """Whether a test runs the block: here, or elsewhere as its comment says."""
+    return not block.why or block.why.startswith("tests/")
+
+
+def names_in(code: str, imported: dict[str, str]) -> Iterator[str]:
+    """The names that code uses, with their modules. What it imports is no use, and is added to `imported`."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            imported |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            first, *rest = ast.unparse(node).split(".")
+            yield ".".join([imported.get(first, first), *rest])
+
+
+def test_every_public_name_is_used_in_an_example_that_runs() -> None:
+    used: set[str] = set()
+    for document in DOCUMENTS:
+        codes = [block.text for block in ALL if block[:3:2] == (document.name, "python") and is_run(block)]
+        imported: dict[str, str] = {}
+        for code in [*codes, *(code_in_tables("keras.md") if document.name == "keras.md" else ())]:
+            used |= set(names_in(code, imported))
+    assert PUBLIC - used == set()
+
+
+def test_every_public_name_is_in_the_reference_of_the_site() -> None:
+    pages = [page.read_text() for page in (ROOT / "docs" / "api").glob("*.md")]
+    listed = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    assert PUBLIC - set(listed) == set()
+    assert len(listed) == len(set(listed))
+
+
 def test_what_everyone_reaches_for_in_the_first_week_takes_three_lines_each() -> None:
     text = (ROOT / "docs" / "keras.md").read_text()
     week = text[text.index("## The first week") : text.index("## `compile`")]
@@ -163,11 +202,13 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
         assert words[0] in COMMANDS
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
         experiment += [word for word in words if word in shipped()]
+        experiment += ["quickstart"] if not experiment and any(word.endswith(".py") for word in words) else []
         kinds = (
             "--optimizer",
             "--optimizer.optimizer",
             "--optimizer.schedule",
             "--augmentation",
+            "--controllers",
         )  # Whose parts have flags of their own.
         experiment += [word for pair in itertools.pairwise(words) if pair[0] in kinds for word in pair]
         capsys.readouterr()
@@ -208,6 +249,17 @@ def test_every_block_says_its_language_and_is_of_it(block: Block) -> None:
     assert block.language in ("python", "json", "jsonl", "yaml", "toml", "text", "csv")
     if block.language == "json":
         json.loads(block.text)
+
+
+def test_every_fence_of_a_document_is_a_blocks() -> None:
+    fences = sum(len(re.findall("^```", document.read_text(), re.MULTILINE)) for document in DOCUMENTS)
+    assert fences == 2 * len(ALL)
+
+
+def test_no_table_escapes_a_pipe() -> None:
+    """The site would show the backslash."""
+    for document in DOCUMENTS:
+        assert "\\|" not in document.read_text(), document.name
 
 
 def test_every_link_between_documents_leads_to_a_file() -> None:

@@ -55,7 +55,7 @@ ARROWS = {
 
 INDEX = re.compile(r"--(?:extra-)?index-url\b|--find-link[s]\b|://[^/\s]*pypi|://files[.]pythonhosted")
 MACHINE_PATH = re.compile(r"(?<![\w.:])/(?:home/(?!ann\b)|Users/|root/|opt/|work/|workspace/|builds/)")  # ann: no one
-NOT_OURS = re.compile(r"\.git|\.venv|\.targets|\..*_cache|\.hypothesis|__pycache__|runs|build|dist|.*\.egg-info")
+NOT_OURS = re.compile(r"\.git|\.venv|\.targets|\.site|\..*_cache|\.hypothesis|__pycache__|runs|build|dist|.*\.egg-info")
 
 
 def rooms() -> set[str]:

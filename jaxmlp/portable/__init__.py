@@ -3,6 +3,7 @@
 This package needs only JAX and NumPy, and nothing else from jaxmlp. docs/portable.md explains it.
 """
 
-from jaxmlp.portable.rules import RULES as RULES
-from jaxmlp.portable.rules import Refused as Refused
-from jaxmlp.portable.transform import portable as portable
+from jaxmlp.portable.rules import RULES, Refused
+from jaxmlp.portable.transform import portable
+
+__all__ = ["RULES", "Refused", "portable"]

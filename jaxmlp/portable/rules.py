@@ -37,6 +37,7 @@ Rule = Callable[..., Any]
 """rule(arithmetic, equation, *values) -> the result, or a sequence of results if the primitive has several."""
 
 RULES: dict[str, Rule] = {}
+"""The rule of each primitive, by its name."""
 
 
 class Refused(NotImplementedError):

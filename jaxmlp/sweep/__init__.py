@@ -31,3 +31,5 @@ _HOMES = {
     "resume": "start",
     "sweep": "start",
 }
+
+__all__ = [*_HOMES]

@@ -138,7 +138,7 @@ def resume(
     Raises:
         CodeError: The sweep's code was not given, or has changed and the change was not accepted.
         DataError, DeviceError, DiskError, PeerLostError, RunError: As `fit`; or there is no sweep, or it used other
-        data.
+            data.
     """
     options = {"digest_every": digest_every, "resident_bytes": resident_bytes, "hooks": hooks}
     progress = progress or SweepProgress()
