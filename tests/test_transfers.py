@@ -114,7 +114,7 @@ def test_the_device_has_the_next_chunk_before_the_last_ones_health_is_read_or_an
         return write_logged
 
     monkeypatch.setattr(programs.Programs, "advance", advanced)
-    monkeypatch.setattr(programs.Programs, "rows", read)
+    monkeypatch.setattr(programs.Programs, "per_lane", read)
     for name in ("append_epoch", "save_checkpoint"):
         monkeypatch.setattr(RunDirectory, name, logged(name))
     monkeypatch.setattr(loop.Loop, "chunk_s", 1e-9)  # One update a chunk.
