@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from command_line import QUICKSTART, SMALL
 
 from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
 from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
@@ -458,6 +459,14 @@ def test_a_speedrun_times_every_seed_and_says_when_the_mean_reached_the_target(s
     assert 1 <= found["epoch_reached"] <= 6
     assert 0 < found["reached_s"] <= max(found["train_s"])
     assert "n = 3" in speedrun.line("tiny", found)
+
+
+def test_a_verified_speedrun_draws_seeds_that_nobody_chose_a_recipe_by(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--data.validation", "none", "--seeds", "2", "--target", "0.1", "--verify", "--json")
+    assert main(["speedrun", QUICKSTART, *SMALL, *words]) == 0
+    found = json.loads(capsys.readouterr().out)["quickstart"]
+    assert len(found["test_accuracy"]) == 2
+    assert len(set(found["seeds"])) == 2 and min(found["seeds"]) >= 2  # By default they are 0 and 1.
 
 
 def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.MonkeyPatch) -> None:
