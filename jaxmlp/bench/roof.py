@@ -17,6 +17,7 @@ KINDS = {
     "TPU v5p": "tpu-v5p",
     "TPU v5": "tpu-v5p",
     "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
     "NVIDIA B200": "b200",
 }
 """Names of chips in `compile.targets`, by JAX's `device_kind`."""

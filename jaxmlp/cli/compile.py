@@ -30,7 +30,8 @@ class CompileFlags(flags.Flags):
     """
 
     for_target: Annotated[str, tyro.conf.arg(name="for")] = "cpu"
-    """Target: tpu-v4:2x2x1, tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, b200 or cpu. TPUs may have any slice."""
+    """Target: tpu-v4:2x2x1, tpu-v5e:2x2, tpu-v6e:2x4, tpu-v5p:2x2x1, h100, h200, b200 or cpu. TPUs may have any
+    slice."""
     devices: int | None = ranged(None, "[1, 65536]")
     """Number of devices that split each batch, or the lanes. Default: for TPUs the largest number that divides the
     gradient shards or the lanes; for GPUs and CPUs one."""

@@ -85,6 +85,12 @@ CHIPS = {
         source=f"NVIDIA H100 Tensor Core GPU, H100 SXM, https://www.nvidia.com/en-us/data-center/h100/; {_SPECS}",
         description=_gpu("NVIDIA H100 80GB HBM3", 132, 1.98, 84942979072, 3352320000000, 52428800, 9),
     ),
+    "h200": Chip(
+        platform="gpu", memory=141 * GB, bandwidth=4800 * GB, flops={"bfloat16": 1979 / 2 * TB, "float32": 67 * TB},
+        interconnect=450 * GB, cache_bytes=50 * 2**20,
+        source=f"NVIDIA H200 GPU, H200 SXM, https://www.nvidia.com/en-us/data-center/h200/; {_SPECS}",
+        description=_gpu("NVIDIA H200 141GB HBM3e", 132, 1.98, 151397597184, 4800000000000, 52428800, 9),
+    ),
     "b200": Chip(
         platform="gpu", memory=180 * GB, bandwidth=8 * TB, flops={"bfloat16": 36 / 8 / 2 * 1000 * TB,
         "float32": 600 / 8 * TB}, interconnect=900 * GB, cache_bytes=132644864,

@@ -24,7 +24,7 @@ CASES = {
         ("tpu-v4:2x2x1", 1), ("tpu-v5e:2x2", 1), ("tpu-v6e:2x2", 1), ("tpu-v5p:2x2x1", 1),
         ("tpu-v4:2x2x1", 4), ("tpu-v5e:2x2", 4), ("tpu-v6e:2x4", 8), ("tpu-v5p:4x4x4", 64), ("tpu-v5e:16x16", 256),
     ],
-    "gpu": [("h100", 1), ("b200", 1), ("h100", 4), ("h100", 8), ("h100", 64), ("h100", 256)],
+    "gpu": [("h100", 1), ("h200", 1), ("b200", 1), ("h100", 4), ("h100", 8), ("h100", 64), ("h100", 256)],
 }  # fmt: skip
 PLATFORM = os.environ.get("JAXMLP_TEST_TARGETS", "tpu")
 KERNELS = {"tpu": 30, "gpu": 40}
