@@ -16,6 +16,8 @@ from jaxmlp.run.directory import RunDirectory
 
 CONFIG = ExperimentConfig(name="relu_rmsprop", epochs=5)
 MANIFEST = {"binding": {"jax": "0.12.0", "x64": False}, "not_binding": {"devices": 8}}
+READ_ONLY = os.strerror(errno.EROFS)
+"""The system's reason where `refuse` makes it refuse."""
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, call: str, name: str = "") -> None:
 
     def refused(path: Any, *rest: Any, **named: Any) -> Any:
         if name in str(path):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+            raise OSError(errno.EROFS, READ_ONLY)
         return real(path, *rest, **named)
 
     monkeypatch.setattr(os, call, refused)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from refusals import refused
 
 from jaxmlp import data
 from jaxmlp.data.idx import idx_parts
@@ -84,23 +85,23 @@ def test_what_is_an_image_can_be_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "told"),
+    ("made", "named"),
     [
-        (lambda: split(np.full((60, 3), np.nan)), "inputs must be finite"),
-        (lambda: split(np.full((60, 3), 1 << 40)), "inputs must fit int32"),
-        (lambda: split(np.full((60, 3), "a")), "inputs must be numbers"),
-        (lambda: split({"ids": IDS, "x": X[1:]}), "a label for each example, got 59 examples and 60 labels"),
-        (lambda: split({}), "must not be empty"),
-        (lambda: split(X, np.full(60, np.inf)), "targets must be finite"),
-        (lambda: split(X, Y, num_classes=3), r"distributions must be \[n, 3\]"),
-        (lambda: split(X, LABELS, weights=-np.ones(60)), "weights must be"),
-        (lambda: split(X, LABELS, weights=np.ones(59)), "weights must be"),
-        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), r"test targets must match train: float32 \(2,\)"),
-        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), "test examples must match train"),
+        (lambda: split(np.full((60, 3), np.nan)), ["inputs", "float32"]),
+        (lambda: split(np.full((60, 3), 1 << 40)), ["inputs", "int32"]),
+        (lambda: split(np.full((60, 3), "a")), ["inputs", "<U1"]),
+        (lambda: split({"ids": IDS, "x": X[1:]}), [59, 60]),
+        (lambda: split({}), []),
+        (lambda: split(X, np.full(60, np.inf)), ["targets", "float32"]),
+        (lambda: split(X, Y, num_classes=3), ["[n, 3]"]),
+        (lambda: split(X, LABELS, weights=-np.ones(60)), ["weights", 60]),
+        (lambda: split(X, LABELS, weights=np.ones(59)), ["weights", 60, 59]),
+        (lambda: data.from_arrays((X, Y), (X, Y[:, :1])), ["test", "float32 (2,)", "float32 (1,)"]),
+        (lambda: data.from_arrays((X, LABELS), (IDS, LABELS)), ["test", "float32 (13,)", "int32 (7,)"]),
     ],
 )
-def test_arrays_that_are_no_examples_are_refused(made: Any, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_arrays_that_are_no_examples_are_refused(made: Any, named: list[Any]) -> None:
+    with refused(DataError, *named):
         made()
 
 
@@ -129,20 +130,20 @@ def test_targets_are_labels_distributions_or_numbers() -> None:
 
 def test_numbers_as_targets_want_a_loss_and_metrics_of_numbers() -> None:
     facts = split(X, Y).facts
-    with pytest.raises(ConfigError, match=r"loss cannot be clipped_cross_entropy.*Set loss=MeanSquaredError\(\)"):
+    with refused(ConfigError, "loss", "clipped_cross_entropy", "loss=MeanSquaredError()"):
         network.check_network(experiment(), facts)
-    with pytest.raises(ConfigError, match=r"metrics cannot be accuracy: the targets are numbers.*Set metrics="):
+    with refused(ConfigError, "metrics", "accuracy"):
         network.check_network(experiment(loss=MeanSquaredError()), facts)
     network.check_network(experiment(**NUMBERS), facts)
-    with pytest.raises(ConfigError, match=r"logits for one example of shape \[1, 2\], got \[1, 3\]"):
+    with refused(ConfigError, "model", [1, 2], [1, 3]):
         network.check_network(experiment(**{**NUMBERS, "model": nn.Dense(3)}), facts)
-    with pytest.raises(ConfigError, match=r"loss must return one number for each example.*\[2\].*got \[\(\)\]"):
+    with refused(ConfigError, "loss", [2], [()]):
         network.check_network(experiment(loss=lambda logits, targets: jnp.mean(logits)), split(X).facts)
 
 
 @pytest.mark.parametrize("inputs", [np.float32(X > 0), np.zeros((60, 8, 8, 1)) + 0.5])
 def test_numbers_of_0_to_1_are_not_scaled_as_pixels(inputs: Any) -> None:
-    with pytest.raises(DataError, match=r"pixels must be 0 to 255.*--data.pixel-scale 1"):
+    with refused(DataError, 255, "--data.pixel-scale 1"):
         check_data(experiment(data=DataConfig()), split(inputs))
     check_data(experiment(), split(inputs))
     check_data(experiment(data=DataConfig()), split(255 * inputs))
@@ -160,10 +161,10 @@ def test_numbers_are_learned_scored_asked_exported_and_reported(tmp_path: Path) 
     np.testing.assert_allclose(found.metrics["mean_absolute_error"], np.abs(outputs - Y).mean(), rtol=1e-5)
     assert trained["val_mean_absolute_error"][-1] == trained.test["mean_absolute_error"]
     assert [each.numbers for each in api.predict(trained, X[:2])] == [tuple(map(float, row)) for row in outputs[:2]]
-    with pytest.raises(DataError, match="predicts numbers"):
+    with refused(DataError, "logits"):
         model_of(trained).probabilities(X)
     export(model_of(trained), "stablehlo", tmp_path / "model.stablehlo")
-    with pytest.raises(RunError, match="network predicts numbers"):
+    with refused(RunError, "stablehlo"):
         export(model_of(trained), "onnx", tmp_path / "model.onnx")
     written = write_report(gather([tmp_path / "run"], report=print), tmp_path / "report.html")
     page = written.report.read_text()
@@ -180,7 +181,7 @@ def test_mappings_and_ids_train_on_their_names() -> None:
     assert trained.state_sha256 == fit(config, dataset, devices=1, resident_bytes=2048).state_sha256
     assert api.predict(trained, inputs)[0].label in range(3)
     assert network.summary(config, dataset.facts).params == 20 * 4 + 17 * 3 + 3
-    with pytest.raises(DataError, match="wanted int32, got float32"):
+    with refused(DataError, "int32", "float32"):
         api.predict(trained, {"ids": np.float32(IDS), "x": X})
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import sys
 import types
 from pathlib import Path
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from refusals import assert_names, refused
 
 import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, UsageError, data, fit, summary
@@ -56,13 +56,13 @@ def test_predict_takes_one_image_or_many_in_any_shape_that_data_takes(history: H
 
 
 def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^split "):
+    with refused(ConfigError, "split", "dev"):
         jaxmlp.evaluate(history, "dev")
-    with pytest.raises(RunError, match="does not exist"):
+    with refused(RunError, tmp_path / "no"):
         jaxmlp.evaluate(tmp_path / "no")
-    with pytest.raises(DataError, match=r"images must be \[n, 28, 28, 1\]"):
+    with refused(DataError, "[n, 28, 28, 1]"):
         jaxmlp.predict(history, np.zeros((2, 27, 28)))
-    with pytest.raises(DataError, match="must be numbers"):
+    with pytest.raises(DataError):
         jaxmlp.predict(history, "a file")
 
 
@@ -78,13 +78,12 @@ def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None
 def test_what_training_could_not_call_is_refused_by_its_field_before(
     field: str, values: Any, hooks: Any, small_dataset: data.Dataset
 ) -> None:
-    with pytest.raises(ConfigError) as raised:
+    with refused(ConfigError, field):
         fit(dataclasses.replace(CONFIG, **values), small_dataset, hooks=hooks)
-    assert raised.value.field == field
 
 
 def test_a_part_takes_no_value_without_its_name() -> None:
-    with pytest.raises(TypeError, match=r"Adam\(learning_rate=0\.1\)"):
+    with refused(TypeError, "Adam(learning_rate=0.1)"):
         jaxmlp.Adam(0.1)  # type: ignore[call-arg]
 
 
@@ -122,7 +121,7 @@ class Scaled(nn.Module):
 
 
 def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"model must be hashable, but has scales of type ndarray"):
+    with refused(ConfigError, "model", "scales", "ndarray"):
         fit(with_model(Scaled(np.ones(10, np.float32))), small_dataset)
 
 
@@ -137,11 +136,10 @@ def test_a_module_that_has_no_hash_says_why(small_dataset: data.Dataset) -> None
 def test_a_module_without_a_logit_for_each_image_and_class_is_refused(
     module: nn.Module, shape: list[int], small_dataset: data.Dataset, tmp_path: Path
 ) -> None:
-    wanted = re.escape(f"logits for one example of shape [1, 10] or wider, got {shape}")
-    with pytest.raises(ConfigError, match=wanted):
+    with refused(ConfigError, "model", [1, 10], shape):
         fit(with_model(module), small_dataset, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    with pytest.raises(ConfigError, match=wanted):
+    with refused(ConfigError, "model", [1, 10], shape):
         sweep(with_model(module), small_dataset, seeds=[0])
 
 
@@ -156,7 +154,7 @@ def test_fit_tells_as_much_as_it_is_asked_to(
 
 @pytest.mark.parametrize("verbose", [3, "yes", True])
 def test_fit_refuses_to_be_as_verbose_as_nothing(verbose: Any, small_dataset: data.Dataset) -> None:
-    with pytest.raises(ConfigError, match="verbose must be auto, 0, 1 or 2, got"):
+    with refused(ConfigError, "verbose", verbose):
         fit(CONFIG, small_dataset, verbose=verbose)
 
 
@@ -175,7 +173,7 @@ def test_fit_keeps_a_run_in_a_folder_as_train_does(history: History, tmp_path: P
     assert kept.params_sha256 == history.params_sha256
     assert jaxmlp.evaluate(tmp_path / "run").accuracy == history.test_accuracy
     assert jaxmlp.verify(tmp_path / "run").damaged == ()
-    with pytest.raises(RunError, match="holds a finished run"):
+    with refused(RunError, tmp_path / "run"):
         fit(CONFIG, out=str(tmp_path / "run"))
     with RunDirectory.open(tmp_path / "run", write=True) as run:
         assert fit(run.config, run=run).params_sha256 == history.params_sha256
@@ -183,19 +181,15 @@ def test_fit_keeps_a_run_in_a_folder_as_train_does(history: History, tmp_path: P
 
 def test_a_figure_that_there_is_not_is_told_with_the_nearest(history: History) -> None:
     assert history["epoch"] == [1]
-    with pytest.raises(KeyError, match=r"val_acc is not a figure of an epoch\. Did you mean val_accuracy\?"):
+    with refused(KeyError, "val_acc", "val_accuracy"):
         _ = history["val_acc"]
 
 
 def test_what_is_printed_is_a_line_or_a_table(history: History) -> None:
     accuracy = f"{history.test_accuracy:.4f}"
-    assert re.fullmatch(
-        rf"History\(experiment, seed 0: finished after 1 epochs, test_loss \d\.\d{{4}}, test_accuracy {accuracy}\)",
-        repr(history),
-    )
-    model = jaxmlp.load_model(history)
-    assert repr(model) == "Model(experiment: images [n, 28, 28, 1] to 10 classes, after 32 updates)"
-    assert f"accuracy: {accuracy} (95 % interval" in str(jaxmlp.evaluate(history))
+    assert_names(repr(history), "experiment", "finished", f"{history.test_loss:.4f}", accuracy)
+    assert_names(repr(jaxmlp.load_model(history)), "experiment", "[n, 28, 28, 1]", 10, 32)
+    assert_names(str(jaxmlp.evaluate(history)), accuracy)
 
 
 def test_a_notebook_shows_a_history_a_network_a_model_and_its_scores(
@@ -208,14 +202,11 @@ def test_a_notebook_shows_a_history_a_network_a_model_and_its_scores(
     epochs = fit(dataclasses.replace(CONFIG, epochs=3), small_dataset)
     page = epochs._repr_html_()
     assert page.count("<polyline") == 2 and page.count("<tr>") == 4
-    assert f"loss {epochs['loss'][0]:.4f} to {epochs['loss'][-1]:.4f}" in page
+    assert_names(page, f"{epochs['loss'][0]:.4f}", f"{epochs['loss'][-1]:.4f}")
     table = history._repr_html_()
-    assert table.startswith("<table><caption>experiment, seed 0, finished: test loss")
     assert table.count("<tr>") == 2
     assert f"<td>{history['val_accuracy'][0]:.4f}</td>" in table
-    shown = summary(CONFIG)._repr_html_()
-    assert shown.startswith("<pre>Model: &quot;experiment&quot;")
-    assert re.search(r"Total params: 12,730\b", shown)
+    assert_names(summary(CONFIG)._repr_html_(), "<pre>", "&quot;experiment&quot;", "12,730")
 
 
 class Frame:
@@ -255,25 +246,25 @@ def test_the_best_checkpoint_is_loaded_by_its_name(two_runs: tuple[Path, Path], 
         best = run.best_checkpoint()
     assert best and jaxmlp.load_model(two_runs[0], "best").step == best.step
     assert jaxmlp.load_model(two_runs[0], checkpoint=best.step).step == best.step
-    with pytest.raises(ConfigError, match=r"checkpoint must be last, .* fit\(config, out=FOLDER\)"):
+    with refused(ConfigError, "checkpoint", "best", "fit(config, out=FOLDER)"):
         jaxmlp.load_model(history, "best")
 
 
 def test_a_wrong_call_says_the_right_one(history: History) -> None:
     images, labels, _ = data.load(CONFIG.data).test
     call: Any
-    for call, said in [
-        (lambda: fit(images, labels), r"fit\(\(inputs, targets\), config\) for arrays; got inputs and targets as two"),  # type: ignore[arg-type]
-        (lambda: fit("quickstart"), "must be an ExperimentConfig: .* got str"),  # type: ignore[arg-type]
-        (lambda: summary("run"), r"For a run: summary\(load_model\(RUN\).config\); got str"),  # type: ignore[arg-type]
-        (lambda: fit(run="runs/a", out="runs/b"), "^out is for a new run"),
-        (lambda: jaxmlp.evaluate(CONFIG), r"such as evaluate\(fit\(config\)\); got ExperimentConfig"),  # type: ignore[arg-type]
+    for call, *named in [
+        (lambda: fit(images, labels), "config", "fit((inputs, targets), config)"),  # type: ignore[arg-type]
+        (lambda: fit("quickstart"), "config", "ExperimentConfig", "str"),  # type: ignore[arg-type]
+        (lambda: summary("run"), "config", "summary(load_model(RUN).config)", "str"),  # type: ignore[arg-type]
+        (lambda: fit(run="runs/a", out="runs/b"), "out"),
+        (lambda: jaxmlp.evaluate(CONFIG), "trained", "evaluate(fit(config))", "ExperimentConfig"),  # type: ignore[arg-type]
     ]:
-        with pytest.raises(ConfigError, match=said):
+        with refused(ConfigError, *named):
             call()
-    with pytest.raises(DataError, match=r"dataset must be a data set, a pair \(inputs, targets\), .* got ndarray"):
+    with refused(DataError, "dataset", "ndarray"):
         fit(CONFIG, images)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="given must have a label for each image, got 3 images and 2 labels"):
+    with refused(DataError, "given", 3, 2):
         jaxmlp.evaluate(history, (images[:3], labels[:2]))
 
 
@@ -295,5 +286,5 @@ def test_a_history_is_a_plot_and_a_frame(history: History, monkeypatch: pytest.M
     assert history.to_pandas() == "epoch" and made["rows"] == [history.records[0].line()]
     for module, call in (("pandas", history.to_pandas), ("matplotlib", history.plot)):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(UsageError, match="pip install"):
+        with refused(UsageError, module):
             call()

@@ -20,6 +20,7 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from test_digest import arrays_of_any_dtype
 
 from jaxmlp.errors import DiskError, RunError
@@ -117,7 +118,7 @@ def test_none_of_1000_files_with_one_bit_flipped_loads(saved: Path) -> None:
         flipped = bytearray(whole)
         flipped[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
         saved.write_bytes(flipped)
-        with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: "):
+        with refused(RunError, saved.name):
             checkpoint.load(saved)
 
 
@@ -125,14 +126,14 @@ def test_none_of_100_files_cut_off_loads(saved: Path) -> None:
     whole, draw = saved.read_bytes(), random.Random(0)
     for length in [0, 7, 8, *(draw.randrange(len(whole)) for _ in range(97))]:
         saved.write_bytes(whole[:length])
-        with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: .*(damaged|cut off)"):
+        with refused(RunError, saved.name):
             checkpoint.load(saved)
 
 
 def test_a_file_with_a_byte_added_does_not_load(saved: Path) -> None:
     size = saved.stat().st_size
     saved.write_bytes(saved.read_bytes() + b"\0")
-    with pytest.raises(RunError, match=f"it has {size + 1} bytes, but its header says {size}"):
+    with refused(RunError, saved.name, size + 1, size):
         checkpoint.load(saved)
 
 
@@ -140,15 +141,13 @@ def test_the_damaged_tensor_is_named(saved: Path) -> None:
     whole = saved.read_bytes()
     place = whole.rindex(ARRAYS["params/Dense_0/kernel"].tobytes())
     saved.write_bytes(whole[:place] + b"\x01" + whole[place + 1 :])
-    named = "checkpoint step-00000469.safetensors: tensor params/Dense_0/kernel is damaged (SHA-256 differs)"
-    with pytest.raises(RunError) as caught:
+    with refused(RunError, saved.name, "params/Dense_0/kernel"):
         checkpoint.load(saved)
-    assert str(caught.value) == named
 
 
 def test_a_safetensors_file_of_another_program_is_told_apart(path: Path) -> None:
     safetensors.numpy.save_file({"x": np.zeros(3)}, path)
-    with pytest.raises(RunError, match="it is not a checkpoint"):
+    with refused(RunError, path.name):
         checkpoint.load(path)
 
 
@@ -157,7 +156,7 @@ def test_a_header_bomb_is_refused_before_anything_is_allocated(path: Path, lengt
     with open(path, "wb") as file:
         file.write(length.to_bytes(8, "little"))
         file.truncate(2**41)  # Takes no room on the disk.
-    with pytest.raises(RunError, match="its stated length is too large"):
+    with refused(RunError, path.name):
         checkpoint.load(path)
 
 
@@ -184,36 +183,36 @@ def test_a_hand_made_file_with_nothing_wrong_loads(path: Path) -> None:
         header_of("x", ENTRY | {"dtype": []}),
         header_of("x", ENTRY, meta=3),
         header_of("x", ENTRY, meta="{"),
+        header_of("x", ENTRY, meta="[]"),
+        header_of("x", ENTRY | {"shape": [2**40], "data_offsets": [0, 2**42]}),
+        header_of("x", ENTRY | {"shape": [1], "data_offsets": [0, 4]}),
     ],
 )
 def test_a_header_that_no_checkpoint_has_is_refused(path: Path, header: dict[str, Any] | bytes) -> None:
     hand_made(path, header, DATA)
-    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not a checkpoint's"):
+    with refused(RunError, path.name):
         checkpoint.load(path)
 
 
 @pytest.mark.parametrize(
-    ("header", "problem"),
+    "header",
     [
-        (header_of("x", ENTRY, meta="[]"), "its meta is not a JSON object"),
-        (header_of("x", ENTRY, body=b"other"), "tensor x is damaged"),
-        (header_of("x", ENTRY | {"shape": [3]}), "tensor x does not start where"),
-        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [4, 8]}), "tensor x does not start where"),
-        (header_of("x", ENTRY | {"data_offsets": [4, 8]}), "tensor x does not start where"),
-        (header_of("x", ENTRY | {"shape": [2**40], "data_offsets": [0, 2**42]}), "cut off or extended"),
-        (header_of("x", ENTRY | {"shape": [1], "data_offsets": [0, 4]}), "cut off or extended"),
+        header_of("x", ENTRY, body=b"other"),
+        header_of("x", ENTRY | {"shape": [3]}),
+        header_of("x", ENTRY | {"shape": [1], "data_offsets": [4, 8]}),
+        header_of("x", ENTRY | {"data_offsets": [4, 8]}),
     ],
 )
-def test_a_header_that_does_not_fit_the_file_is_refused(path: Path, header: dict[str, Any], problem: str) -> None:
+def test_a_tensor_that_does_not_fit_the_file_is_named(path: Path, header: dict[str, Any]) -> None:
     hand_made(path, header, DATA)
-    with pytest.raises(RunError, match=rf"^checkpoint step-00000469\.safetensors: .*{problem}"):
+    with refused(RunError, path.name, "x"):
         checkpoint.load(path)
 
 
 def test_an_empty_tensor_of_an_impossible_shape_is_refused(path: Path) -> None:
     entry = {"dtype": "F32", "shape": [0, 2**47, 2**47], "data_offsets": [0, 0]}
     hand_made(path, header_of("x", entry, body=b""))
-    with pytest.raises(RunError, match="tensor x has a shape that no array can have"):
+    with refused(RunError, path.name, "x"):
         checkpoint.load(path)
 
 
@@ -222,23 +221,23 @@ def test_tensors_that_overlap_are_refused(path: Path) -> None:
     header["y"] = ENTRY
     header["__metadata__"]["sha256:y"] = header["__metadata__"]["sha256:x"]
     hand_made(path, header, DATA)
-    with pytest.raises(RunError, match="tensor y does not start where the one before it ends"):
+    with refused(RunError, path.name, "y"):
         checkpoint.load(path)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a//b", "a/./b", "a\nb", "\x1b[2Jx", ""])
 def test_a_name_that_would_lead_out_of_a_folder_or_into_a_terminal_is_refused(path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="a checkpoint cannot hold"):
+    with refused(ValueError, repr(name)):
         checkpoint.save(path, {name: np.zeros(2)}, {})
     hand_made(path, header_of(name, ENTRY), DATA)
-    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: its header is not a checkpoint's"):
+    with refused(RunError, path.name):
         checkpoint.load(path)
 
 
 @pytest.mark.parametrize("make", [lambda p: p.symlink_to("/etc/hosts"), os.mkfifo, Path.mkdir, lambda p: None])
 def test_only_a_plain_file_is_read(path: Path, make: Callable[[Path], object]) -> None:
     make(path)
-    with pytest.raises(RunError, match=r"^checkpoint step-00000469\.safetensors: it cannot be read \("):
+    with refused(RunError, path.name):
         checkpoint.load(path)
 
 
@@ -249,7 +248,7 @@ def test_only_a_plain_file_is_read(path: Path, make: Callable[[Path], object]) -
 def test_what_cannot_be_held_is_refused_before_a_file_is_made(
     path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]
 ) -> None:
-    with pytest.raises(ValueError, match=r"cannot hold|JSON compliant"):
+    with refused(ValueError):
         checkpoint.save(path, arrays, meta)
     assert not list(path.parent.iterdir())
 
@@ -294,7 +293,7 @@ def test_a_full_disk_is_told_and_the_old_file_is_whole(saved: Path, monkeypatch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(DiskError, match=r"could not write .*step-00000469\.safetensors: No space left on device"):
+    with refused(DiskError, saved, os.strerror(errno.ENOSPC)):
         checkpoint.save(saved, {}, {})
     assert saved.read_bytes() == before
     assert list(saved.parent.iterdir()) == [saved]

@@ -14,6 +14,7 @@ from typing import Any
 import command_line
 import pytest
 from command_line import QUICKSTART, ROOT, SMALL, Program
+from refusals import assert_names
 
 import jaxmlp
 from jaxmlp.cli import COMMANDS, main
@@ -76,8 +77,7 @@ def test_colours_are_off_by_flag_or_environment(word: str, monkeypatch: pytest.M
 def test_an_unknown_command_is_guessed(program: Program) -> None:
     ended = program("trian", "x.py")
     assert ended.code == 2
-    known = f"The commands are: {', '.join(COMMANDS)}"
-    assert ended.stderr == f"trian is not a command of jaxmlp. Did you mean train? {known}\n"
+    assert_names(ended.stderr, "trian", "train?", *COMMANDS)
 
 
 def test_a_bug_shows_its_traceback_and_asks_for_a_report(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def test_a_bug_shows_its_traceback_and_asks_for_a_report(program: Program, monke
     ended = program("data", "status", "--json")
     assert ended.code == 1
     assert ended.stderr.startswith("Traceback")
-    assert ended.stderr.splitlines()[-1].startswith("This is a bug in jaxmlp")
+    assert_names(ended.stderr.splitlines()[-1], "bug in jaxmlp")
     assert ended.document == {"status": "failed", "error": "ZeroDivisionError: division by zero"}
 
 
@@ -120,7 +120,7 @@ def test_an_output_on_a_full_disk_ends_the_program_with_8(words: list[str], unbu
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=env, check=False, text=True)
         silent = subprocess.run(command, stdout=full, stderr=full, env=env, check=False)
     assert ended.returncode == silent.returncode == 8
-    assert ended.stderr.splitlines()[-1] == "could not write the output: No space left on device."
+    assert_names(ended.stderr.splitlines()[-1], "No space left on device")
     assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr
 
 

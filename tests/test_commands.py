@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import shlex
@@ -12,6 +14,7 @@ import command_line
 import numpy as np
 import pytest
 from command_line import QUICKSTART, ROOT, SMALL, Program
+from refusals import assert_names
 
 from jaxmlp.cli import main
 from jaxmlp.engine import progress
@@ -89,8 +92,9 @@ def test_a_finished_run_shows_its_stored_result_again(program: Program, trained:
 def test_a_folder_with_a_run_is_taken_and_left_as_it_is(program: Program, trained: str) -> None:
     before = {path: path.read_bytes() for path in Path(trained).rglob("*") if path.is_file()}
     ended = program("train", QUICKSTART, *SMALL, "--out", trained, "--json")
+    accuracy = json.loads((Path(trained) / "manifest.json").read_text())["result"]["test_accuracy"]
     assert ended.code == 5
-    assert "holds a finished run (test accuracy 0." in ended.first_line
+    assert_names(ended.first_line, trained, f"{accuracy:.4f}", f"jaxmlp train --resume {trained}", "--out")
     assert ended.document == {"status": "failed", "error": ended.first_line}
     assert {path: path.read_bytes() for path in Path(trained).rglob("*") if path.is_file()} == before
 
@@ -110,9 +114,10 @@ def test_a_stop_signal_saves_says_how_to_go_on_and_the_rest_gives_the_uninterrup
         ended = program(*words, str(tmp_path / "my run"), "--tensorboard", "--checkpoint-s", "1e3")
     assert (ended.code, ended.document["status"]) == (128 + number, "interrupted")
     said = ended.stderr.splitlines()[-1]
-    go_on = f"Go on: jaxmlp train --resume '{tmp_path}/my run' --checkpoint-s 1000.0 --tensorboard"
-    assert said == f"{number.name}: step 32 is saved, 1 of 2 epochs done. {go_on}"
-    rest = program(*shlex.split(go_on)[3:], "--json")
+    go_on = f"jaxmlp train --resume '{tmp_path}/my run' --checkpoint-s 1000.0 --tensorboard"
+    assert said.endswith(go_on)
+    assert_names(said, number.name, 32, 1, 2)
+    rest = program(*shlex.split(go_on)[1:], "--json")
     assert (rest.code, rest.document["status"]) == (0, "finished")
     assert rest.document["state_sha256"] == whole.document["state_sha256"]
 
@@ -134,12 +139,13 @@ def test_a_run_goes_on_only_with_the_data_it_began_with(
     load_experiment(tmp_path / "other_noise.py")
     ended = program("train", "--resume", out)
     assert ended.code == 5
-    assert ended.first_line.startswith(f"{out} was trained on other data: data_sha256: ")
+    assert_names(ended.first_line, out, "data_sha256")
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_a_run_is_begun(program: Program, runs_dir: Path) -> None:
     ended = program("train", QUICKSTART, "--batch-size", "5000")
-    assert (ended.code, ended.first_line) == (2, "--batch-size must be at most the 4000 training examples, got 5000")
+    assert ended.code == 2
+    assert_names(ended.first_line, "--batch-size", 4000, 5000)
     assert not list(runs_dir.glob("*"))
 
 
@@ -168,66 +174,41 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
     low, high = document["ci95"]
     assert low < document["accuracy"] < high
     assert np.trace(document["confusion"]) == document["accuracy"] * 1000
-    assert f"accuracy: {told['test_accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})" in ended.stderr
+    assert_names(ended.stderr, f"{told['test_accuracy']:.4f}", f"{low:.4f}", f"{high:.4f}")
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "code", "named"),
     [
-        ("evaluate {run} --split val", 2, "--split must be one of test, validation, train, got 'val'"),
-        (
-            "evaluate {run} --checkpoint first",
-            2,
-            "--checkpoint must be last, best, ema or the step of a checkpoint, got 'first'",
-        ),
-        ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints has no checkpoint of step 7. It has: 32."),
-        ("evaluate {run}x", 5, "{run}x does not exist. `jaxmlp runs` lists the runs."),
-        ("evaluate {here}", 5, "{here} is not a run directory: it has no config.json. `jaxmlp runs` lists the runs."),
-        ("evaluate last", 5, "there is no last run: {here}/runs has no runs."),
-        ("evaluate", 2, "evaluate needs RUN: jaxmlp evaluate RUN"),
-        ("evaluate {run} --min-accuracy 1", 3, "the accuracy {accuracy} is below the wanted 1"),
-        ("train --resume {run} --min-accuracy 1", 3, "the test accuracy {accuracy} is below the wanted 1"),
-        ("predict {run}", 2, "predict needs FILE...: jaxmlp predict RUN FILE..."),
-        ("predict {run} {here}/x.png", 4, "data: {here}/x.png does not exist"),
-        (
-            "predict {run} {here}",
-            4,
-            "data: {here} has no images: wanted .png, .jpg,",
-        ),
-        (
-            "train {quick} --metrics top_k --min-accuracy 0.5",
-            2,
-            "--min-accuracy cannot be checked: the metrics are",
-        ),
-        ("data prepair", 2, "data takes status or prepare, not prepair. Did you mean prepare?"),
-        ("data prepare mnits", 2, "--data.name must be one of mnist, fashion_mnist, mnist_5k"),
-        ("train {quick} --batch-size 4001", 2, "--batch-size must be at most the 4000 training examples, got 4001"),
-        (
-            "train {quick} --grad-shards 8 --devices 3",
-            2,
-            "--devices must divide grad_shards 8, got 3. The nearest: 2 and 4",
-        ),
-        (
-            "train {quick} --grad-shards 64 --devices 64",
-            6,
-            "device: 64 devices were asked for, but JAX finds 8",
-        ),
-        ("train {quick} --device tpu", 6, "device: tpu was requested, but JAX finds cpu (cpu)."),
-        (
-            "train {quick} --data.name mnist --manual-dir {here}",
-            4,
-            "data: {here} has none of mnist's files: found nothing;",
-        ),
+        ("evaluate {run} --split val", 2, "--split test validation train 'val'"),
+        ("evaluate {run} --checkpoint first", 2, "--checkpoint last best ema 'first'"),
+        ("evaluate {run} --checkpoint 7", 5, "{run}/checkpoints 7 32"),
+        ("evaluate {run}x", 5, "{run}x"),
+        ("evaluate {here}", 5, "{here} config.json"),
+        ("evaluate last", 5, "{here}/runs"),
+        ("evaluate", 2, "evaluate RUN"),
+        ("evaluate {run} --min-accuracy 1", 3, "{accuracy} 1"),
+        ("train --resume {run} --min-accuracy 1", 3, "{accuracy} 1"),
+        ("predict {run}", 2, "predict FILE..."),
+        ("predict {run} {here}/x.png", 4, "{here}/x.png"),
+        ("predict {run} {here}", 4, "{here} .png .jpg"),
+        ("train {quick} --metrics top_k --min-accuracy 0.5", 2, "--min-accuracy top_3"),
+        ("data prepair", 2, "status prepair prepare?"),
+        ("data prepare mnits", 2, "--data.name mnist fashion_mnist mnist_5k 'mnits'"),
+        ("train {quick} --grad-shards 8 --devices 3", 2, "--devices grad_shards 8 3 2 4"),
+        ("train {quick} --grad-shards 64 --devices 64", 6, "64 8"),
+        ("train {quick} --device tpu", 6, "tpu cpu"),
+        ("train {quick} --data.name mnist --manual-dir {here}", 4, "{here} mnist"),
     ],
 )
 def test_a_mistake_is_said_first_on_stderr_with_its_exit_code(
-    words: str, code: int, message: str, program: Program, trained: str, runs_dir: Path, tmp_path: Path
+    words: str, code: int, named: str, program: Program, trained: str, runs_dir: Path, tmp_path: Path
 ) -> None:
     accuracy = program("train", "--resume", trained, "--json").document["test_accuracy"]
     facts = {"run": trained, "here": str(tmp_path), "quick": QUICKSTART, "accuracy": f"{accuracy:.4f}"}
     ended = program(*words.format(**facts).split())
     assert ended.code == code
-    assert ended.first_line.startswith(message.format(**facts))
+    assert_names(ended.first_line, *named.format(**facts).split())
 
 
 def test_predict_tells_and_writes_the_likeliest_classes_of_every_image(
@@ -256,7 +237,8 @@ def test_predict_tells_and_writes_the_likeliest_classes_of_every_image(
 def test_answers_that_cannot_be_written_end_in_8(program: Program, trained: str, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", np.zeros((28, 28), np.uint8))
     ended = program("predict", trained, str(tmp_path / "one.npy"), "--csv", str(tmp_path / "no" / "out.csv"))
-    assert (ended.code, ended.first_line) == (8, f"could not write {tmp_path}/no/out.csv: No such file or directory.")
+    assert ended.code == 8
+    assert_names(ended.first_line, tmp_path / "no" / "out.csv", os.strerror(errno.ENOENT))
 
 
 def test_data_status_tells_of_every_data_set(program: Program, tmp_path: Path) -> None:
@@ -268,9 +250,12 @@ def test_data_status_tells_of_every_data_set(program: Program, tmp_path: Path) -
     assert program("data", "prepare", "mnist_5k", "--json").document["data"] == [found["mnist_5k"]]
 
 
-def test_a_loss_that_is_not_finite_ends_in_7(program: Program, runs_dir: Path) -> None:
-    ended = program(
-        "train", QUICKSTART, *SMALL, "--model.activation", "linear", "--optimizer.learning-rate", "1e30", "--json"
-    )
+def test_a_loss_that_is_not_finite_ends_in_7_and_names_the_last_good_checkpoint(
+    program: Program, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    words = ("--optimizer.learning-rate", "1e35", "--checkpoint-s", "0", "--out", str(out), "--json")
+    ended = program("train", QUICKSTART, *SMALL, *words)
     assert (ended.code, ended.document["status"]) == (7, "diverged")
-    assert "diverged: the loss is not finite at step" in ended.stderr
+    assert json.loads((out / "manifest.json").read_text())["status"] == "diverged"
+    assert_names(ended.stderr, max((out / "checkpoints").iterdir()).stem)

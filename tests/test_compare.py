@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from jaxmlp.bench.compare import P_MAX, check_processes, compare, holm, judge, needed_processes
 from jaxmlp.errors import UsageError
@@ -129,7 +130,7 @@ def document(process_s: list[float], **binding: str) -> dict[str, Any]:
 
 def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
     base, here = document(QUIET), document(QUIET, device_kind="NVIDIA H100")
-    with pytest.raises(UsageError, match=r"device_kind: cpu there, NVIDIA H100 here\. Add --across-devices"):
+    with refused(UsageError, "device_kind", "cpu", "NVIDIA H100", "--across-devices"):
         compare(base, here, limit=0.05)
     assert compare(base, here, limit=0.05, across_devices=True)[0].verdict == "same"
 
@@ -137,14 +138,14 @@ def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
 def test_benchmarks_without_a_row_in_common_are_refused() -> None:
     other = document(QUIET)
     other["rows"][0]["key"] = "epoch"
-    with pytest.raises(UsageError, match="no row of suite quick is in the base"):
+    with refused(UsageError, "quick"):
         compare(document(QUIET), other, limit=0.05)
 
 
 def test_processes_that_can_show_nothing_are_refused_with_the_number_that_can() -> None:
     few = document([1.0, 1.1])
-    with pytest.raises(UsageError, match=r"2 processes cannot show a difference from a base of 2\. .*--processes 8"):
+    with refused(UsageError, 2, "--processes 8"):
         compare(few, few, limit=0.05)
-    with pytest.raises(UsageError, match="--processes 8"):
+    with refused(UsageError, "--processes 8"):
         check_processes(few, 2)
     check_processes(few, 8)

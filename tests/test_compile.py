@@ -14,6 +14,7 @@ from command_line import QUICKSTART, SMALL, Program
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from planted import NBYTES, called_back, compiled, gathered, rules, summed
+from refusals import assert_names
 
 from jaxmlp import MLP, SGD, ExperimentConfig, shards
 from jaxmlp.compile import count, hlo, promises, reading, targets
@@ -115,7 +116,7 @@ def test_a_program_that_does_not_fit_ends_in_6_with_the_largest_that_does(
     assert ended.code == 6
     assert ended.document["memory"]["fits"] is False
     assert 480 <= ended.document["largest_that_fits"] <= 512
-    assert f"The largest batch size that fits is {ended.document['largest_that_fits']}" in ended.stderr
+    assert_names(ended.stderr, ended.document["largest_that_fits"])
 
 
 @pytest.mark.parametrize(("target", "extra"), [("tpu-v5e:2x2", "tpu"), ("h100", "cuda13")])
@@ -125,22 +126,23 @@ def test_without_the_compiler_the_extra_is_named(
     monkeypatch.setattr(targets, "has_compiler", lambda platform: False)
     ended = program("compile", QUICKSTART, "--for", target)
     assert ended.code == 6
-    assert f"Install jaxmlp's extra {extra};" in ended.first_line
+    assert_names(ended.first_line, extra)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "named"),
     [
-        (("--for", "tpu-v5"), "--for must be one of tpu-v4, "),
-        (("--for", "h100:2x2"), "--for must look like h100, got 'h100:2x2'"),
-        (("--devices", "3", "--grad-shards", "4"), "--devices must divide grad_shards 4, got 3. The nearest: 2 and 4"),
-        (("--devices", "3", "--lanes", "4"), "--devices must divide lanes 4, got 3. The nearest: 2 and 4"),
-        (("--batch-size", "5000"), "--batch-size must be at most the 4000 training examples, got 5000"),
+        ("--for tpu-v5", "--for tpu-v5 tpu-v4"),
+        ("--for h100:2x2", "--for h100 h100:2x2"),
+        ("--devices 3 --grad-shards 4", "--devices grad_shards 4 3 2"),
+        ("--devices 3 --lanes 4", "--devices lanes 4 3 2"),
+        ("--batch-size 5000", "--batch-size 4000 5000"),
     ],
 )
-def test_a_wrong_target_or_number_is_a_wrong_command_line(words: tuple[str, ...], told: str, program: Program) -> None:
-    ended = program("compile", QUICKSTART, *words)
-    assert (ended.code, ended.first_line[: len(told)]) == (2, told)
+def test_a_wrong_target_or_number_is_a_wrong_command_line(words: str, named: str, program: Program) -> None:
+    ended = program("compile", QUICKSTART, *words.split())
+    assert ended.code == 2
+    assert_names(ended.first_line, *named.split())
 
 
 @pytest.mark.parametrize("name", targets.CHIPS)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 import jaxmlp
 from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
@@ -237,12 +238,6 @@ def plain_with(cls: PartType) -> tuple[dict[str, Any], dict[str, Any]]:
     return plain, part[0] if isinstance(part, list) else part
 
 
-def refusal(plain: dict[str, Any]) -> ConfigError:
-    with pytest.raises(ConfigError) as caught:
-        ExperimentConfig.from_dict(plain)
-    return caught.value
-
-
 @given(parts(ExperimentConfig))
 def test_json_gives_back_an_equal_config_with_an_equal_hash_and_every_bit(config: ExperimentConfig) -> None:
     text = config.to_json()
@@ -259,14 +254,14 @@ def test_json_holds_only_what_the_standard_knows(config: ExperimentConfig) -> No
 def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartType, name: str, interval: str) -> None:
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     taken: list[float]
-    refused: list[float]
+    beyond: list[float]
     if number_type(cls, name) is int:
-        taken, refused = [int(low), int(high)], [int(low) - 1, int(high) + 1]
+        taken, beyond = [int(low), int(high)], [int(low) - 1, int(high) + 1]
     else:
-        taken, refused = [*float32_ends(interval)], [math.nan]
+        taken, beyond = [*float32_ends(interval)], [math.nan]
         # An end that is not in it, and what is so near that float32 takes it for that end, are refused.
-        refused += [math.nextafter(low, -math.inf)] if interval[0] == "[" else [low, math.nextafter(low, math.inf)]
-        refused += (
+        beyond += [math.nextafter(low, -math.inf)] if interval[0] == "[" else [low, math.nextafter(low, math.inf)]
+        beyond += (
             [math.nextafter(high, math.inf)] if interval[-1] == "]" else [high, min(math.nextafter(high, 0), 1e300)]
         )
 
@@ -278,11 +273,9 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
     for number in taken:
         made, given_value = made_with(number)
         assert made == given_value
-    for number in refused:
-        with pytest.raises(ConfigError) as caught:
+    for number in beyond:
+        with refused(ConfigError, dotted(cls, name), interval):
             made_with(number)
-        assert caught.value.field == dotted(cls, name)
-        assert caught.value.problem.startswith(f"must be in {interval}, got ")
 
 
 @pytest.mark.parametrize("cls", PARTS)
@@ -297,14 +290,16 @@ def test_a_missing_field_is_refused_by_name(cls: PartType, name: str) -> None:
         assert name not in part
         return
     del part[name]
-    assert str(refusal(plain)) == f"{in_json(cls, name)} is missing"
+    with refused(ConfigError, in_json(cls, name)):
+        ExperimentConfig.from_dict(plain)
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
 def test_a_misspelt_field_is_refused_and_the_nearest_named(cls: PartType, name: str) -> None:
     plain, part = plain_with(cls)
     part[f"{name}_"] = part.pop(name, None)
-    assert str(refusal(plain)) == f"{in_json(cls, name)}_ is not a field. Did you mean {name}?"
+    with refused(ConfigError, f"{in_json(cls, name)}_", name):
+        ExperimentConfig.from_dict(plain)
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS)
@@ -316,70 +311,57 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
     for wrong in (value for value in wrong_values if type(value) not in fits):
         plain, part = plain_with(cls)
         part[name] = wrong
-        assert refusal(plain).field.startswith((dotted(cls, name), in_json(cls, name))), wrong
+        with pytest.raises(ConfigError) as caught:
+            ExperimentConfig.from_dict(plain)
+        assert caught.value.field.startswith((dotted(cls, name), in_json(cls, name))), wrong
 
 
 @pytest.mark.parametrize(
-    ("field", "wrong", "message"),
+    ("field", "wrong", "named"),
     [
-        ("model.dropout_rate", 50, "must be in [0, 1), got 50. Did you mean 0.5?"),
-        ("model.hidden_sizes", [512, 0], "must be in [1, 1000000], got 0"),
-        ("model.hidden_sizes", 512, "must be a list of integers, got 512"),
-        ("epochs", 2.0, "must be an integer, got 2.0"),
-        ("seed", True, "must be an integer, got True"),
-        ("data.pixel_scale", "1/255", "must be a number, got '1/255'"),
-        (
-            "precision",
-            "float16",
-            "must be one of float32, tensorfloat32, bfloat16, portable, got 'float16'. Did you mean bfloat16?",
-        ),
-        (
-            "optimizer.kind",
-            "adamx",
-            "must be one of sgd, rmsprop, adam, adamw, layer_rates, got 'adamx'. Did you mean adam?",
-        ),
-        ("loss", None, "must be a JSON object, got None"),
-        ("name", "../up", "must consist of letters, digits, '.', '_' and '-', and not start with '.', got '../up'"),
-        ("name", "", "must consist of letters, digits, '.', '_' and '-', and not start with '.', got ''"),
-        (
-            "grad_shards",
-            7,
-            "must divide batch_size 128 into shards of 2 rows or more, got 7. The nearest that do: 4 and 8",
-        ),
-        (
-            "grad_shards",
-            128,
-            "must divide batch_size 128 into shards of 2 rows or more, got 128. The nearest that do: 32 and 64",
-        ),
+        ("model.dropout_rate", 50, ["[0, 1)", 0.5]),
+        ("model.hidden_sizes", [512, 0], ["[1, 1000000]", 0]),
+        ("model.hidden_sizes", 512, []),
+        ("epochs", 2.0, []),
+        ("seed", True, []),
+        ("data.pixel_scale", "1/255", []),
+        ("precision", "float16", ["float32, tensorfloat32, bfloat16, portable", "bfloat16?"]),
+        ("optimizer.kind", "adamx", ["sgd, rmsprop, adam, adamw, layer_rates", "adam?"]),
+        ("loss", None, []),
+        ("name", "../up", []),
+        ("name", "", []),
+        ("grad_shards", 7, ["batch_size 128", 4, 8]),
+        ("grad_shards", 128, ["batch_size 128", 32, 64]),
     ],
 )
-def test_a_wrong_value_is_answered_with_the_rule_and_the_remedy(field: str, wrong: Any, message: str) -> None:
+def test_a_wrong_value_is_answered_with_the_rule_and_the_remedy(field: str, wrong: Any, named: list[Any]) -> None:
     plain = part = ExperimentConfig().to_dict()
     *path, name = field.split(".")
     for step in path:
         part = part[step]
     part[name] = wrong
-    assert str(refusal(plain)) == f"{field} {message}"
+    with refused(ConfigError, field, *named) as error:
+        ExperimentConfig.from_dict(plain)
+    assert isinstance(wrong, list) or repr(wrong) in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("boundaries", "factors", "message"),
+    ("boundaries", "factors", "named"),
     [
-        ((5, 5), (1, 1, 1), "optimizer.schedule.boundaries must be in rising order, got (5, 5)"),
-        ((5, 6), (1, 1), "optimizer.schedule.factors must hold one more than boundaries (3), got 2"),
+        ((5, 5), (1, 1, 1), ["optimizer.schedule.boundaries", (5, 5)]),
+        ((5, 6), (1, 1), ["optimizer.schedule.factors", 3, 2]),
     ],
 )
 def test_a_piecewise_schedule_rises_and_has_a_factor_for_each_piece(
-    boundaries: tuple[int, ...], factors: tuple[float, ...], message: str
+    boundaries: tuple[int, ...], factors: tuple[float, ...], named: list[Any]
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, *named):
         jaxmlp.Piecewise(boundaries=boundaries, factors=factors)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[]", "3", '"text"'])
 def test_a_text_that_is_no_json_object_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"^config must be (a JSON object, got|JSON: )"):
+    with refused(ConfigError, "config"):
         ExperimentConfig.from_json(text)
 
 
@@ -463,17 +445,9 @@ def test_configs_can_be_mapped_over() -> None:
     np.testing.assert_array_equal(found, np.float32(rates))
 
 
-def test_a_part_that_is_its_parent_under_another_name_is_refused() -> None:
-    with pytest.raises(ConfigError, match="would train as SGD"):
-        type("Lion", (jaxmlp.SGD,), {"__module__": __name__})
-    with pytest.raises(ConfigError, match="would train as CrossEntropy"):
-        type("Focal", (jaxmlp.CrossEntropy,), {"__module__": __name__})
-
-
 def test_a_field_without_a_hash_is_refused() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with refused(ConfigError, "optimizer.table"):
         type("Listed", (jaxmlp.SGD,), {
             "__module__": __name__, "__annotations__": {"table": Any}, "table": None,
             "transformation": jaxmlp.SGD.transformation,
         })(table={})  # fmt: skip
-    assert caught.value.field == "optimizer.table"

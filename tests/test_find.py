@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from refusals import assert_names, refused
 from run_stand_in import CONFIG, MANIFEST
 
 from jaxmlp.errors import DiskError, RunError
@@ -43,14 +44,12 @@ def test_a_tilde_in_the_variable_is_the_home_folder(tmp_path: Path, monkeypatch:
 
 def test_a_folder_for_runs_that_cannot_be_made_is_told(runs_dir: Path) -> None:
     runs_dir.symlink_to("nowhere/at/all")
-    with pytest.raises(
-        DiskError, match=r"could not make a folder in .*\. Name another folder with --out or JAXMLP_RUNS_DIR\."
-    ):
+    with refused(DiskError, runs_dir, "--out", "JAXMLP_RUNS_DIR"):
         default_run_dir(CONFIG, datetime(2026, 1, 1, tzinfo=UTC))
 
 
 def test_last_is_the_run_begun_last(runs_dir: Path) -> None:
-    with pytest.raises(RunError, match="there is no last run"):
+    with refused(RunError, runs_dir):
         find_run("last")
     for number, name in enumerate(("b", "c", "a")):
         RunDirectory.create(runs_dir / name, CONFIG, MANIFEST).close()
@@ -65,14 +64,14 @@ def test_after_a_sweep_last_is_the_sweep_or_the_run_that_is_taken_is_said(
 ) -> None:
     with SweepDirectory.create(runs_dir / "sweep", make_plan(CONFIG, [0], [{}]), {}):
         os.utime(runs_dir / "sweep" / "sweep.json", ns=(3, 3))
-    with pytest.raises(RunError, match=r"there is no last run: .* has only the sweep .*/sweep\.$"):
+    with refused(RunError, runs_dir, runs_dir / "sweep"):
         find_run("last")
     RunDirectory.create(runs_dir / "run", CONFIG, MANIFEST).close()
     os.utime(runs_dir / "run" / "config.json", ns=(2, 2))
     assert find_run("last", or_sweep=True) == runs_dir / "sweep"
     assert capsys.readouterr().err == ""
     assert find_run("last") == runs_dir / "run"
-    assert capsys.readouterr().err == f"last: {runs_dir}/run. The sweep sweep is newer, but it is not a run.\n"
+    assert_names(capsys.readouterr().err, runs_dir / "run", "sweep")
     os.utime(runs_dir / "run" / "config.json", ns=(4, 4))
     assert find_run("last") == find_run("last", or_sweep=True) == runs_dir / "run"
     assert capsys.readouterr().err == ""

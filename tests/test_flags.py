@@ -12,6 +12,7 @@ import command_line
 import optax
 import pytest
 from command_line import Program
+from refusals import assert_names
 
 import jaxmlp
 from jaxmlp import ExperimentConfig
@@ -48,81 +49,59 @@ def experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "named"),
     [
-        ("goood.py", "goood.py does not exist. Did you mean good.py?"),
-        ("nothing/like/it.py", "nothing/like/it.py does not exist."),
-        ("empty.py", "empty.py has no CONFIG. Add CONFIG = ExperimentConfig(...), imported from jaxmlp"),
-        ("other.py", "other.py has a CONFIG of type dict. Add CONFIG = ExperimentConfig(...), imported from jaxmlp"),
-        ("raises.py", "raises.py, line 2 raised ZeroDivisionError: division by zero"),
-        ("leaves.py", "leaves.py, line 2 raised SystemExit: no"),
-        ("wrong.py", "wrong.py: model.dropout_rate must be in [0, 1), got 50. Did you mean 0.5?"),
-        ("", "train needs EXPERIMENT.py: jaxmlp train EXPERIMENT.py"),
-        ("--seed 3", "train needs EXPERIMENT.py: jaxmlp train EXPERIMENT.py"),
-        ("--seed 3 good", "good must come before the flags, or end in .py: jaxmlp train good ..."),
-        ("good.py 7", "train takes no '7': jaxmlp train EXPERIMENT.py."),
-        ("good.py --epoch 5", "--epoch is not a flag of train. Did you mean --epochs?"),
-        ("good.py --epoch=5", "--epoch is not a flag of train. Did you mean --epochs?"),
-        ("good.py -x", "-x is not a flag of train."),
-        ("good.py --optimizer.rate 1", "--optimizer.rate is not a flag of train. Did you mean --optimizer.rho?"),
-        ("good.py --epochs abc", "--epochs must be an integer, got 'abc'"),
-        ("good.py --epochs 2.5", "--epochs must be an integer, got '2.5'"),
-        ("good.py --epochs 0", "--epochs must be in [1, 1000000], got 0"),
-        ("good.py --seed -1", "--seed must be in [0, 4294967295], got -1"),
-        ("good.py --model.dropout-rate 50", "--model.dropout-rate must be in [0, 1), got 50. Did you mean 0.5?"),
-        ("good.py --model.hidden-sizes 5 x", "--model.hidden-sizes must be an integer, got 'x'"),
-        (
-            "good.py --precision bfloat",
-            "--precision must be one of float32, tensorfloat32, bfloat16, portable, got 'bfloat'. Did you mean bfloat16?",  # noqa: E501
-        ),
-        ("good.py --device cuda", "--device must be one of auto, cpu, gpu, tpu, got 'cuda'."),
-        ("good.py --min-accuracy 97", "--min-accuracy must be in [0, 1], got 97. Did you mean 0.97?"),
-        ("good.py --verbose 3", "--verbose must be one of auto, 0, 1, 2, got '3'."),
-        (
-            "good.py --grad-shards 3",
-            "--grad-shards must divide batch_size 128 into shards of 2 rows or more, got 3. "
-            "The nearest that do: 2 and 4",
-        ),
-        (
-            "good.py --optimizer adem",
-            "--optimizer must be one of sgd, rmsprop, adam, adamw",
-        ),
-        ("good.py --optimizer", "--optimizer needs a value"),
-        ("good.py --optimizer --seed 3", "--optimizer needs a value"),
-        ("good.py --outputs 3", "--outputs is not a flag of train. Did you mean --out?"),
-        ("good.py --total-steps 3", "--total-steps is not a flag of train."),
-        ("good.py --epochs", "--epochs needs a value"),
-        ("good.py --batch_size --seed 3", "--batch_size needs a value"),
-        (
-            "good.py --optimizer.momentum 0.9",
-            "--optimizer.momentum needs another kind of part: add --optimizer sgd",
-        ),
-        (
-            "good.py --optimizer.schedule.decay 1",
-            "--optimizer.schedule.decay needs another kind of part: add --optimizer.schedule inverse_time",
-        ),
-        (
-            "--resume last --seed 3",
-            "--seed is not a flag of train --resume DIR. The run's stored config applies; other values need a new run.",
-        ),
-        (
-            "--resume last good.py",
-            "train --resume DIR takes no 'good.py': jaxmlp train --resume DIR. "
-            "The run's stored config applies; other values need a new run.",
-        ),
+        ("goood.py", "goood.py good.py?"),
+        ("nothing/like/it.py", "nothing/like/it.py"),
+        ("empty.py", "empty.py ExperimentConfig(...)"),
+        ("other.py", "other.py dict ExperimentConfig(...)"),
+        ("raises.py", "raises.py 2 ZeroDivisionError zero"),
+        ("leaves.py", "leaves.py 2 SystemExit no"),
+        ("wrong.py", "wrong.py model.dropout_rate 50 0.5?"),
+        ("", "train EXPERIMENT.py"),
+        ("--seed 3", "train EXPERIMENT.py"),
+        ("--seed 3 good", "good .py"),
+        ("good.py 7", "'7' EXPERIMENT.py"),
+        ("good.py --epoch 5", "--epoch --epochs?"),
+        ("good.py --epoch=5", "--epoch --epochs?"),
+        ("good.py -x", "-x"),
+        ("good.py --optimizer.rate 1", "--optimizer.rate --optimizer.rho?"),
+        ("good.py --epochs abc", "--epochs 'abc'"),
+        ("good.py --epochs 2.5", "--epochs '2.5'"),
+        ("good.py --epochs 0", "--epochs [1, 1000000], 0"),
+        ("good.py --seed -1", "--seed [0, 4294967295], -1"),
+        ("good.py --model.dropout-rate 50", "--model.dropout-rate [0, 1), 50 0.5?"),
+        ("good.py --model.hidden-sizes 5 x", "--model.hidden-sizes 'x'"),
+        ("good.py --precision bfloat", "--precision float32 tensorfloat32 portable 'bfloat' bfloat16?"),
+        ("good.py --device cuda", "--device auto cpu gpu tpu 'cuda'"),
+        ("good.py --min-accuracy 97", "--min-accuracy [0, 1], 97 0.97?"),
+        ("good.py --verbose 3", "--verbose auto 0 1 2 '3'"),
+        ("good.py --grad-shards 3", "--grad-shards 128 3 2 4"),
+        ("good.py --optimizer adem", "--optimizer sgd rmsprop adam adamw"),
+        ("good.py --optimizer", "--optimizer"),
+        ("good.py --optimizer --seed 3", "--optimizer"),
+        ("good.py --outputs 3", "--outputs --out?"),
+        ("good.py --total-steps 3", "--total-steps"),
+        ("good.py --epochs", "--epochs"),
+        ("good.py --batch_size --seed 3", "--batch_size"),
+        ("good.py --optimizer.momentum 0.9", "--optimizer.momentum --optimizer sgd"),
+        ("good.py --optimizer.schedule.decay 1", "--optimizer.schedule.decay --optimizer.schedule inverse_time"),
+        ("--resume last --seed 3", "--seed --resume"),
+        ("--resume last good.py", "--resume 'good.py'"),
     ],
 )
 def test_a_mistake_in_a_command_line_is_said_first_on_stderr_and_exits_2(
-    words: str, message: str, program: Program, experiments: Path
+    words: str, named: str, program: Program, experiments: Path
 ) -> None:
     ended = program("train", *words.split())
     assert (ended.code, ended.stdout) == (2, "")
-    assert ended.first_line.startswith(message)
+    assert_names(ended.first_line, *named.split())
 
 
 def test_a_name_that_is_no_folders_name_is_refused(program: Program, experiments: Path) -> None:
     ended = program("train", "bad name.py")
-    assert (ended.code, ended.first_line.partition(",")[0]) == (2, "bad name.py: name must consist of letters")
+    assert ended.code == 2
+    assert_names(ended.first_line, "bad name.py", "name")
 
 
 def test_an_experiment_is_named_after_its_file_unless_it_has_a_name_and_finds_its_neighbours(experiments: Path) -> None:

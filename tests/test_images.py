@@ -7,10 +7,12 @@ import gzip
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import refused
 
 from jaxmlp.data.idx import idx_parts
 from jaxmlp.errors import DataError
@@ -93,37 +95,29 @@ def png(image: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "named"),
     [
-        ("x.png", png(np.zeros((30, 20), np.uint8)), "x.png is 30 x 20 grey, wanted 28 x 28 grey"),
-        (
-            "x.png",
-            png(np.zeros((28, 28, 4), np.uint8)),
-            "x.png is 28 x 28 colour with transparency, wanted 28 x 28 grey",
-        ),
-        ("x.png", png(IMAGES[0, ..., 0])[:400], "x.png cannot be read as an image: "),
-        ("x.jpg", b"hello", "x.jpg is not a PNG or JPEG image"),
-        (
-            "x.npy",
-            npy(np.zeros((2, 28, 27))),
-            r"x.npy: images must be \[n, 28, 28, 1\] or flat \[n, 784\], got \(2, 28, 27\)",
-        ),
-        ("x.npy", npy(np.array([None])), "x.npy is not an array that NumPy saved: .*[Oo]bject"),
-        ("x.npy", b"hello", "x.npy is not an array that NumPy saved"),
-        ("x.npy", npy(np.zeros((9, 28, 28)))[:500], "x.npy is not an array that NumPy saved"),
-        ("x.npy", npy_header((1 << 40, 28, 28)), "x.npy is not an array that NumPy saved"),
-        ("x.npy", npy_header((-1,), "|V0") + bytes(64), "x.npy is an array of nothing"),
-        ("x.npy", npy(np.full((1, 28, 28), np.nan)), "x.npy: images must be finite"),
-        ("x.npy", npy(np.full((1, 28, 28), 256)), r"x.npy: integer pixels must be in \[0, 255\], got 256 to 256"),
-        ("labels", b"".join(idx_parts(np.zeros(5, np.uint8))), r"labels: images must be .*, got \(5,\)"),
-        ("README", b"# Read me", "README is not an IDX file"),
+        ("x.png", png(np.zeros((30, 20), np.uint8)), ["30 x 20", "28 x 28"]),
+        ("x.png", png(np.zeros((28, 28, 4), np.uint8)), ["transparency", "grey"]),
+        ("x.png", png(IMAGES[0, ..., 0])[:400], []),
+        ("x.jpg", b"hello", []),
+        ("x.npy", npy(np.zeros((2, 28, 27))), ["[n, 28, 28, 1]", "[n, 784]", (2, 28, 27)]),
+        ("x.npy", npy(np.array([None])), []),
+        ("x.npy", b"hello", []),
+        ("x.npy", npy(np.zeros((9, 28, 28)))[:500], []),
+        ("x.npy", npy_header((1 << 40, 28, 28)), []),
+        ("x.npy", npy_header((-1,), "|V0") + bytes(64), ["|V0"]),
+        ("x.npy", npy(np.full((1, 28, 28), np.nan)), ["nan"]),
+        ("x.npy", npy(np.full((1, 28, 28), 256)), ["[0, 255]", 256]),
+        ("labels", b"".join(idx_parts(np.zeros(5, np.uint8))), [(5,)]),
+        ("README", b"# Read me", []),
     ],
 )
 def test_what_is_no_image_of_the_models_shape_is_refused(
-    name: str, content: bytes, message: str, tmp_path: Path
+    name: str, content: bytes, named: list[Any], tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
+    with refused(DataError, tmp_path / name, *named):
         read_images(tmp_path / name, SHAPE)
 
 
@@ -145,7 +139,7 @@ def test_what_is_no_image_of_the_models_shape_is_refused(
 @pytest.mark.parametrize("name", ["x", "x.png", "x.npy"])
 def test_a_file_of_another_kind_is_called_what_it_is(content: bytes, kind: str, name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=f"{name} is a {kind} file, wanted PNG, JPEG, .npy or IDX"):
+    with refused(DataError, tmp_path / name, kind):
         read_images(tmp_path / name, SHAPE)
 
 
@@ -167,6 +161,6 @@ def test_an_archive_an_empty_folder_and_nothing_at_all_are_refused(tmp_path: Pat
     np.savez(tmp_path / "x.npz", IMAGES)
     (tmp_path / "x.npz").rename(tmp_path / "x.npy")
     (tmp_path / "empty").mkdir()
-    for name, message in {"x.npy": "archive", "empty": "has no images", "nothing.png": "does not exist"}.items():
-        with pytest.raises(DataError, match=message):
+    for name in ("x.npy", "empty", "nothing.png"):
+        with refused(DataError, tmp_path / name):
             read_images(tmp_path / name, SHAPE)

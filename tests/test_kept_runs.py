@@ -11,6 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import small_sweep
+from refusals import assert_names
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs
 
 from jaxmlp import SGD, Exponential, data
@@ -35,7 +36,7 @@ def test_kept_runs_leave_half_the_files_that_may_be_open(
         CONFIG, dataset, seeds=range(2), vary=VARY, devices=1, out=tmp_path / "sweep", keep_runs=True,
         progress=progress, stop=progress.stop,
     )  # fmt: skip
-    assert f" of up to {at_once} on 1 device: " in progress.notes[0]
+    assert_names(progress.notes[0], at_once)
     assert len(list((tmp_path / "sweep" / "runs").iterdir())) == at_once
 
 

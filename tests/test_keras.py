@@ -19,6 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from refusals import assert_names, refused
 
 from jaxmlp import MLP, DataConfig, ExperimentConfig, data
 from jaxmlp.cli import main
@@ -88,7 +89,7 @@ def test_what_the_file_says_is_in_the_config_and_what_it_cannot_is_asked_for(
     assert (config.model.activation, config.data.pixel_scale) == ("silu", 1 / 128)
     capsys.readouterr()
     imported("keras3.weights.h5", tmp_path / "weights")
-    assert "it holds only weights: the activation is assumed to be --model.activation (relu)" in capsys.readouterr().out
+    assert_names(capsys.readouterr().out, "--model.activation", "relu")
 
 
 def test_the_run_is_scored_evaluated_asked_and_trained_further(
@@ -123,7 +124,7 @@ def test_flags_that_make_another_network_of_it_are_refused(tmp_path: Path) -> No
         model = {"hidden_sizes": (6, 5), "activation": "tanh", path: value}
         config = ExperimentConfig.from_dict(ExperimentConfig().to_dict() | {"batch_size": 10})
         config = ExperimentConfig.from_dict(config.to_dict() | {"model": config.to_dict()["model"] | model})
-        with pytest.raises(ConfigError, match=rf"model.{path} must be .* as in the file"):
+        with refused(ConfigError, f"model.{path}"):
             import_network(network, config, dataset, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -133,8 +134,7 @@ def test_a_network_of_other_images_or_classes_than_the_datas_is_refused(
 ) -> None:
     words = ["--data.name", "mnist_5k", "--data.validation", "none", "--out", str(tmp_path / "run")]
     assert main(["import-keras", str(FILES / "keras3.keras"), *words]) == 5
-    wanted = "the file maps 16 numbers to 3 classes, but mnist_5k needs (784, 10)."
-    assert capsys.readouterr().err.splitlines()[0] == wanted
+    assert_names(capsys.readouterr().err.splitlines()[0], 16, 3, "mnist_5k", (784, 10))
 
 
 def archive(config: bytes | None = None, compression: int = zipfile.ZIP_STORED, **more: bytes) -> bytes:
@@ -162,52 +162,44 @@ def layer(config: dict[str, Any], index: int) -> dict[str, Any]:
 
 LAMBDA = {"class_name": "Lambda", "config": {"name": "lambda", "function": {"class_name": "__lambda__", "config": {}}}}
 
-WRONG_ARCHIVES: dict[str, tuple[Callable[[], bytes], str]] = {
-    "cut short": (lambda: (FILES / "keras3.keras").read_bytes()[:-900], "it is damaged"),
-    "bomb": (lambda: archive(b" " * 10**7, zipfile.ZIP_DEFLATED), "its config.json is compressed"),
-    "long config": (lambda: archive(b" " * (1 << 22) + b" "), "its config.json has 4194305 bytes, wanted at most"),
-    "deep config": (lambda: archive(b"[" * 10**5), "its config is not JSON"),
-    "no config of a model": (lambda: archive(b"[]"), "its config does not describe a Keras model"),
-    "Python code": (
-        lambda: config_with(lambda c: c["config"]["layers"].append(LAMBDA)),
-        "its layer 'Lambda' does not belong",
-    ),
-    "convolution": (
-        lambda: config_with(lambda c: layer(c, 2).update(class_name="Conv2D")),
-        "its layer 'Conv2D' does not belong",
-    ),
-    "other class": (
-        lambda: config_with(lambda c: c.update(class_name="Mine")),
-        "its model is 'Mine', wanted Sequential",
-    ),
-    "other units": (
-        lambda: config_with(lambda c: layer(c, 2)["config"].update(units=7)),
-        r"its Dense layers have \(6, 5, 3\) units, but its config says \(7, 5, 3\)",
-    ),
+WRONG_ARCHIVES: dict[str, tuple[Any, ...]] = {
+    "cut short": (lambda: (FILES / "keras3.keras").read_bytes()[:-900],),
+    "bomb": (lambda: archive(b" " * 10**7, zipfile.ZIP_DEFLATED), "config.json"),
+    "long config": (lambda: archive(b" " * (1 << 22) + b" "), "config.json", 4194305),
+    "deep config": (lambda: archive(b"[" * 10**5), "config"),
+    "no config of a model": (lambda: archive(b"[]"), "config"),
+    "Python code": (lambda: config_with(lambda c: c["config"]["layers"].append(LAMBDA)), "Lambda"),
+    "convolution": (lambda: config_with(lambda c: layer(c, 2).update(class_name="Conv2D")), "Conv2D"),
+    "other class": (lambda: config_with(lambda c: c.update(class_name="Mine")), "Mine", "Sequential"),
+    "other units": (lambda: config_with(lambda c: layer(c, 2)["config"].update(units=7)), (6, 5, 3), (7, 5, 3)),
     "other activations": (
         lambda: config_with(lambda c: layer(c, 2)["config"].update(activation="relu")),
-        r"its hidden layers have several activations \(relu, tanh\)",
+        "relu",
+        "tanh",
     ),
     "gelu": (
         lambda: config_with(lambda c: [layer(c, i)["config"].update(activation="gelu") for i in (2, 4)]),
-        "its activation gelu is not one of .*: Keras computes it exactly, jaxmlp approximates it by tanh",
+        "gelu",
     ),
     "another regularizer": (
         lambda: config_with(lambda c: each_dense(c, kernel_regularizer=regularizer("Orthogonal", factor=0.1))),
-        "its kernel regularizer 'Orthogonal' .* is not one of L1, L2 and L1L2",
+        "Orthogonal",
+        "L1L2",
     ),
     "sigmoid at the end": (
         lambda: config_with(lambda c: layer(c, 6)["config"].update(activation="sigmoid")),
-        "its last layer ends in sigmoid, wanted softmax",
+        "sigmoid",
+        "softmax",
     ),
 }
+"""What makes an archive, and what its refusal names."""
 
 
 @pytest.mark.parametrize("case", WRONG_ARCHIVES)
 def test_an_archive_that_is_no_stack_of_dense_layers_is_refused(case: str, tmp_path: Path) -> None:
-    make, message = WRONG_ARCHIVES[case]
+    make, *named = WRONG_ARCHIVES[case]
     (tmp_path / "x.keras").write_bytes(make())
-    with pytest.raises(RunError, match=rf"x\.keras cannot be imported: {message}"):
+    with refused(RunError, tmp_path / "x.keras", *named):
         parse_keras(tmp_path / "x.keras")
 
 
@@ -230,7 +222,7 @@ def test_a_file_that_says_nothing_else_is_imported_without_a_note() -> None:
         assert parse_keras(FILES / name).notes == (), name
     for name in ("functional.keras", "functional.h5"):
         (note,) = parse_keras(FILES / name).notes
-        assert note == "its layer 'dense_3' has no bias: further training adds a bias"
+        assert_names(note, "dense_3", "bias")
 
 
 @pytest.mark.parametrize(
@@ -252,54 +244,49 @@ def test_a_regularizer_of_all_kernels_is_the_runs(
     assert (model.l1, model.l2) == penalties
 
 
-LEFT_OUT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "frozen": (lambda c: layer(c, 2)["config"].update(trainable=False), "'dense' is frozen (trainable: false)"),
+LEFT_OUT: dict[str, tuple[Any, ...]] = {
+    "frozen": (lambda c: layer(c, 2)["config"].update(trainable=False), "dense", "trainable"),
     "one layer's regularizer": (
         lambda c: layer(c, 4)["config"].update(kernel_regularizer=regularizer("L2", l2=0.1)),
-        "its kernel regularizers differ between layers: further training uses none",
+        "kernel",
     ),
     "bias regularizer": (
         lambda c: layer(c, 4)["config"].update(bias_regularizer=regularizer("L2", l2=0.1)),
-        "its layer 'dense_1' has bias_regularizer (L2), which is not imported",
+        *("dense_1", "bias_regularizer", "L2"),
     ),
     "activity regularizer": (
         lambda c: layer(c, 4)["config"].update(activity_regularizer=regularizer("L1", l1=0.1)),
-        "its layer 'dense_1' has activity_regularizer (L1), which is not imported",
+        *("dense_1", "activity_regularizer", "L1"),
     ),
     "constraint": (
         lambda c: layer(c, 6)["config"].update(kernel_constraint=regularizer("MaxNorm", max_value=2)),
-        "its layer 'dense_2' has kernel_constraint (MaxNorm), which is not imported",
+        *("dense_2", "kernel_constraint", "MaxNorm"),
     ),
     "noise shape": (
         lambda c: layer(c, 3)["config"].update(noise_shape=[None, 1]),
-        "its layer 'dropout' has noise_shape ([None, 1]), which is not imported",
+        *("dropout", "noise_shape", [None, 1]),
     ),
     "precision": (
         lambda c: layer(c, 2)["config"].update(dtype="mixed_bfloat16"),
-        "its layer 'dense' computes in mixed_bfloat16: the run computes in --precision",
+        *("dense", "mixed_bfloat16", "--precision"),
     ),
-    "something new": (
-        lambda c: layer(c, 2)["config"].update(sparsity=0.5),
-        "its layer 'dense' has sparsity (0.5), which is not imported",
-    ),
-    "loss": (
-        lambda c: c.update(compile_config={"loss": "mse"}),
-        "it was trained with the loss mse: further training uses --loss (default: cross-entropy)",
-    ),
+    "something new": (lambda c: layer(c, 2)["config"].update(sparsity=0.5), "dense", "sparsity", 0.5),
+    "loss": (lambda c: c.update(compile_config={"loss": "mse"}), "mse", "--loss"),
     "label smoothing": (
         lambda c: c.update(
             compile_config={"loss": {"class_name": "CategoricalCrossentropy", "config": {"label_smoothing": 0.1}}}
         ),
-        "it was trained with the loss CategoricalCrossentropy with label_smoothing 0.1",
+        *("CategoricalCrossentropy", "label_smoothing", 0.1),
     ),
 }
+"""What a file says that is not imported, and what the note of it names."""
 
 
 @pytest.mark.parametrize("case", LEFT_OUT)
 def test_what_is_left_out_of_a_layer_is_said(case: str, tmp_path: Path) -> None:
-    change, wanted = LEFT_OUT[case]
+    change, *named = LEFT_OUT[case]
     (note,) = parsed(change, tmp_path / "x.keras").notes
-    assert wanted in note
+    assert_names(note, *named)
 
 
 def test_the_usual_loss_needs_no_note(tmp_path: Path) -> None:
@@ -325,11 +312,11 @@ def test_the_process_apart_keeps_a_limit_that_the_system_set_already_and_starts_
 
 
 def test_a_system_that_starts_no_more_processes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
-    monkeypatch.setattr(subprocess, "Popen", refused)
-    with pytest.raises(RunError, match="no process can be started for it"):
+    monkeypatch.setattr(subprocess, "Popen", full)
+    with refused(RunError, FILES / "keras3.keras"):
         read_keras(FILES / "keras3.keras")
 
 
@@ -348,7 +335,7 @@ def test_layers_that_do_not_follow_one_another_are_refused(tmp_path: Path) -> No
     with zipfile.ZipFile(tmp_path / "x.keras", "w") as new:
         new.writestr("config.json", json.dumps(config))
         new.writestr("model.weights.h5", weights)
-    with pytest.raises(RunError, match="does not simply follow the one before"):
+    with refused(RunError, tmp_path / "x.keras"):
         parse_keras(tmp_path / "x.keras")
 
 
@@ -389,88 +376,75 @@ def pickled(file: h5py.File) -> None:
     replaced(file, data=np.void(pickle.dumps({"a": 1})))
 
 
-WRONG_HDF5: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+KERNEL = "/layers/dense/vars/0"
+WRONG_HDF5: dict[str, tuple[Any, ...]] = {
     "a chunk larger than the array": (
         lambda f: replaced(
             f, data=np.ones((16, 6), "f4"), maxshape=(None, None), chunks=(1 << 9, 1 << 9), compression="gzip"
         ),
-        r"/layers/dense/vars/0 \[16, 6\] is not stored plainly, as Keras does",
+        *(KERNEL, [16, 6]),
     ),
-    "never written": (
-        never_written,
-        r"/layers/dense/vars/0 \[1048576, 262144\] is not stored plainly, as Keras does, or is larger than the file",
-    ),
-    "stored outside": (
-        stored_outside,
-        "/layers/dense/vars/0 .* is not stored plainly, as Keras does, or is larger than the file",
-    ),
-    "virtual": (virtual, "/layers/dense/vars/0 .* is not stored plainly, as Keras does, or is larger than the file"),
-    "a link to another file": (linked, "0 is a link elsewhere"),
-    "one array many times": (many_times, "is not stored plainly, as Keras does, or is larger than the file"),
-    "a pickle": (pickled, "/layers/dense/vars/0 is |V.*, wanted float32"),
-    "half precision": (lambda f: replaced(f, data=np.zeros((16, 6), "f2")), "is float16, wanted float32"),
-    "another kernel": (
-        lambda f: replaced(f, data=np.zeros((16, 7), "f4")),
-        r"the bias of Dense layer 0 is \[6\], wanted \[7\]",
-    ),
-    "a kernel of an image": (
-        lambda f: replaced(f, data=np.zeros((4, 4, 6), "f4")),
-        r"the kernel of Dense layer 0 is \[4, 4, 6\], wanted \[any, any\]",
-    ),
-    "not a number": (lambda f: replaced(f, data=np.full((16, 6), np.nan, "f4")), "has a weight that is not finite"),
-    "another layer": (lambda f: f.move("layers/dense", "layers/conv2d"), "its layer 'conv2d' has 2 weights"),
-    "no layers": (lambda f: f.__delitem__("layers"), "it has no layer_names: it is not a file of Keras"),
+    "never written": (never_written, KERNEL, [1048576, 262144]),
+    "stored outside": (stored_outside, KERNEL),
+    "virtual": (virtual, KERNEL),
+    "a link to another file": (linked,),
+    "one array many times": (many_times,),
+    "a pickle": (pickled, KERNEL, "float32"),
+    "half precision": (lambda f: replaced(f, data=np.zeros((16, 6), "f2")), "float16", "float32"),
+    "another kernel": (lambda f: replaced(f, data=np.zeros((16, 7), "f4")), 0, [6], [7]),
+    "a kernel of an image": (lambda f: replaced(f, data=np.zeros((4, 4, 6), "f4")), 0, [4, 4, 6]),
+    "not a number": (lambda f: replaced(f, data=np.full((16, 6), np.nan, "f4")), 0),
+    "another layer": (lambda f: f.move("layers/dense", "layers/conv2d"), "conv2d"),
+    "no layers": (lambda f: f.__delitem__("layers"), "layer_names"),
     "a layer that is an array": (
         lambda f: (f.move("layers/dense", "d"), f.create_dataset("layers/dense", data=np.zeros(3, "f4")))[0],
-        "/layers/dense is not a group",
+        "/layers/dense",
     ),
 }
+"""What changes a file of weights, and what its refusal names."""
 
 
 @pytest.mark.parametrize("case", WRONG_HDF5)
 def test_weights_that_are_not_plain_arrays_of_the_file_itself_are_refused(case: str, tmp_path: Path) -> None:
-    change, message = WRONG_HDF5[case]
+    change, *named = WRONG_HDF5[case]
     path = tmp_path / "x.weights.h5"
     path.write_bytes((FILES / "keras3.weights.h5").read_bytes())
     with h5py.File(path, "a") as file:
         change(file)
-    with pytest.raises(RunError, match=rf"x\.weights\.h5 cannot be imported: .*{message}"):
+    with refused(RunError, path, *named):
         parse_keras(path)
 
 
 def test_a_layer_list_that_names_a_layer_twice_or_is_no_text_is_refused(tmp_path: Path) -> None:
-    for names, message in {
-        (b"dense_1", b"dense_1"): "its attribute layer_names names something twice",
-        (1, 2): "its attribute layer_names is not text",
-    }.items():
+    for names in ((b"dense_1", b"dense_1"), (1, 2)):
         path = tmp_path / "x.h5"
         path.write_bytes((FILES / "keras2_weights.h5").read_bytes())
         with h5py.File(path, "a") as file:
             file.attrs["layer_names"] = np.array(names)
-        with pytest.raises(RunError, match=message):
+        with refused(RunError, path, "layer_names"):
             parse_keras(path)
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    "content",
     [
-        (pickle.dumps({"weights": [1.0] * 99}), "it is neither HDF5 nor a .keras archive"),
-        (b"", "it is neither HDF5 nor a .keras archive"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(99), "it is neither HDF5 nor a .keras archive"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(99), "it is not an HDF5 file, or is cut short"),
-        (b"PK\x03\x04" + bytes(99), "it is damaged"),
+        pickle.dumps({"weights": [1.0] * 99}),
+        b"",
+        b"\x89PNG\r\n\x1a\n" + bytes(99),
+        b"\x89HDF\r\n\x1a\n" + bytes(99),
+        b"PK\x03\x04" + bytes(99),
+        None,
     ],
-    ids=["pickle", "empty", "png", "hdf5", "zip"],
+    ids=["pickle", "empty", "png", "hdf5", "zip", "missing"],
 )
 def test_a_file_of_another_kind_under_keras_name_exits_5(
-    content: bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    content: bytes | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "model.keras"
-    path.write_bytes(content)
+    if content is not None:
+        path.write_bytes(content)
     assert main(["import-keras", str(path)]) == 5
-    assert capsys.readouterr().err.startswith(f"{path} cannot be imported: {message}")
-    assert main(["import-keras", str(tmp_path / "nothing.h5")]) == 5
-    assert "nothing.h5 does not exist" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err.splitlines()[0], path)
 
 
 @pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "keras3.keras"])

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 import run_stand_in
-from run_stand_in import CONFIG, MANIFEST, refuse
+from refusals import assert_names, refused
+from run_stand_in import CONFIG, MANIFEST, READ_ONLY, refuse
 
 from jaxmlp.errors import DiskError, RunError
 from jaxmlp.run.directory import RunDirectory
@@ -41,10 +42,9 @@ def held_by_another_process(path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_second_process_is_refused_and_the_first_is_named(run: RunDirectory, path: Path) -> None:
     run.close()
     with held_by_another_process(path) as holder:
-        named = rf"in use by process {holder.pid} \(since .* UTC\)\. .*--out"
-        with pytest.raises(RunError, match=named):
+        with refused(RunError, path, holder.pid, "--out"):
             RunDirectory.open(path, write=True)
-        with pytest.raises(RunError, match=named):
+        with refused(RunError, path, holder.pid, "--out"):
             RunDirectory.create(path, CONFIG, MANIFEST)
         assert RunDirectory.open(path, write=False).status == "running"
 
@@ -72,7 +72,7 @@ def test_looking_at_the_status_disturbs_no_writer(
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"pid": "\\u001b[2J", "since": 3}', "\x00\xff"])
 def test_a_lock_that_names_nobody_still_locks(run: RunDirectory, path: Path, text: str) -> None:
     (path / "lock").write_text(text)
-    with pytest.raises(RunError, match="in use by another process"):
+    with refused(RunError, path):
         RunDirectory.open(path, write=True)
 
 
@@ -91,10 +91,10 @@ def test_where_the_file_system_has_no_locks_the_holder_is_known_by_its_process(
 ) -> None:
     without_flock(monkeypatch, code)
     RunDirectory.create(path, CONFIG, MANIFEST).close()
-    assert "its file system has no locks" in capsys.readouterr().err
+    assert_names(capsys.readouterr().err, path)
     with held_by_another_process(path) as holder:
         assert RunDirectory.open(path, write=False).status == "running"
-        with pytest.raises(RunError, match=rf"in use by process {holder.pid} .* remove {path / 'lock'}"):
+        with refused(RunError, holder.pid, path / "lock"):
             RunDirectory.open(path, write=True)
         holder.kill()
         holder.wait()
@@ -105,7 +105,7 @@ def test_where_the_file_system_has_no_locks_the_holder_is_known_by_its_process(
 
 def test_a_lock_that_fails_for_another_reason_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_flock(monkeypatch, errno.EIO)
-    with pytest.raises(DiskError, match="could not lock"):
+    with refused(DiskError, path, os.strerror(errno.EIO)):
         RunDirectory.create(path, CONFIG, MANIFEST)
 
 
@@ -139,7 +139,7 @@ def test_a_process_that_failed_to_begin_holds_no_lock(path: Path, monkeypatch: p
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
-        with pytest.raises(DiskError, match="No space left on device"):
+        with refused(DiskError, os.strerror(errno.ENOSPC)):
             RunDirectory.create(path, CONFIG, MANIFEST)
     RunDirectory.create(path, CONFIG, MANIFEST).close()
 
@@ -150,6 +150,6 @@ def test_a_lock_goes_though_its_file_cannot_be_written(
     with monkeypatch.context() as patched:
         refuse(patched, "ftruncate")
         run.close()
-        with pytest.raises(DiskError, match=r"could not lock .*: Read-only"):
+        with refused(DiskError, path, READ_ONLY):
             RunDirectory.open(path, write=True)
     RunDirectory.open(path, write=True).close()

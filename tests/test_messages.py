@@ -9,19 +9,18 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import assert_names
 
 from jaxmlp.cli import COMMANDS, main
 from jaxmlp.run.directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
 Mistake = Callable[..., tuple[int, str]]
 
@@ -58,7 +57,7 @@ def test_data_that_is_not_here_and_cannot_be_fetched_ends_in_4(
     monkeypatch.setenv("JAXMLP_DATA_DIR", str(tmp_path))
     code, said = mistake("train", str(ROOT / "experiments" / "relu_rmsprop.py"))
     assert code == 4
-    assert said.startswith("data: mnist is not on this machine and cannot be downloaded")
+    assert_names(said, "mnist")
 
 
 def test_an_array_of_another_shape_ends_in_4_and_tells_found_and_wanted(
@@ -68,7 +67,7 @@ def test_an_array_of_another_shape_ends_in_4_and_tells_found_and_wanted(
     np.save(path, np.zeros((2, 20, 30), np.uint8))
     code, said = mistake("predict", str(run), str(path))
     assert code == 4
-    assert said == f"data: {path}: images must be [n, 28, 28, 1] or flat [n, 784], got (2, 20, 30)"
+    assert_names(said, path, "[n, 28, 28, 1]", (2, 20, 30))
 
 
 def test_a_damaged_checkpoint_is_named_with_its_tensor_and_an_older_one_used(mistake: Mistake, run: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_ends_in_5(mistake: Mistake, run
         flip_last_byte(checkpoint)
     code, said = mistake("evaluate", str(run))
     assert code == 5
-    assert "damaged" in said
+    assert_names(said, *[path.name for path in (run / "checkpoints").iterdir()])
 
 
 def test_a_run_whose_config_has_other_shapes_than_its_checkpoint_ends_in_5(mistake: Mistake, run: Path) -> None:
@@ -98,27 +97,12 @@ def test_a_run_whose_config_has_other_shapes_than_its_checkpoint_ends_in_5(mista
 def test_a_folder_that_cannot_be_made_ends_in_8(mistake: Mistake, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     out = tmp_path / "file" / "run"
-    assert mistake("train", QUICKSTART, "--out", str(out)) == (8, f"could not make the folder {out}: Not a directory.")
+    code, said = mistake("train", QUICKSTART, "--out", str(out))
+    assert code == 8
+    assert_names(said, out, os.strerror(errno.ENOTDIR))
 
 
 SMALL = ("--model.hidden-sizes", "16", "--epochs", "2", "--verbose", "0", "--checkpoint-s", "0")
-
-
-def test_a_data_file_that_does_not_decompress_ends_in_4_and_is_named(mistake: Mistake, tmp_path: Path) -> None:
-    for name in NAMES:
-        (tmp_path / f"{name}.gz").write_bytes(b"\x1f\x8b" + bytes(99))
-    code, said = mistake("train", str(ROOT / "experiments" / "relu_rmsprop.py"), "--manual-dir", str(tmp_path))
-    assert code == 4
-    assert f"{NAMES[0]}.gz" in said and "does not decompress" in said
-
-
-def test_a_folder_with_a_finished_run_ends_in_5_and_tells_its_accuracy(mistake: Mistake, run: Path) -> None:
-    accuracy = json.loads((run / "manifest.json").read_text())["result"]["test_accuracy"]
-    assert mistake("train", QUICKSTART, *SMALL, "--out", str(run)) == (
-        5,
-        f"{run} holds a finished run (test accuracy {accuracy:.4f}). `jaxmlp train --resume {run}` prints its result; "
-        "or name another folder with --out.",
-    )
 
 
 def test_a_run_that_a_process_is_at_ends_in_5_and_names_the_process(mistake: Mistake, run: Path) -> None:
@@ -126,17 +110,7 @@ def test_a_run_that_a_process_is_at_ends_in_5_and_names_the_process(mistake: Mis
         for words in (("train", QUICKSTART, *SMALL, "--out", str(run)), ("train", "--resume", str(run))):
             code, said = mistake(*words)
             assert code == 5
-            assert f"{run} is in use by process {os.getpid()} (since " in said
-
-
-def test_a_loss_that_is_not_finite_ends_in_7_and_tells_where_and_what_to_try(
-    mistake: Mistake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    code, said = mistake("train", QUICKSTART, *SMALL, "--optimizer.learning-rate", "1e35", "--out", str(out))
-    assert code == 7
-    assert re.match(r"diverged: the .* not finite at step \d+, epoch 1; .*; the last good checkpoint is step-", said)
-    assert json.loads((out / "manifest.json").read_text())["status"] == "diverged"
+            assert_names(said, run, os.getpid())
 
 
 def test_a_disk_that_fills_up_ends_in_8_and_names_the_checkpoint_that_is_intact(
@@ -153,8 +127,7 @@ def test_a_disk_that_fills_up_ends_in_8_and_names_the_checkpoint_that_is_intact(
     code, said = mistake("train", QUICKSTART, *SMALL, "--out", str(out))
     (intact,) = (out / "checkpoints").glob("step-*.safetensors")
     assert code == 8
-    assert "could not write" in said and "No space left on device" in said
-    assert f"{intact.name} is intact: make room for more, and continue with --resume." in said
+    assert_names(said, os.strerror(errno.ENOSPC), intact.name, "--resume")
     monkeypatch.undo()
     assert mistake("train", "--resume", str(out))[0] == 0
 

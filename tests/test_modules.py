@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from refusals import refused
 
 from jaxmlp import MLP, DataConfig, ExperimentConfig, data, modules, shards, train
 from jaxmlp.engine import network
@@ -161,20 +162,20 @@ class NnxIsTrain(nnx.Module):
 @pytest.mark.parametrize(
     ("module", "named"),
     [
-        (flagged("is_train", True), "Flagged.__call__ takes is_train"),
-        (flagged("evaluating", True), "takes evaluating"),
-        (flagged("use_dropout", True), "takes use_dropout"),
-        (Open(), r"Open.__call__ takes \*\*kwargs"),
-        (Needs(), "takes other"),
-        (Field(), "make train a parameter of its __call__"),
-        (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), "Dropout takes deterministic"),
-        (nnx.bridge.to_linen(NnxIsTrain), "NnxIsTrain.__call__ takes is_train"),
-        (nnx.bridge.to_linen(functools.partial(NnxIsTrain)), "NnxIsTrain.__call__ takes is_train"),
-        (nnx.bridge.to_linen(lambda rngs: nnx.Linear(1, 1, rngs=rngs)), "must bridge a class"),
+        (flagged("is_train", True), ["Flagged", "is_train"]),
+        (flagged("evaluating", True), ["evaluating"]),
+        (flagged("use_dropout", True), ["use_dropout"]),
+        (Open(), ["Open", "**kwargs"]),
+        (Needs(), ["Needs", "other"]),
+        (Field(), ["train"]),
+        (nn.Sequential([nn.Dense(3), nn.Dropout(0.5)]), ["Dropout", "deterministic"]),
+        (nnx.bridge.to_linen(NnxIsTrain), ["NnxIsTrain", "is_train"]),
+        (nnx.bridge.to_linen(functools.partial(NnxIsTrain)), ["NnxIsTrain", "is_train"]),
+        (nnx.bridge.to_linen(lambda rngs: nnx.Linear(1, 1, rngs=rngs)), ["nnx.Module", "to_linen"]),
     ],
 )
-def test_a_mode_that_would_be_ignored_is_refused_by_name(module: nn.Module, named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
+def test_a_mode_that_would_be_ignored_is_refused_by_name(module: nn.Module, named: list[str]) -> None:
+    with refused(ConfigError, "model", *named):
         network.check_network(experiment(module), pictures().facts)
 
 
@@ -370,7 +371,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_run(name: str, tmp_path:
         export(model, exported, tmp_path / f"model.{exported}")
     assert b"batch_stats/" in (tmp_path / "model.safetensors").read_bytes()
     for mlps_alone in ("onnx", "web"):
-        with pytest.raises(RunError, match="holds only MLPs"):
+        with refused(RunError, "stablehlo"):
             export(model, mlps_alone, tmp_path / "model")
 
 

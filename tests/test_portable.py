@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ import portable_everywhere as everywhere
 import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
+from refusals import refused
 
 from jaxmlp.portable import Refused, portable
 from jaxmlp.portable import products as of_products
@@ -175,7 +177,8 @@ def test_a_primitive_without_a_rule_is_refused_with_the_line() -> None:
     def mine(x: jax.Array) -> jax.Array:
         return jax.scipy.special.digamma(x)
 
-    with pytest.raises(Refused, match=r"no rule for digamma of float32\[5,7\]\n.*test_portable.py:\d+"):
+    line = f"{Path(__file__).name}:{mine.__code__.co_firstlineno + 1}"
+    with refused(Refused, "digamma", "float32[5,7]", line):
         portable(mine)(X)
 
 
@@ -185,7 +188,7 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
         mesh = Mesh(np.asarray(jax.devices()[:1]), ("d",), axis_types=(AxisType.Auto,))
         spec = PartitionSpec("d")
         function = jax.shard_map(lambda x: lax.psum(x, "d"), mesh=mesh, in_specs=spec, out_specs=PartitionSpec())
-        with pytest.raises(Refused, match=r"psum.* of floats"):
+        with pytest.raises(Refused, match="psum"):
             made_portable(function)(X[:1])
     elif name == "rbg":
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import assert_names, refused
 
 from jaxmlp import data
 from jaxmlp.cli import main
@@ -138,7 +139,7 @@ def test_a_picture_of_mnists_shape_is_taken_as_it_is_unless_it_is_dark_on_light(
     np.testing.assert_array_equal(found["as_it_is"], np.roll(image, 2, axis=1))
     assert likeness(found["turned"], image) > 0.95
     Image.fromarray(np.pad(image, 9)).save(tmp_path / "larger.png")
-    with pytest.raises(DataError, match="wanted 28 x 28 grey"):
+    with refused(DataError, tmp_path / "larger.png", "46 x 46", "28 x 28"):
         read_images(tmp_path / "larger.png", SHAPE)
 
 
@@ -181,10 +182,10 @@ def test_predict_answers_a_folder_all_but_what_it_cannot_read(
     skipped = {Path(each["file"]).name: each["problem"] for each in document["skipped"]}
     assert sorted(skipped) == ["black.png", "blank.png", "nothing.png", "photo.webp", "text.png"]
     assert all(problem in err for problem in skipped.values())
-    assert err.endswith("files without an answer: 5; with an answer: 4\n")
-    assert "photo.webp is a WebP file" in skipped["photo.webp"]
+    assert_names(err.splitlines()[-1], 5, 4)
+    assert_names(skipped["photo.webp"], "WebP")
     assert [Path(each["file"]).name for each in document["warnings"]] == ["2.png"]
-    assert "2.png seems to show several digits" in err
+    assert_names(err, "2.png")
 
 
 def test_two_digits_in_a_picture_are_noticed_and_one_is_not_taken_for_two(digits: Split) -> None:
@@ -205,12 +206,6 @@ def test_what_is_no_picture_of_a_digit_is_named_and_exits_4(
     (tmp_path / "text.png").write_text("hello")
     Image.new("L", (9, 9)).save(tmp_path / "gif.png", "gif")
     Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    for name, message in {
-        "blank.png": "shows no digit: wanted one digit, dark on light or light on dark",
-        "cut.jpg": "cannot be read as an image: ",
-        "text.png": "is not a PNG or JPEG image",
-        "gif.png": "is a GIF file, wanted PNG, JPEG, .npy or IDX. Save it as PNG",
-        "bomb.png": "cannot be read as an image: Image size (400000000 pixels) exceeds limit",
-    }.items():
+    for name in ("blank.png", "cut.jpg", "text.png", "gif.png", "bomb.png"):
         assert main(["predict", str(digits_run), str(tmp_path / name)]) == 4
-        assert capsys.readouterr().err.startswith(f"data: {tmp_path / name} {message}")
+        assert_names(capsys.readouterr().err.splitlines()[0], tmp_path / name)

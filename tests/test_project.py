@@ -130,7 +130,7 @@ def test_no_public_name_is_a_module_s_too() -> None:
 
 
 def test_a_misspelt_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'jaxmlp' has no attribute 'train_stop'"):
+    with pytest.raises(AttributeError, match="train_stop"):
         _ = importlib.import_module("jaxmlp").train_stop
 
 

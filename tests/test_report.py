@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from refusals import assert_names
 from run_stand_in import refuse
 
 import jaxmlp
@@ -156,27 +157,18 @@ def test_a_folder_stands_for_the_runs_in_it(two_runs: tuple[Path, Path], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("words", "code", "named"),
     [
-        ("{here}/no", 5, "{here}/no does not exist. `jaxmlp runs` lists the runs."),
-        ("{here}", 5, "{here} is not a run directory and contains no runs. `jaxmlp runs` lists the runs."),
-        (
-            "'{here}/a sweep'",
-            5,
-            "no lane of {here}/a sweep has ended yet. Continue with `jaxmlp sweep --resume '{here}/a sweep'`.",
-        ),
-        ("{run} --out {here}/file/report.html", 8, "could not make the folder {here}/file/plots: Not a directory."),
-        ("{other}", 5, "{other} was trained on other data: data_sha256:"),
-        ("", 2, "report needs RUN...: jaxmlp report RUN..."),
+        ("{here}/no", 5, "{here}/no"),
+        ("{here}", 5, "{here}"),
+        ("'{here}/a sweep'", 5, "jaxmlp sweep --resume '{here}/a sweep'"),
+        ("{run} --out {here}/file/report.html", 8, "{here}/file/plots: Not a directory"),
+        ("{other}", 5, "{other}"),
+        ("", 2, "jaxmlp report RUN..."),
     ],
 )
 def test_a_report_that_cannot_be_is_said_first_on_stderr(
-    words: str,
-    code: int,
-    message: str,
-    two_runs: tuple[Path, Path],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    words: str, code: int, named: str, two_runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "a sweep").mkdir()
@@ -196,7 +188,7 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
         (tmp_path / "empty").mkdir()
     capsys.readouterr()
     assert main(["report", *shlex.split(words.format(**facts))]) == code
-    assert capsys.readouterr().err.partition("\n")[0].startswith(message.format(**facts))
+    assert_names(capsys.readouterr().err.splitlines()[0], named.format(**facts))
 
 
 @pytest.fixture(scope="module")

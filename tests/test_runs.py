@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusals import assert_names
 
 from jaxmlp import SGD, ExperimentConfig, RMSprop
 from jaxmlp.cli import COMMANDS, main
@@ -41,7 +42,8 @@ def test_runs_are_listed_the_last_begun_first_and_a_damaged_one_says_why(
         ("finished", 1, 2),
         ("finished", 0, 2),
     ]
-    assert found[0]["status"] == "damaged" and "is not the config of a run" in found[0]["problem"]
+    assert found[0]["status"] == "damaged"
+    assert_names(found[0]["problem"], "config.json")
     result = json.loads((two_runs[0] / "manifest.json").read_text())["result"]
     assert {name: found[2][name] for name in ("test_accuracy", "train_s", "params_sha256")} == {
         name: result[name] for name in ("test_accuracy", "train_s", "params_sha256")
@@ -56,7 +58,7 @@ def test_named_runs_are_shown_with_the_values_in_which_they_differ(
     assert main(["runs", *map(str, two_runs), "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["differences"] == {"seed": [0, 1]}
-    assert err.endswith("They differ in:\n  seed  0  1\n")
+    assert err.endswith("\n  seed  0  1\n")
 
 
 def test_versions_that_differ_are_shown_and_a_run_that_was_changed_is_marked(
@@ -81,12 +83,12 @@ def test_versions_that_differ_are_shown_and_a_run_that_was_changed_is_marked(
 
 def test_a_named_run_that_is_not_there_ends_in_5(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(runs_dir / "no")]) == 5
-    assert capsys.readouterr().err.startswith(f"{runs_dir}/no does not exist.")
+    assert_names(capsys.readouterr().err, runs_dir / "no")
 
 
 def test_no_runs_tell_how_to_begin_one(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs"]) == 0
-    assert capsys.readouterr().out == f"{runs_dir} has no runs. Train one: jaxmlp train quickstart\n"
+    assert_names(capsys.readouterr().out, runs_dir, "jaxmlp train quickstart")
 
 
 def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,8 +103,9 @@ def test_sweeps_are_listed_with_how_far_they_came(runs_dir: Path, capsys: pytest
     bad, good = json.loads(out)["sweeps"]
     assert [good[name] for name in ("status", "ended", "lanes")] == ["interrupted", 0, 4]
     assert good["sweep_dir"] == str(runs_dir / "good")
-    assert bad["status"] == "damaged" and "is not the plan of a sweep" in bad["problem"]
-    assert "sweep good: interrupted, 0 of 4 lanes ended\n" in err
+    assert bad["status"] == "damaged"
+    assert_names(bad["problem"], "sweep.json")
+    assert_names(err, "good", "interrupted", 0, 4)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

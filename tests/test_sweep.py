@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import small_sweep
 from command_line import QUICKSTART
+from refusals import assert_names, refused
 from small_sweep import CONFIG, VARY, Interrupt, assert_kept_runs, without_times
 
 from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig, Piecewise, data
@@ -40,6 +42,10 @@ dataset = small_sweep.dataset
 def figures(lane: LaneResult) -> Any:
     """All of a lane but its times, as JSON has it."""
     return without_times(lane.to_line())
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def assert_solo(lane: LaneResult, config: ExperimentConfig, dataset: data.Dataset) -> None:
@@ -112,7 +118,7 @@ def test_lanes_train_in_groups_that_fit_the_memory(
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     progress = Interrupt()
     grouped = sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=3, progress=progress)
-    assert progress.notes[0].startswith("8 lanes in 3 groups of up to 3 on 3 devices: ")
+    assert numbers(progress.notes[0])[:4] == [8, 3, 3, 3]  # Lanes, groups, lanes at a time, devices.
     assert [figures(lane) for lane in grouped.lanes] == [figures(lane) for lane in swept.lanes]
 
 
@@ -125,7 +131,7 @@ def test_a_group_that_took_more_than_was_thought_is_made_smaller(
     progress = Interrupt()
     progress.stop.signal = signal.SIGTERM
     sweep(CONFIG, dataset, seeds=range(2), vary=VARY, devices=1, progress=progress, stop=progress.stop)
-    assert progress.notes[0].startswith("8 lanes in 2 groups of up to 4 on 1 device: ")
+    assert numbers(progress.notes[0])[:4] == [8, 2, 4, 1]
 
 
 @pytest.mark.parametrize("keep_runs", [False, True])
@@ -168,7 +174,7 @@ def test_a_lane_that_diverges_stops_no_other(dataset: data.Dataset, swept: Sweep
     assert [(each["n"], each["diverged"]) for each in result.summary()] == [(0, 4), (4, 0)]
     best = result.best()
     assert best and best["settings"] == {"optimizer.learning_rate": 0.1}
-    assert "0 (4 diverged)" in result.table()
+    assert_names(result.table(), "0 (4")
     with RunDirectory.open(tmp_path / "sweep" / "runs" / "0000-s0", write=False) as kept:
         assert kept.status == "diverged"
 
@@ -237,7 +243,7 @@ def test_the_time_left_is_told_from_the_updates_made(monkeypatch: pytest.MonkeyP
     lines.begin(1000)
     lines.updates_done("", 100)
     lines.updates_done("", 100)
-    assert lines.left() == "about 80 s left"
+    assert_names(lines.left(), "80 s")
 
 
 def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resumed(
@@ -245,18 +251,18 @@ def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resume
 ) -> None:
     config, path = CONFIG, tmp_path / "sweep"
     finished = sweep(config, dataset, seeds=range(8), out=path, devices=1)
-    with pytest.raises(RunError, match=r"holds a sweep. Continue with `jaxmlp sweep --resume .*sweep`"):
+    with refused(RunError, f"jaxmlp sweep --resume {path}"):
         sweep(config, dataset, seeds=[0], out=path, devices=1)
     assert [figures(lane) for lane in resume(path, dataset).lanes] == [figures(lane) for lane in finished.lanes]
     RunDirectory.create(tmp_path / "run", config, {}).close()
-    with pytest.raises(RunError, match="holds a run"):
+    with refused(RunError, tmp_path / "run"):
         sweep(config, dataset, seeds=[0], out=tmp_path / "run", devices=1)
-    with pytest.raises(RunError, match=r"is not a sweep: it has no sweep\.json"):
+    with refused(RunError, tmp_path / "run", "sweep.json"):
         resume(tmp_path / "run", dataset)
-    with pytest.raises(ConfigError, match="keep_runs needs a folder"):
+    with refused(ConfigError, "keep_runs"):
         sweep(config, dataset, seeds=[0], keep_runs=True)
     (path / "lanes.jsonl").write_text('{"epoch": 1, "lane": 0}\n')
-    with pytest.raises(RunError, match="is damaged"):
+    with refused(RunError, path / "lanes.jsonl"):
         load(path)
 
 

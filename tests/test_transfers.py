@@ -71,10 +71,10 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("guarded")
 def test_hidden_transfers_are_seen_in_both_directions() -> None:
     one = jax.device_put(np.float32(1))
-    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+    with pytest.raises(Exception, match="host-to-device"):
         jnp.float32(1)
     for read in (float, np.asarray, int, bool):
-        with pytest.raises(AssertionError, match="reads without"):
+        with pytest.raises(AssertionError, match="device_get"):
             read(one)
     assert jax.device_get(one) == 1
 

@@ -23,6 +23,7 @@ import mnist_stand_in
 import numpy as np
 import pytest
 from PIL import Image
+from refusals import assert_names, refused
 
 from faults.fuzz import altered, answer, bounded, fuzz
 from jaxmlp.cli import main
@@ -86,9 +87,7 @@ def test_a_pipe_folder_or_link_in_a_files_place_is_neither_waited_for_nor_read(
     path.unlink()
     make(path)
     with bounded():
-        codes = [
-            answer(*command, str(run))[0] for command in (["runs"], ["verify"], ["summary"], ["train", "--resume"])
-        ]
+        codes = [answer(*command, str(run))[0] for command in COMMANDS]
     assert codes[1] == 5
     # Opened to go on with, a finished run is locked and its result shown.
     assert codes[3] == (5 if name in ("config.json", "manifest.json") else 8 if name == "lock" else 0)
@@ -97,7 +96,7 @@ def test_a_pipe_folder_or_link_in_a_files_place_is_neither_waited_for_nor_read(
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.npy", "x-ubyte", "x.h5", "x.keras"])
 def test_a_pipe_is_not_waited_for_where_an_image_or_network_is_wanted(name: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / name)
-    with bounded(), pytest.raises((DataError, RunError), match=name):
+    with bounded(), refused((DataError, RunError), name):
         parse_keras(tmp_path / name) if name in ("x.h5", "x.keras") else read_images(tmp_path / name, SHAPE)
 
 
@@ -106,7 +105,7 @@ def test_plots_are_not_written_through_a_link(run: Path, tmp_path: Path) -> None
     (run / "plots").symlink_to(tmp_path / "elsewhere")
     code, printed = answer("report", str(run))
     assert code == 8
-    assert "is a symbolic link" in printed
+    assert_names(printed, run / "plots")
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
@@ -143,7 +142,7 @@ def test_a_sweep_does_not_go_on_through_a_link(name: str, unfinished_sweep: Path
     before = tree(run)
     code, printed = answer("sweep", "--resume", str(sweep))
     assert code == 5
-    assert "is a symbolic link" in printed
+    assert_names(printed, sweep / name)
     assert tree(run) == before
 
 
@@ -153,7 +152,7 @@ def test_a_sweep_does_not_go_on_with_the_run_of_another(unfinished_sweep: Path, 
     run.rename(sweep / "runs/0001-s1")
     code, printed = answer("sweep", "--resume", str(sweep))
     assert code == 5
-    assert "holds a run with another config than the sweep's lane" in printed
+    assert_names(printed, sweep / "runs/0001-s1")
 
 
 @pytest.mark.parametrize(
@@ -189,7 +188,7 @@ def test_sums_of_files_elsewhere_are_not_made(run: Path) -> None:
     (run / "SHA256SUMS").write_text(sums + last)
     code, printed = answer("verify", str(run))
     assert code == 5
-    assert "../outside: it is missing" in printed
+    assert_names(printed, "../outside")
 
 
 def test_a_name_moves_no_terminal_and_needs_no_encoding(run: Path, tmp_path: Path) -> None:
@@ -245,14 +244,14 @@ def test_a_prepared_folder_imports_no_class_of_its_own(tmp_path: Path, monkeypat
         {"pythonClassName": "tensorflow_datasets.core.features.feature.owned.Feature"},
     ):
         (folder / "features.json").write_text(json.dumps(features | change))
-        with pytest.raises(DataError, match="features"):
+        with refused(DataError, folder):
             builders.read(folder)
     nested = re.sub(
         r"tensorflow_datasets\.core\.features\.tensor_feature\.Tensor", "owned.Feature", json.dumps(features)
     )
     assert "owned" in nested
     (folder / "features.json").write_text(nested)
-    with pytest.raises(DataError, match=r"owned\.Feature"):
+    with refused(DataError, "owned.Feature"):
         builders.read(folder)
     assert "owned" not in sys.modules
     assert not (tmp_path / "ran").exists()
@@ -277,7 +276,7 @@ def test_a_picture_that_unpacks_into_too_much_is_refused_by_its_header(tmp_path:
         whole = png_of_nothing(1, 1)
         header = whole[12:16] + struct.pack(">II", side, side) + whole[24:29]
         (tmp_path / "x.png").write_bytes(whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:])
-        with bounded(), pytest.raises(DataError, match=r"x\.png"):
+        with bounded(), refused(DataError, tmp_path / "x.png"):
             read_images(tmp_path / "x.png", SHAPE, digits=True)
 
 
@@ -285,7 +284,7 @@ def test_a_sparse_array_is_refused_before_memory_is_taken(tmp_path: Path) -> Non
     with (tmp_path / "x.npy").open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (1 << 26, 28, 28)})
         file.truncate((1 << 26) * 28 * 28 * 8 + 128)
-    with bounded(), pytest.raises(DataError, match=f"wanted {MAX_BYTES:,} at most"):
+    with bounded(), refused(DataError, tmp_path / "x.npy", f"{MAX_BYTES:,}"):
         read_images(tmp_path / "x.npy", SHAPE)
 
 
@@ -302,7 +301,7 @@ def test_a_list_of_texts_that_are_all_one_long_text_is_refused(tmp_path: Path) -
     content[at : at + 16 * 4000] = bytes(content[at : at + 16]) * 4000
     path.write_bytes(content)
     assert path.stat().st_size < 3 << 20
-    with bounded(), pytest.raises(RunError, match=r"x\.h5 cannot be imported: it"):
+    with bounded(), refused(RunError, path):
         read_keras(path)
 
 
@@ -314,7 +313,7 @@ def occurrences(content: bytes, part: bytes) -> Iterator[int]:
 
 
 def test_a_batch_of_no_divisors_is_refused_at_once() -> None:
-    with bounded(), pytest.raises(ConfigError, match="The nearest that do: 1"):
+    with bounded(), refused(ConfigError, "grad_shards", (1 << 31) - 1, 2, 1):
         ExperimentConfig(batch_size=(1 << 31) - 1, grad_shards=2)
 
 
@@ -327,7 +326,7 @@ def test_an_archive_that_promises_more_than_it_is_takes_no_memory(tmp_path: Path
             if content[start + name : start + name + 16] == b"model.weights.h5":
                 content[start + at : start + at + 8] = struct.pack("<II", (1 << 31) - 1, (1 << 31) - 1)
     (tmp_path / "x.keras").write_bytes(content)
-    with bounded(), pytest.raises(RunError, match=r"its model\.weights\.h5 has 2147483647 bytes"):
+    with bounded(), refused(RunError, "model.weights.h5", (1 << 31) - 1):
         parse_keras(tmp_path / "x.keras")
 
 
