@@ -206,7 +206,7 @@ def test_a_notebook_shows_a_history_a_network_a_model_and_its_scores(
     table = history._repr_html_()
     assert table.count("<tr>") == 2
     assert f"<td>{history['val_accuracy'][0]:.4f}</td>" in table
-    assert_names(summary(CONFIG)._repr_html_(), "<pre>", "&quot;experiment&quot;", "12,730")
+    assert_names(summary(CONFIG)._repr_html_(), "&quot;experiment&quot;", "12,730")
 
 
 class Frame:
