@@ -19,10 +19,9 @@ from refusals import assert_names, refused
 
 import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, DataError, ExperimentConfig, RunError, UsageError, data, fit, summary
-from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.history import History
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.start import sweep
-from jaxmlp.train import TrainState
 
 DIGITS = DataConfig(name="mnist_5k", validation="test")
 CONFIG = ExperimentConfig(model=MLP(hidden_sizes=(16,)), data=DIGITS, epochs=1)
@@ -60,8 +59,6 @@ def test_what_cannot_be_asked_says_why(history: History, tmp_path: Path) -> None
         jaxmlp.evaluate(history, "dev")
     with refused(RunError, tmp_path / "no"):
         jaxmlp.evaluate(tmp_path / "no")
-    with refused(DataError, "[n, 28, 28, 1]"):
-        jaxmlp.predict(history, np.zeros((2, 27, 28)))
     with pytest.raises(DataError):
         jaxmlp.predict(history, "a file")
 
@@ -156,16 +153,6 @@ def test_fit_tells_as_much_as_it_is_asked_to(
 def test_fit_refuses_to_be_as_verbose_as_nothing(verbose: Any, small_dataset: data.Dataset) -> None:
     with refused(ConfigError, "verbose", verbose):
         fit(CONFIG, small_dataset, verbose=verbose)
-
-
-def test_a_hook_sees_every_epoch_as_the_history_records_it(small_dataset: data.Dataset) -> None:
-    seen: list[tuple[EpochRecord, int]] = []
-
-    def hook(record: EpochRecord, state: TrainState) -> None:
-        seen.append((record, int(state.step)))
-
-    found = fit(CONFIG, small_dataset, hooks=[hook])
-    assert seen == [(record, record.steps) for record in found.records]
 
 
 def test_fit_keeps_a_run_in_a_folder_as_train_does(history: History, tmp_path: Path) -> None:

@@ -133,17 +133,6 @@ def test_arrays_that_do_not_fit_each_other_are_refused(test: Any, named: list[An
         data.from_arrays((GREY, [0, 1, 2, 3, 4]), test)
 
 
-@pytest.mark.parametrize(("examples", "fraction", "kept"), [(60000, 0.3, 42000), (100, 0.07, 93), (10, 0.25, 7)])
-def test_a_fraction_is_cut_off_the_end_as_keras_cuts_it(examples: int, fraction: float, kept: int) -> None:
-    images = np.arange(examples * 2, dtype=np.uint8).reshape(examples, 1, 2, 1)
-    labels = np.arange(examples) % 2
-    dataset = data.from_arrays((images, labels), (images[:1], labels[:1]), validation=fraction)
-    assert dataset.validation is not None
-    np.testing.assert_array_equal(dataset.train.inputs, images[:kept])
-    np.testing.assert_array_equal(dataset.validation.inputs, images[kept:])
-    np.testing.assert_array_equal(dataset.validation.targets, labels[kept:])
-
-
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_a_split_named_as_validation_is_shared(name: str) -> None:
     dataset = data.from_arrays((GREY, [0, 1, 2, 3, 4]), (GREY[:2], [0, 1]), validation=name)

@@ -268,12 +268,6 @@ def test_what_is_not_finite_is_named_alike_whatever_the_chunks(
     assert_names(told[0], case, *place, "Dense_0/bias")
 
 
-def test_a_batch_larger_than_the_data_is_refused(dataset: data.Dataset) -> None:
-    config = ExperimentConfig(batch_size=71)
-    with refused(ConfigError, "batch_size", 70, 71):
-        fitting.fit(config, dataset)
-
-
 def test_a_run_of_more_updates_than_int32_counts_is_refused_before_it_has_a_folder(tmp_path: Path) -> None:
     many = (np.zeros((2500, 1, 1, 1), np.uint8), np.zeros(2500, np.int32))
     dataset = data.from_arrays(many, many, num_classes=10)
@@ -285,14 +279,14 @@ def test_a_run_of_more_updates_than_int32_counts_is_refused_before_it_has_a_fold
     fitting.check_data(dataclasses.replace(config, epochs=most), dataset)
 
 
-def test_hooks_see_every_epochs_record_and_state(dataset: data.Dataset) -> None:
-    seen: list[tuple[int, int]] = []
+def test_a_hook_sees_every_epoch_as_the_history_records_it_and_its_state(dataset: data.Dataset) -> None:
+    seen: list[tuple[EpochRecord, int]] = []
 
     def hook(record: EpochRecord, state: train.TrainState) -> None:
-        seen.append((record.epoch, int(state.step)))
+        seen.append((record, int(state.step)))
 
-    fitting.fit(CONFIG, dataset, hooks=[hook])
-    assert seen == [(1, 5), (2, 10), (3, 15)]
+    history = fitting.fit(CONFIG, dataset, hooks=[hook])
+    assert seen == list(zip(history.records, [5, 10, 15], strict=True))
 
 
 def test_chunks_grow_to_fill_their_time_and_change_no_bit(

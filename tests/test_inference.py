@@ -177,17 +177,6 @@ def test_a_run_of_another_module_is_loaded_with_the_experiment_in_hand(dataset: 
         load_model(tmp_path / "run")
 
 
-def test_parameters_of_other_shapes_than_the_configs_are_refused(
-    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
-) -> None:
-    wider = ExperimentConfig(model=MLP(hidden_sizes=(12, 13)))
-    checkpoint = load_checkpoint(trained[0])
-    with RunDirectory.create(tmp_path / "run", wider, manifest(wider, dataset)) as run:
-        run.save_checkpoint(1, checkpoint, {})
-    with refused(RunError, "params/Dense_1/bias", "float32[11]", "float32[13]"):
-        load_model(tmp_path / "run")
-
-
 def load_checkpoint(path: Path) -> dict[str, np.ndarray]:
     found = RunDirectory.open(path, write=False).newest_checkpoint(pytest.fail)
     assert found
@@ -205,18 +194,6 @@ def test_a_checkpoint_that_is_not_there_is_refused(
         run.save_checkpoint(24, load_checkpoint(trained[0]), {})
         with refused(RunError, run.path):
             load_model(run, "best")
-
-
-def test_a_damaged_checkpoint_is_told_of_and_an_older_one_used(
-    tmp_path: Path, trained: tuple[Path, History], dataset: data.Dataset
-) -> None:
-    arrays, told = load_checkpoint(trained[0]), list[str]()
-    with RunDirectory.create(tmp_path / "run", CONFIG, manifest(CONFIG, dataset)) as run:
-        run.save_checkpoint(1, arrays, {})
-        newest = run.save_checkpoint(2, arrays, {})
-    newest.write_bytes(newest.read_bytes()[:-1])
-    assert load_model(tmp_path / "run", warn=told.append).step == 1
-    assert len(told) == 1 and newest.name in told[0]
 
 
 @pytest.mark.parametrize(("correct", "examples"), [(9805, 10000), (0, 50), (50, 50), (1, 2), (996, 1000)])

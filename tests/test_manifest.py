@@ -51,7 +51,7 @@ def test_a_runs_manifest_tells_which_program_xla_made_and_is_not_bound_by_it(
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(other))
     said: list[str] = []
     assert reproduce(tmp_path / "a", small_dataset, devices=1, report=said.append).same
-    assert [line for line in said if line.startswith("compiled differently")]
+    assert any("compiled" in line for line in said)
 
 
 def test_differences_name_the_binding_facts_with_both_values() -> None:

@@ -195,17 +195,3 @@ def test_two_digits_in_a_picture_are_noticed_and_one_is_not_taken_for_two(digits
     for axis in (0, 1):
         assert np.mean([shows_several(np.concatenate(pair, axis=axis)) for pair in pairs]) >= 0.97  # 0.996 of 2,000
     assert not shows_several(np.zeros((28, 28)))
-
-
-def test_what_is_no_picture_of_a_digit_is_named_and_exits_4(
-    digits_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Image.new("L", (300, 200), "white").save(tmp_path / "blank.png")
-    whole = jpeg(Image.new("L", (300, 200), "white"))
-    (tmp_path / "cut.jpg").write_bytes(whole[:200])
-    (tmp_path / "text.png").write_text("hello")
-    Image.new("L", (9, 9)).save(tmp_path / "gif.png", "gif")
-    Image.new("1", (20000, 20000)).save(tmp_path / "bomb.png")
-    for name in ("blank.png", "cut.jpg", "text.png", "gif.png", "bomb.png"):
-        assert main(["predict", str(digits_run), str(tmp_path / name)]) == 4
-        assert_names(capsys.readouterr().err.splitlines()[0], tmp_path / name)

@@ -18,7 +18,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from refusals import assert_names
-from run_stand_in import refuse
+from run_stand_in import READ_ONLY, refuse
 
 import jaxmlp
 from jaxmlp import MLP, Cosine, DataConfig, ExperimentConfig
@@ -212,7 +212,8 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
     lanes.sort(key=lambda lane: lane["lane"])
     assert [run["accuracy"] for run in document["runs"]] == [lane.get("test_accuracy") for lane in lanes]
     assert {run["status"] for run in document["runs"]} == {"finished", "diverged"}
-    assert "kept no runs" in told and document["mcnemar"] == []
+    assert document["mcnemar"] == []
+    assert_names(told, "jaxmlp sweep again.py --seeds 0,1 --keep-runs")
     page = Page((sweep / "report.html").read_text())
     words = " ".join(page.text.split())
     result = json.loads((sweep / "result.json").read_text())
@@ -220,7 +221,6 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
         if setting["mean"]:
             assert f"{setting['mean']:.4f} ± {setting['std']:.4f}" in words
             assert "{:.4f} to {:.4f}".format(*setting["ci95"]) in words
-    assert "kept no runs, so everything that needs a model is missing" in words
     assert "jaxmlp sweep again.py --seeds 0,1 --keep-runs" in words
     assert lanes[0]["params_sha256"] in words
     assert {Path(plot).stem for plot in document["plots"]} == {
@@ -247,15 +247,12 @@ def test_a_run_that_diverged_is_told_of_without_a_result(
     known, unknown = document["runs"]
     assert known["accuracy"] is not None and (unknown["status"], unknown["accuracy"]) == ("diverged", None)
     assert document["mcnemar"] == []
-    assert "bad: diverged" in told
+    assert_names(told, "bad", "diverged")
     words = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
     assert f"bad1diverged after {int(late)} of 2 epochs" in words
-    assert "kept no runs" not in words + told and "shown in detail" not in words
-    assert ("The figures of bad, epoch by epoch" in words) == late
+    assert "--keep-runs" not in words + told
     assert main(["report", str(bad), "--out", str(tmp_path / "alone" / "report.html")]) == 0
-    words = " ".join(Page((tmp_path / "alone" / "report.html").read_text()).text.split())
-    assert "A run that diverged has no result" in words
-    assert "The manifest of bad" in words and "run jaxmlp train again.py" in words
+    assert "jaxmlp train again.py" in Page((tmp_path / "alone" / "report.html").read_text()).text
 
 
 def test_seeds_of_one_experiment_are_one_group_and_of_many_groups_the_best_are_drawn() -> None:
@@ -372,18 +369,6 @@ def test_a_users_matplotlibrc_changes_no_plot() -> None:
         assert mpl.rcParams["text.usetex"] is True
 
 
-def test_what_is_there_once_is_told_in_the_singular(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    small = ("--model.hidden-sizes", "1", "--epochs", "1", "--verbose", "0", "--out", str(run))
-    assert main(["train", str(ROOT / "experiments" / "quickstart.py"), *small]) == 0
-    assert main(["report", str(run)]) == 0
-    page = Page((run / "report.html").read_text())
-    said = " ".join([page.text, *(text or "" for _, attributes in page.tags for text in attributes.values())])
-    assert re.findall(r"(?<![\d.,])1 (?:epochs|images|units|seeds|times)", said) == []
-    assert "1 epoch of 4,000 images" in " ".join(page.text.split())
-    assert "over 1 epoch," in said and "the 1 unit with the largest incoming weights looks for" in page.text
-
-
 def test_no_heading_is_said_again_right_below_it(reports: tuple[Path, Path]) -> None:
     text = reports[0].read_text()
     shown = re.findall(r"<caption>(.*?)</caption>", text)
@@ -403,9 +388,9 @@ def test_where_a_run_cannot_be_written_another_place_can_be_named(
 ) -> None:
     refuse(monkeypatch, call, name)
     assert main([command, str(two_runs[0])]) == 8
-    assert capsys.readouterr().err.endswith("Read-only file system. Name another place with --out.\n")
+    assert_names(capsys.readouterr().err, READ_ONLY, "--out")
     assert main([command, str(two_runs[0]), "--out", str(two_runs[0] / "file")]) == 8
-    assert "Name another" not in capsys.readouterr().err
+    assert "--out" not in capsys.readouterr().err
 
 
 def test_calibration_counts_answers_by_their_probability() -> None:

@@ -119,17 +119,14 @@ with warnings.catch_warnings(record=True) as told:
     warnings.simplefilter("default")
     for number in range(2):
         fit(config, out={folder!r} + f"/{{number}}")
-print([str(each.message)[:68] for each in told])
+print(*[{flag!r} in str(each.message) for each in told])
 print(read_manifest(Path({folder!r}) / "1")["binding"]["xla_flags"])"""
 
 
 def test_a_jax_that_is_up_on_a_gpu_without_the_flags_trains_and_tells_once_and_in_the_manifest(tmp_path: Path) -> None:
-    lost, flag = (
-        "JAX started before jaxmlp, without --xla_gpu_deterministic_ops=true:",
-        "--xla_gpu_deterministic_ops=true",
-    )
-    assert python(ALREADY_UP.format(folder=str(tmp_path / "a"))) == f"{[lost]}\n\n"
-    assert python(ALREADY_UP.format(folder=str(tmp_path / "b")), XLA_FLAGS=flag) == f"[]\n{flag}\n"
+    flag = "--xla_gpu_deterministic_ops=true"
+    assert python(ALREADY_UP.format(folder=str(tmp_path / "a"), flag=flag)) == "True\n\n"
+    assert python(ALREADY_UP.format(folder=str(tmp_path / "b"), flag=flag), XLA_FLAGS=flag) == f"\n{flag}\n"
 
 
 X64 = """
@@ -282,4 +279,4 @@ def test_an_experiment_that_starts_jax_is_told_of_and_no_other(
         up = iter([before, after])
         monkeypatch.setattr(experiment, "started_by", up.__next__)
         assert main(["summary", quickstart, "--json"]) == 0
-        assert ("starts JAX itself" in capsys.readouterr().err) == (after and not before)
+        assert (quickstart in capsys.readouterr().err) == (after and not before)

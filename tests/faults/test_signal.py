@@ -58,7 +58,7 @@ def test_a_signal_saves_the_run_in_whatever_phase_it_comes(
     ended = python("tests/faults/phases.py", phase, name, *TRAIN, "--out", tmp_path / "run", "--json")
     assert ended.returncode == 128 + signal.Signals[name], ended.stderr
     assert json.loads(ended.stdout)["status"] == "interrupted"
-    assert "Go on: jaxmlp train --resume" in ended.stderr and "Traceback" not in ended.stderr
+    assert "jaxmlp train --resume" in ended.stderr and "Traceback" not in ended.stderr
     goes_on(tmp_path / "run", wanted)
     tried(Counter({f"ended {ended.returncode}": 1}))
 
@@ -140,8 +140,7 @@ def test_an_output_that_takes_nothing_ends_the_run_in_order_or_lets_it_go_on(
     ended = subprocess.run(shell, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == code, ended.stderr
     if case in ("full", "full, as JSON"):
-        assert ended.stderr.splitlines()[-1] == "could not write the output: No space left on device."
-        assert "Traceback" not in ended.stderr
+        assert "No space left on device" in ended.stderr and "Traceback" not in ended.stderr
     else:
         assert ended.stderr == ""
     goes_on(tmp_path / "run", wanted)

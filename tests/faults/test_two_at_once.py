@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +22,7 @@ TURNS = 50
 """Of each of four processes."""
 
 TAKE_TURNS = """
-import json, re, sys, time
+import json, sys, time
 import numpy as np
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.errors import RunError
@@ -39,7 +38,7 @@ for _ in range(turns):
             run.save_checkpoint(step, {"w": np.full(1000, step)}, {})
             told["wrote"] += 1
     except RunError as error:
-        assert re.search(r"is in use by (process \\d+ \\(since|another process)", str(error)), error
+        assert path in str(error), error
         told["refused"] += 1
 print(json.dumps(told))
 """
@@ -91,7 +90,7 @@ def test_of_runs_begun_at_once_in_one_folder_one_trains(number: int, tmp_path: P
     codes = sorted(code for code, _, _ in ends)
     assert codes == [0, 5, 5], ends
     for code, _, err in ends:
-        assert code == 0 or re.search(r"in use by (process|another)|holds a (finished|unfinished) run", err), err
+        assert code == 0 or str(tmp_path / "run") in err, err
     scenarios.done("verify", tmp_path / "run")
     tried(Counter(f"ended {code}" for code in codes))
 
@@ -145,7 +144,7 @@ def test_what_reads_runs_beside_a_sweep_that_writes_them_answers_or_says_what_is
         for words in commands:
             if (lane / "config.json").exists():
                 end = scenarios.run(*words)
-                assert end.code == 0 or re.search("has no checkpoint yet|is in use|no epoch", end.said), end
+                assert end.code in (0, 5), end
                 counts[f"ended {end.code}"] += 1
     code, _, err = ended(writer)
     assert code == 0, err
