@@ -14,7 +14,7 @@ from jaxmlp.cli import main
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
 SMALL = ("--model.hidden-sizes", "16", "--epochs", "1")
-"""Makes the quickstart a matter of a second."""
+"""Flags with which the quickstart trains in about a second."""
 
 
 class Ended(NamedTuple):

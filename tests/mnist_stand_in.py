@@ -97,7 +97,7 @@ def write_stock(files: Path, data_dir: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No folder of the user's, an empty data folder, and little patience with the network."""
+    """The user has named no folder, the data folder is empty, and a connection may take 0.2 s."""
     monkeypatch.delenv("JAXMLP_MANUAL_DIR", raising=False)
     monkeypatch.setenv("JAXMLP_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setattr(download, "CONNECT_LIMIT_S", 0.2)
@@ -113,7 +113,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def lines() -> list[str]:
-    """What was reported, where a test passes `report=lines.append`."""
+    """The lines that a test collects with `report=lines.append`."""
     return []
 
 

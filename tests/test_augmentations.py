@@ -68,7 +68,7 @@ def dot_at(row: float, column: float) -> np.ndarray[Any, Any]:
 
 
 def places_of(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Of each dot, from the centre: [images, 2], down and right."""
+    """Where each dot lies from the centre: [images, 2], down and right."""
     return np.array([ndimage.center_of_mass(image[..., 0]) for image in images]) - SIDE // 2
 
 

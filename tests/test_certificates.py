@@ -46,7 +46,7 @@ def command(run: Path, signed: Path, public: Path) -> list[str]:
 
 
 def altered(rng: random.Random, content: bytes) -> bytes:
-    """Other bytes: one bit, byte or stretch of them is another, gone, or new."""
+    """The bytes with one bit, byte or stretch of them changed, removed or added."""
     at = rng.randrange(len(content) + 1)
     begin, rest = content[:at], content[at:]
     kinds = [begin + bytes([rng.randrange(256)]) + rest, begin]

@@ -53,7 +53,7 @@ def saved(path: Path) -> Path:
 
 
 def hand_made(path: Path, header: dict[str, Any] | bytes, body: bytes = b"") -> None:
-    """A file whose header vouches for itself, whatever it says."""
+    """Write a file whose header has the right SHA-256 of itself, whatever else it says."""
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     text = text.replace(b"0" * 64, hashlib.sha256(text).hexdigest().encode(), 1)
     path.write_bytes(len(text).to_bytes(8, "little") + text + body)

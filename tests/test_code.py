@@ -141,7 +141,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def changed(files: Path) -> Path:
-    """The file with another line, in a folder of its own."""
+    """A copy of the file with one line changed, in another folder."""
     other = write(files.parent.parent / "other", **{"1.5 *": "-1.5 *"})
     assert sha256(other) != sha256(files)
     return other
@@ -260,7 +260,7 @@ def test_a_resume_refuses_other_code_unless_that_is_accepted_and_then_records_it
     assert accepted == {"epochs": 1, "code": {"exp.py": sha256(other), "lion_rule.py": sha256(files.parent / HELPED)}}
     assert sha256(stopped / "code" / "accepted-1" / "exp.py") == sha256(other)
     assert verify(stopped).damaged == () and verify(stopped).not_covered == ()
-    # It is the code of its end now.
+    # The run ended with the changed code, so this code is no change any more.
     scored = program("evaluate", str(stopped), "--experiment", str(other), "--json")
     assert scored.document["code_changed"] == []
     again = program("reproduce", str(stopped), "--experiment", str(other), "--json")
@@ -362,7 +362,7 @@ def test_a_sweep_over_kinds_binds_the_code_of_all(
 
 
 def notebook() -> Any:
-    """A part that is made where no file is."""
+    """A part whose class no file defines, as in a notebook."""
     module = types.ModuleType("a_notebook")
     sys.modules["a_notebook"] = module
     source = "import jaxmlp\nclass Focal(jaxmlp.CrossEntropy):\n    def __call__(self, x, y): return self is None"

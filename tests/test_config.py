@@ -90,7 +90,7 @@ INTERVALS: dict[PartType, dict[str, str]] = {
     jaxmlp.Noise: {"size": "[0, inf)"},
     jaxmlp.CutOut: {"size": "[0, 1024]"},
 }
-"""What every number may be, written down a second time."""
+"""The interval of every number, written down independently of the fields."""
 
 FREE = {(ExperimentConfig, name) for name in ("name", "epochs", "best_by")} | {
     (cls, name)
@@ -108,7 +108,7 @@ OF_ONE_SHAPE: dict[str, tuple[Any, Any]] = {
     "clip_value": (1.0, 2.0),
     "class_weights": ((1.0,), (2.0,)),
 }
-"""Two values where programs depend on whether there is one, or how many."""
+"""Two values each of the fields whose programs depend on whether there is a value, or on how many there are."""
 ROLES = (Model, Optimizer, Schedule, Loss, Metric)
 
 PARTS = [pytest.param(cls, id=cls.__name__) for cls in INTERVALS]
@@ -129,7 +129,7 @@ NUMBERS = [
 
 
 def is_traced(cls: PartType, name: str) -> bool:
-    """Every number of optimizers, schedules, controllers and augmentations is, and few others."""
+    """Whether a field is traced: every number of optimizers, schedules, controllers, augmentations, and few others."""
     is_of_role = cls.path.startswith(("optimizer", "controllers", "augmentation")) and (cls, name) not in STATIC
     return (is_of_role and name in INTERVALS[cls]) or (cls, name) in OTHERS_TRACED
 
@@ -139,7 +139,7 @@ def dotted(cls: PartType, name: str) -> str:
 
 
 def in_json(cls: PartType, name: str) -> str:
-    """The same path with the place in a list."""
+    """The same path, with the part's place in its list."""
     return re.sub(rf"^({'|'.join(SEVERAL)})\.", r"\1.0.", dotted(cls, name))
 
 
@@ -259,7 +259,7 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
         taken, beyond = [int(low), int(high)], [int(low) - 1, int(high) + 1]
     else:
         taken, beyond = [*float32_ends(interval)], [math.nan]
-        # An end that is not in it, and what is so near that float32 takes it for that end, are refused.
+        # An open end is refused, and so is a number that float32 rounds to it.
         beyond += [math.nextafter(low, -math.inf)] if interval[0] == "[" else [low, math.nextafter(low, math.inf)]
         beyond += (
             [math.nextafter(high, math.inf)] if interval[-1] == "]" else [high, min(math.nextafter(high, 0), 1e300)]
@@ -420,7 +420,7 @@ def test_the_leaves_are_the_traced_values_in_strong_types(config: ExperimentConf
                        for each in traced(p)]  # fmt: skip
 
     leaves = jax.tree.leaves(config.on_data(10, 7))
-    # The updates of the whole run are no field of the experiment, nor is the zero of portable precision.
+    # Two leaves are no fields: the number of updates of the whole run, and the zero of portable precision.
     assert len(leaves) == len(traced(config)) + 1 + (config.precision == "portable")
     assert {(leaf.dtype.name, leaf.weak_type) for leaf in leaves} <= {
         ("float32", False), ("int32", False), ("uint32", False),

@@ -50,7 +50,7 @@ def test_without_a_network_the_answer_comes_within_the_limit_with_the_ways_on(
 
 @pytest.fixture
 def serve(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Any], None]], None]]:
-    """Makes a handler of GET requests mnist's server."""
+    """A function that serves mnist's files by a handler of GET requests."""
     servers = []
 
     def start(respond: Callable[[Any], None]) -> None:

@@ -140,7 +140,7 @@ def test_a_data_folder_that_cannot_be_written_is_a_disk_error(files: Path, tmp_p
 def test_a_full_disk_is_a_disk_error_and_leaves_nothing(
     files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stands for a file that grows no further: array_record's writer then raises a RuntimeError."""
+    """Stands for a full disk, on which array_record's writer raises a RuntimeError."""
     import tensorflow_datasets as tfds  # type: ignore[import-untyped]
 
     def full(*_: Any, **__: Any) -> None:

@@ -195,7 +195,7 @@ def test_a_page_as_large_as_may_be_can_be_read_back() -> None:
 
 
 def test_rounding_allows_no_more_than_a_few_times_its_own_size(tmp_path: Path) -> None:
-    """A network whose float32 answers are far from the exact ones may differ from itself elsewhere as much."""
+    """If a network's float32 answers are far from the exact answers, those of another program may be as far."""
     loaded = made(activation="tanh")
     loaded = dataclasses.replace(loaded, params=jax.tree.map(lambda leaf: 40 * leaf, loaded.params))
     found = export(loaded, "onnx", tmp_path / "model.onnx")
@@ -248,7 +248,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
 def test_no_package_leaves_an_identifier_behind(tmp_path: Path) -> None:
     code = "from jaxmlp.export import onnx; onnx._packages()"
-    # In a CI, onnxruntime leaves none by itself.
+    # In a CI, onnxruntime leaves no identifier anyway.
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     subprocess.run([sys.executable, "-c", code], env=kept | {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}, check=True)
     assert list(tmp_path.rglob("*")) == []

@@ -244,7 +244,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
 
 DIVERGING: dict[str, tuple[SGD, int, int]] = {
     "loss": (SGD(learning_rate=1e30), 1, 1),
-    # Seven updates by nothing, then one by an infinite rate.
+    # Seven updates at a rate of 0, then one at an infinite rate.
     "parameters": (SGD(learning_rate=1e38, schedule=Piecewise(boundaries=(7,), factors=(0.0, 1e38))), 7, 2),
 }
 """What is not finite first, and in which step and epoch."""
@@ -302,7 +302,7 @@ def test_chunks_grow_to_fill_their_time_and_change_no_bit(
 
     monkeypatch.setattr(train, "train_steps", watch)
     assert fitting.fit(CONFIG, dataset).state_sha256 == uninterrupted[0].state_sha256
-    assert lengths == [0, 1, 1, 3, 5, 5]  # The second is given to the device before the first has told its time.
+    assert lengths == [0, 1, 1, 3, 5, 5]  # The second chunk starts before the first chunk's time is known.
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from jaxmlp.trained.inference import evaluate, load_model
 FILES = Path(__file__).parent / "keras_files"
 """Written by real Keras 2.2.4 and 3.15.1: see `make.py` there."""
 IMAGES = np.uint8(np.arange(7 * 16).reshape(7, 4, 4, 1) * 37 % 256)
-"""As there."""
+"""The images of `make.py`."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -306,7 +306,7 @@ print(resource.getrlimit(resource.RLIMIT_AS), "jax" in sys.modules)"""
 
 
 def test_the_process_apart_keeps_a_limit_that_the_system_set_already_and_starts_no_jax() -> None:
-    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # It takes memory for each thread.
+    env = os.environ | {"OPENBLAS_NUM_THREADS": "1"}  # OpenBLAS takes memory for each thread.
     done = subprocess.run([sys.executable, "-c", LIMITED], env=env, capture_output=True, text=True)
     assert done.stdout == f"({1 << 29}, {1 << 29}) False\n", done.stderr
 

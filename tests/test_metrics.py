@@ -53,7 +53,7 @@ def test_a_distributions_label_is_its_likeliest_class_the_first_of_equals() -> N
 @pytest.mark.parametrize("k", range(1, 11))
 def test_the_first_k_answers_are_those_of_a_stable_sort(k: int) -> None:
     rng = np.random.default_rng(0)
-    logits = rng.integers(0, 6, (300, 10)).astype(np.float32)  # Many equals.
+    logits = rng.integers(0, 6, (300, 10)).astype(np.float32)  # Many ties.
     labels = rng.integers(0, 10, 300).astype(np.int32)
     first = np.argsort(-logits, axis=1, stable=True)[:, :k]
     assert of_examples(TopK(k=k), logits, labels).tolist() == (first == labels[:, None]).any(axis=1).tolist()

@@ -112,9 +112,6 @@ def experiment(model: Any, **values: Any) -> ExperimentConfig:
     return ExperimentConfig(model=model, batch_size=16, epochs=2, grad_shards=2, **values)
 
 
-# Modes.
-
-
 def flagged(flag: str, value: bool) -> nn.Module:
     """A module of dropout alone, told its mode by `flag`, whose default is `value`."""
     source = f"def call(self, x, {flag}={value}): return nn.Dropout(0.5, deterministic=self.off({flag}))(x)"
@@ -225,9 +222,6 @@ def test_a_stream_of_any_name_draws_anew_in_each_step(module: nn.Module) -> None
     assert not (drawn[0] == drawn[2]).any()
 
 
-# Padding.
-
-
 @functools.cache
 def stepped(module: str, grad_shards: int) -> tuple[ExperimentConfig, train.TrainState]:
     """An experiment on numbers, and its first state."""
@@ -323,9 +317,6 @@ def test_the_module_of_a_stack_is_masked_wherever_it_stands() -> None:
     np.testing.assert_allclose(found["turned"]["mean"], np.asarray(filled).mean(), rtol=1e-5)
 
 
-# Bits.
-
-
 @pytest.mark.optimized
 @pytest.mark.parametrize("name", CNNS)
 def test_one_digest_on_any_number_of_devices(name: str) -> None:
@@ -391,9 +382,6 @@ def test_a_summary_shows_the_layers_of_the_module_that_trains() -> None:
     assert of_linen.layers[0].output_shape == of_nnx.layers[0].output_shape == (2, 2, 4)
     # A convolution of 4 places of 9 pixels to 4 channels, without its input's gradient; a product 16 x 3, three times.
     assert of_linen.flops_per_step == 2 * 16 * (2 * 4 * 9 * 4 + 3 * 16 * 3)
-
-
-# Room for what follows.
 
 
 class Mixup(Augmentation):

@@ -55,7 +55,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def reports(two_runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Of one run, and of two, the second under a hostile name."""
+    """Reports of one run and of two runs; the second run has a hostile name."""
     folder = tmp_path_factory.mktemp("reports")
     shutil.copytree(two_runs[1], folder / HOSTILE)
     assert main(["report", str(two_runs[0]), "--out", str(folder / "one" / "report.html")]) == 0

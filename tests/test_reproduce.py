@@ -80,7 +80,7 @@ def trained(small_dataset: data.Dataset, tmp_path: Path, monkeypatch: pytest.Mon
         digest_every: int | None = None,
         config: ExperimentConfig = CONFIG,
     ) -> Path:
-        runtime.configure()  # Before the manifest, which has what it sets.
+        runtime.configure()  # Before the manifest, which records what this sets.
         facts = manifest(config, small_dataset, devices=len(shards.pick_devices(config.grad_shards)))
         real, stop, path = train.train_steps, Stop(), tmp_path / "run"
 

@@ -113,7 +113,7 @@ def test_lanes_spread_over_devices_keep_their_bits(dataset: data.Dataset, swept:
 def test_lanes_train_in_groups_that_fit_the_memory(
     dataset: data.Dataset, swept: SweepResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One on each of three devices; the last group has one lane too few, and another stands in for it."""
+    """One lane on each of three devices. The last group lacks a lane, so another lane fills its place."""
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (1 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
     progress = Interrupt()
@@ -138,7 +138,7 @@ def test_a_group_that_took_more_than_was_thought_is_made_smaller(
 def test_interrupted_at_any_chunk_a_sweep_goes_on_to_the_same_bits(
     keep_runs: bool, dataset: data.Dataset, swept: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In groups of four, so that signals come in the first one, between them, and in the second."""
+    """In groups of four lanes, so that signals come in the first group, between the groups, and in the second."""
     monkeypatch.setattr(group.LaneGroup, "chunk_s", 0.0)
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: (4 << 20) / memory.SHARE + 1)
     monkeypatch.setattr(memory, "lane_bytes", lambda states, orders: 1 << 20)
@@ -267,7 +267,7 @@ def test_a_folder_with_a_sweep_or_run_is_not_taken_and_one_without_is_not_resume
 
 
 def test_a_call_makes_its_lanes_once(dataset: data.Dataset, tmp_path: Path) -> None:
-    """One takes about half a millisecond, so that 65,536 of them take half a minute."""
+    """Making a lane takes about half a millisecond: 65,536 lanes take half a minute."""
     path, stop = tmp_path / "sweep", Stop()
     stop.signal = signal.SIGTERM
     with mock.patch.object(Plan, "lanes", autospec=True, side_effect=Plan.lanes) as lanes:

@@ -33,7 +33,7 @@ def whole(small_dataset: data.Dataset, tmp_path_factory: pytest.TempPathFactory)
     path = tmp_path_factory.mktemp("runs") / "whole"
     facts = manifest(CONFIG, small_dataset)
     with pytest.MonkeyPatch.context() as patch, RunDirectory.create(path, CONFIG, facts) as run:
-        patch.setattr(loop.Loop, "chunk_s", 0.0)  # One update a chunk, so that checkpoints are of the last two.
+        patch.setattr(loop.Loop, "chunk_s", 0.0)  # One update a chunk, so that the last two updates have checkpoints.
         fitting.fit(CONFIG, small_dataset, run=run, checkpoint_s=0, digest_every=2)
     return path
 

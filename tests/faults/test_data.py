@@ -121,7 +121,7 @@ def test_a_faulty_named_file_ends_in_4_with_its_name_and_leaves_no_cache(
 ) -> None:
     whole, rng = {path: path.read_bytes() for path in files.iterdir()}, random.Random(fault)
     contents = {path: gzip.decompress(content) for path, content in whole.items()}
-    without_tfds(monkeypatch)  # Nothing is prepared of files that are not the right ones.
+    without_tfds(monkeypatch)  # Files with other sums must not be prepared.
     tries = 0
     for path in sorted(whole):
         for _ in range(PLACES):

@@ -45,8 +45,8 @@ def laid(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         # As many updates a call however fast the machine is, so that the changes are the same every time.
         patched.setattr(loop.Loop, "chunk_s", 1e6)
         patched.setattr(group.LaneGroup, "chunk_s", 1e6)
-        patched.setitem(official.SOURCES, "mnist", official.SOURCES["mnist"])  # Comes back afterwards.
-        # No power is cut in truth, and a test that waits for the disk is slow.
+        patched.setitem(official.SOURCES, "mnist", official.SOURCES["mnist"])  # Restores mnist afterwards.
+        # These faults cut no power, and waiting for the disk is slow.
         patched.setattr(os, "fsync", lambda descriptor: None)
         scenario.lay(places / "template")
         yield play(scenario, places)
@@ -71,7 +71,7 @@ def test_a_fault_at_any_change_loses_nothing(
 
 
 UNPRIVILEGED = "setpriv --bounding-set=-dac_override,-dac_read_search" if os.geteuid() == 0 else ""
-"""Before a command: file modes bind it, though it be root's."""
+"""Begins a command for which file modes hold although root runs it."""
 MEANS = {
     "a limit on file sizes": ("ulimit -S -f 40", "ulimit -S -f unlimited"),
     "no bytes at all": ("ulimit -S -f 0", "ulimit -S -f unlimited"),

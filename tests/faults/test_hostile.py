@@ -89,7 +89,7 @@ def test_a_pipe_folder_or_link_in_a_files_place_is_neither_waited_for_nor_read(
     with bounded():
         codes = [answer(*command, str(run))[0] for command in COMMANDS]
     assert codes[1] == 5
-    # Opened to go on with, a finished run is locked and its result shown.
+    # `train --resume` locks a finished run and shows its result.
     assert codes[3] == (5 if name in ("config.json", "manifest.json") else 8 if name == "lock" else 0)
 
 
@@ -289,7 +289,7 @@ def test_a_sparse_array_is_refused_before_memory_is_taken(tmp_path: Path) -> Non
 
 
 def test_a_list_of_texts_that_are_all_one_long_text_is_refused(tmp_path: Path) -> None:
-    """4,000 names of a megabyte each, in a file of one."""
+    """4,000 names of a megabyte each, in a file of less than three megabytes."""
     path = tmp_path / "x.h5"
     path.write_bytes((KERAS / "keras2_weights.h5").read_bytes())
     with h5py.File(path, "a") as file:

@@ -39,7 +39,7 @@ PAIRS = [pytest.param(optimizer, LOSSES[i % 3], id=optimizer.__name__) for i, op
 
 
 def dataset(examples: int, *, classes: int = 3, images: Any = None, labels: Any = None) -> data.Dataset:
-    """Noise of 4 x 4 pixels, or what is given, which is also tested and validated on."""
+    """Noise of 4 x 4 pixels, or the given examples, as the training, validation and test split."""
     rng = np.random.default_rng(examples)
     images = rng.integers(0, 256, (examples, 4, 4), np.uint8) if images is None else images
     labels = rng.integers(0, classes, examples) if labels is None else labels

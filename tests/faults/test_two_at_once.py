@@ -19,7 +19,7 @@ from jaxmlp.run.directory import RunDirectory
 Tried = Callable[[Counter[str]], None]
 ROUNDS = 20 if ALL else 1
 TURNS = 50
-"""Of each of four processes."""
+"""How often each of four processes opens the run."""
 
 TAKE_TURNS = """
 import json, sys, time
