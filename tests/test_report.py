@@ -213,15 +213,16 @@ def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_mi
     assert [run["accuracy"] for run in document["runs"]] == [lane.get("test_accuracy") for lane in lanes]
     assert {run["status"] for run in document["runs"]} == {"finished", "diverged"}
     assert document["mcnemar"] == []
-    assert_names(told, "jaxmlp sweep again.py --seeds 0,1 --keep-runs")
-    page = Page((sweep / "report.html").read_text())
+    assert_names(told, sweep, "--keep-runs")
+    text = (sweep / "report.html").read_text()
+    page = Page(text)
     words = " ".join(page.text.split())
     result = json.loads((sweep / "result.json").read_text())
     for setting in result["summary"]:
         if setting["mean"]:
             assert f"{setting['mean']:.4f} ± {setting['std']:.4f}" in words
             assert "{:.4f} to {:.4f}".format(*setting["ci95"]) in words
-    assert "jaxmlp sweep again.py --seeds 0,1 --keep-runs" in words
+    assert 'id="missing"' in text and "jaxmlp sweep again.py --seeds 0,1 --keep-runs" in words
     assert lanes[0]["params_sha256"] in words
     assert {Path(plot).stem for plot in document["plots"]} == {
         "loss", "accuracy", "learning_rate", "heat_map", "seeds_accuracy", "seeds_loss",
@@ -248,9 +249,9 @@ def test_a_run_that_diverged_is_told_of_without_a_result(
     assert known["accuracy"] is not None and (unknown["status"], unknown["accuracy"]) == ("diverged", None)
     assert document["mcnemar"] == []
     assert_names(told, "bad", "diverged")
-    words = " ".join(Page((tmp_path / "report.html").read_text()).text.split())
-    assert f"bad1diverged after {int(late)} of 2 epochs" in words
-    assert "--keep-runs" not in words + told
+    text = (tmp_path / "report.html").read_text()
+    assert f"bad1diverged after {int(late)} of 2 epochs" in " ".join(Page(text).text.split())
+    assert "--keep-runs" not in told and 'id="missing"' not in text
     assert main(["report", str(bad), "--out", str(tmp_path / "alone" / "report.html")]) == 0
     assert "jaxmlp train again.py" in Page((tmp_path / "alone" / "report.html").read_text()).text
 
