@@ -115,7 +115,7 @@ def test_a_closed_pipe_ends_the_program_without_a_word(words: list[str], unbuffe
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", [["--version"], ["--help"], ["data", "status"], ["data", "status", "--json"]])
+@pytest.mark.parametrize("words", [["--help"], ["data", "status"], ["data", "status", "--json"]])
 def test_an_output_on_a_full_disk_ends_the_program_with_8(words: list[str], unbuffered: str) -> None:
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
     command = [sys.executable, "-m", "jaxmlp", *words]

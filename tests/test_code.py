@@ -524,15 +524,6 @@ def test_a_data_set_that_a_file_registers_is_found_by_that_file_and_binds_no_bit
     assert open_data(open_run(path, file)).sha256 == facts["binding"]["data_sha256"]
 
 
-def test_a_part_without_a_rule_of_its_own_is_refused_by_the_command(tmp_path: Path, program: Program) -> None:
-    path = tmp_path / "lion.py"
-    text = "from jaxmlp import SGD, ExperimentConfig\nclass Lion(SGD):\n    b2: float = 0.9\n"
-    path.write_text(f"{text}CONFIG = ExperimentConfig(optimizer=Lion())")
-    ended = program("train", str(path))
-    assert ended.code == 2
-    assert_names(ended.stderr, "lion.py", "Lion", "SGD")
-
-
 def test_experiment_without_a_run_is_refused(files: Path, program: Program) -> None:
     ended = program("train", str(files), "--experiment", str(files))
     assert ended.code == 2

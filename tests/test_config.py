@@ -325,6 +325,7 @@ def test_a_value_of_another_type_is_refused_by_name(cls: PartType, name: str) ->
         ("epochs", 2.0, []),
         ("seed", True, []),
         ("data.pixel_scale", "1/255", []),
+        ("optimizer.learning_rate", 1e300, ["[0, inf)", "float32", "inf"]),
         ("precision", "float16", ["float32, tensorfloat32, bfloat16, portable", "bfloat16?"]),
         ("optimizer.kind", "adamx", ["sgd, rmsprop, adam, adamw, layer_rates", "adam?"]),
         ("loss", None, []),

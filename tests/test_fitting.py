@@ -221,27 +221,6 @@ def test_nothing_is_written_or_digested_without_a_run_directory(dataset: data.Da
     assert history["val_loss"][-1] == history.test_loss
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_names_step_epoch_and_leaf(
-    dataset: data.Dataset, tmp_path: Path
-) -> None:
-    config = ExperimentConfig(
-        model=MLP(hidden_sizes=(12,), activation="linear"),
-        optimizer=SGD(learning_rate=1e30),
-        batch_size=16,
-    )
-    with (
-        RunDirectory.create(tmp_path / "run", config, {}) as run,
-        pytest.raises(DivergedError) as error,
-    ):
-        fitting.fit(config, dataset, run=run, checkpoint_s=0)
-    with RunDirectory.open(tmp_path / "run", write=False) as run:
-        assert run.status == "diverged"
-        good = run.newest_checkpoint(warn=pytest.fail)
-        assert good is not None
-        assert all(np.isfinite(array).all() for array in good.arrays.values())
-    assert_names(str(error.value), good.path.stem)
-
-
 DIVERGING: dict[str, tuple[SGD, int, int]] = {
     "loss": (SGD(learning_rate=1e30), 1, 1),
     # Seven updates at a rate of 0, then one at an infinite rate.

@@ -445,21 +445,3 @@ def test_a_file_of_another_kind_under_keras_name_exits_5(
         path.write_bytes(content)
     assert main(["import-keras", str(path)]) == 5
     assert_names(capsys.readouterr().err.splitlines()[0], path)
-
-
-@pytest.mark.parametrize("name", ["keras2.h5", "keras3.weights.h5", "keras3.keras"])
-def test_a_damaged_file_gives_an_error_or_a_network_and_nothing_else(name: str, tmp_path: Path) -> None:
-    whole, rng = (FILES / name).read_bytes(), np.random.default_rng(0)
-    path, refused = tmp_path / name, 0
-    for trial in range(120):
-        damaged = bytearray(whole)
-        if trial % 3:
-            damaged[rng.integers(len(whole) if trial % 3 == 1 else 4000)] ^= 1 << rng.integers(8)
-        else:
-            del damaged[rng.integers(len(whole)) :]
-        path.write_bytes(damaged)
-        try:
-            parse_keras(path)
-        except RunError:
-            refused += 1
-    assert refused > 30  # HDF5 has no sums: a changed weight is another weight

@@ -16,6 +16,7 @@ import pytest
 from refusals import refused
 
 from jaxmlp import MLP, SGD, Adam, ConfigError, Cosine, CrossEntropy, ExperimentConfig, data, fit, ranged, train
+from jaxmlp.engine.history import History
 from jaxmlp.experiment.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule
 from jaxmlp.experiment.plain import where, with_value
 from jaxmlp.source.code import code_of
@@ -117,19 +118,24 @@ def dataset() -> data.Dataset:
     return data.from_arrays((images[:40], labels[:40]), test, validation=test)
 
 
+@pytest.fixture(scope="module")
+def small(dataset: data.Dataset) -> History:
+    """What training with the parts that ship leaves."""
+    return fit(SMALL, dataset)
+
+
 @each_role
-def test_a_part_of_ones_own_trains_as_its_rule_says(role: str, dataset: data.Dataset) -> None:
+def test_a_part_of_ones_own_trains_as_its_rule_says(role: str, dataset: data.Dataset, small: History) -> None:
     config = with_own(role)
     history = fit(config, dataset)
     assert history.status == "finished"
     other = fit(with_value(config, OWN[role][1], OWN[role][2]), dataset)
-    plain = fit(SMALL, dataset)
     if role == "metrics":  # It changes figures, and no parameter.
-        assert history.params_sha256 == other.params_sha256 == plain.params_sha256
+        assert history.params_sha256 == other.params_sha256 == small.params_sha256
         assert history["margin"] == [value / 2 for value in other["margin"]]
         assert history.test["margin"] != 0
     else:
-        assert len({history.params_sha256, other.params_sha256, plain.params_sha256}) == 3
+        assert len({history.params_sha256, other.params_sha256, small.params_sha256}) == 3
 
 
 @each_role
@@ -188,16 +194,16 @@ PLAIN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("role", PLAIN)
-def test_a_plain_object_trains_in_each_role(role: str, dataset: data.Dataset) -> None:
+def test_a_plain_object_trains_in_each_role(role: str, dataset: data.Dataset, small: History) -> None:
     config = replace(SMALL, best_by="loss", **PLAIN[role])
     history = fit(config, dataset)
     assert history.status == "finished" and np.isfinite(history["loss"]).all()
     if role == "metrics":
-        assert history["function_metric"] == fit(SMALL, dataset)["accuracy"]
+        assert history["function_metric"] == small["accuracy"]
     elif role == "loss":
         assert history.params_sha256 == fit(replace(SMALL, loss=CrossEntropy()), dataset).params_sha256
     else:
-        assert history.params_sha256 != fit(SMALL, dataset).params_sha256
+        assert history.params_sha256 != small.params_sha256
 
 
 @pytest.mark.parametrize("parent", [SGD, Adam, CrossEntropy, Cosine, MLP, Lion])
