@@ -266,7 +266,7 @@ def _train_step(
     sum_over_shards = partial(
         shards.sum_over_shards, whole=whole, own=own, num_shards=config.grad_shards, mesh=mesh, exact=config.exact
     )
-    if isinstance(state.opt_state, ShardedOptState):
+    if isinstance(state.opt_state, ShardedOptState):  # Then there is neither a penalty nor accumulation.
         update = partial(_update_own, steered, state.opt_state)
         (params, sums, variables), opt_state = sum_over_shards(shard_gradients, update=update)
         after = controllers.after_update(steered, state._replace(params=params, opt_state=opt_state))

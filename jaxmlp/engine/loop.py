@@ -207,7 +207,7 @@ class Loop(abc.ABC):
         return shared
 
     def _step(self) -> int:
-        """Updates made since the start of the training."""
+        """Updates made since the start of the training, counted on the host without waiting for the device."""
         return (self.position.epoch - 1) * self.programs.steps_per_epoch + self.position.done
 
     def _send_chunk(self, order: jax.Array, length: int) -> None:

@@ -44,7 +44,7 @@ class Position:
 
     @property
     def step(self) -> int:
-        """Number of updates since the run's start; for lanes, of the first lane."""
+        """Number of updates since the run's start; for lanes, of the first lane. Waits for the device."""
         return int(np.ravel(jax.device_get(self.state.step))[0])
 
     @classmethod
