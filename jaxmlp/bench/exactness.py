@@ -7,15 +7,18 @@ on any machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from jaxmlp.bench.noise import Watch
+from jaxmlp.bench.spread import Spread
 from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 
-SUITES = {"fastest": 5, "exact": 5}
-"""Number of timed processes for each suite."""
+SUITES = ("fastest", "exact")
+PROCESSES = 5
+"""Number of timed processes of each suite."""
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 GRAD_SHARDS = 8
 EXAMPLES = 4_000
@@ -79,39 +82,50 @@ def programs(name: str) -> Iterator[TimedProgram]:
 def run_exactness(
     *, device: str = "auto", processes: int | None = None, tell: Callable[[str], None] = print
 ) -> dict[str, Any]:
-    """Time all levels of exactness, and return JSON values. For arguments see `processes.run_suite`."""
-    from jaxmlp.bench.processes import rows_of, timed_processes
+    """Time all levels of exactness, and return JSON values. For arguments see `processes.run_suite`.
 
-    rows, found = [], []
-    for name, usual in SUITES.items():
-        first, counted = timed_processes(name, device=device, wanted=processes or usual, tell=tell)
-        found += counted
-        rows += rows_of(first, counted)
-    busy = max((one["others_cores"] or 0.0 for one in found), default=0.0)
+    The suites take turns, a process each, so that both meet the same clock speeds and neighbours.
+    """
+    from jaxmlp.bench.processes import measure_in_a_process, rows_of
+
+    wanted, began = processes or PROCESSES, time.perf_counter()
+    tell(f"exactness: two processes compile, then {wanted} of each suite are timed in turns; minutes on two cores")
+    firsts = {name: measure_in_a_process(name, device, {}, (), counted=True) for name in SUITES}
+    tell(f"compiled; less than {wanted * (time.perf_counter() - began):.0f} s more")
+    timed: dict[str, list[dict[str, Any]]] = {name: [] for name in SUITES}
+    for number in range(1, wanted + 1):
+        started = time.perf_counter()
+        for name in SUITES:
+            timed[name].append(measure_in_a_process(name, device, firsts[name]["units"], ()))
+        took = time.perf_counter() - started
+        tell(f"turn {number} of {wanted}: {took:.1f} s; about {took * (wanted - number):.0f} s more")
     return {
         "suite": "exactness",
-        "manifest": first["manifest"],
-        "machine": first["machine"],
-        "processes": len(counted),
-        "others_cores": busy,
-        "rows": rows,
+        "manifest": firsts["exact"]["manifest"],
+        "machine": firsts["exact"]["machine"],
+        "processes": wanted,
+        "others_cores": max(one["others_cores"] or 0.0 for found in timed.values() for one in found),
+        "rows": [row for name in SUITES for row in rows_of(firsts[name], timed[name])],
     }
 
 
 def table(document: Mapping[str, Any]) -> Iterator[str]:
-    """Lines with the milliseconds of an update, and their ratio to `fastest` in the same precision."""
+    """Lines with the milliseconds of an update, and the ratios of each turn to `fastest` in the same precision."""
     rows = {(*row["what"].split(), row["precision"]): row for row in document["rows"]}
     ways = ("fastest", "deterministic", "shards")
-    yield f"{'an update':22}" + "".join(f"{way:>22}" for way in ways)
+    yield f"{'an update':22}" + "".join(f"{way:>26}" for way in ways)
     for network in dict.fromkeys(name for name, _, _ in rows):
         for precision in PRECISIONS:
-            cells = _cells([rows[network, way, precision]["median_s"] for way in ways])
+            fastest = rows[network, "fastest", precision]
+            cells = "".join(_cell(rows[network, way, precision], fastest) for way in ways)
             yield f"{f'{network}, {precision}':22}{cells}"
-        fastest, portable = (rows[network, *held]["median_s"] for held in (("fastest", "float32"), ("portable",) * 2))
-        yield f"{f'{network}, portable':22}{_cells([portable], fastest)}"
-    yield "Second figure: ratio to the fastest in the same precision; portable: to the fastest in float32."
+        cell = _cell(rows[network, "portable", "portable"], rows[network, "fastest", "float32"])
+        yield f"{f'{network}, portable':22}{cell}"
+    yield "Median ms; median ratio to the fastest in the same precision (its interquartile range)."
+    yield "portable: ratio to the fastest in float32."
     yield f"shards: {GRAD_SHARDS} gradient shards, added in a fixed order on one device."
 
 
-def _cells(seconds: Sequence[float], fastest: float | None = None) -> str:
-    return "".join(f"{f'{1e3 * one:.3g} ms, {one / (fastest or seconds[0]):.2f}':>22}" for one in seconds)
+def _cell(row: Mapping[str, Any], fastest: Mapping[str, Any]) -> str:
+    ratios = Spread.of([one / other for one, other in zip(row["process_s"], fastest["process_s"], strict=True)])
+    return f"{f'{1e3 * row["median_s"]:.3g} ms, {ratios.median:.2f} ({ratios.iqr:.2f})':>26}"
