@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -124,13 +125,14 @@ def program(run: Callable[[list[str]], int] | None = None) -> None:
     """
     code = 1
 
-    def leave() -> None:
-        with contextlib.suppress(OSError, ValueError):  # The stream may be closed.
+    def leave(*_: object) -> None:
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # The stream may be closed, or be flushed already.
             sys.stdout.flush()
         os._exit(code)
 
     atexit.register(leave)  # Registered first, so that it runs last.
     code = (run or main)(sys.argv[1:])
+    signal.signal(signal.SIGINT, leave)  # Others' callbacks at exit would end in a traceback.
     sys.exit(code)
 
 

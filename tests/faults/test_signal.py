@@ -101,6 +101,23 @@ def test_a_second_ctrl_c_ends_the_process_at_once(phase: str, wanted: Any, tmp_p
     tried(Counter({"ended 130": 1}))
 
 
+EXITS = """
+import atexit, os, signal
+from jaxmlp.cli import program
+
+def run(argv):
+    atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    return 3
+
+program(run)
+"""
+
+
+def test_ctrl_c_while_the_process_exits_changes_neither_code_nor_words() -> None:
+    done = subprocess.run([sys.executable, "-c", EXITS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(20 if ALL else 1))
 def test_ctrl_c_at_any_moment_shows_no_traceback(number: int, wanted: Any, tmp_path: Path, tried: Tried) -> None:
