@@ -22,7 +22,7 @@ class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
 
     seeds: int = ranged(50, "[2, 10000]")
     """Number of seeds, counted from 0."""
-    verify: bool = False
+    verify: flags.Switch = False
     """Draw the seeds at random instead: nobody has chosen the recipe by them. They are printed."""
     target: float = ranged(0.9805, "(0, 1)")
     """Mean test accuracy to exceed."""
