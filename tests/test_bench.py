@@ -268,6 +268,19 @@ def test_the_price_of_exactness_is_the_ratio_of_each_turn_to_the_fastest_of_the_
     assert lines[4].split() == ["relu,", "portable", "4", "ms,", "4.00", "(0.00)"]
 
 
+def test_the_levels_of_exactness_are_timed_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[str] = []
+
+    def measure(name: str, *_: Any, **__: Any) -> dict[str, Any]:
+        timed.append(name)
+        return {"programs": [], "units": {}, "seconds": {}, "others_cores": 0.25, "manifest": {}, "machine": {}}
+
+    monkeypatch.setattr(processes, "measure_in_a_process", measure)
+    found = exactness.run_exactness(processes=3, tell=lambda _: None)
+    assert timed == ["fastest", "exact"] * 4  # The first two compile.
+    assert (found["processes"], found["others_cores"]) == (3, 0.25)
+
+
 def test_a_power_is_fitted_exactly() -> None:
     found = fit_power([32, 128, 512], [3e-3 * size**0.8 for size in (32, 128, 512)])
     assert [found["exponent"], found["factor"]] == pytest.approx([0.8, 3e-3])
