@@ -354,6 +354,8 @@ def test_orders_are_jax_s_with_nan_and_infinities() -> None:
             *(jnp.max(x, 1), jnp.min(x, 1), jnp.argmax(x, 1), jnp.argmin(x, 1), jnp.sort(x, 1), jnp.argsort(x, 1)),
             *(lax.cummax(x, axis=1), jnp.sign(x), jnp.floor(x / 2), jnp.round(x / 2), jnp.clip(x, -2, 2.5)),
             *(lax.top_k(x[1], 2), x < 2, x >= 2, jnp.isfinite(x), lax.reduce_precision(x, 8, 7), x % 2),
+            *(primitive.bind(x, x[:, ::-1]) for primitive in (lax.eq_to_p, lax.lt_to_p, lax.le_to_p)),
+            lax.eq_to_p.bind(x, x),  # NaN equals NaN.
         )
 
     for got, want in zip(jax.tree.leaves(run(orders, x)), jax.tree.leaves(jax.jit(orders)(x)), strict=True):

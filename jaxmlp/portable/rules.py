@@ -6,6 +6,7 @@ returns the equation's results. A primitive that is not in the table is refused.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -163,6 +164,11 @@ def compared(holds: Callable[[Array, Array], Array], unordered: bool) -> Rule:
         return holds(kx, ky) | nan if unordered else holds(kx, ky) & ~nan
 
     return for_floats(wide(rule))
+
+
+def in_total_order(holds: Callable[[Array, Array], Array]) -> Rule:
+    """A comparison of the floats' order as integers, where NaN equals NaN and is above everything."""
+    return for_floats(wide(lambda a, eqn, x, y: holds(order(x), order(y))))
 
 
 def shift(a: Arithmetic, eqn: Any, x: Array, by: Array) -> Any:
@@ -486,7 +492,6 @@ def _fill() -> None:
         "dynamic_slice",
         "dynamic_update_slice",
         "empty",
-        "eq_to",
         "expand_dims",
         "gather",
         "iota",
@@ -585,14 +590,16 @@ def _fill() -> None:
     RULES["round"] = wide(rounded)
     RULES["reduce_precision"] = wide(reduce_precision)
     for name, holds, unordered in (
-        ("eq", lambda x, y: x == y, False),
-        ("ne", lambda x, y: x != y, True),
-        ("lt", lambda x, y: x < y, False),
-        ("le", lambda x, y: x <= y, False),
-        ("gt", lambda x, y: x > y, False),
-        ("ge", lambda x, y: x >= y, False),
+        ("eq", operator.eq, False),
+        ("ne", operator.ne, True),
+        ("lt", operator.lt, False),
+        ("le", operator.le, False),
+        ("gt", operator.gt, False),
+        ("ge", operator.ge, False),
     ):
         RULES[name] = compared(holds, unordered)
+    for name, holds in (("eq_to", operator.eq), ("lt_to", operator.lt), ("le_to", operator.le)):
+        RULES[name] = in_total_order(holds)
     for name in ["shift_left", "shift_right_arithmetic", "shift_right_logical"]:
         RULES[name] = shift
     RULES["convert_element_type"] = convert
@@ -645,6 +652,9 @@ def _fill() -> None:
         "le",
         "gt",
         "ge",
+        "eq_to",
+        "lt_to",
+        "le_to",
         "shift_left",
         "shift_right_arithmetic",
         "shift_right_logical",
