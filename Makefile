@@ -2,6 +2,8 @@
 
 BIN := .venv/bin
 READY := .venv/ready
+# Python compiles what is imported, when it is imported; pip would compile all of it, which takes most of its time.
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 # Where Python is looked for: the first one that jaxlib's pinned version has wheels for, and that can make environments.
 PYTHON = python3.13 python3.12 python3.14 python3 \
@@ -52,7 +54,7 @@ chromium:
 		{ echo 'make test-browser needs Chromium: install it as root, apt-get install chromium.' >&2; exit 2; }
 
 test-browser: $(READY) chromium site
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright==1.65.2 axe-playwright-python==0.1.8
+	@$(INSTALL) playwright==1.65.2 axe-playwright-python==0.1.8
 	$(BIN)/python -m pytest -m browser tests/browser
 
 # With PYTHON=..., that interpreter and its packages are used as they are, and no environment is made.
@@ -96,13 +98,12 @@ OLDEST = $$(sed -n 's/.*"jax >=\(.*\)".*/\1/p' pyproject.toml)
 
 $(TARGETS)/oldest/ready: pyproject.toml | $(READY)
 	@rm -rf $(TARGETS)/oldest
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps jax==$(OLDEST) jaxlib==$(OLDEST) \
-		--target $(TARGETS)/oldest
+	@$(INSTALL) --no-deps jax==$(OLDEST) jaxlib==$(OLDEST) --target $(TARGETS)/oldest
 	@touch $@
 
 $(TARGETS)/%/ready: requirements-%.lock | $(READY)
 	@rm -rf $(TARGETS)/$*
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $< --target $(TARGETS)/$*
+	@$(INSTALL) --require-hashes --no-deps -r $< --target $(TARGETS)/$*
 	@touch $@
 
 # Copies keep their paths, so a link works in the site and on a code host. The list has what the documents link to.
@@ -120,8 +121,7 @@ site: $(TARGETS)/site/ready
 
 $(TARGETS)/site/ready: pyproject.toml | $(READY)
 	@rm -rf $(TARGETS)/site
-	@$(BIN)/python -c '$(SITE_EXTRA)' | $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--requirement /dev/stdin --target $(TARGETS)/site
+	@$(BIN)/python -c '$(SITE_EXTRA)' | $(INSTALL) --requirement /dev/stdin --target $(TARGETS)/site
 	@touch $@
 
 lint: $(READY)
@@ -137,7 +137,7 @@ LOCK = $(BIN)/python -m uv --no-config pip compile pyproject.toml --universal --
 APART = $$(sed -n 's/^\([a-z0-9-]*\)==.*/--no-emit-package \1/p' requirements.lock)
 
 lock: $(READY)
-	$(BIN)/python -m pip install --quiet uv
+	$(INSTALL) uv
 	$(LOCK) $(EXTRAS:%=--extra %) --output-file requirements.lock
 	$(LOCK) --extra tpu --constraint requirements.lock $(APART) --output-file requirements-tpu.lock
 	echo 'jax[cuda13-local]' | $(LOCK:pyproject.toml=-) --constraint requirements.lock $(APART) \
@@ -163,6 +163,6 @@ $(READY): pyproject.toml requirements.lock
 	fi; \
 	echo "Setting up .venv with Python $$version: a minute or two, once."; \
 	"$$python" -m venv --clear .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@$(INSTALL) --require-hashes --no-deps -r requirements.lock
+	@$(INSTALL) --no-build-isolation --no-deps --editable .
 	@touch $@
