@@ -19,8 +19,6 @@ import numpy as np
 from jax import lax
 
 from jaxmlp.portable.arithmetic import (
-    FRACTION,
-    HIDDEN,
     INFINITY,
     MAGNITUDE,
     NAN,
@@ -28,10 +26,12 @@ from jaxmlp.portable.arithmetic import (
     Arithmetic,
     Array,
     bits,
+    bits_of,
     exponent,
     floats,
     power_of_two,
     select,
+    significand,
 )
 from jaxmlp.portable.sums import reduce
 
@@ -65,7 +65,7 @@ def shift_of(largest: Array, count: int) -> Array:
     # The magnitude is room * 2^(exponent - 150). Shifted by 8 count + 125 - exponent, it is room * 2^(8 count - 25).
     # If that exceeds the largest number that fits into the slices, the shift is one less.
     limit = sum(127 * 256**i for i in range(count))
-    room = (largest & FRACTION) | HIDDEN
+    room = significand(largest)
     over = room > np.int32(min(limit * 2.0 ** (25 - 8 * count), 2**24))
     shift = np.int32(8 * count - 1 + 126) - exponent(largest) - over.astype(np.int32)
     return select(shift > 126, np.int32(126), shift)
@@ -73,7 +73,7 @@ def shift_of(largest: Array, count: int) -> Array:
 
 def cut(x: Array, shift: Array, count: int) -> list[Array]:
     """Round x * 2^shift to the nearest integer, and cut it into `count` slices."""
-    half = floats((bits(x) & SIGN) | np.float32(0.5).view(np.int32))
+    half = floats((bits(x) & SIGN) | bits_of(0.5))
     # The product is exact, so a fused multiply-add gives the same bits.
     whole = (x * power_of_two(shift) + half).astype(np.int32)
     slices = []

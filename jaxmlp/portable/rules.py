@@ -24,6 +24,7 @@ from jaxmlp.portable.arithmetic import (
     Arithmetic,
     Array,
     bits,
+    bits_of,
     canonical,
     exponent,
     floats,
@@ -32,6 +33,7 @@ from jaxmlp.portable.arithmetic import (
     is_nan,
     order,
     select,
+    significand,
 )
 
 Rule = Callable[..., Any]
@@ -123,9 +125,9 @@ def from_float32(x: Array, dtype: Any) -> Array:
     size = b & MAGNITUDE
     normal = (size - (112 << 23) + 0xFFF + ((size >> 13) & 1)) >> 13
     # Below 2^-14 the step is 2^-24, and the sum has the last bits of the float16.
-    sub = bits(floats(size) + np.float32(0.5)) - np.float32(0.5).view(np.int32)
-    half = select(size < np.float32(2.0**-14).view(np.int32), sub, normal)
-    half = select(size >= np.float32(65520).view(np.int32), np.int32(0x7C00), half)
+    sub = bits(floats(size) + np.float32(0.5)) - bits_of(0.5)
+    half = select(size < bits_of(2.0**-14), sub, normal)
+    half = select(size >= bits_of(65520), np.int32(0x7C00), half)
     half = select(is_nan(b), np.int32(0x7E00), half | ((b >> 16) & 0x8000))
     return lax.bitcast_convert_type(half.astype(np.uint16), dtype)
 
@@ -326,7 +328,7 @@ def rounded(a: Arithmetic, eqn: Any, x: Array) -> Array:
 def remainder(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     """The remainder x - y trunc(x / y), exact: a long division in integers, one bit at a time."""
     bx, by = canonical(bits(x)), canonical(bits(y))
-    whole_x, whole_y = (((b & 0x7FFFFF) | 0x800000) for b in (bx, by))
+    whole_x, whole_y = significand(bx), significand(by)
     ahead = exponent(bx) - exponent(by)
 
     def step(i: Array, left: Array) -> Array:
