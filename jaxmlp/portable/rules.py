@@ -212,12 +212,6 @@ def dot_general(a: Arithmetic, eqn: Any, x: Array, y: Array) -> Array:
     return products.dot_general(a, x, y, eqn.params["dimension_numbers"])
 
 
-def _selects_smallest(eqn: Any) -> bool:
-    """Whether a pooling selects the smallest element."""
-    name: str = eqn.params["select_prim"].name
-    return name in ("le", "le_to", "lt")
-
-
 def scatter(a: Arithmetic, eqn: Any, operand: Array, indices: Array, updates: Array) -> Any:
     """Values into positions. Of several values for one position, the last stays."""
     if eqn.params.get("unique_indices") or operand.dtype.itemsize > 4:
@@ -332,18 +326,12 @@ OF_ARRAYS: dict[str, Rule] = {
     "dot_general": dot_general,
     "conv_general_dilated": lambda a, eqn, x, y: products.convolution(a, x, y, eqn.params),
     "reduce_window_sum": lambda a, eqn, x: sums.window_sum(a, x, eqn.params),
-    "select_and_scatter_add": lambda a, eqn, source, operand: sums.select_and_scatter_add(
-        a, source, operand, _selects_smallest(eqn), eqn.params
-    ),
-    "select_and_gather_add": lambda a, eqn, tangents, operand: sums.select_and_gather_add(
-        tangents, operand, _selects_smallest(eqn), eqn.params
-    ),
+    "select_and_scatter_add": lambda a, eqn, source, x: sums.select_and_scatter_add(a, source, x, eqn.params),
+    "select_and_gather_add": lambda a, eqn, tangents, x: sums.select_and_gather_add(tangents, x, eqn.params),
     "scatter-add": lambda a, eqn, x, indices, updates: sums.scatter_add(a, x, indices, updates, eqn.params),
     **dict.fromkeys(
         ("scatter-min", "scatter-max"),
-        lambda a, eqn, operand, indices, updates: sums.scatter_extreme(
-            eqn.primitive, operand, indices, updates, eqn.params
-        ),
+        lambda a, eqn, x, indices, updates: sums.scatter_extreme(eqn.primitive, x, indices, updates, eqn.params),
     ),
     **dict.fromkeys(
         ("reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "pmax", "pmin"),

@@ -84,11 +84,16 @@ def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
     return x
 
 
-def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """Add each window's source to the position of its largest element (the first of equals), in a fixed order."""
-    plain = params | {"base_dilation": (1,) * operand.ndim}
+def _window_keys(operand: Array, params: dict[str, Any]) -> tuple[Array, list[int]]:
+    """`_windows` of integers, whose largest is what a pooling selects: the floats' order, negated for a minimum."""
     key = order(operand)
-    keys, counts = _windows(-key if least else key, plain, -(2**31))
+    selects_smallest = params["select_prim"].name in ("le", "le_to", "lt")
+    return _windows(-key if selects_smallest else key, params, -(2**31))
+
+
+def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, params: dict[str, Any]) -> Array:
+    """Add each window's source to the position of its extreme element (the first of equals), in a fixed order."""
+    keys, counts = _window_keys(operand, params | {"base_dilation": (1,) * operand.ndim})
     window, strides = params["window_dimensions"], params["window_strides"]
     places = list(np.ndindex(*window))
 
@@ -116,10 +121,9 @@ def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: 
     return lax.pad(total, np.float32(0), back)
 
 
-def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """The tangent at the position of each window's largest element."""
-    key = order(operand)
-    keys, counts = _windows(-key if least else key, params, -(2**31))
+def select_and_gather_add(tangents: Array, operand: Array, params: dict[str, Any]) -> Array:
+    """The tangent at the position of each window's extreme element."""
+    keys, counts = _window_keys(operand, params)
     values, _ = _windows(tangents, params, 0)
     dilations = [step for _, step in _windows_of(params)]
     best: Array | None = None
