@@ -112,7 +112,7 @@ def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:1], lax.fori_loop(0, turns, turn, parts))
 
 
-def on_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def on_devices[**P, R](function: Callable[P, R], mesh: Mesh | None) -> Callable[P, R]:
     """Run the function on each device of the mesh. Arguments and results are whole on every device.
 
     This leaves nothing to XLA's partitioner, which would add collectives. One device needs no map; and a sweep, which
