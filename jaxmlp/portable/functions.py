@@ -2,7 +2,8 @@
 
 Each function reduces its argument exactly or in two parts, evaluates a polynomial, and inserts the exponent as an
 integer. The coefficients are minimax fits, weighted for the relative error of the result (Lawson's iteration on 4,000
-Chebyshev points, in float64). docs/portable.md states the largest errors, which tests/portable measures.
+Chebyshev points, in float64). docs/portable.md states the largest errors, and
+tests/test_portable_functions.py holds them.
 """
 
 from __future__ import annotations
@@ -101,6 +102,7 @@ def _clamped(x: Array, limit: float) -> Array:
 
 
 def _nan_kept(x: Array, result: Array) -> Array:
+    """The result, or NaN where x is NaN."""
     return floats(select(is_nan(bits(x)), NAN, bits(result)))
 
 
@@ -140,7 +142,7 @@ def expm1(a: Arithmetic, x: Array) -> Array:
 
 
 def clip_int(x: Array, low: int, high: int) -> Array:
-    """Integers, clamped to the range."""
+    """Integers, clamped to [low, high]."""
     x = select(x < low, np.int32(low), x)
     return select(x > high, np.int32(high), x)
 
@@ -380,6 +382,7 @@ def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
 
 
 def _pick(index: Array, values: tuple[int, ...]) -> Array:
+    """The value at each index, by selection."""
     result = select(index == 0, np.uint32(values[0]), np.uint32(values[-1]))
     for i, value in enumerate(values[1:-1], 1):
         result = select(index == i, np.uint32(value), result)
@@ -447,7 +450,7 @@ def cosh(a: Arithmetic, x: Array) -> Array:
 def integer_pow(a: Arithmetic, x: Array, n: int) -> Array:
     """The power x^n, by squaring from the last bit of n on, with one division at the end if n < 0."""
     if n == 0:
-        return select(bits(x) == bits(x), np.float32(1), x)
+        return full(x, 1.0)
     total: Array | None = None
     power, left = x, abs(n)
     while left:
