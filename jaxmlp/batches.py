@@ -118,6 +118,7 @@ def num_examples(
 
 
 def _rows_of_batch(order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Int[Array, " batch"]:
+    """The rows of batch `index`, over all devices."""
     return lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
 
 

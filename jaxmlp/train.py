@@ -6,7 +6,7 @@
     evaluate(config, params, variables, split, sums) -> sums                      loss and metrics over a split
 
 All are pure functions; `train_steps` takes over the memory of the state and sums that it gets. The public functions
-come first. Each compiles a private function of the same name, which runs on every device.
+come first. `_train_step`, `_train_steps` and `_evaluate` are what each device runs.
 
 Metrics are sums and counts, which the host divides once. A module's statistics, such as BatchNorm's, are computed on
 the rows of one gradient shard and averaged over the shards, weighted by their numbers of rows: see `modules`.
