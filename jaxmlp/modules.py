@@ -96,13 +96,13 @@ def mode(module: nn.Module, train: bool) -> dict[str, Any]:
     Raises:
         ConfigError: The module may take its mode in an unknown way, and would ignore the mode.
     """
-    found = _parameters(module)
-    known = {name: train is TRAIN_FLAGS[name] for name in found if name in TRAIN_FLAGS}
-    named = type(module).__name__ if not isinstance(module, nnx.bridge.ToLinen) else _nnx_class(module).__name__
+    parameters = _parameters(module)
+    known = {name: train is TRAIN_FLAGS[name] for name in parameters if name in TRAIN_FLAGS}
+    cls = _nnx_class(module) if isinstance(module, nnx.bridge.ToLinen) else type(module)
     for item in dataclasses.fields(module):
         if item.name in TRAIN_FLAGS and item.name not in known:
             raise ConfigError("model", f"gets its mode in each call: make {item.name} a parameter of its __call__")
-    for name, parameter in found.items():
+    for name, parameter in parameters.items():
         if name in known or parameter.kind is parameter.VAR_POSITIONAL:
             continue
         is_open = parameter.kind is parameter.VAR_KEYWORD
@@ -110,7 +110,7 @@ def mode(module: nn.Module, train: bool) -> dict[str, Any]:
             raise ConfigError(
                 "model",
                 f"must be a module of one input whose mode is one of {', '.join(TRAIN_FLAGS)}, "
-                f"but {named}.__call__ takes {'**' if is_open else ''}{name}. Rename it, or wrap the module",
+                f"but {cls.__name__}.__call__ takes {'**' if is_open else ''}{name}. Rename it, or wrap the module",
             )
     return known
 
@@ -119,7 +119,7 @@ def _parameters(module: nn.Module) -> dict[str, inspect.Parameter]:
     """The parameters of the module's call, without its inputs."""
     if isinstance(module, nnx.bridge.ToLinen):
         cls = _nnx_class(module)
-        # `_told` sets the mode of the layers inside; nnx.Sequential passes no arguments on.
+        # `_in_mode` sets the mode of the layers inside; nnx.Sequential passes no arguments on.
         parameters = {} if issubclass(cls, nnx.Sequential) else dict(inspect.signature(cls.__call__).parameters)
         parameters.pop("self", None)
     elif type(module) is nn.Sequential:
@@ -159,7 +159,7 @@ def init(module: nn.Module, inputs: Any, key: Key[Array, ""]) -> Initial:
     """
     # NNX modules ask for all their streams when they are made, even for streams that they do not use.
     rngs = {**_streams(jax.random.fold_in(key, 0)), "params": key}
-    with _told(False, None):
+    with _in_mode(False, None):
         variables = dict(flax.core.unfreeze(module.init(rngs, inputs, **mode(module, False))))
     params = dict(variables.pop("params", {}))
     for name in ("intermediates", "losses", "perturbations"):  # Not state: flax creates them in each call.
@@ -186,7 +186,7 @@ def apply_train(
         is_row: False for rows of padding, which BatchNorm ignores. None if there is no padding.
     """
     given, rngs = {"params": params, **variables}, _streams(dropout_key)
-    with _told(True, is_row if variables else None):
+    with _in_mode(True, is_row if variables else None):
         if not variables:
             return jnp.float32(module.apply(given, inputs, rngs=rngs, **mode(module, True))), variables
         logits, updated = module.apply(given, inputs, rngs=rngs, mutable=list(variables), **mode(module, True))
@@ -195,7 +195,7 @@ def apply_train(
 
 def apply_eval(module: nn.Module, params: Any, variables: dict[str, Any], inputs: Any) -> Float[Array, "batch outputs"]:
     """Float32 logits with dropout off and the kept statistics."""
-    with _told(False, None):
+    with _in_mode(False, None):
         return jnp.float32(module.apply({"params": params, **variables}, inputs, **mode(module, False)))
 
 
@@ -255,21 +255,21 @@ def _intercepted_class(cls: type[nnx.Module]) -> type[nnx.Module]:
         return _through(functools.partial(cls.__call__, self), self)(*args, **kwargs)
 
     make: Any = type(cls)
-    found: type[nnx.Module] = make(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
-    return found
+    intercepted: type[nnx.Module] = make(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    return intercepted
 
 
-def _told(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:
+def _in_mode(train: bool, is_row: Bool[Array, " batch"] | None) -> contextlib.AbstractContextManager[None]:
     """Set the mode of all modules within the block, and let BatchNorm ignore rows of padding."""
 
-    def tell(call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
+    def interceptor(call: Any, module: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(module, nnx.bridge.ToLinen):
             kwargs = {**kwargs, "nnx_method": functools.partial(_call_in_mode, kwargs["nnx_method"], train)}
         if is_row is not None and isinstance(module, nn.BatchNorm | nnx.BatchNorm):
             kwargs = {**kwargs, "mask": _rows_mask(module, args[0], is_row, kwargs.get("mask"))}
         return call(*args, **kwargs)
 
-    return intercept(tell)
+    return intercept(interceptor)
 
 
 def _call_in_mode(method: Any, train: bool, module: nnx.Module, *args: Any, **kwargs: Any) -> Any:
@@ -317,7 +317,7 @@ def check_outputs(module: nn.Module, inputs: Any, outputs: int, *, exact: bool =
 
 @functools.partial(jax.jit, static_argnums=0)  # so that it is traced once, however many runs check it
 def _logits(module: nn.Module, key: Key[Array, ""], inputs: Any) -> tuple[Any, Any]:
-    """In evaluation and in training."""
+    """The logits in evaluation, and in training."""
     params, variables = init(module, inputs, key)
     trained, _ = apply_train(module, params, variables, inputs, key)
     return apply_eval(module, params, variables, inputs), trained

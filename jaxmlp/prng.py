@@ -73,7 +73,8 @@ def bernoulli(key: Key[Array, ""], probability: float, shape: tuple[int, ...]) -
         # The barrier keeps each user of the elements from computing the bits again.
         words = lax.optimization_barrier(words)
         return (jnp.concatenate([words & 0xFFFF, words >> 16])[:size] < threshold).reshape(shape)
-    # The same bits in a quarter of the rows: a single kernel draws them, and no kernel moves them.
+    # The same bits, of which no kernel moves any: a counter has two words, so it decides on four elements, one in each
+    # quarter of the rows. The four decisions are packed into one word, and each quarter reads its own bit.
     first = lax.iota(jnp.uint32, size // 4).reshape(shape[0] // 4, *shape[1:])
     keys = [jnp.broadcast_to(half, first.shape) for half in jax.random.key_data(key)]
     words = threefry2x32_p.bind(*keys, first, first + jnp.uint32(size // 4 % 2**32))

@@ -40,23 +40,23 @@ def pick_devices(grad_shards: int, wanted: int | None = None) -> list[jax.Device
             processes.
         DeviceError: Fewer than `wanted` devices are available.
     """
-    there, processes = jax.devices(), jax.process_count()
-    works = [count for count in range(processes, grad_shards + 1, processes) if grad_shards % count == 0]
-    if not works:
+    available, processes = jax.devices(), jax.process_count()
+    possible = [count for count in range(processes, grad_shards + 1, processes) if grad_shards % count == 0]
+    if not possible:
         raise ConfigError("grad_shards", f"must be a multiple of the {processes} processes, got {grad_shards}")
     if wanted is None:
-        return of_each_process(max(count for count in works if count <= len(there)))
-    if wanted not in works:
-        near = sorted(sorted(works, key=lambda count: abs(count - wanted))[:2])
+        return of_each_process(max(count for count in possible if count <= len(available)))
+    if wanted not in possible:
+        near = sorted(sorted(possible, key=lambda count: abs(count - wanted))[:2])
         nearest = " and ".join(map(str, near))
         rule = f"divide grad_shards {grad_shards}"
         if processes > 1:
             rule += f", and be a multiple of the {processes} processes"
         raise ConfigError("devices", f"must {rule}, got {wanted}. The nearest: {nearest}")
-    if wanted > len(there):
-        kind = there[0].platform
+    if wanted > len(available):
+        kind = available[0].platform
         raise DeviceError(
-            f"device: {wanted} devices were asked for, but JAX finds {len(there)} of {kind}. Leave out --devices"
+            f"device: {wanted} devices were asked for, but JAX finds {len(available)} of {kind}. Leave out --devices"
         )
     return of_each_process(wanted)
 
@@ -112,7 +112,7 @@ def _only_turn(function: Callable[[Any], Any], rows: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf[:1], lax.fori_loop(0, turns, turn, parts))
 
 
-def on_devices(function: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def on_devices[**P, R](function: Callable[P, R], mesh: Mesh | None) -> Callable[P, R]:
     """Run the function on each device of the mesh. Arguments and results are whole on every device.
 
     This leaves nothing to XLA's partitioner, which would add collectives. One device needs no map; and a sweep, which

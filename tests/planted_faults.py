@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jaxmlp import data
-from jaxmlp.portable import transform
+from jaxmlp.portable import evaluation
 from jaxmlp.portable.arithmetic import Arithmetic
 from jaxmlp.portable.right import is_key, right_of
 from jaxmlp.portable.text import type_of
@@ -75,22 +75,22 @@ class Planted:
 
     def faulty(self, zero: Any, which: Any, place: Any, bit: Any, *values: Any) -> Any:
         """The update with a fault in primitive number `which`."""
-        right = transform.evaluate_equation
+        right = evaluation.evaluate_equation
 
         def evaluate_equation(a: Arithmetic, eqn: Any, operands: Any) -> list[Any]:
             results = right(a, eqn, operands)
-            if transform.STRUCTURE.get(eqn.primitive.name) is transform.call or is_key(eqn.outvars[0].aval):
+            if evaluation.STRUCTURE.get(eqn.primitive.name) is evaluation.call or is_key(eqn.outvars[0].aval):
                 return results
             name = f"{signature(eqn)} of equation {len(self.number)}" if self.alone else signature(eqn)
             number = self.number.setdefault(name, len(self.number))
             self.outputs[name] = eqn.outvars[0].aval
             return [flipped(jnp.asarray(results[0]), place, bit, which == number), *results[1:]]
 
-        transform.evaluate_equation = evaluate_equation
+        evaluation.evaluate_equation = evaluate_equation
         try:
-            return transform.evaluate(Arithmetic(zero), self.closed.jaxpr, self.closed.consts, values)
+            return evaluation.evaluate(Arithmetic(zero), self.closed.jaxpr, self.closed.consts, values)
         finally:
-            transform.evaluate_equation = right
+            evaluation.evaluate_equation = right
 
     def after(self, update: int, state: Any, number: int, place: int, bit: int) -> Any:
         """The state after an update under a fault."""

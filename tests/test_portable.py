@@ -202,6 +202,18 @@ def test_what_has_no_fixed_bits_is_refused(name: str) -> None:
             made_portable(lambda x: x + x)(X.astype(np.float64))
 
 
+@pytest.mark.parametrize("asked", [np.float32, jnp.bfloat16, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_a_product_has_the_type_that_is_asked_of_it(dtype: Any, asked: Any) -> None:
+    x, y = X.astype(dtype), X.T.astype(dtype)
+    exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
+    product = portable(lambda x, y: lax.dot(x, y, preferred_element_type=asked))(x, y)
+    assert product.dtype == asked
+    np.testing.assert_allclose(
+        np.asarray(product, np.float64), exact, rtol=2**-7, atol=2**-6
+    )  # bfloat16 rounds to 2^-8
+
+
 def test_a_function_may_return_another_structure_for_another_shape_or_type() -> None:
     def named(x: jax.Array) -> Any:
         return {"row": x, "sum": x.sum()} if x.ndim == 1 and x.dtype == np.float32 else (x, x.sum())

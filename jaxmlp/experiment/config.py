@@ -22,13 +22,13 @@ import numpy as np
 from jaxmlp.errors import ConfigError, did_you_mean
 from jaxmlp.experiment import augmentations as augmentations  # Imported so that flags and JSON know the kinds.
 from jaxmlp.experiment import mixing as mixing
-from jaxmlp.experiment.controllers import averages, check
-from jaxmlp.experiment.fields import filled_in, hints, host, optional, parse_json, ranged
+from jaxmlp.experiment.controllers import averages, check_controllers
+from jaxmlp.experiment.fields import filled_in, host, optional, parse_json, ranged
 from jaxmlp.experiment.losses import ClippedCrossEntropy
 from jaxmlp.experiment.metrics import Accuracy
 from jaxmlp.experiment.mlp import MLP
 from jaxmlp.experiment.optimizers import RMSprop
-from jaxmlp.experiment.parts import Augmentation, Controller, Loss, Metric, Model, Optimizer, Part, holding
+from jaxmlp.experiment.parts import Augmentation, Controller, Loss, Metric, Model, Optimizer, Part, hint_of, holding
 from jaxmlp.experiment.plain import Find, from_plain, to_plain
 from jaxmlp.modules import hashable
 
@@ -122,15 +122,15 @@ class ExperimentConfig(Part):
                     "metrics", f"must have different names, and none may be loss or examples; repeated: {repeats}"
                 )
             if isinstance(self.controllers, tuple):
-                check(self)
+                check_controllers(self)
                 if self.best_by not in self.validated:
                     wanted = f"must be one of {', '.join(self.validated)}, got {self.best_by!r}"
                     hint = did_you_mean(self.best_by, self.validated)
                     raise ConfigError("best_by", f"{wanted}.{hint or ' Name its metric in metrics'}")
         # On CPUs, XLA fuses a loop over one-row products into one kernel, with other bits than the products alone.
         if self.batch_size % self.grad_shards or self.grad_shards == self.batch_size > 1:
-            works = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
-            near = sorted(sorted(works, key=lambda v: abs(v - self.grad_shards))[:2])
+            possible = [shards for shards in _divisors(self.batch_size) if shards <= self.batch_size // 2] or [1]
+            near = sorted(sorted(possible, key=lambda shards: abs(shards - self.grad_shards))[:2])
             raise ConfigError(
                 "grad_shards",
                 f"must divide batch_size {self.batch_size} into shards of 2 rows or more, got {self.grad_shards}. "
@@ -226,13 +226,8 @@ def as_arrays[P: Part](part: P) -> P:
     for item in dataclasses.fields(part):  # type: ignore[arg-type]
         value = getattr(part, item.name)
         if item.metadata.get("traced") and value is not None:
-            dtype = (
-                jnp.uint32
-                if item.name == "seed"
-                else jnp.int32
-                if "int" in str(_hint(part, item.name))
-                else jnp.float32
-            )
+            of_kind = jnp.int32 if "int" in str(hint_of(type(part), item.name)) else jnp.float32
+            dtype = jnp.uint32 if item.name == "seed" else of_kind
             changes[item.name] = jax.tree.map(lambda number, dtype=dtype: _as_array(number, dtype), value)
         elif isinstance(value, Part):
             changes[item.name] = as_arrays(value)
@@ -244,10 +239,6 @@ def as_arrays[P: Part](part: P) -> P:
 def _as_array(number: Any, dtype: Any) -> jax.Array:
     # A user's transfer guard allows an explicit `device_put`, but not the implicit transfer of `jnp.asarray`.
     return jnp.asarray(number, dtype) if isinstance(number, jax.Array) else jax.device_put(np.asarray(number, dtype))
-
-
-def _hint(part: Part, name: str) -> Any:
-    return hints(typing.cast(Any, type(part)))[name]
 
 
 def _no_code(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Which controllers ship, and how do a run's controllers act on its state?
 
-They act after an update, after an epoch, and at the end. A controller is one class. Its state lies in
+They act after an update, after an epoch, and at the end. A controller is one class. Its own state, `own`, lies in
 `TrainState.controllers` under its name. So a resumed run, a lane of a sweep and any number of devices give the bits of
 an uninterrupted run.
 """
@@ -52,7 +52,7 @@ class EarlyStopping(Controller):
         """The state after an epoch."""
         score, number = _score(self, epoch), own["epoch"] + 1
         is_better = score + self.min_delta < own["best"]
-        new = {
+        after = {
             "best": jnp.where(is_better, score, own["best"]),
             "best_epoch": jnp.where(is_better, number, own["best_epoch"]),
             "epoch": number,
@@ -62,18 +62,18 @@ class EarlyStopping(Controller):
             # Also after a first epoch whose figure is infinite: there are no other weights to restore.
             keep = is_better | (number == 1)
             weights = {"params": epoch.params, "variables": epoch.variables}
-            new |= {"weights": _where(keep, weights, own["weights"]), "restored": own["restored"]}
-        return new
+            after |= {"weights": _where(keep, weights, own["weights"]), "restored": own["restored"]}
+        return after
 
     def why_stop(self, own: Mapping[str, Any], records: Sequence[Any]) -> str | None:
         """A message if `patience` epochs passed without improvement."""
         wait, best_epoch = int(own["wait"]), int(own["best_epoch"])
         if wait < max(self.patience, 1) or int(own["epoch"]) < 2:
             return None
-        best = next((record.figures[self.monitor] for record in records if record.epoch == best_epoch), None)
-        at = f"{best:.6g} in epoch {best_epoch}" if best is not None else "none"
+        figure = next((record.figures[self.monitor] for record in records if record.epoch == best_epoch), None)
+        best = "none" if figure is None else f"{figure:.6g} in epoch {best_epoch}"
         restored = ", whose weights are restored" if self.restore_best else ""
-        return f"{self.monitor} has not improved for {_counted(wait, 'epoch')}; the best was {at}{restored}"
+        return f"{self.monitor} has not improved for {_counted(wait, 'epoch')}; the best was {best}{restored}"
 
 
 class ReduceOnPlateau(Controller):
@@ -110,14 +110,15 @@ class ReduceOnPlateau(Controller):
         score = _score(self, epoch)
         cooldown = jnp.maximum(own["cooldown"] - 1, 0)
         is_better = score + self.min_delta < own["best"]
-        counts = ~is_better & (cooldown == 0)
-        wait = jnp.where(is_better | (own["cooldown"] > 0), 0, own["wait"]) + counts.astype(jnp.int32)
-        is_late = counts & (wait >= self.patience) & (own["factor"] > self.min_factor)
+        # As in Keras, the last epoch of a cooldown already counts.
+        is_counted = ~is_better & (cooldown == 0)
+        wait = jnp.where(is_better | (own["cooldown"] > 0), 0, own["wait"]) + is_counted.astype(jnp.int32)
+        reduce = is_counted & (wait >= self.patience) & (own["factor"] > self.min_factor)
         return {
             "best": jnp.where(is_better, score, own["best"]),
-            "factor": jnp.where(is_late, jnp.maximum(own["factor"] * self.factor, self.min_factor), own["factor"]),
-            "wait": jnp.where(is_late, 0, wait),
-            "cooldown": jnp.where(is_late, self.cooldown, cooldown),
+            "factor": jnp.where(reduce, jnp.maximum(own["factor"] * self.factor, self.min_factor), own["factor"]),
+            "wait": jnp.where(reduce, 0, wait),
+            "cooldown": jnp.where(reduce, self.cooldown, cooldown),
         }
 
     def rate_factor(self, own: dict[str, Any]) -> Float[Array, ""]:
@@ -173,7 +174,7 @@ class EMA(Controller):
     """Weight of the old average in each update."""
 
     def init(self, params: Any, variables: Any) -> dict[str, Any]:
-        """A placeholder, which the first update replaces."""
+        """A placeholder for the average, which the first update replaces, and the number of updates."""
         return {"params": params, "updates": jnp.int32(0)}
 
     def after_update(self, own: dict[str, Any], params: Any) -> dict[str, Any]:
@@ -186,14 +187,15 @@ class EMA(Controller):
         return {"params": jax.tree.map(averaged, own["params"], params), "updates": own["updates"] + 1}
 
 
-def _score(part: EarlyStopping | ReduceOnPlateau, epoch: Epoch) -> Float[Array, ""]:
+def _score(controller: EarlyStopping | ReduceOnPlateau, epoch: Epoch) -> Float[Array, ""]:
     """The monitored figure, negated if larger is better. A lower score is better."""
-    is_larger = part.monitor in epoch.larger_is_better if part.direction == "auto" else part.direction == "max"
-    value = epoch.figures[part.monitor]
-    return -value if is_larger else value
+    name, direction = controller.monitor, controller.direction
+    larger_is_better = name in epoch.larger_is_better if direction == "auto" else direction == "max"
+    return -epoch.figures[name] if larger_is_better else epoch.figures[name]
 
 
 def _where(condition: Bool[Array, ""], new: Any, old: Any) -> Any:
+    """The tree `new` if the condition holds, else the tree `old`."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
@@ -205,13 +207,13 @@ def _counted(number: int, what: str) -> str:
 
 
 def by_name(config: Any) -> dict[str, Controller]:
-    """The controllers, by the names of their states."""
-    found: dict[str, Controller] = {}
-    for each in config.controllers:
-        name = each.kind or type(each).__name__
-        number = sum(other.partition(".")[0] == name for other in found) + 1
-        found[name if number == 1 else f"{name}.{number}"] = each
-    return found
+    """The controllers, by the names of their states: their kinds, and `ema.2` for the second of kind `ema`."""
+    named: dict[str, Controller] = {}
+    for controller in config.controllers:
+        kind = controller.kind or type(controller).__name__
+        number = 1 + sum(name.partition(".")[0] == kind for name in named)
+        named[kind if number == 1 else f"{kind}.{number}"] = controller
+    return named
 
 
 def init(config: Any, params: Any, variables: Any) -> dict[str, Any]:
@@ -221,8 +223,8 @@ def init(config: Any, params: Any, variables: Any) -> dict[str, Any]:
 
 def steered(config: Any, states: Mapping[str, Any]) -> Any:
     """The experiment with its learning rate multiplied by the controllers' factors."""
-    found = [each.rate_factor(states[name]) for name, each in by_name(config).items() if name in states]
-    factors = [factor for factor in found if factor is not None]
+    asked = [each.rate_factor(states[name]) for name, each in by_name(config).items() if name in states]
+    factors = [factor for factor in asked if factor is not None]
     if not factors:
         return config
     rate = functools.reduce(lambda a, b: a * b, factors, config.optimizer.learning_rate)
@@ -231,40 +233,39 @@ def steered(config: Any, states: Mapping[str, Any]) -> Any:
 
 def after_update(config: Any, state: Any) -> Any:
     """The state after its controllers have seen an update."""
-    states, known = state.controllers, by_name(config)
-    found = {name: each.after_update(states[name], state.params) for name, each in known.items() if name in states}
-    return state._replace(controllers={**states, **found})
+    states, named = state.controllers, by_name(config)
+    after = {name: each.after_update(states[name], state.params) for name, each in named.items() if name in states}
+    return state._replace(controllers={**states, **after})
 
 
 @jax.jit
 def after_epoch(config: Any, state: Any, figures: Mapping[str, Float[Array, ""]]) -> Any:
     """The state after its controllers have seen an epoch with these figures."""
-    names = frozenset(name for name in figures if config.validated.get(name.removeprefix("val_")))
-    epoch = Epoch(figures, names, state.params, state.variables)
-    states, known = state.controllers, by_name(config)
-    found = {name: each.after_epoch(states[name], epoch) for name, each in known.items() if name in states}
-    return state._replace(controllers={**states, **found})
+    larger_is_better = frozenset(name for name in figures if config.validated.get(name.removeprefix("val_")))
+    epoch = Epoch(figures, larger_is_better, state.params, state.variables)
+    states, named = state.controllers, by_name(config)
+    after = {name: each.after_epoch(states[name], epoch) for name, each in named.items() if name in states}
+    return state._replace(controllers={**states, **after})
 
 
 @functools.partial(jax.jit, static_argnames="back")
 def swap_best_weights(state: Any, *, back: bool) -> Any:
-    """Swap the weights of the last epoch for the best epoch's; `back` undoes the swap.
+    """Exchange the weights of the last epoch, in the state, for those of the best epoch, in the controller's state.
 
-    The last epoch's weights are kept in the controller's state. Swapping twice is the same as once, so a resume at a
-    run's end changes nothing. Without a controller that restores weights, the state is unchanged.
+    `back` exchanges them back. If they are exchanged already, nothing changes, so neither does a resume at a run's end.
+    Without a controller that restores weights, the state is unchanged.
     """
     for name, own in state.controllers.items():
         if "restored" in own:
-            change = own["restored"] == int(back)
-            mine = {"params": state.params, "variables": state.variables}
-            kept = {
+            exchange = own["restored"] == int(back)
+            weights = {"params": state.params, "variables": state.variables}
+            after = {
                 **own,
-                "restored": jnp.where(change, 1 - own["restored"], own["restored"]),
-                "weights": _where(change, mine, own["weights"]),
+                "restored": jnp.full_like(own["restored"], int(not back)),
+                "weights": _where(exchange, weights, own["weights"]),
             }
-            state = state._replace(
-                **_where(change, own["weights"], mine), controllers={**state.controllers, name: kept}
-            )
+            controllers = {**state.controllers, name: after}
+            state = state._replace(**_where(exchange, own["weights"], weights), controllers=controllers)
     return state
 
 
@@ -286,8 +287,8 @@ def restores(config: Any) -> bool:
 
 def steps_left(config: Any, steps: int, seconds: float) -> int | None:
     """Number of updates that the run may still make, after `steps` and `seconds`. None without a limit."""
-    found = [each.steps_left(steps, seconds) for each in config.controllers]
-    return min((left for left in found if left is not None), default=None)
+    limits = [each.steps_left(steps, seconds) for each in config.controllers]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> str | None:
@@ -298,17 +299,19 @@ def why_stop(config: Any, states: Mapping[str, Any], records: Sequence[Any]) -> 
     return None
 
 
-def check(config: Any) -> None:
+def check_controllers(config: Any) -> None:
     """Check that the controllers fit each other and the optimizer.
 
     Raises:
-        ConfigError: They do not fit.
+        ConfigError: Two controllers would restore weights, or keep an average; or the optimizer has no learning rate
+            that a controller could change.
     """
-    restoring = [each for each in config.controllers if getattr(each, "restore_best", False)]
-    of_kind_ema = [each for each in config.controllers if isinstance(each, EMA)]
-    for what, found in (("with restore_best", restoring), ("of kind ema", of_kind_ema)):
-        if len(found) > 1:
-            raise ConfigError("controllers", f"must have at most one {what}, got {len(found)}")
+    for what, several in (
+        ("with restore_best", [each for each in config.controllers if getattr(each, "restore_best", False)]),
+        ("of kind ema", [each for each in config.controllers if isinstance(each, EMA)]),
+    ):
+        if len(several) > 1:
+            raise ConfigError("controllers", f"must have at most one {what}, got {len(several)}")
     steers = any(type(each).rate_factor is not Controller.rate_factor for each in config.controllers)
     if steers and getattr(config.optimizer, "learning_rate", None) is None:
         problem = "change the learning rate, but the optimizer has no learning_rate field"

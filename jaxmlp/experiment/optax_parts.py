@@ -33,7 +33,7 @@ from jaxmlp.experiment.schedules import Constant
 
 PREFIX = "optax."
 """Prefix of the kinds that are made from optax."""
-STARTS = {"learning_rate": 1e-3, "decay": 0.9, "eta": 0.01, "gamma": 0.55}
+DEFAULTS = {"learning_rate": 1e-3, "decay": 0.9, "eta": 0.01, "gamma": 0.55}
 """Defaults of required numbers. All others default to 1."""
 REFUSED = {
     "optax.contrib.differentially_private_aggregate": "it needs the gradient of each example",
@@ -77,7 +77,7 @@ def optax_class(name: str) -> type[Optimizer]:
         raise _refusal(name, f"its argument {needed[0].name} is not a number. In Python, pass a transformation")
     has_rate = "learning_rate" in signature
     if not has_rate:
-        fields["learning_rate"] = float, STARTS["learning_rate"]
+        fields["learning_rate"] = float, DEFAULTS["learning_rate"]
     takes_schedule = not has_rate or "Callable" in str(signature["learning_rate"].annotation)
 
     def made(values: dict[str, Any], rate: Any) -> optax.GradientTransformation:
@@ -104,14 +104,15 @@ def optax_class(name: str) -> type[Optimizer]:
 
     traced = _traced(name, probed, {each: value for each, (kind, value) in fields.items() if _is_number(kind)})
     hints: dict[str, Any] = {each: kind for each, (kind, _) in fields.items()}
-    space: dict[str, Any] = {
+    values_of_fields: dict[str, Any] = {
         each: ranged(value, "[0, inf)" if each == "learning_rate" else "(-inf, inf)", traced=each in traced)
         for each, (_, value) in fields.items()
     }
     if takes_schedule:
-        hints["schedule"], space["schedule"] = Schedule, Constant()
+        hints["schedule"], values_of_fields["schedule"] = Schedule, Constant()
     about = {"kind": name, "__doc__": factory.__doc__, "__module__": __name__, "__annotations__": hints}
-    return type(factory.__name__, (Optimizer,), {**space, **about, "transformation": transformation, "__repr__": shown})
+    methods = {"transformation": transformation, "__repr__": shown}
+    return type(factory.__name__, (Optimizer,), {**values_of_fields, **about, **methods})
 
 
 def optax_names() -> list[str]:
@@ -173,7 +174,7 @@ def _field(argument: inspect.Parameter) -> tuple[Any, Any] | None:
     if name.endswith("mask"):
         return None if default is argument.empty else (str | Callable[..., Any] | None, None)
     if name == "learning_rate":
-        return float, default if isinstance(default, float) else STARTS[name]
+        return float, default if isinstance(default, float) else DEFAULTS[name]
     if name == "key":
         return int, 0
     if "dtype" in name:
@@ -190,7 +191,7 @@ def _field(argument: inspect.Parameter) -> tuple[Any, Any] | None:
         if default is None:
             return float | None, None
         if default is argument.empty and "Callable" not in hint:
-            return float, STARTS.get(name, 1.0)
+            return float, DEFAULTS.get(name, 1.0)
     return (int | None, None) if default is None and re.search(r"\bint\b", hint) and "Array" not in hint else None
 
 

@@ -27,7 +27,7 @@ NAMES = {
     for name in ("exponential_decay", *sorted(each for each in vars(optax) if each.endswith("_schedule")))
     if name != "scale_by_schedule"
 }
-STARTS = {"init_value": 1.0, "peak_value": 1.0, "value": 1.0, "end_value": 0.0, "power": 1.0, "decay_rate": 0.96}
+DEFAULTS = {"init_value": 1.0, "peak_value": 1.0, "value": 1.0, "end_value": 0.0, "power": 1.0, "decay_rate": 0.96}
 """Defaults of required numbers. `init_value` before a warm-up defaults to 0."""
 STEPS = {"warmup_steps": 100}
 """Defaults of required numbers of updates. All others default to 1,000."""
@@ -101,13 +101,13 @@ def schedule_class(name: str) -> type[Schedule]:
         return f"optax_schedule({', '.join([repr(name), *(f'{each}={getattr(self, each)!r}' for each in fields)])})"
 
     floats = [each for each, (kind, value) in fields.items() if kind is float and value is not None]
-    space: dict[str, Any] = {
+    values_of_fields: dict[str, Any] = {
         each: ranged(value, "[0, 2147483647]" if kind is int else "(-inf, inf)", traced=each in floats and takes(each))
         for each, (kind, value) in fields.items()
     }
     hints = {each: kind if value is not None else kind | None for each, (kind, value) in fields.items()}
     about = {"kind": name, "__doc__": factory.__doc__, "__module__": __name__, "__annotations__": hints}
-    return type(factory.__name__, (Schedule,), {**space, **about, "factor": factor, "__repr__": shown})
+    return type(factory.__name__, (Schedule,), {**values_of_fields, **about, "factor": factor, "__repr__": shown})
 
 
 def _field(argument: inspect.Parameter, warms_up: bool) -> tuple[Any, Any]:
@@ -116,7 +116,7 @@ def _field(argument: inspect.Parameter, warms_up: bool) -> tuple[Any, Any]:
     if default is argument.empty:
         if argument.annotation is int or "steps" in name:
             return int, STEPS.get(name, 1000)
-        return float, 0.0 if warms_up and name == "init_value" else STARTS[name]
+        return float, 0.0 if warms_up and name == "init_value" else DEFAULTS[name]
     if isinstance(default, bool):
         return bool, default
     is_count = ("int" in str(argument.annotation) and "steps" in name) or name == "transition_begin"

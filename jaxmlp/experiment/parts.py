@@ -240,8 +240,8 @@ class Loss(Part):
         """The loss of each example, float32.
 
         Args:
-                logits: Outputs of the module, float32.
-                targets: Class ids, distributions over the classes, or numbers.
+            logits: Outputs of the module, float32.
+            targets: Class ids, distributions over the classes, or numbers.
         """
 
 
@@ -323,8 +323,8 @@ class Model(Part):
 class Controller(Part):
     """Stops a run, changes its learning rate, or follows it.
 
-    The state of a controller is a dict of arrays in `TrainState.controllers`. It is checkpointed and digested, and in a
-    sweep it has a row per lane. All methods but `steps_left` and `why_stop` are traced.
+    The state of a controller, `own` in its methods, is a dict of arrays in `TrainState.controllers`. It is checkpointed
+    and digested, and in a sweep it has a row per lane. All methods but `steps_left` and `why_stop` are traced.
     """
 
     path: ClassVar[str] = "controllers"

@@ -3,7 +3,8 @@
 This package needs only JAX and NumPy, and nothing else from jaxmlp. docs/portable.md explains it.
 """
 
-from jaxmlp.portable.rules import RULES, Refused
+from jaxmlp.portable.conversions import Refused
+from jaxmlp.portable.rules import RULES
 from jaxmlp.portable.transform import portable
 
 __all__ = ["RULES", "Refused", "portable"]

@@ -3,7 +3,8 @@
 Everything here is float32. It is made of a device's +, -, * and conversions, and of integers. Between rules no value is
 subnormal. A zero may have a sign and a NaN any bits, so code that reads bits takes them from `canonical`.
 
-Source: exact integer remainders decide the roundings of / and sqrt, as in long division.
+Integers called b, bx or by are the bits of a float. Integers are compared with a float's bits because floats of one
+sign are in the order of their bits.
 """
 
 from __future__ import annotations
@@ -19,13 +20,21 @@ from jax import lax
 Array: TypeAlias = jax.Array
 Value: TypeAlias = jax.Array | np.ndarray | np.number
 
+# Masks of a float's bits.
 SIGN = np.int32(-(2**31))
-MAGNITUDE = np.int32(2**31 - 1)
-INFINITY = np.int32(0x7F800000)
-NAN = np.int32(0x7FC00000)
+EXPONENT = np.int32(0x7F800000)
 FRACTION = np.int32(0x7FFFFF)
-ONE = np.int32(0x3F800000)
+MAGNITUDE = np.int32(2**31 - 1)  # EXPONENT | FRACTION: all but the sign.
+
 HIDDEN = np.int32(0x800000)
+"""The leading bit of a significand, which a float does not store."""
+
+# The bits of some floats.
+LEAST_NORMAL = np.int32(0x800000)  # 2^-126, the least positive float that is not subnormal.
+ONE = np.int32(0x3F800000)
+INFINITY = np.int32(0x7F800000)
+NAN = np.int32(0x7FC00000)  # The only NaN that readers see.
+
 ROUNDER = np.float32(1.5 * 2**23)
 """For |x| <= 2^22, the last bits of x + ROUNDER hold x rounded to the nearest integer."""
 
@@ -33,6 +42,11 @@ ROUNDER = np.float32(1.5 * 2**23)
 def bits(x: Array) -> Array:
     """The float's 32 bits, int32."""
     return lax.bitcast_convert_type(x, np.int32)
+
+
+def bits_of(number: float) -> np.int32:
+    """The bits of a number that is known now."""
+    return np.float32(number).view(np.int32)
 
 
 def floats(b: Array) -> Array:
@@ -51,8 +65,13 @@ def full(like: Array, value: float | np.floating) -> Array:
 
 
 def exponent(b: Array) -> Array:
-    """The eight bits of the exponent: 0 for zero and subnormals, 255 for infinities and NaN."""
+    """The exponent's eight bits as an integer: 0 for zero and subnormals, 255 for infinities and NaN."""
     return (b >> 23) & 0xFF
+
+
+def significand(b: Array) -> Array:
+    """The 24 bits of the significand as an integer in [2^23, 2^24)."""
+    return (b & FRACTION) | HIDDEN
 
 
 def is_nan(b: Array) -> Array:
@@ -67,13 +86,13 @@ def canonical(b: Array) -> Array:
 
 
 def order(x: Array) -> Array:
-    """Integers in the order of the floats. Both zeros are 0, and NaN is above everything."""
+    """Integers in the order of the floats. Both zeros become 0, and NaN is above everything."""
     b = canonical(bits(x))
     return select(b < 0, -(b & MAGNITUDE), b)
 
 
 def from_order(key: Array) -> Array:
-    """The floats that were passed to `order`."""
+    """The inverse of `order`."""
     return floats(select(key < 0, -key | SIGN, key))
 
 
@@ -83,12 +102,15 @@ def power_of_two(n: Array) -> Array:
 
 
 def head(x: Array) -> Array:
-    """The first 12 of a float's 24 bits. The rest has 12 bits too, so products of such halves are exact."""
+    """The first 12 bits of the significand. The difference to x has the other 12, so products of halves are exact."""
     return floats(bits(x) & np.int32(-4096))
 
 
 def round_int(x: Array) -> Array:
-    """The nearest integer, ties to even, int32, for |x| <= 2^22. If `x` is an exact product, it stays exact."""
+    """The nearest integer, int32, ties to even, for |x| <= 2^22.
+
+    x may be a product that is not fenced, if it is exact: a fused multiply-add then changes nothing.
+    """
     return bits(x + ROUNDER) - ROUNDER.view(np.int32)
 
 
@@ -108,22 +130,22 @@ class Arithmetic:
     def __init__(self, zero: Array, slices: int = 2, factors: str = "int8") -> None:
         self.zero, self.slices, self.factors = zero, slices, factors
         self.memory: dict[tuple[int, object], tuple[Any, Array]] = {}
-        """What was computed from a value. Keys are `id(value)` and what was computed; entries keep the value, and so
-        its id."""
+        """What was computed from a value: (id(value), what) -> (result, value). An entry holds its value, so that no
+        other value gets the same id."""
 
     def guard(self, x: Array) -> Array:
-        """The fence alone, for results that are not subnormal, or where flushing them would not matter."""
+        """The fence alone, for results that are not subnormal, or whose subnormal values do not matter."""
         return floats(bits(x) ^ self.zero)
 
     def add(self, x: Array, y: Value) -> Array:
         """The sum x + y, rounded to nearest even. Sums below 2^-126 are exact and become 0."""
         b = bits(x + y) ^ self.zero
-        return floats(select((b & INFINITY) == 0, np.int32(0), b))
+        return floats(select((b & EXPONENT) == 0, np.int32(0), b))
 
     def sub(self, x: Array, y: Value) -> Array:
         """The difference x - y, as in `add`."""
         b = bits(x - y) ^ self.zero
-        return floats(select((b & INFINITY) == 0, np.int32(0), b))
+        return floats(select((b & EXPONENT) == 0, np.int32(0), b))
 
     def mul(self, x: Array, y: Value) -> Array:
         """The product x * y, rounded to nearest even; 0 if it is at most 2^-126.
@@ -131,7 +153,7 @@ class Arithmetic:
         Devices without subnormals differ on products that round up to 2^-126, so those are 0 too.
         """
         b = bits(x * y) ^ self.zero
-        return floats(select((b & MAGNITUDE) <= HIDDEN, np.int32(0), b))
+        return floats(select((b & MAGNITUDE) <= LEAST_NORMAL, np.int32(0), b))
 
     def horner(self, x: Array, coefficients: Sequence[float]) -> Array:
         """The polynomial with these coefficients, the highest first."""
@@ -156,7 +178,7 @@ class Arithmetic:
         return product, self.guard(error + self.guard(x1 * y1))
 
     def scale(self, x: Array, n: Array | np.int32) -> Array:
-        """The value x * 2^n, which is exact, or 0, or infinite. Not for NaN, which becomes infinite."""
+        """The value x * 2^n: exact, or 0 below 2^-126, or infinite. NaN becomes infinite."""
         b = bits(x)
         power = exponent(b)
         moved = power + n
@@ -173,16 +195,16 @@ class Arithmetic:
     def div(self, x: Array, y: Array) -> Array:
         """The quotient x / y, correctly rounded; 0 below 2^-126.
 
-        The quotient of the fractions is found in two digits of 12 bits. The integer remainders are small and so exact
-        modulo 2^32; they decide the last bit. Ties cannot occur.
+        A long division of the significands, in two digits of 12 bits. The remainders are small, so
+        integers hold them exactly. The last remainder decides the rounding. Ties cannot occur.
         """
         bx, by = bits(x), bits(y)
         power_x, power_y = exponent(bx), exponent(by)
-        whole_x, whole_y = (bx & FRACTION) | HIDDEN, (by & FRACTION) | HIDDEN
+        whole_x, whole_y = significand(bx), significand(by)
         less = whole_x < whole_y
         whole_x = select(less, whole_x << 1, whole_x)
         seed = self.reciprocal_seed(floats((by & FRACTION) | ONE))
-        # whole_x * 2^-23 is exact, like all scalings by powers of two here. Contraction does not change them.
+        # Scaling by a power of two is exact, so the last products need no fence.
         first = round_int(self.guard(whole_x.astype(np.float32) * seed) * np.float32(2.0**-12))
         rest = (whole_x << 11) - first * whole_y
         second = round_int(self.guard(rest.astype(np.float32) * seed) * np.float32(2.0**-11))
@@ -200,10 +222,10 @@ class Arithmetic:
         return floats(select((huge & tiny) | is_nan(bx) | is_nan(by), NAN, b))
 
     def _root_parts(self, b: Array) -> tuple[Array, Array, Array]:
-        """For a positive number m * 4^n: m in [1, 4) as an integer times 2^-23, m^-1/2, and n."""
+        """For a positive number m * 4^n, m in [1, 4): the integer m * 2^23, about m^-1/2, and n."""
         power = exponent(b) - 127
         odd = power & 1
-        whole = ((b & FRACTION) | HIDDEN) << odd
+        whole = significand(b) << odd
         fraction = whole.astype(np.float32) * np.float32(2.0**-23)
         seed = floats(np.int32(0x5F3759DF) - (bits(fraction) >> 1))
         half = fraction * np.float32(0.5)
@@ -213,7 +235,7 @@ class Arithmetic:
         return whole, seed, (power - odd) >> 1
 
     def sqrt(self, x: Array) -> Array:
-        """The square root, correctly rounded, in two digits of 12 bits as in `div`. Ties cannot occur."""
+        """The square root, correctly rounded, in two digits of 12 bits, as in `div`. Ties cannot occur."""
         b = bits(x)
         whole, seed, power = self._root_parts(b)
         first = round_int(self.guard(whole.astype(np.float32) * seed) * np.float32(2.0**-12))
@@ -228,7 +250,7 @@ class Arithmetic:
         return floats(select(exponent(b) == 0, np.int32(0), result))
 
     def rsqrt(self, x: Array) -> Array:
-        """The reciprocal square root x^-1/2: Newton's steps, the last in a form that rounds once at full size."""
+        """The reciprocal square root x^-1/2 by Newton's steps. Only the last addition rounds at the result's size."""
         b = bits(x)
         whole, seed, power = self._root_parts(b)
         fraction = whole.astype(np.float32) * np.float32(2.0**-23)
@@ -267,16 +289,10 @@ class Arithmetic:
         one = floats(select(b == 0, np.int32(0), (b & SIGN) | ONE))
         return select(is_nan(b), floats(b), one)
 
-    def _whole(self, x: Array, rounded: Array) -> Array:
-        """`rounded` for magnitudes below 2^22. Everything above 2^23 is an integer already."""
-        b = bits(x)
-        return select((b & MAGNITUDE) >= np.float32(2.0**23).view(np.int32), x, rounded)
-
     def floor(self, x: Array) -> Array:
         """The largest integer up to x."""
-        down = _small(x).astype(np.int32)
-        down = down.astype(np.float32)
-        return self._whole(x, select(down > x, down - np.float32(1), down))
+        toward_zero = _if_below(2.0**23, x).astype(np.int32).astype(np.float32)
+        return _large_kept(x, select(toward_zero > x, toward_zero - np.float32(1), toward_zero))
 
     def ceil(self, x: Array) -> Array:
         """The smallest integer from x on."""
@@ -284,28 +300,28 @@ class Arithmetic:
 
     def round(self, x: Array, ties_to_even: bool) -> Array:
         """The nearest integer, ties to even or away from 0."""
-        whole = _small(x).astype(np.int32)
-        rest = _small(x) - whole.astype(np.float32)  # Exact.
+        whole = _if_below(2.0**23, x).astype(np.int32)
+        rest = _if_below(2.0**23, x) - whole.astype(np.float32)  # Exact.
         size = bits(rest) & MAGNITUDE
-        half = np.float32(0.5).view(np.int32)
+        half = bits_of(0.5)
         up = (size > half) | ((size == half) & ((whole & 1 == 1) if ties_to_even else (size == half)))
         away = select(bits(x) < 0, np.int32(-1), np.int32(1))
-        return self._whole(x, (whole + select(up, away, np.int32(0))).astype(np.float32))
+        return _large_kept(x, (whole + select(up, away, np.int32(0))).astype(np.float32))
 
     def to_integers(self, x: Array, dtype: np.dtype) -> Array:
-        """Truncate to integers. NaN becomes 0, and values out of range become the nearest end of the type's range."""
+        """Truncate to integers. NaN becomes 0. Values out of range become the nearest integer of the type."""
         info = np.iinfo(dtype)
         b = canonical(bits(x))
         size = b & MAGNITUDE
         if info.max > 2**31 - 1:
-            # For [2^31, 2^32): the shifted fraction. Below: the device's conversion.
-            large = ((b & FRACTION) | HIDDEN).astype(np.uint32) << 8
-            small = _within(x, 2.0**31).astype(np.int32).astype(np.uint32)
-            value = select(size >= np.float32(2.0**31).view(np.int32), large, small)
-            value = select(size >= np.float32(2.0**32).view(np.int32), np.uint32(2**32 - 1), value)
+            # From 2^31 on, x is its significand times 2^8. Below, the device converts x.
+            large = significand(b).astype(np.uint32) << 8
+            small = _if_below(2.0**31, x).astype(np.int32).astype(np.uint32)
+            value = select(size >= bits_of(2.0**31), large, small)
+            value = select(size >= bits_of(2.0**32), np.uint32(2**32 - 1), value)
             return select((b < 0) | is_nan(b), np.uint32(0), value)
-        value = _within(x, 2.0**31).astype(np.int32)
-        value = select(size >= np.float32(2.0**31).view(np.int32), MAGNITUDE ^ (b >> 31), value)
+        value = _if_below(2.0**31, x).astype(np.int32)
+        value = select(size >= bits_of(2.0**31), MAGNITUDE ^ (b >> 31), value)
         value = jnp.clip(value, np.int32(info.min), np.int32(info.max))
         return select(is_nan(b), np.int32(0), value).astype(dtype)
 
@@ -317,11 +333,13 @@ class Arithmetic:
         return self.guard(high * np.float32(2.0**16) + low)  # One rounding, because the product is exact.
 
 
-def _within(x: Array, limit: float) -> Array:
-    """The value x if its magnitude is below the limit, else 0, so that every conversion is in range."""
+def _if_below(limit: float, x: Array) -> Array:
+    """x, or 0 where |x| is not below the limit, so that x can be converted to int32."""
     b = bits(x)
-    return floats(select((b & MAGNITUDE) < np.float32(limit).view(np.int32), b, np.int32(0)))
+    return floats(select((b & MAGNITUDE) < bits_of(limit), b, np.int32(0)))
 
 
-def _small(x: Array) -> Array:
-    return _within(x, 2.0**23)
+def _large_kept(x: Array, rounded: Array) -> Array:
+    """`rounded`, or x itself where |x| >= 2^23: such floats are integers, infinities and NaN."""
+    b = bits(x)
+    return select((b & MAGNITUDE) >= bits_of(2.0**23), x, rounded)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -41,8 +37,3 @@ def qr(x: Array, *, full_matrices: bool) -> tuple[Array, Array]:
     q, r = lax.fori_loop(0, steps, reflect, (jnp.eye(rows, dtype=np.float32), x))
     r = jnp.where(lax.iota(np.int32, rows)[:, None] <= lax.iota(np.int32, columns)[None], r, jnp.float32(0))
     return (q, r) if full_matrices else (q[:, :steps], r[:steps])
-
-
-def jaxpr_of(function: Callable[..., Any], *values: Array) -> Any:
-    """The jaxpr of a composed function for values of these types."""
-    return jax.make_jaxpr(function)(*(jax.ShapeDtypeStruct(value.shape, value.dtype) for value in values))

@@ -2,7 +2,8 @@
 
 Each function reduces its argument exactly or in two parts, evaluates a polynomial, and inserts the exponent as an
 integer. The coefficients are minimax fits, weighted for the relative error of the result (Lawson's iteration on 4,000
-Chebyshev points, in float64). docs/portable.md states the largest errors, which tests/portable measures.
+Chebyshev points, in float64). docs/portable.md states the largest errors, and
+tests/test_portable_functions.py holds them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from jaxmlp.portable.arithmetic import (
     Array,
     Value,
     bits,
+    bits_of,
     exponent,
     floats,
     full,
@@ -27,6 +29,7 @@ from jaxmlp.portable.arithmetic import (
     power_of_two,
     round_int,
     select,
+    significand,
 )
 
 LOG2_E = np.float32(1.4426950408889634)
@@ -95,12 +98,11 @@ def _log2_e_reduced(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
 def _clamped(x: Array, limit: float) -> Array:
     """The value x, clamped to magnitude `limit`; NaN too."""
     b = bits(x)
-    return floats(
-        select((b & MAGNITUDE) > np.float32(limit).view(np.int32), (b & SIGN) | np.float32(limit).view(np.int32), b)
-    )
+    return floats(select((b & MAGNITUDE) > bits_of(limit), (b & SIGN) | bits_of(limit), b))
 
 
 def _nan_kept(x: Array, result: Array) -> Array:
+    """The result, or NaN where x is NaN."""
     return floats(select(is_nan(bits(x)), NAN, bits(result)))
 
 
@@ -140,7 +142,7 @@ def expm1(a: Arithmetic, x: Array) -> Array:
 
 
 def clip_int(x: Array, low: int, high: int) -> Array:
-    """Integers, clamped to the range."""
+    """Integers, clamped to [low, high]."""
     x = select(x < low, np.int32(low), x)
     return select(x > high, np.int32(high), x)
 
@@ -151,7 +153,7 @@ def _log_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
     f is exact, but still needs the fence: XLA turns 2 + (y - 1) into y + 1.
     """
     fraction = b & FRACTION
-    large = fraction > (np.float32(2**0.5).view(np.int32) & FRACTION)
+    large = fraction > (bits_of(2**0.5) & FRACTION)
     k = exponent(b) - 127 + large.astype(np.int32)
     return k, a.guard(floats(fraction | select(large, np.int32(ONE - 2**23), ONE)) - np.float32(1))
 
@@ -229,7 +231,7 @@ def _log2_parts(a: Arithmetic, b: Array) -> tuple[Array, Array]:
 
 def _seed(a: Arithmetic, below: Array) -> Array:
     """2 / below, for below in [1.7, 2.5]."""
-    large = bits(below) >= np.float32(2).view(np.int32)
+    large = bits(below) >= bits_of(2)
     seed = a.reciprocal_seed(select(large, below * np.float32(0.5), below))
     return select(large, seed, seed * np.float32(2))
 
@@ -256,7 +258,7 @@ def pow(a: Arithmetic, x: Array, y: Array) -> Array:  # noqa: A001, the primitiv
     size_y = by & MAGNITUDE
     zero_y = exponent(by) == 0
     whole_y = bits(a.floor(y)) == by
-    even = (size_y >= np.float32(2.0**24).view(np.int32)) | (_clamped(y, 2.0**24).astype(np.int32) & 1 == 0)
+    even = (size_y >= bits_of(2.0**24)) | (_clamped(y, 2.0**24).astype(np.int32) & 1 == 0)
     rising = (size > ONE) == (by > 0)
     extreme = (exponent(bx) == 0) | (size == INFINITY) | (size_y == INFINITY)
     result = select(extreme, select(rising, INFINITY, np.int32(0)), result)
@@ -277,7 +279,7 @@ def tanh(a: Arithmetic, x: Array) -> Array:
     # 1 - 2 / (exp(2 x) + 1)
     above = a.guard(exp(a, a.guard(size + size)) + np.float32(1))
     far = a.guard(np.float32(1) - a.div(full(above, 2.0), above))
-    result = select(bits(size) < np.float32(0.65).view(np.int32), near, far)
+    result = select(bits(size) < bits_of(0.65), near, far)
     return _nan_kept(x, floats(bits(result) | (b & SIGN)))
 
 
@@ -303,7 +305,7 @@ def erf(a: Arithmetic, x: Array) -> Array:
     near = a.scale(a.guard(larger + a.guard(larger * a.horner(z, ERF))), -tiny)
     power = a.guard(a.guard(size * a.horner(size, ERF_LARGE)) - size)
     far = a.guard(np.float32(1) - exp(a, power))
-    result = select(bits(size) < np.float32(0.925).view(np.int32), near, far)
+    result = select(bits(size) < bits_of(0.925), near, far)
     return _nan_kept(x, floats(bits(result) | (b & SIGN)))
 
 
@@ -318,13 +320,13 @@ def erfc(a: Arithmetic, x: Array) -> Array:
     tail = a.mul(power, a.div(a.horner(q, ERFC), below))
     far = select(bits(x) < 0, a.guard(np.float32(2) - tail), tail)
     near = a.guard(np.float32(1) - erf(a, x))
-    return _nan_kept(x, select(bits(size) < np.float32(0.45).view(np.int32), near, far))
+    return _nan_kept(x, select(bits(size) < bits_of(0.45), near, far))
 
 
 def erf_inv(a: Arithmetic, x: Array) -> Array:
     """The inverse of the error function, as XLA approximates it. It makes random normals."""
     w = a.neg(log1p(a, a.neg(a.mul(x, x))))
-    small = bits(w) < np.float32(5).view(np.int32)
+    small = bits(w) < bits_of(5)
     centre = a.horner(a.guard(w - np.float32(2.5)), ERF_INV_CENTRE)
     tail = a.horner(a.guard(a.sqrt(w) - np.float32(3)), ERF_INV_TAIL)
     result = a.mul(select(small, centre, tail), x)
@@ -341,7 +343,7 @@ def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
     The 24-bit fraction is multiplied by 96 bits of 2 / pi, starting where whole turns end, in 16-bit limbs.
     """
     b = bits(x)
-    near = (b & MAGNITUDE) < np.float32(0.75).view(np.int32)
+    near = (b & MAGNITUDE) < bits_of(0.75)
     power = clip_int(exponent(b) - 127, -1, 127)
     place = (power + 7).astype(np.uint32)
     word, shift = (place >> 5).astype(np.int32), place & 31
@@ -350,7 +352,7 @@ def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
         select(shift == 0, words[i], (words[i] << shift) | (words[i + 1] >> ((32 - shift) & 31))) for i in range(3)
     ]
     limbs = [limb for part in reversed(window) for limb in (part & 0xFFFF, part >> 16)]
-    whole = ((b & FRACTION) | 2**23).astype(np.uint32)
+    whole = significand(b).astype(np.uint32)
     low, high = whole & 0xFFFF, whole >> 16
     columns = [limbs[0] * 0] * 8
     for i, limb in enumerate(limbs):
@@ -380,6 +382,7 @@ def _quarters(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
 
 
 def _pick(index: Array, values: tuple[int, ...]) -> Array:
+    """The value at each index, by selection."""
     result = select(index == 0, np.uint32(values[0]), np.uint32(values[-1]))
     for i, value in enumerate(values[1:-1], 1):
         result = select(index == i, np.uint32(value), result)
@@ -433,7 +436,7 @@ def sinh(a: Arithmetic, x: Array) -> Array:
     size = a.abs(x)
     part = expm1(a, size)
     near = a.scale(a.add(part, a.div(part, a.add(part, np.float32(1)))), np.int32(-1))
-    result = select(bits(size) < np.float32(10).view(np.int32), near, exp(a, size, 1))
+    result = select(bits(size) < bits_of(10), near, exp(a, size, 1))
     result = select(exponent(b) < 64, size, result)
     return _nan_kept(x, floats(bits(result) | (b & SIGN)))
 
@@ -447,7 +450,7 @@ def cosh(a: Arithmetic, x: Array) -> Array:
 def integer_pow(a: Arithmetic, x: Array, n: int) -> Array:
     """The power x^n, by squaring from the last bit of n on, with one division at the end if n < 0."""
     if n == 0:
-        return select(bits(x) == bits(x), np.float32(1), x)
+        return full(x, 1.0)
     total: Array | None = None
     power, left = x, abs(n)
     while left:

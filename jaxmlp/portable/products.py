@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -19,8 +19,6 @@ import numpy as np
 from jax import lax
 
 from jaxmlp.portable.arithmetic import (
-    FRACTION,
-    HIDDEN,
     INFINITY,
     MAGNITUDE,
     NAN,
@@ -28,18 +26,22 @@ from jaxmlp.portable.arithmetic import (
     Arithmetic,
     Array,
     bits,
+    bits_of,
     exponent,
     floats,
     power_of_two,
     select,
+    significand,
 )
 from jaxmlp.portable.sums import reduce
 
 SLICES = (1, 2, 3)
 BLOCK = 2**15
-"""Largest number of terms of an int32 sum. A term is up to three products of slices, so at most 3 * 2^14."""
+"""Largest number of terms of an int32 sum. A term is up to three products of two slices, so it is at most 3 * 2^14, and
+the sum at most 3 * 2^29."""
 FLOAT_BLOCK = 2**10
-"""Largest number of terms of a float32 sum of products of slices: float32 holds integers up to 2^24 exactly."""
+"""Largest number of terms of a float32 sum. A term is a product of two slices, so the sum is at most 2^24: float32
+holds such integers exactly."""
 UNROLLED = 32
 """Largest number of places of a window, or of outputs, that a convolution unrolls. It loops over more."""
 
@@ -62,18 +64,18 @@ def shift_of(largest: Array, count: int) -> Array:
         largest: Bits of the largest magnitude in the row.
         count: Number of slices.
     """
-    # The magnitude is room * 2^(exponent - 150). Shifted by 8 count + 125 - exponent, it is room * 2^(8 count - 25).
-    # If that exceeds the largest number that fits into the slices, the shift is one less.
+    # The magnitude is significand * 2^(exponent - 150). If the shift is 8 count + 125 - exponent, it becomes
+    # significand * 2^(8 count - 25), less than 2^(8 count - 1). The largest integer whose slices are all at most 127 is
+    # a little less than that too. If the magnitude is above this limit, the shift must be one less.
     limit = sum(127 * 256**i for i in range(count))
-    room = (largest & FRACTION) | HIDDEN
-    over = room > np.int32(min(limit * 2.0 ** (25 - 8 * count), 2**24))
-    shift = np.int32(8 * count - 1 + 126) - exponent(largest) - over.astype(np.int32)
+    is_above = significand(largest) > np.int32(limit * 2.0 ** (25 - 8 * count))
+    shift = np.int32(8 * count + 125) - exponent(largest) - is_above.astype(np.int32)
     return select(shift > 126, np.int32(126), shift)
 
 
 def cut(x: Array, shift: Array, count: int) -> list[Array]:
     """Round x * 2^shift to the nearest integer, and cut it into `count` slices."""
-    half = floats((bits(x) & SIGN) | np.float32(0.5).view(np.int32))
+    half = floats((bits(x) & SIGN) | bits_of(0.5))
     # The product is exact, so a fused multiply-add gives the same bits.
     whole = (x * power_of_two(shift) + half).astype(np.int32)
     slices = []
@@ -84,13 +86,13 @@ def cut(x: Array, shift: Array, count: int) -> list[Array]:
 
 
 def known_whole(a: Arithmetic, x: Array) -> Array:
-    """Note that x has only zeros and ones. All its slices but the first are 0, and products skip them."""
+    """Note that x has only zeros and ones. Its slices after the first are 0, and products skip them."""
     a.memory[id(x), "whole"] = ((), x)
     return x
 
 
 def known_transposed(a: Arithmetic, x: Array, source: Array, permutation: Sequence[int]) -> Array:
-    """Note that x is a transpose of `source`. XLA is four times slower if it must transpose an int8 factor."""
+    """Note that x is a transpose of `source`, which products take instead: XLA transposes int8 factors slowly."""
     a.memory[id(x), "transposed"] = ((source, permutation), x)
     return x
 
@@ -98,7 +100,7 @@ def known_transposed(a: Arithmetic, x: Array, source: Array, permutation: Sequen
 def _untransposed(
     a: Arithmetic, x: Array, contracted: Sequence[int], batch: Sequence[int]
 ) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
-    """The array that x is a transpose of, and its contracted and batch axes. x itself if free axes change order."""
+    """The array that x is a transpose of, with its contracted and batch axes. x itself if free axes change order."""
     known = a.memory.get((id(x), "transposed"))
     if known is None:
         return x, tuple(contracted), tuple(batch)
@@ -185,12 +187,12 @@ def scaled(a: Arithmetic, total: Array, x: SlicedFactor, y: SlicedFactor) -> Arr
     return floats(select(bad, NAN, bits(a.scale(total, power))))
 
 
-def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], right: bool) -> SlicedFactor:
-    """Cut a factor into slices `[batch, row, k]`, and remember them for products that contract the same axes.
+def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[int], as_is: bool) -> SlicedFactor:
+    """Cut a factor into slices, and remember them for products that contract the same axes.
 
-    A right factor without batch axes whose contracted axes come first stays as it is, `[1, k, row]`.
+    The slices are `[batch, row, k]`. With `as_is` the axes keep their order, and the slices are `[1, k, row]`.
     """
-    key = (id(x), ("factor", tuple(batch), tuple(contracted), right))
+    key = (id(x), ("factor", tuple(batch), tuple(contracted), as_is))
     known = a.memory.get(key)
     if known is None:
         free = [i for i in range(x.ndim) if i not in batch and i not in contracted]
@@ -201,17 +203,12 @@ def _factor(a: Arithmetic, x: Array, batch: Sequence[int], contracted: Sequence[
         sizes = [math.prod(x.shape[i] for i in axes) for axes in (batch, free, contracted)]
         order = (*batch, *free, *contracted)
         shift, bad = (lax.transpose(part, order).reshape(sizes[:2]) for part in (rows.shift, rows.bad))
-        if right and _lies_turned(x, batch, contracted):
+        if as_is:
             slices = [part.reshape(1, sizes[2], sizes[1]) for part in rows.slices]
         else:
             slices = [_in_memory(part, order).reshape(sizes) for part in rows.slices]
         known = a.memory[key] = SlicedFactor(list(lax.optimization_barrier(tuple(slices))), shift, bad), x
     return known[0]
-
-
-def _lies_turned(x: Array, batch: Sequence[int], contracted: Sequence[int]) -> bool:
-    """Whether a factor has no batch axes, and its contracted axes come before its free axes."""
-    return not batch and list(contracted) == list(range(len(contracted))) and len(contracted) < x.ndim
 
 
 def _in_memory(x: Array, order: Sequence[int]) -> Array:
@@ -242,9 +239,11 @@ def dot_general(a: Arithmetic, x: Array, y: Array, dimension_numbers: Any) -> Ar
         return jnp.zeros(shape, np.float32)
     if math.prod(rows) == math.prod(columns) == 1:
         return _of_vectors(a, x, y, dimension_numbers).reshape(shape)
+    # The right factor needs no transpose if its contracted axes come first.
+    as_is = not batch_y and list(contracted_y) == list(range(len(contracted_y))) and len(contracted_y) < y.ndim
     left = _factor(a, x, batch_x, contracted_x, False)
-    right = _factor(a, y, batch_y, contracted_y, True)
-    total = sum_of_slices(a, left.slices, right.slices, 1 if _lies_turned(y, batch_y, contracted_y) else 2)
+    right = _factor(a, y, batch_y, contracted_y, as_is)
+    total = sum_of_slices(a, left.slices, right.slices, 1 if as_is else 2)
     left = left._replace(shift=left.shift[:, :, None], bad=left.bad[:, :, None])
     right = right._replace(shift=right.shift[:, None], bad=right.bad[:, None])
     result: Array = lax.optimization_barrier(scaled(a, total, left, right).reshape(shape))
@@ -369,9 +368,5 @@ def _by_output(
     if len(places) <= UNROLLED:
         total = jnp.stack([at([int(place) for place in start]) for start in starts])
     else:
-        total = _mapped(lambda start: at(tuple(start)), jnp.asarray(starts))
+        _, total = lax.scan(lambda carry, start: (carry, at(tuple(start))), (), jnp.asarray(starts))
     return jnp.moveaxis(total, 0, -1).reshape(groups, images, filters, *out)
-
-
-def _mapped(function: Callable[[Array], Array], values: Array) -> Array:
-    return lax.scan(lambda carry, value: (carry, function(value)), (), values)[1]

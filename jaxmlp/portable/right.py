@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from jaxmlp.portable.evaluation import STRUCTURE, branch_of, call, called, cond, literal
 from jaxmlp.portable.text import THE_SAME
-from jaxmlp.portable.transform import STRUCTURE, branch_of, call, called, cond, literal
 
 Values = Sequence[np.ndarray]
 

@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxmlp.portable.arithmetic import Arithmetic, Array, bits, floats, from_order, order, select
+from jaxmlp.portable.arithmetic import NAN, Arithmetic, Array, bits, floats, from_order, order, select
 
+NAN_BELOW = np.int32(-(2**31))
+"""Key of NaN where it is below everything."""
 Combine = Callable[[Array, Array], Array]
 
 
@@ -36,9 +38,9 @@ def reduce(combine: Combine, x: Array, axes: Sequence[int], empty: float) -> Arr
     return x
 
 
-def cumulative(combine: Combine, x: Array, axis: int, reverse: bool) -> Array:
+def cumulative(combine: Combine, x: Array, params: dict[str, Any]) -> Array:
     """Running sums or products, paired as in `lax.associative_scan`."""
-    result: Array = lax.associative_scan(combine, x, reverse=reverse, axis=axis)
+    result: Array = lax.associative_scan(combine, x, reverse=params["reverse"], axis=params["axis"])
     return result
 
 
@@ -55,6 +57,7 @@ def _windows(x: Array, params: dict[str, Any], fill: Any) -> tuple[Array, list[i
 
 
 def _windows_of(params: dict[str, Any]) -> list[tuple[int, int]]:
+    """The size and dilation of a window on each axis."""
     dilations = params.get("window_dilation") or (1,) * len(params["window_dimensions"])
     return list(zip(params["window_dimensions"], dilations, strict=True))
 
@@ -81,11 +84,16 @@ def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
     return x
 
 
-def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """Add each window's source to the position of its largest element (the first of equals), in a fixed order."""
-    plain = params | {"base_dilation": (1,) * operand.ndim}
+def _window_keys(operand: Array, params: dict[str, Any]) -> tuple[Array, list[int]]:
+    """`_windows` of integers, whose largest is what a pooling selects: the floats' order, negated for a minimum."""
     key = order(operand)
-    keys, counts = _windows(-key if least else key, plain, -(2**31))
+    selects_smallest = params["select_prim"].name in ("le", "le_to", "lt")
+    return _windows(-key if selects_smallest else key, params, -(2**31))
+
+
+def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, params: dict[str, Any]) -> Array:
+    """Add each window's source to the position of its extreme element (the first of equals), in a fixed order."""
+    keys, counts = _window_keys(operand, params | {"base_dilation": (1,) * operand.ndim})
     window, strides = params["window_dimensions"], params["window_strides"]
     places = list(np.ndindex(*window))
 
@@ -93,7 +101,7 @@ def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: 
         limits = [start + (count - 1) * stride + 1 for start, count, stride in zip(place, counts, strides, strict=True)]
         return lax.slice(x, tuple(place), limits, tuple(strides))
 
-    best, chosen = at(keys, places[0]), None
+    best = at(keys, places[0])
     chosen = jnp.zeros(best.shape, np.int32)
     for i, place in enumerate(places[1:], 1):
         candidate = at(keys, place)
@@ -113,10 +121,9 @@ def select_and_scatter_add(a: Arithmetic, source: Array, operand: Array, least: 
     return lax.pad(total, np.float32(0), back)
 
 
-def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: dict[str, Any]) -> Array:
-    """The tangent at the position of each window's largest element."""
-    key = order(operand)
-    keys, counts = _windows(-key if least else key, params, -(2**31))
+def select_and_gather_add(tangents: Array, operand: Array, params: dict[str, Any]) -> Array:
+    """The tangent at the position of each window's extreme element."""
+    keys, counts = _window_keys(operand, params)
     values, _ = _windows(tangents, params, 0)
     dilations = [step for _, step in _windows_of(params)]
     best: Array | None = None
@@ -128,9 +135,11 @@ def select_and_gather_add(tangents: Array, operand: Array, least: bool, params: 
             for low, count, stride in zip(start, counts, params["window_strides"], strict=True)
         ]
         candidate, value = (lax.slice(x, start, limits, params["window_strides"]) for x in (keys, values))
-        better = candidate > best if best is not None else None
-        chosen = value if better is None else select(better, value, chosen)
-        best = candidate if best is None or better is None else select(better, candidate, best)
+        if best is None:
+            best, chosen = candidate, value
+        else:
+            better = candidate > best
+            best, chosen = select(better, candidate, best), select(better, value, chosen)
     return chosen
 
 
@@ -138,8 +147,8 @@ def _targets(operand: Array, indices: Array, updates: Array, params: dict[str, A
     """The index in the flat operand to which each element of the updates goes, or -1, in the updates' shape."""
     numbers = params["dimension_numbers"]
     window = iter(updates.shape[i] for i in numbers.update_window_dims)
-    apart = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-    sizes = [1 if i in apart else next(window) for i in range(operand.ndim)]
+    outside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    sizes = [1 if i in outside else next(window) for i in range(operand.ndim)]
     gather = lax.GatherDimensionNumbers(
         offset_dims=numbers.update_window_dims,
         collapsed_slice_dims=numbers.inserted_window_dims,
@@ -160,19 +169,19 @@ def _by_rows(operand: Array, updates: Array, targets: Array, params: dict[str, A
     The updates form rows if two rows either share all positions or none. Otherwise each element is a row.
     """
     numbers = params["dimension_numbers"]
-    inside = [i for i in range(operand.ndim) if i not in numbers.inserted_window_dims]
-    inside = [i for i in inside if i not in numbers.operand_batching_dims]
+    outside = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    inside = [i for i in range(operand.ndim) if i not in outside]
     moving = [
         axis
         for axis, i in zip(numbers.update_window_dims, inside, strict=True)
         if i in numbers.scatter_dims_to_operand_dims and updates.shape[axis] > 1
     ]
-    apart = [i for i in range(updates.ndim) if i not in numbers.update_window_dims]
+    batch = [i for i in range(updates.ndim) if i not in numbers.update_window_dims]
     if moving:
         return updates.reshape(-1, 1), targets.reshape(-1), lambda rows: rows.reshape(updates.shape)
-    axes = (*apart, *numbers.update_window_dims)
+    axes = (*batch, *numbers.update_window_dims)
     turned = lax.transpose(updates, axes)
-    count = math.prod(updates.shape[i] for i in apart)
+    count = math.prod(updates.shape[i] for i in batch)
     first = lax.transpose(targets, axes).reshape(count, -1)[:, 0]
     return (
         turned.reshape(count, -1),
@@ -221,10 +230,8 @@ def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, An
     """The operand with the updates in place. Of several updates for one position, the last wins."""
     if updates.size == 0 or operand.size == 0:
         return operand
-    wide = np.uint32 if operand.dtype.itemsize == 4 else None
-    if wide is None:
-        small = operand.astype(np.int32), updates.astype(np.int32)
-        return scatter(small[0], indices, small[1], params).astype(operand.dtype)
+    if operand.dtype.itemsize < 4:
+        return scatter(operand.astype(np.int32), indices, updates.astype(np.int32), params).astype(operand.dtype)
     rows, first, unmade = _by_rows(operand, updates, _targets(operand, indices, updates, params), params)
     kept = jnp.ones(rows.shape, bool)
     if rows.shape[0] > 1:
@@ -236,27 +243,25 @@ def scatter(operand: Array, indices: Array, updates: Array, params: dict[str, An
     return select(hit > 0, values, operand)
 
 
-def scatter_extreme(operand: Array, indices: Array, updates: Array, primitive: Any, params: dict[str, Any]) -> Array:
-    """scatter-max or scatter-min, on integers in the floats' order."""
+def scatter_extreme(primitive: Any, operand: Array, indices: Array, updates: Array, params: dict[str, Any]) -> Array:
+    """The largest or smallest values into positions, compared as integers. The order of the updates does not matter."""
     into = lax.scatter_min if "min" in primitive.name else lax.scatter_max
-    keys = _extreme_key(operand, primitive), _extreme_key(updates, primitive)
+    keys = extreme_key(operand, primitive), extreme_key(updates, primitive)
     placed = into(keys[0], indices, keys[1], params["dimension_numbers"], mode=params["mode"])
-    return _from_extreme_key(placed)
+    return from_extreme_key(placed)
 
 
-NAN_BELOW = -(2**31)
-
-
-def _extreme_key(x: Array, primitive: Any) -> Array:
-    """`order`, except that for minima NaN is below everything."""
+def extreme_key(x: Array, primitive: Any) -> Array:
+    """`order`, but for a minimum NaN is below everything. So a NaN is the extreme of any values."""
     key = order(x)
-    return select(key == 0x7FC00000, np.int32(NAN_BELOW), key) if "min" in primitive.name else key
+    return select(key == NAN, NAN_BELOW, key) if "min" in primitive.name else key
 
 
-def _from_extreme_key(key: Array) -> Array:
-    return from_order(select(key == NAN_BELOW, np.int32(0x7FC00000), key))
+def from_extreme_key(key: Array) -> Array:
+    """The inverse of `extreme_key`."""
+    return from_order(select(key == NAN_BELOW, NAN, key))
 
 
 def extreme(primitive: Any, x: Array, params: dict[str, Any]) -> Array:
     """The largest or smallest element, by a primitive that also exists for integers."""
-    return _from_extreme_key(primitive.bind(_extreme_key(x, primitive), **params))
+    return from_extreme_key(primitive.bind(extreme_key(x, primitive), **params))

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
+from jaxmlp.portable.evaluation import STRUCTURE, call, called, literal, parts_of_scan
 from jaxmlp.portable.rules import default_platform
-from jaxmlp.portable.transform import STRUCTURE, call, called, literal, parts_of_scan
 
 LEFT_OUT = {
     "accuracy", "algorithm", "precision", "sharding", "out_sharding", "unroll", "linear", "name", "layout",
@@ -26,7 +26,7 @@ LEFT_OUT = {
 }  # fmt: skip
 """Parameters that change no bit, or that the text states in its own way."""
 THE_SAME = (
-    "copy", "device_put", "layout_constraint", "mesh_cast", "name", "optimization_barrier", "pcast", "pvary", "reshard",
+    "copy", "device_put", "layout_constraint", "name", "optimization_barrier", "pvary", "reshard",
     "sharding_constraint", "stop_gradient",
 )  # fmt: skip
 """Primitives that return their arguments unchanged."""

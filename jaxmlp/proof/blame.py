@@ -12,9 +12,9 @@ from jax.extend import core
 from jaxmlp import train
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.portable.arithmetic import Arithmetic
+from jaxmlp.portable.evaluation import STRUCTURE, call, evaluate_equation, literal
 from jaxmlp.portable.right import is_key, right, right_of, walk
 from jaxmlp.portable.text import type_of
-from jaxmlp.portable.transform import STRUCTURE, call, evaluate_equation, literal
 from jaxmlp.prng import key_of, root_key
 
 Arrays: TypeAlias = list[np.ndarray]
