@@ -427,26 +427,35 @@ def _train_steps(
 ) -> tuple[TrainState, Sums, Health]:
     key = root_key(config.seed)
 
-    def body(index: Int[Array, ""], carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
+    @jax.jit  # traced once, for all loops
+    def update(index: Int[Array, ""], carry: tuple[TrainState, Sums]) -> tuple[TrainState, Sums]:
         state, sums = carry
         num_rows = num_examples(split, order, index, config.batch_size)
         own = take_batch(split, order, index, config.batch_size, mesh=mesh)
         state, added = _train_step(config, state, own, num_rows, key, mesh)
         return state, _add(sums, added)
 
-    before, carry = state, (shard_opt_state(config, state, mesh), sums)
-    if order.shape[0] // config.batch_size >= BLOCK:
-        # If the compiler does not know the length of a loop, a GPU's host waits after every iteration. So nearly all
-        # updates run in inner loops of a known length, and one program still serves every `start` and `stop`.
+    def in_one_loop(start: Int[Array, ""], carry: Any) -> Any:
+        return lax.fori_loop(start, stop, update, carry)
+
+    def in_blocks(start: Int[Array, ""], carry: Any) -> Any:
         blocks = (stop - start) // BLOCK
 
         def block(number: Int[Array, ""], carry: Any) -> Any:
             first = start + number * BLOCK
-            return lax.fori_loop(0, BLOCK, lambda index, carry: body(first + index, carry), carry)
+            return lax.fori_loop(0, BLOCK, lambda index, carry: update(first + index, carry), carry)
 
-        carry = lax.fori_loop(0, blocks, block, carry)
-        start = start + blocks * BLOCK
-    state, sums = lax.fori_loop(start, stop, body, carry)
+        return in_one_loop(start + blocks * BLOCK, lax.fori_loop(0, blocks, block, carry))
+
+    before, carry = state, (shard_opt_state(config, state, mesh), sums)
+    if order.shape[0] // config.batch_size < BLOCK:
+        carry = in_one_loop(start, carry)
+    else:
+        # If the compiler does not know the length of a loop, a GPU's host waits after every iteration. So nearly all
+        # updates run in inner loops of a known length, and one program still serves every `start` and `stop`. A CPU
+        # would only compile the update twice.
+        carry = lax.platform_dependent(start, carry, cpu=in_one_loop, default=in_blocks)
+    state, sums = carry
     state = _whole(state, like=before)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
     # The two results `sums` have memory of their own: the next call takes over that of the first.

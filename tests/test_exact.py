@@ -81,11 +81,11 @@ def train_on(devices: int, config: ExperimentConfig, examples: int = EXAMPLES) -
     mesh = shards.make_mesh(jax.devices()[:devices])
     split = shards.replicate(train.DeviceSplit(images, rng.integers(0, 10, examples, np.int32)), mesh)
     steps_per_epoch = -(-examples // config.batch_size)
-    on_data = shards.replicate(config.on_data(10, steps_per_epoch), mesh)
-    state = shards.replicate(train.init_state(on_data, images[:1]), mesh)
+    on_one = config.on_data(10, steps_per_epoch)
+    on_data, state = shards.replicate((on_one, train.init_state(on_one, images[:1])), mesh)
     found = []
     for epoch in range(-(-STEPS // steps_per_epoch)):
-        order = shards.replicate(train.epoch_order(on_data, epoch, examples=examples), mesh)
+        order = shards.replicate(train.epoch_order(on_one, epoch, examples=examples), mesh)
         sums = shards.replicate(train.zero_sums(on_data, state, split), mesh)
         state, sums, _ = train.train_steps(on_data, state, sums, split, order, 0, steps_per_epoch, mesh=mesh)
         zero = shards.replicate(train.zero_sums(on_data, state, split), mesh)

@@ -27,8 +27,6 @@ from jaxmlp.run.digest import digest, leaves
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.system.signals import Stop
 
-pytestmark = pytest.mark.optimized
-
 EPOCHS, STEPS = 3, 5
 DIGEST_EVERY = 2
 CONFIG = ExperimentConfig(

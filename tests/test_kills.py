@@ -20,8 +20,6 @@ import pytest
 
 from jaxmlp.run.directory import RunDirectory
 
-pytestmark = pytest.mark.optimized
-
 KILLS = int(os.environ.get("JAXMLP_KILLS") or 2)
 MIN_EPOCHS, MAX_EPOCHS, EXPERIMENT = (3, 5, "quickstart") if KILLS <= 10 else (2, 4, "relu_rmsprop")
 

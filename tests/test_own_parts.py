@@ -16,8 +16,6 @@ import pytest
 
 from jaxmlp.cli import main
 
-pytestmark = pytest.mark.optimized
-
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "howto.md").read_text(), re.M | re.S)
 ONE_EPOCH = ("--model.features", "2", "--batch-size", "200", "--epochs", "1")
@@ -50,6 +48,7 @@ def digests(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "digests.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.optimized
 def test_the_bits_are_the_same_on_four_devices(own: Path, run: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     assert main(["train", str(own), *SMALL, "--devices", "4", "--out", str(path)]) == 0
@@ -57,6 +56,7 @@ def test_the_bits_are_the_same_on_four_devices(own: Path, run: Path, tmp_path: P
     assert {"params_sha256", "opt_state_sha256", "variables_sha256"} <= digests(run)[0].keys()
 
 
+@pytest.mark.optimized
 def test_a_killed_run_goes_on_to_the_same_bits(own: Path, run: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed"
     words = [sys.executable, "-m", "jaxmlp", "train", str(own), *SMALL, "--devices", "1", "--checkpoint-s", "0"]
@@ -71,6 +71,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(own: Path, run: Path, tmp_path: P
     assert digests(path) == digests(run)
 
 
+@pytest.mark.optimized
 def test_every_command_knows_the_parts(
     own: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax import lax
 
 from jaxmlp import MLP, SGD, DataConfig, ExperimentConfig, InverseTime, Piecewise, shards, train
 from jaxmlp.prng import root_key
@@ -204,7 +205,9 @@ def test_a_boundary_that_float32_cannot_hold_is_met_to_the_step() -> None:
     assert rates == [1.0, 0.5]
 
 
-def test_updates_in_blocks_of_a_known_length_give_the_bits_of_single_ones() -> None:
+def test_updates_in_blocks_of_a_known_length_give_the_bits_of_single_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This processor computes what accelerators do."""
+    monkeypatch.setattr(lax, "platform_dependent", lambda *values, cpu, default: default(*values))
     examples, batch_size = 70, 2
     program = Program(replace(CONFIG, batch_size=batch_size))
     split = program.put(random_split(examples))
