@@ -110,6 +110,7 @@ def test_a_difference_that_neighbours_could_make_is_unstable() -> None:
 def test_holms_step_down_is_as_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize("rows", [1, 20, 100])

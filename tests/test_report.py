@@ -419,12 +419,6 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_alone_has_right(
     assert tuple(scores.mcnemar(first, second)) == pytest.approx((only_first, only_second, p))
 
 
-def test_holm_raises_each_p_by_the_comparisons_that_are_left_and_keeps_their_order() -> None:
-    assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert scores.holm([0.9, 0.8]) == [1, 1]
-    assert scores.holm([]) == []
-
-
 def test_tiles_of_weights_have_grey_for_zero_and_a_line_between() -> None:
     tiles = np.zeros((3, 2, 2, 1), np.float32)
     tiles[1, 0, 0, 0], tiles[1, 1, 1, 0] = -2, 1

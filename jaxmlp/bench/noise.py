@@ -60,8 +60,7 @@ class Watch:
     @classmethod
     def begin(cls) -> Watch:
         """Start to watch now."""
-        own = os.times()
-        return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(own[:4]))
+        return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(os.times()[:4]))
 
     def others_cores(self) -> float | None:
         """Average number of cores that other processes kept busy since this moment. None: unknown."""

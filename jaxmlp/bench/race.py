@@ -154,11 +154,10 @@ def table(peers: Sequence[Peer]) -> str:
             f"{peer.test_accuracy:.4f}", *whole[:2], f"{peer.peak_bytes / 2**20:.0f}" if peer.peak_bytes else "-",
         ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return "\n".join(
         f"{row[0]:{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
         for row in rows
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _check(config: ExperimentConfig, names: Sequence[str]) -> None:

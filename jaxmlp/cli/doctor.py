@@ -84,7 +84,10 @@ def _examined(chosen: DoctorFlags, seconds: float | None) -> Answer:
         **found,
         "probes": [wrong._asdict() for wrong in wrong_answers],
         "portable": _together(checks),
-        "self_tests": [_plain(test) for test in tests],
+        "self_tests": [
+            asdict(test) | {"first_difference": test.first_difference and test.first_difference._asdict()}
+            for test in tests
+        ],
         "burn_in": burnt and burnt._asdict() | {"deviations": [each._asdict() for each in burnt.deviations]},
     }
     problems = [f"{wrong.probe} in {wrong.arithmetic}" for wrong in wrong_answers]
@@ -213,7 +216,3 @@ def _test_lines(test: SelfTest) -> Iterator[str]:
     yield f"  params_sha256 {test.params_sha256}"
     if test.verdict == "no reference":
         yield "  `jaxmlp doctor --record` adds a reference for this platform"
-
-
-def _plain(test: SelfTest) -> dict[str, Any]:
-    return asdict(test) | {"first_difference": test.first_difference and test.first_difference._asdict()}

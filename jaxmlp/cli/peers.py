@@ -51,5 +51,4 @@ def run(argv: Sequence[str]) -> Answer:
     peers = race(config, dataset, chosen.peers, pythons=pythons, device=chosen.device, whole_runs=chosen.whole_runs)
     print(table(peers))
     runtime.configure(chosen.device)  # Not earlier: JAX would reserve the accelerator's memory for this process.
-    facts = manifest(config, dataset)
-    return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": facts})
+    return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": manifest(config, dataset)})

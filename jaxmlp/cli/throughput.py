@@ -36,8 +36,7 @@ def main() -> None:
     from jaxmlp.sweep.throughput import compare
 
     dataset = data.load(config.data, manual_dir=chosen.manual_dir)
-    seeds = range(chosen.lanes)
-    found = compare(config, dataset, seeds=seeds, rounds=chosen.rounds, batching=chosen.batching)
+    found = compare(config, dataset, seeds=range(chosen.lanes), rounds=chosen.rounds, batching=chosen.batching)
     print(json.dumps(found, indent=2))
 
 

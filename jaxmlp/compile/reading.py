@@ -103,8 +103,7 @@ def _turns(module: Module, loop: Instruction | None) -> int | None:
     """Number of iterations of the loop; 1 if the compiler unrolled it."""
     if loop:
         return trip_count(module, loop)
-    is_open = any(trip_count(module, each) is None for _, each in loops_of(module))
-    return None if is_open else 1
+    return None if any(trip_count(module, each) is None for _, each in loops_of(module)) else 1
 
 
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
@@ -319,8 +318,7 @@ def collectives(module: Module, computation: str) -> Iterator[Collective]:
             item for name in each.called if each.op == "fusion" for item in module.inside(name) if is_collective(item)
         ]  # fmt: skip
         for item in found:
-            message = _collective(module, item)
-            yield from [message] * times
+            yield from [_collective(module, item)] * times
 
 
 def _collective(module: Module, each: Instruction) -> Collective:

@@ -208,8 +208,7 @@ def table(found: Report) -> str:
     theirs = compiled.memory if compiled else None
     for name in (*Memory._fields[:-1], "without_code", "code", "total"):
         ours = None if name == "total" else getattr(found.counted, name)
-        shown = name.replace("_", " ")
-        lines.append(f"  {shown:22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
+        lines.append(f"  {name.replace('_', ' '):22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
     fits = "it fits" if found.fits else "it does not fit"
     lines += [f"  {'of the device':22}{'':16}{_shown(target.memory()):>16}   {fits}", ""]
     if compiled:

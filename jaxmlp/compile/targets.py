@@ -124,8 +124,7 @@ class Target:
         """
         name, colon, topology = text.partition(":")
         if name not in CHIPS:
-            known = ", ".join(CHIPS)
-            raise ConfigError("for", f"must be one of {known}, got {text!r}.{did_you_mean(name, CHIPS)}")
+            raise ConfigError("for", f"must be one of {', '.join(CHIPS)}, got {text!r}.{did_you_mean(name, CHIPS)}")
         chip = CHIPS[name]
         if colon and not (chip.topology and re.fullmatch(r"\d+(x\d+)*", topology)):
             such = f"{name}:{chip.topology}" if chip.topology else name

@@ -199,8 +199,7 @@ def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
     are included if the split has them.
     """
     for inputs, targets, weights in splits:
-        named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]
-        for name, leaf in named:
+        for name, leaf in sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]:
             yield f"{name}\0".encode() if isinstance(inputs, Mapping) else b""
             yield from idx_parts(leaf[..., 0] if leaf.ndim == 4 and leaf.shape[-1] == 1 else leaf)
         if targets.dtype.kind in "iu":

@@ -176,5 +176,4 @@ def _named(
 
 def shown(value: np.generic) -> str:
     """A number and its bits."""
-    size = value.dtype.itemsize
-    return f"{value!s} (0x{int.from_bytes(value.tobytes(), 'little'):0{2 * size}x})"
+    return f"{value!s} (0x{int.from_bytes(value.tobytes(), 'little'):0{2 * value.dtype.itemsize}x})"

@@ -102,8 +102,9 @@ def first_difference(
     for piece in evidence:
         epoch = training.epoch_of(piece.step)
         if epoch != seen and orders.get(epoch, (order := training.order_sha256(epoch))) != order:
-            at = (agreed + 1, agreed + 1)
-            return FirstDifference(epoch, at, "order", ("order",), None, "the batch order differs")
+            return FirstDifference(
+                epoch, (agreed + 1, agreed + 1), "order", ("order",), None, "the batch order differs"
+            )
         training.advance(piece.step, ends=piece.ends_epoch)
         if found := _differences(training, piece):
             return _first(training, agreed, piece, found)

@@ -115,8 +115,7 @@ def run_probes() -> list[WrongAnswer]:
         return [function(*each) for function, each in zip(functions, arguments, strict=True)]
 
     for arithmetic, transform in (("jnp", jax.jit), ("portable", portable)):
-        got = transform(answers)(arguments)
-        for (name, probe), answer in zip(every.items(), got, strict=True):
+        for (name, probe), answer in zip(every.items(), transform(answers)(arguments), strict=True):
             value = np.asarray(answer)
             # Zeros of either sign are equal, because integers have only one zero.
             if len(wrong := np.argwhere(value != probe.right)):

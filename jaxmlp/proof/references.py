@@ -72,8 +72,7 @@ def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object])
     If that reference belongs to another platform, different bits are not a failure: the verdict is then `no reference`.
     """
     training = Training(REFERENCED[name], dataset)
-    here = _platform(training, dataset)
-    reference, changed = _nearest(name, here)
+    reference, changed = _nearest(name, _platform(training, dataset))
     found = None
     if reference:
         stored = reference.experiments[name]

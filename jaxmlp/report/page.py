@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 import jaxmlp
+from jaxmlp.bench.compare import holm
 from jaxmlp.errors import DiskError
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.experiment.mlp import MLP
@@ -23,7 +24,7 @@ from jaxmlp.experiment.plain import place_of, told_fields, where
 from jaxmlp.report import pictures, plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import RunGroup, group
-from jaxmlp.report.scores import Comparison, holm, mcnemar
+from jaxmlp.report.scores import Comparison, mcnemar
 from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 from jaxmlp.source.code import code_of
@@ -118,8 +119,7 @@ def _heat_fields(groups: Sequence[RunGroup]) -> list[str]:
 
 def _curves(runs: Sequence[RunFacts]) -> list[str]:
     """The figures that are drawn by epoch: the loss, and each metric of a run."""
-    named = [metric.name for run in runs for metric in run.config.metrics]
-    return list(dict.fromkeys(["loss", *named]))
+    return list(dict.fromkeys(["loss", *(metric.name for run in runs for metric in run.config.metrics)]))
 
 
 def about(run: RunFacts) -> str:

@@ -263,8 +263,7 @@ class RunDirectory:
         """Record that the run, which is open for writing, continues with changed code."""
         from jaxmlp.source.code import sums_of
 
-        record = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
-        code.accept(self.path, self.manifest, record, sources)
+        code.accept(self.path, self.manifest, {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}, sources)
         self._write_manifest()
 
     @property

@@ -321,16 +321,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: The file cannot be read.
     """
     try:
-        found = parse_json(files.read(path / MANIFEST))
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            version = found.get("format", 1)
-            raise RunError(
-                f"{path} is a sweep of format {version}, but this jaxmlp reads format {FORMAT}. Sweep again."
-            )
-        return checked_manifest(found)
+        return checked_manifest(path, "sweep", "Sweep again")
     except ValueError:
-        pass
-    raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or sweep again in another folder.")
+        way = "Restore it from a copy, or sweep again in another folder"
+        raise RunError(f"{path / MANIFEST} is damaged. {way}.") from None
 
 
 def list_sweeps() -> list[Path]:

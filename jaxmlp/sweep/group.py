@@ -145,8 +145,7 @@ class LaneGroup(Loop):
                 kept.run.append_trace(state_digests(self.position.epoch, state))
 
     def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
-        made = len(self.lanes) * (chunk.stop - chunk.start)
-        self.job.progress.updates_done(self._where(self.position.epoch), made)
+        self.job.progress.updates_done(self._where(self.position.epoch), len(self.lanes) * (chunk.stop - chunk.start))
 
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         job, done = self.job, self.position.done

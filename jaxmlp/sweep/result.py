@@ -16,8 +16,7 @@ from jaxmlp.experiment.config import ExperimentConfig
 
 def names_of(config: ExperimentConfig) -> list[str]:
     """The metrics that compare an experiment's lanes: accuracy first, if the experiment has it."""
-    metrics = sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy")
-    return [*metrics, "loss"]
+    return [*sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy"), "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)

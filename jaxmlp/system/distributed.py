@@ -151,8 +151,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     """
     mine = json.dumps(dotted(facts)).encode()
     size = int(gather([len(mine)]).max())
-    rows = gather(list(mine.ljust(size)))
-    everyone = [json.loads(bytes(row.tolist())) for row in rows]
+    everyone = [json.loads(bytes(row.tolist())) for row in gather(list(mine.ljust(size)))]
     different = []
     for name in sorted(set().union(*everyone)):
         values = collections.defaultdict(list)

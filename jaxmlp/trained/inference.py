@@ -33,7 +33,7 @@ from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.opening import open_run, warn_of
+from jaxmlp.run.opening import open_run
 from jaxmlp.run.weights import AVERAGE, WEIGHTS, as_trained
 from jaxmlp.source.file import Experiment
 from jaxmlp.system import runtime
@@ -256,14 +256,13 @@ def load_model(
         RunError: The run or checkpoint does not exist, is damaged, or has other shapes than the config.
     """
     run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
-    warn_of(run.code_changed, warn)
+    for each in run.code_changed:
+        warn(f"{each}: the answers may differ from the run's.")
     config, facts = run.config, run.facts
     found = _checkpoint(run, checkpoint, warn)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
-    on_data = config.on_data(facts.outputs, 1)
-    wanted = jax.eval_shape(train.init_state, on_data, facts.zeros(1).inputs)
-    weights = {"params": wanted.params, "variables": wanted.variables}
-    restored = restore({"state": weights}, arrays)["state"]
+    wanted = jax.eval_shape(train.init_state, config.on_data(facts.outputs, 1), facts.zeros(1).inputs)
+    restored = restore({"state": {"params": wanted.params, "variables": wanted.variables}}, arrays)["state"]
     return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step, run=run)
 
 
@@ -364,7 +363,7 @@ def _table(found: Evaluation) -> Iterator[str]:
         yield f"{score.label:5}" + "".join(f"{count:{width}}" for count in row)
 
 
-def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation:
+def evaluate_split(loaded: Model, split: data.Split, name: str = "test") -> Evaluation:
     """Score a model on all examples of a split.
 
     Args:
@@ -405,8 +404,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     """Loss and metrics over all examples, computed as in training."""
     loaded.check(split.inputs)
     config = loaded.config.on_data(loaded.facts.outputs, 1)
-    mesh = shards.make_mesh(jax.devices()[:1])
-    feed = Feed(split, config, partial(shards.replicate, mesh=mesh))
+    feed = Feed(split, config, partial(shards.replicate, mesh=shards.make_mesh(jax.devices()[:1])))
     state = train.TrainState(jax.device_put(np.int32(0)), loaded.params, (), loaded.variables)
     sums = jax.device_put(train.zero_sums(config, state, train.DeviceSplit.of(loaded.facts.zeros(1))))
     for piece in feed.pieces():
@@ -450,13 +448,15 @@ def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
     """
     if not loaded.facts.classes:
         return [Prediction(None, None, (), tuple(map(float, row))) for row in loaded.answers(inputs)]
-    answers = []
-    for row in loaded.probabilities(inputs):
-        # Stable, so that the first of equal classes comes first, as in training.
-        order = np.argsort(-row, stable=True)[:top]
-        ranked = tuple((int(label), float(row[label])) for label in order)
-        answers.append(Prediction(*ranked[0], ranked))
-    return answers
+    found = [likeliest(row, top) for row in loaded.probabilities(inputs)]
+    return [Prediction(*ranked[0], ranked) for ranked in found]
+
+
+def likeliest(probabilities: Float[np.ndarray, " classes"], top: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest classes with their probabilities, at most `top` of them, in falling order."""
+    # Stable, so that the first of equal classes comes first, as in training.
+    order = np.argsort(-probabilities, stable=True)[:top]
+    return tuple((int(label), float(probabilities[label])) for label in order)
 
 
 def _times(shape: tuple[int, ...]) -> str:
