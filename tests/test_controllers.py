@@ -250,8 +250,8 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
             at += plan.randrange(1, 30)
             stop = Stop()
             devices = plan.choice(counts)
-            if len(run.checkpoints()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
-                run.checkpoints()[0].unlink()
+            if len(run.checkpoints.paths()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
+                run.checkpoints.paths()[0].unlink()
             history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
     return history
 

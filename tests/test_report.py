@@ -292,7 +292,7 @@ def test_the_first_run_with_a_model_is_the_one_that_others_are_compared_with() -
 
     # A lane on other data; then the first model; then one on the lane's data, and one to compare with the first.
     runs = [run(0, "a", None), run(1, "b", [True, False]), run(2, "a", [True, True]), run(3, "b", [False, False])]
-    (versus,) = page_of.compare(runs)
+    (versus,) = page_of.compare_with_first(runs)
     assert (versus.run, versus.comparison.only_first, versus.comparison.only_second) == (runs[3], 1, 0)
 
 

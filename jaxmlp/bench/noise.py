@@ -26,8 +26,7 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
         others_cores: Average number of cores that other processes kept busy. None: unknown.
         times: Seconds of each row.
     """
-    spreads = [Spread.of(row) for row in times]
-    relative = float(np.median([spread.iqr / spread.median for spread in spreads]))
+    relative = float(np.median([spread.iqr / spread.median for spread in map(Spread.of, times)]))
     reasons = []
     if others_cores is not None and others_cores > BUSY_CORES:
         reasons.append(f"other processes kept {others_cores:.1f} cores busy")

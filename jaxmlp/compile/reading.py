@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import re
@@ -86,7 +85,7 @@ def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Readin
     """
     loop = find_loop(module, carried)
     body = loop.called_as("body") if loop else module.entry
-    kernels: Counter[str] = collections.Counter()
+    kernels: Counter[str] = Counter()
     total = large = 0
     for times, each, computation in _executed(module, body):
         if kind := _kind(each):
@@ -109,9 +108,12 @@ def _turns(module: Module, loop: Instruction | None) -> int | None:
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
     """The innermost loop that changes arrays of all these shapes. If there are only scalars, these count."""
     keys = [_key(leaf) for leaf in carried]
-    wanted = collections.Counter([key for key in keys if key[1] > 1] or keys)
-    loops = [each for _, each in loops_of(module)]
-    fitting = [loop for loop in loops if wanted <= collections.Counter(map(_array_key, changed(module, loop)))]
+    wanted = Counter([key for key in keys if key[1] > 1] or keys)
+    fitting = [
+        loop
+        for _, loop in loops_of(module)
+        if wanted <= Counter((array.dtype, array.size) for array in changed(module, loop))
+    ]
     return fitting[-1] if fitting else None
 
 
@@ -120,10 +122,6 @@ def _key(leaf: Any) -> tuple[str, int]:
     if found := re.fullmatch(r"(u?)int(\d+)", name):
         name = f"{'u' if found[1] else 's'}{found[2]}"
     return NAMES.get(name, name), math.prod(leaf.shape)
-
-
-def _array_key(array: Array) -> tuple[str, int]:
-    return array.dtype, array.size
 
 
 def loops_of(module: Module, computation: str | None = None) -> Iterator[tuple[str, Instruction]]:

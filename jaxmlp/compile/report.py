@@ -119,7 +119,7 @@ def report(
         lanes: Number of lanes of a sweep.
     """
     program = trace(config, lanes)
-    counted = _counted(target, program)
+    counted = count.memory(program, target.chip.platform)
     compiled, refusal = None, ""
     try:
         compiled = compile_for(target, program)
@@ -132,10 +132,6 @@ def report(
     return Report(target, program, counted, count.products(program), compiled, refusal, config.precision, fits, largest)
 
 
-def _counted(target: Target, program: Program) -> Memory:
-    return count.memory(program, target.chip.platform)
-
-
 def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
     """The largest number of lanes, or batch size, below the given number that fits by the count, to within 1/64."""
     lanes = program.lanes
@@ -145,7 +141,8 @@ def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Pr
     def fits(units: int) -> bool:
         try:
             changed = config if lanes else dataclasses.replace(config, batch_size=units * unit)
-            return _counted(target, trace(changed, units * unit if lanes else None)).total <= target.memory()
+            program = trace(changed, units * unit if lanes else None)
+            return count.memory(program, target.chip.platform).total <= target.memory()
         except ConfigError:  # Shards would have a single row.
             return False
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import abc
-import json
 import math
 import signal
 import time
@@ -179,7 +178,7 @@ class Loop(abc.ABC):
             position.epoch_s, position.sums = 0.0, programs.zero_sums(position)
         of_hooks = self._epoch_ended(records, order)
         found = [before or each for before, each in zip(self.stop_reasons, of_hooks, strict=True)]
-        self.stop_reasons = json.loads(distributed.share(json.dumps(found).encode()))
+        self.stop_reasons = distributed.share_json(found)
         if any(self.stop_reasons):
             programs.freeze(self.going)
 
@@ -202,9 +201,7 @@ class Loop(abc.ABC):
         """
         if not self.position.done or not any(config.controllers for config in self.configs):
             return []
-        spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
-        shared: list[bool] = json.loads(distributed.share(json.dumps(spent).encode()))
-        return shared
+        return distributed.share_json([going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)])
 
     def _step(self) -> int:
         """Updates made since the start of the training, counted on the host without waiting for the device."""
@@ -394,7 +391,7 @@ class RunLoop(Loop):
             first_to_cut = position.epoch + 1 if position.done and position.stopped else position.epoch
             self.run.cut_back(first_to_cut, position.step)
         # Only the first process has the run directory, but every process reports its epochs.
-        lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
+        lines = distributed.share_json(self.run.epochs() if self.run else [])
         self.records = [[EpochRecord.from_line(line) for line in lines]]
         self.stop_reasons = [position.stopped]
         return position
@@ -477,7 +474,7 @@ class RunLoop(Loop):
         raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
 
     def _diverged(self, what: str) -> DivergedError:
-        newest = self.run.checkpoints() if self.run else []
+        newest = self.run.checkpoints.paths() if self.run else []
         kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
         return DivergedError(
             f"diverged: the {what}; {kept}.\n"

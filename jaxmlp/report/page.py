@@ -61,7 +61,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
         DiskError: They cannot be written.
     """
     groups = group(runs)
-    versus = compare(runs)
+    versus = compare_with_first(runs)
     details = _details(runs)
     shown = drawn(groups)
     figures = {name: plots.curves(shown, name) for name in _curves(runs)}
@@ -91,7 +91,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     return Written(report=out, bytes=len(page), plots=tuple(written), versus=tuple(versus))
 
 
-def compare(runs: Sequence[RunFacts]) -> list[Versus]:
+def compare_with_first(runs: Sequence[RunFacts]) -> list[Versus]:
     """Compare the first run that has a model with each other such run on the same test images."""
     known = [(run, run.answers.correct) for run in runs if run.answers and run.answers.correct is not None]
     if not known:

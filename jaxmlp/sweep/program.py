@@ -109,8 +109,9 @@ class LanePrograms(Programs):
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train_lanes` on these examples. The position's arrays are donated."""
         own, shared = (None, split) if self.feeds["train"].resident else (split, None)
-        arguments = self.config, position.state, position.sums, self._active, order, own, shared
-        return self._training(*arguments, *self.put((np.int32(start), np.int32(stop))))
+        bounds = self.put((np.int32(start), np.int32(stop)))
+        arguments = self.config, position.state, position.sums, self._active, order, own, shared, *bounds
+        return self._job.compiled(train_lanes, *arguments)(*arguments)
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The learning rate of the last update before the position, for each lane."""
@@ -136,9 +137,6 @@ class LanePrograms(Programs):
         """Replace each lane's last weights by its best epoch's weights."""
         if position.state.controllers:
             position.state = swap_best_weights_of_lanes(position.state, mesh=self.mesh)
-
-    def _training(self, *arguments: Any) -> Any:
-        return self._job.compiled(train_lanes, *arguments)(*arguments)
 
     def _evaluated(self, state: train.TrainState, piece: train.DeviceSplit, sums: train.Sums) -> Any:
         arguments = self.config, state.params, state.variables, sums, piece

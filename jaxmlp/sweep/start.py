@@ -149,8 +149,8 @@ def resume(
         else nullcontext()
     )
     with opened as directory:
-        stored = [directory.plan.to_json(), directory.manifest] if directory else []
-        text, there = json.loads(distributed.share(json.dumps(stored).encode()))
+        stored: list[Any] = [directory.plan.to_json(), directory.manifest] if directory else []
+        text, there = distributed.share_json(stored)
         plan = Plan.from_json(text, finder(Path(path or ""), json.loads(text), there, code))
         dataset = open_data_of(
             Path(path or ""), plan.config.data, there, dataset, manual_dir=manual_dir, report=progress.note
@@ -228,22 +228,21 @@ def _train(
 
 def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     """The results of all lanes that have ended, including those from an earlier process."""
-    lines = [result.to_line() for result in job.directory.lanes()] if job.directory else []
-    lines = json.loads(distributed.share(json.dumps(lines).encode()))
+    lines = distributed.share_json([result.to_line() for result in job.directory.lanes()] if job.directory else [])
     results = [LaneResult.from_line(line) for line in lines]
     ended = {result.lane for result in results}
     checkpoint = job.directory.newest_group(job.progress.note) if job.directory else None
-    stood = {"lanes": checkpoint.meta["lanes"], "step": checkpoint.step} if checkpoint else {"lanes": [], "step": 0}
-    stood = json.loads(distributed.share(json.dumps(stood).encode()))
+    stood: list[Any] = [checkpoint.meta["lanes"], checkpoint.step] if checkpoint else [[], 0]
+    begun, step = distributed.share_json(stood)
     bunches: dict[Any, list[Lane]] = {}
     for lane in lanes:
         if lane.index not in ended:
-            key = BEGUN if lane.index in stood["lanes"] else side_by_side(job, lane)
+            key = BEGUN if lane.index in begun else side_by_side(job, lane)
             bunches.setdefault(key, []).append(lane)
     started = bunches.pop(BEGUN, [])
     left = [lane for lane in lanes if lane.index not in ended]
     updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
-    job.progress.begin(updates - len(started) * stood["step"])
+    job.progress.begin(updates - len(started) * step)
     for bunch in ([started] if started else []) + list(bunches.values()):
         bunches_of, slots = groups(job, bunch, together=bunch is started)
         for group in bunches_of:

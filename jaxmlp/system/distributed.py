@@ -142,6 +142,16 @@ def share(data: bytes) -> bytes:
         return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
+def share_json[T](value: T) -> T:
+    """The first process's value, of JSON types, on all processes.
+
+    Raises:
+        PeerLostError: Another process is gone.
+    """
+    shared: T = json.loads(share(json.dumps(value).encode()))
+    return shared
+
+
 def agree(facts: Mapping[str, Any]) -> None:
     """Check that all processes have the same facts.
 

@@ -281,7 +281,7 @@ def model_of(history: History) -> Model:
 
 def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]) -> Checkpoint:
     if str(which).isdecimal():
-        return run.checkpoint_at(int(which))
+        return run.checkpoints.at(int(which))
     if which not in ("last", "best", "ema"):
         raise ConfigError("checkpoint", f"must be last, best, ema or the step of a checkpoint, got {which!r}")
     found = run.newest_checkpoint(warn)
@@ -289,7 +289,7 @@ def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
         resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
         raise RunError(f"{run.path} has no checkpoint yet. Continue with `{resume}`.")
-    if which == "best" and not (found := run.best_checkpoint()):
+    if which == "best" and not (found := run.checkpoints.best()):
         raise RunError(f"{run.path} has no best checkpoint, because it has no validation split. Use the last.")
     if which == "best":  # Also if the run ended at this checkpoint and then restored another epoch's weights.
         found = found._replace(arrays=as_trained(found.arrays))

@@ -411,7 +411,7 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_benchmark(tmp_path: Path) -> None:
-    from jaxmlp.bench.compare import compare
+    from jaxmlp.bench.compare import compare_benchmarks
     from jaxmlp.cli import bench
 
     binding = {"device_kind": "cpu", "isa": "x86_64", "platform_version": "1"}
@@ -425,7 +425,7 @@ def test_benchmark(tmp_path: Path) -> None:
 
     def feed(hostile: bytes) -> str:
         path.write_bytes(hostile)
-        return outcome(lambda: compare(bench._read(path), here, limit=0.05, across_devices=True), UsageError)
+        return outcome(lambda: compare_benchmarks(bench._read(path), here, limit=0.05, across_devices=True), UsageError)
 
     fuzz("benchmark", as_json([here]), feed, 100)
 
