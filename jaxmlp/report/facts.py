@@ -34,7 +34,6 @@ from jaxmlp.sweep.result import setting_name
 from jaxmlp.trained.inference import Evaluation, Model, evaluate_split, likeliest, load_model, wilson_interval
 
 MISTAKES = 25
-TILES = 64
 PREVIEWED, DRAWS = 12, 4
 """Number of training images that show the augmentation, and number of draws for each."""
 
@@ -270,7 +269,7 @@ def _answers(model: Model, test: data.Split) -> Answers:
         correct=probabilities.argmax(axis=1) == labels,
         calibration=calibration(probabilities, labels),
         mistakes=tuple(mistakes) if shape else (),
-        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape, TILES),
+        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape),
     )
 
 

@@ -238,9 +238,8 @@ def load_model(
     checkpoint: str | int = "last",
     *,
     experiment: Experiment = (),
-    warn: Callable[[str], None] = _warn,
 ) -> Model:
-    """Load the model of a run.
+    """Load the model of a run. Stderr says which damaged checkpoints are skipped, and which code has changed.
 
     Args:
         run: The run, or its folder.
@@ -248,7 +247,6 @@ def load_model(
             checkpoint.
         experiment: The user's own code that the run used: the experiment's file, several files, or an
             `ExperimentConfig`.
-        warn: Called with a warning for each damaged checkpoint that is skipped, and for code that has changed.
 
     Raises:
         CodeError: The run used code of the user's own, which was not given.
@@ -257,9 +255,9 @@ def load_model(
     """
     run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
     for each in run.code_changed:
-        warn(f"{each}: the answers may differ from the run's.")
+        _warn(f"{each}: the answers may differ from the run's.")
     config, facts = run.config, run.facts
-    found = _checkpoint(run, checkpoint, warn)
+    found = _checkpoint(run, checkpoint)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
     wanted = jax.eval_shape(train.init_state, config.on_data(facts.outputs, 1), facts.zeros(1).inputs)
     restored = restore({"state": {"params": wanted.params, "variables": wanted.variables}}, arrays)["state"]
@@ -279,12 +277,12 @@ def model_of(history: History) -> Model:
     )
 
 
-def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]) -> Checkpoint:
+def _checkpoint(run: RunDirectory, which: str | int) -> Checkpoint:
     if str(which).isdecimal():
         return run.checkpoints.at(int(which))
     if which not in ("last", "best", "ema"):
         raise ConfigError("checkpoint", f"must be last, best, ema or the step of a checkpoint, got {which!r}")
-    found = run.newest_checkpoint(warn)
+    found = run.newest_checkpoint(_warn)
     if not found:
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
         resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
@@ -420,10 +418,10 @@ def _class_score(label: int, confusion: Int[np.ndarray, "true predicted"]) -> Cl
     return ClassScore(label, examples, correct, recall, correct / answers if answers else None)
 
 
-def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float, float]:
-    """Both p with |correct / examples - p| = z sqrt(p (1 - p) / examples). Source: Wilson 1927."""
-    p, spread = correct / examples, z * z / examples
-    half = z * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
+def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
+    """Both p with |correct / examples - p| = z sqrt(p (1 - p) / examples), where z is `Z95`. Source: Wilson 1927."""
+    p, spread = correct / examples, Z95 * Z95 / examples
+    half = Z95 * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
     low, high = ((p + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
     # Exact at the ends, 0 and 1, in spite of rounding.
     return low if correct else 0.0, high if correct < examples else 1.0

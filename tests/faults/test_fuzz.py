@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from mnist_stand_in import idx_bytes
 from PIL import Image
 
 from faults.fuzz import altered, answer, as_json, as_lines, damaged, fuzz
@@ -45,10 +46,6 @@ def outcome(parse: Callable[[], object], *errors: type[JaxmlpError]) -> str:
     except errors:
         return "refused"
     return "accepted"
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    return b"".join(idx.idx_parts(array))
 
 
 def test_idx(tmp_path: Path) -> None:
