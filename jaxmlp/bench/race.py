@@ -98,14 +98,13 @@ def race(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmlp-peers-")))
         (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
-        train, test = dataset.train, dataset.test
-        arrays = {
-            "train_images": train.inputs,
-            "train_labels": train.targets,
-            "test_images": test.inputs,
-            "test_labels": test.targets,
-        }
-        np.savez(folder / "data.npz", **arrays)
+        np.savez(
+            folder / "data.npz",
+            train_images=dataset.train.inputs,
+            train_labels=dataset.train.targets,
+            test_images=dataset.test.inputs,
+            test_labels=dataset.test.targets,
+        )
         peers, workers = [], []
         for name in names:
             python = pythons.get(name.split("-")[0], Path(sys.executable))

@@ -16,10 +16,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxmlp import data, shards, train
 from jaxmlp.engine.feed import RESIDENT_BYTES
 from jaxmlp.engine.history import History
-from jaxmlp.engine.loop import Hook, RunLoop
 from jaxmlp.engine.network import check_network
 from jaxmlp.engine.programs import Programs
 from jaxmlp.engine.progress import Progress, Verbose, make_progress
+from jaxmlp.engine.run_loop import Hook, RunLoop
 from jaxmlp.errors import ConfigError, DivergedError, RunError, did_you_mean
 from jaxmlp.experiment.config import DataConfig, ExperimentConfig
 from jaxmlp.experiment.controllers import check_monitors

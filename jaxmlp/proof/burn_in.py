@@ -90,11 +90,10 @@ def burn_in(
                 right = good[0] if good else lanes.again(last, update, golden.states[update])
                 for device, row in zip(lanes.devices, rows, strict=True):
                     if digest(row) != golden.states[update]:
-                        difference = next(bits.differences(leaves(right), leaves(row))) if right else None
-                        leaf = difference and difference.leaf
-                        problem = (
-                            difference.problem if difference else "its digest differs, also when the update is repeated"
-                        )
+                        leaf: str | None = None
+                        problem = "its digest differs, also when the update is repeated"
+                        if right:
+                            leaf, problem, _ = next(bits.differences(leaves(right), leaves(row)))
                         at = f"{device.platform}:{device.id} ({device.device_kind})"
                         found.append(Deviation(at, time.monotonic() - began, rounds, update, leaf, problem))
                         report(f"{at}: round {rounds}, update {update}, {leaf}: {problem}")

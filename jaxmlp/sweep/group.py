@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from jaxmlp.engine.history import EpochRecord, History
-from jaxmlp.engine.loop import Chunk, Loop, asked, state_digests
+from jaxmlp.engine.loop import Chunk, Loop, asked
 from jaxmlp.engine.position import Position
+from jaxmlp.engine.run_loop import state_digests
 from jaxmlp.errors import RunError
 from jaxmlp.experiment.controllers import restores
 from jaxmlp.run.checkpoint_folder import Checkpoint
@@ -25,9 +26,6 @@ from jaxmlp.sweep.lanes import Lane
 from jaxmlp.sweep.program import LanePrograms
 from jaxmlp.sweep.result import LaneResult
 from jaxmlp.system import distributed
-
-STOOD = ("epoch", "done", "epoch_s")
-"""What a checkpoint's meta says of the lanes' position."""
 
 
 class LaneGroup(Loop):
@@ -76,7 +74,9 @@ class LaneGroup(Loop):
             meta = distributed.share_json(checkpoint.meta if checkpoint else {})
             wanted: dict[str, Any] = {"state": self.position.state, "sums": self.position.sums}
             tree = restore(wanted, self._rows(checkpoint.arrays if checkpoint else {}, meta["lanes"], wanted))
-            self.position = self.programs.placed(Position(**tree, **{name: meta[name] for name in STOOD}))
+            self.position = self.programs.placed(
+                Position(**tree, epoch=meta["epoch"], done=meta["done"], epoch_s=meta["epoch_s"])
+            )
             diverged_in = dict(zip(meta["lanes"], meta["diverged_in"], strict=True))
             self.diverged_in = [diverged_in[lane.index] for lane in self.lanes]
             stopped = dict(zip(meta["lanes"], meta.get("stopped", [None] * len(meta["lanes"])), strict=True))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp.engine.history import EpochRecord, History
-from jaxmlp.engine.loop import RunWriter
 from jaxmlp.engine.position import Position
+from jaxmlp.engine.run_loop import RunWriter
 from jaxmlp.errors import RunError
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run import files

@@ -66,12 +66,9 @@ class SweepLines(SweepNotes):
 
 
 def _means(records: Sequence[EpochRecord]) -> list[str]:
-    shown = []
-    for name in records[0].figures if records else ():
-        values = [value for record in records if (value := record.figures[name]) is not None]
-        if values:
-            shown.append(f"{name}: {statistics.fmean(values):.4f}")
-    return shown
+    names = records[0].figures if records else ()
+    known = {name: [each for record in records if (each := record.figures[name]) is not None] for name in names}
+    return [f"{name}: {statistics.fmean(values):.4f}" for name, values in known.items() if values]
 
 
 def make_progress(verbose: Verbose) -> AbstractContextManager[SweepProgress]:

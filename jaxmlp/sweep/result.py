@@ -205,13 +205,12 @@ def _sign(config: ExperimentConfig, name: str) -> int:
 
 
 def _run(lane: LaneResult, names: Sequence[str]) -> dict[str, Any]:
-    line = lane.to_line()
     # The settings are keys too, so that the runs form a table.
     return {
         "seed": lane.seed,
         **lane.settings,
         **lane.figures(names),
-        **{n: v for n, v in line.items() if n != "metrics"},
+        **{name: value for name, value in lane.to_line().items() if name != "metrics"},
     }
 
 

@@ -30,9 +30,6 @@ from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
 from jaxmlp.system import distributed, runtime
 from jaxmlp.system.signals import Stop
 
-BEGUN = "begun"
-"""Key of the lanes in a checkpoint, in place of the key of their program."""
-
 
 def sweep(
     config: ExperimentConfig,
@@ -235,12 +232,11 @@ def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     stood: list[Any] = [checkpoint.meta["lanes"], checkpoint.step] if checkpoint else [[], 0]
     begun, step = distributed.share_json(stood)
     bunches: dict[Any, list[Lane]] = {}
-    for lane in lanes:
-        if lane.index not in ended:
-            key = BEGUN if lane.index in begun else side_by_side(job, lane)
-            bunches.setdefault(key, []).append(lane)
-    started = bunches.pop(BEGUN, [])
     left = [lane for lane in lanes if lane.index not in ended]
+    started = [lane for lane in left if lane.index in begun]
+    for lane in left:
+        if lane.index not in begun:
+            bunches.setdefault(side_by_side(job, lane), []).append(lane)
     updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
     job.progress.begin(updates - len(started) * step)
     for bunch in ([started] if started else []) + list(bunches.values()):
