@@ -173,16 +173,13 @@ def _in_order(config: Any, given: Any) -> tuple[ExperimentConfig | None, data.Da
 
 
 def _run(loop: RunLoop) -> History:
-    try:
-        return loop.run_all()
-    except DivergedError:
-        if loop.run:
-            loop.run.finish("diverged", None)
-        raise
-    except Exception as error:
-        if jax.process_count() > 1 and (ours := distributed.explained(error, "run")):
-            raise ours from error
-        raise
+    with distributed.peers():
+        try:
+            return loop.run_all()
+        except DivergedError:
+            if loop.run:
+                loop.run.finish("diverged", None)
+            raise
 
 
 def _longer(

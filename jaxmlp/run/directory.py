@@ -30,7 +30,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.digest import digest
-from jaxmlp.run.lock import Lock, is_held
+from jaxmlp.run.lock import Lock, is_held, lock_folder
 from jaxmlp.run.manifest import COMPILED
 from jaxmlp.run.record import (
     CONFIG,
@@ -106,11 +106,7 @@ class RunDirectory:
             DiskError: The folder cannot be written.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file. Name another folder with --out.")
-        with files.trying_to(f"make the folder {path}"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = Lock(path / LOCK)
+        lock = lock_folder(path, LOCK)
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(taken(path))

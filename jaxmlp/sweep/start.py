@@ -202,12 +202,8 @@ def _train(
         dataset, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
         stop or Stop(), checkpoint_s, total=len(lanes), **options,
     )  # fmt: skip
-    try:
+    with distributed.peers("sweep"):
         results = _run_groups(job, lanes)
-    except Exception as error:
-        if jax.process_count() > 1 and (ours := distributed.explained(error, "sweep")):
-            raise ours from error
-        raise
     result = SweepResult(
         config=plan.config,
         lanes=tuple(sorted(results, key=lambda each: each.lane)),
