@@ -199,7 +199,7 @@ def _ends(traced: Any, arguments: Any, lanes: int | None, devices: int) -> tuple
 
 
 def _placements(devices: Sequence[jax.Device], lanes: int | None) -> tuple[Mesh, Any, Any]:
-    """The mesh of a run or of lanes, and the shapes of trees that lie whole on each device, or have a row per lane."""
+    """The mesh of a run or of lanes, and functions from a tree to its shapes: whole on each device, a row per lane."""
     mesh = over_lanes.make_mesh(devices) if lanes else shards.make_mesh(devices)
 
     def whole(tree: Any, spec: PartitionSpec = over_lanes.WHOLE, rows: tuple[int, ...] = ()) -> Any:

@@ -141,8 +141,8 @@ def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Pr
     def fits(units: int) -> bool:
         try:
             changed = config if lanes else dataclasses.replace(config, batch_size=units * unit)
-            program = trace(changed, units * unit if lanes else None)
-            return count.memory(program, target.chip.platform).total <= target.memory()
+            smaller = trace(changed, units * unit if lanes else None)
+            return count.memory(smaller, target.chip.platform).total <= target.memory()
         except ConfigError:  # Shards would have a single row.
             return False
 
