@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlp import data
+from jaxmlp.bench.peer import PEERS
 from jaxmlp.bench.spread import Spread
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
 from jaxmlp.experiment.config import ExperimentConfig
@@ -29,19 +30,6 @@ from jaxmlp.experiment.mlp import MLP
 from jaxmlp.experiment.optimizers import RMSprop
 from jaxmlp.experiment.plain import where
 from jaxmlp.experiment.schedules import Constant
-
-PEERS = (
-    "jaxmlp",
-    "jaxmlp-bfloat16",
-    "keras",
-    "keras-bfloat16",
-    "torch",
-    "torch-bfloat16",
-    "torch-compiled",
-    "torch-compiled-bfloat16",
-    "sklearn",
-)
-"""Libraries with their options. Ratios are relative to the first peer of a race."""
 
 WORKER = Path(__file__).with_name("peer.py")
 
