@@ -120,6 +120,13 @@ def manual_dir() -> Path:
     return Path(folder)
 
 
+@pytest.fixture
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of runs that commands use, not made yet."""
+    monkeypatch.setenv("JAXMLP_RUNS_DIR", str(tmp_path / "runs"))
+    return tmp_path / "runs"
+
+
 @pytest.fixture(scope="session")
 def small_dataset() -> Dataset:
     """320 training and 80 test images, validated on the latter: ten random pictures in noise, soon learned."""

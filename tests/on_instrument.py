@@ -18,7 +18,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from jaxmlp.bench.compare import compare
+from jaxmlp.bench.compare import compare_benchmarks
 from jaxmlp.bench.processes import run_suite
 
 STAGES = ("step", "epoch", "sweep")
@@ -62,7 +62,7 @@ def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict
     key = planted["key"].removeprefix("planted ")
     (row,) = (row for row in slowed["rows"] if row["key"] == key)
     row["process_s"] = planted["process_s"]
-    equal, injected = (compare(without_plants(base), one, limit=LIMIT) for one in (real, slowed))
+    equal, injected = (compare_benchmarks(without_plants(base), one, limit=LIMIT) for one in (real, slowed))
     (found,) = (one for one in injected if one.key == key)
     return {
         "false": [one._asdict() for one in equal if one.verdict in ("slower", "faster")],

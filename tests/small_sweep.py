@@ -84,7 +84,7 @@ def assert_kept_runs(path: Path, dataset: data.Dataset, tmp_path: Path) -> None:
             assert without_times(kept.epochs()) == without_times(solo.epochs())
             assert without_times(kept.manifest["result"]) == without_times(solo.manifest["result"])
             for mine, other in [
-                (kept.best_checkpoint(), solo.best_checkpoint()),
+                (kept.checkpoints.best(), solo.checkpoints.best()),
                 (kept.newest_checkpoint(pytest.fail), solo.newest_checkpoint(pytest.fail)),
             ]:
                 assert mine and other and mine.step == other.step and mine.arrays.keys() == other.arrays.keys()

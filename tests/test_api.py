@@ -230,7 +230,7 @@ def test_fit_evaluate_and_a_model_take_arrays_and_frames(small_dataset: data.Dat
 
 def test_the_best_checkpoint_is_loaded_by_its_name(two_runs: tuple[Path, Path], history: History) -> None:
     with RunDirectory.open(two_runs[0], write=False) as run:
-        best = run.best_checkpoint()
+        best = run.checkpoints.best()
     assert best and jaxmlp.load_model(two_runs[0], "best").step == best.step
     assert jaxmlp.load_model(two_runs[0], checkpoint=best.step).step == best.step
     with refused(ConfigError, "checkpoint", "best", "fit(config, out=FOLDER)"):

@@ -8,6 +8,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -486,21 +487,9 @@ def test_a_verified_speedrun_draws_seeds_that_nobody_chose_a_recipe_by(capsys: p
 
 
 def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = iter([0.979, 0.981, 0.983, 0.980])
-
-    class Ran:
-        train_s = compile_s = 1.0
-        test_accuracy: float
-
-        def __getitem__(self, name: str) -> list[float]:
-            return [1.0]
-
-    def fit(*_: Any) -> Ran:
-        ran = Ran()
-        ran.test_accuracy = next(accuracies)
-        return ran
-
-    monkeypatch.setattr(speedrun, "fit", fit)
+    accuracies = (0.979, 0.981, 0.983, 0.980)
+    ran = iter([SimpleNamespace(train_s=1.0, compile_s=1.0, test={"accuracy": accuracy}) for accuracy in accuracies])
+    monkeypatch.setattr(speedrun, "fit", lambda *_: next(ran))
     config = ExperimentConfig(data=DataConfig(validation=None))
     found = speedrun.speedrun(config, None, range(4), target=0.9805, tell=lambda _: None)
     # Student's t for mean 0.98075, standard deviation 0.00171, n = 4: t = 0.293, 3 degrees of freedom.

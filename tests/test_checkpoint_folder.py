@@ -20,7 +20,7 @@ run = run_stand_in.run
 
 
 def steps(run: RunDirectory) -> list[int]:
-    return [int(path.stem.removeprefix("step-")) for path in run.checkpoints()]
+    return [int(path.stem.removeprefix("step-")) for path in run.checkpoints.paths()]
 
 
 def damage(path: Path) -> None:
@@ -38,7 +38,7 @@ def test_the_last_two_checkpoints_and_the_best_are_kept(run: RunDirectory) -> No
     save(run, 6, best=True)
     save(run, 7)
     assert steps(run) == [7, 6]
-    best = run.best_checkpoint()
+    best = run.checkpoints.best()
     assert best and best.step == 6
 
 
@@ -49,7 +49,7 @@ def test_the_best_is_known_after_a_kill_and_a_resume(run: RunDirectory, path: Pa
     with RunDirectory.open(path, write=True) as again:
         for step in (6, 8):
             save(again, step)
-        best = again.best_checkpoint()
+        best = again.checkpoints.best()
         assert steps(again) == [8, 6, 2]
         assert best and best.step == 2
 
@@ -57,14 +57,14 @@ def test_the_best_is_known_after_a_kill_and_a_resume(run: RunDirectory, path: Pa
 def test_the_best_written_once_more_stays_the_best(run: RunDirectory) -> None:
     save(run, 2, best=True)
     save(run, 2)
-    best = run.best_checkpoint()
+    best = run.checkpoints.best()
     assert best and best.step == 2
 
 
 def test_without_a_best_there_is_none(run: RunDirectory) -> None:
-    assert run.best_checkpoint() is None
+    assert run.checkpoints.best() is None
     save(run, 1)
-    assert run.best_checkpoint() is None
+    assert run.checkpoints.best() is None
 
 
 def test_without_checkpoints_there_is_no_newest(run: RunDirectory) -> None:
@@ -107,15 +107,15 @@ def test_a_checkpoint_under_another_name_is_refused(run: RunDirectory) -> None:
     path = save(run, 1)
     path.rename(path.with_name("step-00000009.safetensors"))
     with refused(RunError, "step-00000009.safetensors", 1):
-        run.checkpoint_at(9)
+        run.checkpoints.at(9)
 
 
 def test_a_checkpoint_is_had_by_its_step_or_the_steps_are_listed(run: RunDirectory) -> None:
     save(run, 100)
     save(run, 200)
-    assert run.checkpoint_at(100).step == 100
+    assert run.checkpoints.at(100).step == 100
     with refused(RunError, 150, 100, 200):
-        run.checkpoint_at(150)
+        run.checkpoints.at(150)
 
 
 def test_other_files_among_the_checkpoints_are_left_alone(run: RunDirectory, path: Path) -> None:
@@ -184,10 +184,10 @@ def test_a_reader_takes_no_checkpoint_for_damaged_that_a_writer_removed_meanwhil
             save(run, step, best=True)
         return found
 
-    for read in (listed.newest_checkpoint, lambda _: listed.best_checkpoint()):
+    for read in (listed.newest_checkpoint, lambda _: listed.checkpoints.best()):
         monkeypatch.setattr(CheckpointFolder, "paths", paths_then_written)
         found = read(no_warning)
         assert found and found.step == 4
-        for each in run.checkpoints():
+        for each in run.checkpoints.paths():
             each.unlink()
         save(run, 1, best=True)

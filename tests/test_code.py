@@ -22,7 +22,7 @@ from refusals import assert_names, refused
 
 import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, UsageError, data, fit
-from jaxmlp.engine import loop
+from jaxmlp.engine.run_loop import RunLoop
 from jaxmlp.errors import CodeError
 from jaxmlp.experiment.plain import to_plain
 from jaxmlp.proof.verify import verify
@@ -274,7 +274,7 @@ ACCEPT, HELPED = "--accept-changed-code", "lion_rule.py"
 def test_a_run_stopped_by_a_signal_tells_how_it_goes_on_to_the_same_bits(
     run: Path, files: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.RunLoop._epoch_ended
+    real = RunLoop._epoch_ended
 
     def stop_once(self: Any, *arguments: Any) -> Any:
         why_ended = real(self, *arguments)
@@ -282,7 +282,7 @@ def test_a_run_stopped_by_a_signal_tells_how_it_goes_on_to_the_same_bits(
         return why_ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.RunLoop, "_epoch_ended", stop_once)
+        patch.setattr(RunLoop, "_epoch_ended", stop_once)
         ended = program("train", str(files), "--out", str(tmp_path / "killed"))
     assert ended.code == 128 + signal.SIGTERM
     go_on = f"jaxmlp train --resume {tmp_path / 'killed'} --experiment {files} --experiment {files.parent / HELPED}"

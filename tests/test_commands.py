@@ -31,12 +31,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
-@pytest.fixture
-def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("JAXMLP_RUNS_DIR", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 TRAIN_KEYS = {
     *(
         "run_dir",

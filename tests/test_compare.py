@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from jaxmlp.bench.compare import P_MAX, check_processes, compare, holm, judge, needed_processes
+from jaxmlp.bench.compare import P_MAX, check_processes, compare_benchmarks, holm, judge, needed_processes
 from jaxmlp.errors import UsageError
 
 ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 10, 3
@@ -110,6 +110,7 @@ def test_a_difference_that_neighbours_could_make_is_unstable() -> None:
 def test_holms_step_down_is_as_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.6, 0.7]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 @pytest.mark.parametrize("rows", [1, 20, 100])
@@ -131,21 +132,21 @@ def document(process_s: list[float], **binding: str) -> dict[str, Any]:
 def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
     base, here = document(QUIET), document(QUIET, device_kind="NVIDIA H100")
     with refused(UsageError, "device_kind", "cpu", "NVIDIA H100", "--across-devices"):
-        compare(base, here, limit=0.05)
-    assert compare(base, here, limit=0.05, across_devices=True)[0].verdict == "same"
+        compare_benchmarks(base, here, limit=0.05)
+    assert compare_benchmarks(base, here, limit=0.05, across_devices=True)[0].verdict == "same"
 
 
 def test_benchmarks_without_a_row_in_common_are_refused() -> None:
     other = document(QUIET)
     other["rows"][0]["key"] = "epoch"
     with refused(UsageError, "quick"):
-        compare(document(QUIET), other, limit=0.05)
+        compare_benchmarks(document(QUIET), other, limit=0.05)
 
 
 def test_processes_that_can_show_nothing_are_refused_with_the_number_that_can() -> None:
     few = document([1.0, 1.1])
     with refused(UsageError, 2, "--processes 8"):
-        compare(few, few, limit=0.05)
+        compare_benchmarks(few, few, limit=0.05)
     with refused(UsageError, "--processes 8"):
         check_processes(few, 2)
     check_processes(few, 8)

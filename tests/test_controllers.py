@@ -250,8 +250,8 @@ def interrupted(config: ExperimentConfig, path: Path, plan: random.Random) -> Hi
             at += plan.randrange(1, 30)
             stop = Stop()
             devices = plan.choice(counts)
-            if len(run.checkpoints()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
-                run.checkpoints()[0].unlink()
+            if len(run.checkpoints.paths()) > 1 and plan.random() < 0.5:  # As a kill before the newest was written.
+                run.checkpoints.paths()[0].unlink()
             history = fit(config, noise(), run=run, devices=devices, stop=stop, progress=Interrupt(stop, at))
     return history
 
@@ -313,7 +313,7 @@ def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loa
     assert digest(by_loss.params) == best_sha256 != history.params_sha256
     assert digest(last.params) == history.params_sha256
     assert digest(average.params) == digest(history.state.controllers["ema"]["params"])
-    assert inference.evaluate(average, noise().test, "test").accuracy == history.test["ema_accuracy"]
+    assert inference.evaluate_split(average, noise().test, "test").accuracy == history.test["ema_accuracy"]
     assert history.metrics()["ema_accuracy"]["val"] == history["val_ema_accuracy"][-1]
 
 
@@ -400,7 +400,7 @@ def test_each_epoch_is_scored_on_more_splits_and_the_best_may_be_an_average_on_o
     history = fit(config, dataset, out=tmp_path / "run")
     best, last = (inference.load_model(tmp_path / "run", which) for which in ("best", "last"))
     far = history["val_far_ema_accuracy"]
-    assert inference.evaluate(best, dataset.others["far"], "far").accuracy == max(far)
+    assert inference.evaluate_split(best, dataset.others["far"], "far").accuracy == max(far)
     assert best.step == history["steps"][far.index(max(far))] < last.step
     assert history.stopped and len(far) == far.index(max(far)) + 3 < 10
     assert evaluate(last, "far", dataset=dataset).loss == pytest.approx(history["val_far_loss"][-1], rel=1e-6)

@@ -85,7 +85,7 @@ def test_every_activation_is_the_same_in_numpy_onnx_and_the_program(activation: 
     export(loaded, "onnx", tmp_path / "model.onnx")
     found = read_back("onnx", tmp_path / "model.onnx", loaded, images)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2e-6)  # some roundings of float32
-    np.testing.assert_allclose(softmax_of_layers(dense_layers(loaded), images, np.float64), wanted, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(softmax_of_layers(dense_layers(loaded), images), wanted, rtol=0, atol=2e-6)
 
 
 def test_a_network_without_hidden_layers_or_of_other_images_is_exported(tmp_path: Path) -> None:

@@ -17,12 +17,6 @@ from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import make_plan
 
 
-@pytest.fixture
-def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("JAXMLP_RUNS_DIR", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
 def test_the_default_folder_tells_time_experiment_and_seed(runs_dir: Path) -> None:
     now = datetime(2026, 11, 22, 23, 15, 30, tzinfo=timezone(timedelta(hours=1)))
     names = [default_run_dir(CONFIG, now).name for _ in range(3)]

@@ -168,7 +168,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_gives_the_same_
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
         fitting.fit(CONFIG, dataset, run=run, progress=progress, stop=progress.stop, checkpoint_s=0)
     with RunDirectory.open(tmp_path / "run", write=True) as run:
-        newest = run.checkpoints()[0]
+        newest = run.checkpoints.paths()[0]
         damaged = bytearray(newest.read_bytes())
         damaged[-1] ^= 1
         newest.write_bytes(damaged)
@@ -181,7 +181,7 @@ def test_a_checkpoint_of_other_shapes_is_refused_by_name(dataset: data.Dataset, 
     other = ExperimentConfig(model=MLP(hidden_sizes=(13,)), optimizer=CONFIG.optimizer, batch_size=16, epochs=1)
     with RunDirectory.create(tmp_path / "other", other, {}) as run:
         fitting.fit(other, dataset, run=run)
-        arrays, meta = checkpoint.load(run.checkpoints()[0])
+        arrays, meta = checkpoint.load(run.checkpoints.paths()[0])
     with RunDirectory.create(tmp_path / "run", CONFIG, {}) as run:
         run.save_checkpoint(5, arrays, meta)
         with refused(RunError, "Dense_0/bias", "float32[13]", "float32[12]"):
@@ -203,8 +203,8 @@ def test_the_best_checkpoint_is_of_the_lowest_validation_loss(dataset: data.Data
     config = ExperimentConfig(model=CONFIG.model, optimizer=SGD(learning_rate=0.5), batch_size=16, epochs=6)
     with RunDirectory.create(tmp_path / "run", config, {}) as run:
         history = fitting.fit(config, dataset, run=run)
-        best = run.best_checkpoint()
-        names = [path.name for path in run.checkpoints()]
+        best = run.checkpoints.best()
+        names = [path.name for path in run.checkpoints.paths()]
     lowest = int(np.argmin(history["val_loss"]))
     assert best is not None
     assert best.step == history.records[lowest].steps

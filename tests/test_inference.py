@@ -22,7 +22,7 @@ from jaxmlp.engine.network import MNIST
 from jaxmlp.errors import ConfigError, DataError, RunError
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.trained.inference import Model, evaluate, load_model, predict, wilson_interval
+from jaxmlp.trained.inference import Model, evaluate_split, load_model, predict, wilson_interval
 
 CONFIG = ExperimentConfig(
     model=MLP(hidden_sizes=(12, 11), dropout_rate=0, l2=1e-3),
@@ -77,14 +77,14 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_validation_loss(
     assert lowest != CONFIG.epochs - 1, "the last is the best too: this test cannot fail"
     best = load_model(path, "best")
     assert best.step == history.records[lowest].steps
-    assert evaluate(best, dataset.test).loss == history["val_loss"][lowest]
+    assert evaluate_split(best, dataset.test).loss == history["val_loss"][lowest]
     assert load_model(path, best.step).step == load_model(path, str(best.step)).step == best.step
 
 
 def test_evaluation_is_over_all_examples_with_the_configs_loss(
     loaded: Model, trained: tuple[Path, History], dataset: data.Dataset
 ) -> None:
-    found = evaluate(loaded, dataset.test)
+    found = evaluate_split(loaded, dataset.test)
     history = trained[1]
     assert (found.loss, found.accuracy, found.examples) == (history.test_loss, history.test_accuracy, EXAMPLES)
     labels, answers = dataset.test.targets, loaded.probabilities(dataset.test.inputs).argmax(axis=1)
@@ -101,7 +101,7 @@ def test_evaluation_is_over_all_examples_with_the_configs_loss(
 
 def test_a_class_without_examples_has_no_recall(loaded: Model, dataset: data.Dataset) -> None:
     zeros = dataset.test.targets == 0
-    found = evaluate(loaded, data.Split(dataset.test.inputs[zeros], dataset.test.targets[zeros]))
+    found = evaluate_split(loaded, data.Split(dataset.test.inputs[zeros], dataset.test.targets[zeros]))
     assert [score.recall is None for score in found.per_class] == [False, *[True] * 9]
 
 
@@ -165,14 +165,14 @@ def test_images_of_another_shape_or_scale_are_refused(loaded: Model) -> None:
 def test_labels_without_a_class_are_refused(loaded: Model) -> None:
     split = data.Split(np.zeros((1, 28, 28, 1), np.uint8), np.array([10], np.int32))
     with refused(DataError, "[0, 9]", 10):
-        evaluate(loaded, split)
+        evaluate_split(loaded, split)
 
 
 def test_a_run_of_another_module_is_loaded_with_the_experiment_in_hand(dataset: data.Dataset, tmp_path: Path) -> None:
     config = ExperimentConfig(model=Flat(), batch_size=16, epochs=1)
     history = fitting.fit(config, dataset, out=tmp_path / "run")
     loaded = jaxmlp.load_model(tmp_path / "run", experiment=config)
-    assert evaluate(loaded, dataset.test).loss == history.test_loss
+    assert evaluate_split(loaded, dataset.test).loss == history.test_loss
     with refused(RunError, "Flat"):
         load_model(tmp_path / "run")
 

@@ -31,7 +31,7 @@ from jaxmlp.keras.imported import import_network
 from jaxmlp.keras.network import KerasNetwork
 from jaxmlp.run.digest import digest
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.trained.inference import evaluate, load_model
+from jaxmlp.trained.inference import evaluate_split, load_model
 
 FILES = Path(__file__).parent / "keras_files"
 """Written by real Keras 2.2.4 and 3.15.1: see `make.py` there."""
@@ -98,7 +98,7 @@ def test_the_run_is_scored_evaluated_asked_and_trained_further(
     run = str(tmp_path / "run")
     assert imported("keras3.keras", tmp_path / "run", "--json") == 0
     document = json.loads(capsys.readouterr().out)
-    scored = evaluate(load_model(run), data.load(DataConfig(name="tiny", validation="test")).test)
+    scored = evaluate_split(load_model(run), data.load(DataConfig(name="tiny", validation="test")).test)
     assert (document["test_loss"], document["test_accuracy"]) == (scored.loss, scored.accuracy)
     assert (document["status"], document["epochs"], document["run_dir"]) == ("interrupted", 0, run)
     before = load_model(run)

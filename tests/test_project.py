@@ -48,7 +48,7 @@ ARROWS = {
     "bench": "compile data engine run shards sweep train",
     "export": "data modules run trained",
     "keras": "data engine run train trained",
-    "report": "data engine jaxmlp prng proof run source sweep train trained",
+    "report": "bench data engine jaxmlp prng proof run source sweep train trained",
     "cli": "*",
     "__main__": "cli",
 }

@@ -292,7 +292,7 @@ def test_the_first_run_with_a_model_is_the_one_that_others_are_compared_with() -
 
     # A lane on other data; then the first model; then one on the lane's data, and one to compare with the first.
     runs = [run(0, "a", None), run(1, "b", [True, False]), run(2, "a", [True, True]), run(3, "b", [False, False])]
-    (versus,) = page_of.compare(runs)
+    (versus,) = page_of.compare_with_first(runs)
     assert (versus.run, versus.comparison.only_first, versus.comparison.only_second) == (runs[3], 1, 0)
 
 
@@ -417,12 +417,6 @@ def test_mcnemar_is_the_exact_binomial_test_of_the_images_one_alone_has_right(
     first = np.array([True] * only_first + [False] * only_second + [True] * 5)
     second = np.array([False] * only_first + [True] * only_second + [True] * 5)
     assert tuple(scores.mcnemar(first, second)) == pytest.approx((only_first, only_second, p))
-
-
-def test_holm_raises_each_p_by_the_comparisons_that_are_left_and_keeps_their_order() -> None:
-    assert scores.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert scores.holm([0.9, 0.8]) == [1, 1]
-    assert scores.holm([]) == []
 
 
 def test_tiles_of_weights_have_grey_for_zero_and_a_line_between() -> None:

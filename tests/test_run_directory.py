@@ -112,7 +112,7 @@ def test_a_folder_without_a_config_is_free_and_what_lies_there_is_set_aside(run:
     (path / "config.json").unlink()
     (path / "notes.txt").write_text("mine")
     with RunDirectory.create(path, CONFIG, MANIFEST) as fresh:
-        assert fresh.epochs() == [] and fresh.checkpoints() == []
+        assert fresh.epochs() == [] and fresh.checkpoints.paths() == []
         assert not (path / "SHA256SUMS").exists()
         assert (path / "notes.txt").read_text() == "mine"
         assert len(list(path.glob("set-aside-*/checkpoints/step-00000005.safetensors"))) == 1

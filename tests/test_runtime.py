@@ -277,6 +277,6 @@ def test_an_experiment_that_starts_jax_is_told_of_and_no_other(
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
     for before, after in ((False, False), (False, True), (True, True)):
         up = iter([before, after])
-        monkeypatch.setattr(experiment, "started_by", up.__next__)
+        monkeypatch.setattr(experiment, "is_up", up.__next__)
         assert main(["summary", quickstart, "--json"]) == 0
         assert (quickstart in capsys.readouterr().err) == (after and not before)

@@ -30,7 +30,7 @@ from jaxmlp.sweep.job import Job
 from jaxmlp.sweep.lanes import Plan, make_plan, make_settings
 from jaxmlp.sweep.over_lanes import make_mesh
 from jaxmlp.sweep.program import side_by_side
-from jaxmlp.sweep.progress import Lines
+from jaxmlp.sweep.progress import SweepLines
 from jaxmlp.sweep.result import SeedSpread
 from jaxmlp.system.signals import Stop
 
@@ -239,7 +239,7 @@ def test_the_interval_is_student_s() -> None:
 def test_the_time_left_is_told_from_the_updates_made(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([10.0, 20.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
-    lines = Lines()
+    lines = SweepLines()
     lines.begin(1000)
     lines.updates_done("", 100)
     lines.updates_done("", 100)

@@ -130,7 +130,7 @@ def needed_processes(rows: int, others: int | None = None) -> int:
     return next(n for n in count(2) if 2 * rows / comb(n + (others or n), n) < P_MAX)
 
 
-def compare(
+def compare_benchmarks(
     base: Mapping[str, Any], here: Mapping[str, Any], *, limit: float, across_devices: bool = False
 ) -> list[RowChange]:
     """Judge the rows that two documents of `run_suite` share, in the order of `here`.

@@ -32,11 +32,7 @@ MIB = 1 << 20
 def product(size: int, precision: str) -> TimedProgram:
     """The product of two square matrices, with 2 * size^3 FLOPs."""
     first, second = _random((size, size), precision, 0), _random((size, size), precision, 1)
-    multiply = jax.jit(jnp.matmul)
-
-    def run(count: int) -> None:
-        _repeat(lambda: multiply(first, second), count)
-
+    run = partial(_repeat, partial(jax.jit(jnp.matmul), first, second))
     return TimedProgram(what="product", run=run, width=size, precision=precision, flops=2 * size**3)
 
 
@@ -62,11 +58,8 @@ def own_products(rows: int, sizes: Sequence[int], precision: str) -> TimedProgra
             found += [jnp.matmul(*pair, preferred_element_type=jnp.float32) for pair in pairs]
         return found
 
+    run = partial(_repeat, partial(multiply, kernels, layers))
     count = sum(6 * rows * one * other for one, other in pairwise(sizes)) - 2 * rows * sizes[0] * sizes[1]
-
-    def run(times: int) -> None:
-        _repeat(lambda: multiply(kernels, layers), times)
-
     return TimedProgram(what="products", run=run, batch_size=rows, width=sizes[1], precision=precision, flops=count)
 
 
@@ -78,14 +71,12 @@ def copy(mib: int) -> TimedProgram:
     def scale(x: Float[Array, " n"]) -> Float[Array, " n"]:
         return x * jnp.float32(0.5)  # XLA could remove a plain copy.
 
-    run = partial(_repeat, lambda: scale(source))
-    return TimedProgram(what="copy", run=run, mib=mib, bytes=2 * mib * MIB)
+    return TimedProgram(what="copy", run=partial(_repeat, partial(scale, source)), mib=mib, bytes=2 * mib * MIB)
 
 
 def dispatch() -> TimedProgram:
     """The time from a call to the end of a program that does almost nothing."""
-    add, one = jax.jit(lambda x: x + x), jnp.float32(1)
-    return TimedProgram(what="dispatch", run=lambda count: _repeat(lambda: add(one), count))
+    return TimedProgram(what="dispatch", run=partial(_repeat, partial(jax.jit(lambda x: x + x), jnp.float32(1))))
 
 
 def transfers(mib: int) -> Iterator[TimedProgram]:
@@ -115,9 +106,8 @@ def collectives(mib: int) -> Iterator[TimedProgram]:
     placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, split))
     for what, (exchange, out) in kinds.items():
         function = jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=split, out_specs=out))
-        call = partial(function, placed)
-        sizes: Any = {"devices": count, "grad_shards": count, "mib": mib, "bytes": mib * MIB}
-        yield TimedProgram(what=what, run=partial(_repeat, call), **sizes)
+        run = partial(_repeat, partial(function, placed))
+        yield TimedProgram(what=what, run=run, devices=count, grad_shards=count, mib=mib, bytes=mib * MIB)
 
 
 def device_programs(rows: int, sizes: Sequence[int], precisions: Sequence[str]) -> Iterator[TimedProgram]:

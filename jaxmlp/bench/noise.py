@@ -26,8 +26,7 @@ def noise(others_cores: float | None, times: Sequence[Sequence[float]]) -> dict[
         others_cores: Average number of cores that other processes kept busy. None: unknown.
         times: Seconds of each row.
     """
-    spreads = [Spread.of(row) for row in times]
-    relative = float(np.median([spread.iqr / spread.median for spread in spreads]))
+    relative = float(np.median([spread.iqr / spread.median for spread in map(Spread.of, times)]))
     reasons = []
     if others_cores is not None and others_cores > BUSY_CORES:
         reasons.append(f"other processes kept {others_cores:.1f} cores busy")
@@ -60,8 +59,7 @@ class Watch:
     @classmethod
     def begin(cls) -> Watch:
         """Start to watch now."""
-        own = os.times()
-        return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(own[:4]))
+        return cls(clock_s=time.perf_counter(), all_s=_used_s(), own_s=sum(os.times()[:4]))
 
     def others_cores(self) -> float | None:
         """Average number of cores that other processes kept busy since this moment. None: unknown."""

@@ -23,6 +23,18 @@ from typing import Any
 
 import numpy as np
 
+PEERS = (
+    "jaxmlp",
+    "jaxmlp-bfloat16",
+    "keras",
+    "keras-bfloat16",
+    "torch",
+    "torch-bfloat16",
+    "torch-compiled",
+    "torch-compiled-bfloat16",
+    "sklearn",
+)
+"""Libraries with their options. Ratios are relative to the first peer of a race."""
 EpochEnded = Callable[[float], None]
 """Called with the test accuracy after each epoch. Returns when the next epoch may begin."""
 

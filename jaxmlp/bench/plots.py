@@ -61,10 +61,9 @@ def roofline(document: Mapping[str, Any]) -> Figure:
         axes.plot(reach, roof, DASHES[number], color=INKS[number], label=f"roof, {precision}")
         for what, marker in (("step", "o"), ("epoch", "^"), ("evaluation", "s")):
             points = [row for row in rows if (row["what"], row["precision"]) == (what, precision)]
-            x = [row["flops"] / row["bytes"] for row in points]
-            y = [row["flops_per_s"] for row in points]
+            places = [row["flops"] / row["bytes"] for row in points], [row["flops_per_s"] for row in points]
             face = INKS[number] if number == 0 else "white"
-            axes.plot(x, y, marker, color=INKS[number], markerfacecolor=face, label=f"{what}, {precision}")
+            axes.plot(*places, marker, color=INKS[number], markerfacecolor=face, label=f"{what}, {precision}")
     axes.set(xscale="log", yscale="log", xlabel="FLOPs a byte", ylabel="FLOP/s", title=_title(document, "roofline"))
     figure.legend(loc="outside lower center", ncols=3)
     return figure

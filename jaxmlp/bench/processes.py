@@ -62,10 +62,10 @@ def run_suite(
     from jaxmlp.bench.scaling import fits
 
     began, wanted = time.time(), processes or SUITES[name]
-    asked: Any = {"units": units, "plants": plants, "profiled": profiled}
-    first, counted = timed_processes(name, device=device, wanted=wanted, tell=tell, **asked)
-    rows = rows_of(first, counted)
-    rows.sort(key=_place)
+    first, counted = timed_processes(
+        name, device=device, wanted=wanted, units=units, plants=plants, profiled=profiled, tell=tell
+    )
+    rows = sorted(rows_of(first, counted), key=_place)
     found_peaks = peaks(rows)
     add_utilisation(rows, found_peaks, first["machine"]["device_kind"])
     others = [one["others_cores"] for one in counted]
@@ -124,8 +124,7 @@ def rows_of(first: Mapping[str, Any], counted: Sequence[Mapping[str, Any]]) -> l
 
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The sort key of a row in the table."""
-    stages = [*ORDER, row["what"]]
-    return stages.index(row["what"]), row["precision"] != "float32", *(row[size] for size in SIZES)
+    return [*ORDER, row["what"]].index(row["what"]), row["precision"] != "float32", *(row[size] for size in SIZES)
 
 
 def measure_in_a_process(
@@ -142,7 +141,7 @@ def measure_in_a_process(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
     with subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         try:
-            answer = json.loads(worker.communicate(json.dumps(asked))[0] or "{}")
+            answer: dict[str, Any] = json.loads(worker.communicate(json.dumps(asked))[0] or "{}")
         except BaseException:
             worker.kill()
             raise
@@ -150,5 +149,4 @@ def measure_in_a_process(
         failed = JaxmlpError(answer.get("error", f"a process that measured ended with code {worker.returncode}"))
         failed.exit_code = max(worker.returncode, 1)  # A negative code: a signal ended the process.
         raise failed
-    found: dict[str, Any] = answer
-    return found
+    return answer

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from jaxmlp import data
+from jaxmlp.bench.peer import PEERS
 from jaxmlp.bench.spread import Spread
 from jaxmlp.errors import ConfigError, UsageError, did_you_mean
 from jaxmlp.experiment.config import ExperimentConfig
@@ -29,19 +30,6 @@ from jaxmlp.experiment.mlp import MLP
 from jaxmlp.experiment.optimizers import RMSprop
 from jaxmlp.experiment.plain import where
 from jaxmlp.experiment.schedules import Constant
-
-PEERS = (
-    "jaxmlp",
-    "jaxmlp-bfloat16",
-    "keras",
-    "keras-bfloat16",
-    "torch",
-    "torch-bfloat16",
-    "torch-compiled",
-    "torch-compiled-bfloat16",
-    "sklearn",
-)
-"""Libraries with their options. Ratios are relative to the first peer of a race."""
 
 WORKER = Path(__file__).with_name("peer.py")
 
@@ -98,14 +86,13 @@ def race(
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="jaxmlp-peers-")))
         (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
-        train, test = dataset.train, dataset.test
-        arrays = {
-            "train_images": train.inputs,
-            "train_labels": train.targets,
-            "test_images": test.inputs,
-            "test_labels": test.targets,
-        }
-        np.savez(folder / "data.npz", **arrays)
+        np.savez(
+            folder / "data.npz",
+            train_images=dataset.train.inputs,
+            train_labels=dataset.train.targets,
+            test_images=dataset.test.inputs,
+            test_labels=dataset.test.targets,
+        )
         peers, workers = [], []
         for name in names:
             python = pythons.get(name.split("-")[0], Path(sys.executable))
@@ -154,11 +141,10 @@ def table(peers: Sequence[Peer]) -> str:
             f"{peer.test_accuracy:.4f}", *whole[:2], f"{peer.peak_bytes / 2**20:.0f}" if peer.peak_bytes else "-",
         ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
+    return "\n".join(
         f"{row[0]:{widths[0]}}  " + "  ".join(f"{c:>{w}}" for c, w in zip(row[1:], widths[1:], strict=True))
         for row in rows
-    ]
-    return "\n".join(lines)
+    )
 
 
 def _check(config: ExperimentConfig, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxmlp.compile.targets import CHIPS, Chip
+from jaxmlp.compile.targets import CHIPS
 
 MIB = 1 << 20
 KINDS = {
@@ -21,11 +21,6 @@ KINDS = {
     "NVIDIA B200": "b200",
 }
 """Names of chips in `compile.targets`, by JAX's `device_kind`."""
-
-
-def data_sheet(device_kind: str) -> Chip | None:
-    """The maker's peak rates of a device. None if they are not listed."""
-    return CHIPS[KINDS[device_kind]] if device_kind in KINDS else None
 
 
 def peaks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -55,7 +50,7 @@ def add_utilisation(rows: Sequence[dict[str, Any]], found: Mapping[str, Any], de
         found: Result of `peaks`.
         device_kind: JAX's name of the device.
     """
-    chip = data_sheet(device_kind)
+    chip = CHIPS.get(KINDS.get(device_kind, ""))
     own = {(row["batch_size"], row["width"], row["precision"]): row for row in rows if row["what"] == "products"}
     for row in rows:
         if not (row["flops"] and row["bytes"]):

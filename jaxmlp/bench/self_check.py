@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from jaxmlp.bench.compare import judge
@@ -58,14 +59,10 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
 def _three(repeats: int) -> list[list[float]]:
     """Times of the same work twice, then of 10 % more work, in the same rounds."""
     work = product(512, "float32")
-    units = 10
 
-    def run(factor: float) -> Callable[[int], None]:
-        def done(count: int) -> None:
-            work.run(round(units * factor) * count)
+    def run(units: int, count: int) -> None:
+        work.run(units * count)
 
-        return done
-
-    parts = zip(("base", "here", "slower"), (1.0, 1.0, SLOW_DOWN), strict=True)
-    programs = [TimedProgram(what=name, run=run(factor), once=True) for name, factor in parts]
+    parts = {"base": 10, "here": 10, "slower": round(10 * SLOW_DOWN)}
+    programs = [TimedProgram(what=name, run=partial(run, units), once=True) for name, units in parts.items()]
     return list(measure(programs, calibrate(programs), repeats=repeats).values())

@@ -12,6 +12,7 @@ import numpy as np
 from jaxmlp import data
 from jaxmlp.bench.spread import Spread
 from jaxmlp.engine.fitting import fit
+from jaxmlp.engine.history import History
 from jaxmlp.experiment.config import ExperimentConfig
 
 
@@ -41,31 +42,27 @@ def speedrun(
     """
     from scipy.stats import ttest_1samp
 
-    seconds, accuracies, compile_s, epochs = [], [], [], []
+    histories: list[History] = []
     from_start_s = None
     for seed in seeds:
-        history = fit(dataclasses.replace(config, seed=seed), dataset)
+        histories.append(fit(dataclasses.replace(config, seed=seed), dataset))
         if started is not None and from_start_s is None:
             from_start_s = time.perf_counter() - started
-        assert history.test_accuracy is not None
-        seconds.append(history.train_s)
-        accuracies.append(history.test_accuracy)
-        compile_s.append(history.compile_s)
-        epochs.append((np.cumsum(history["seconds"]), history["val_accuracy"]))
-        tell(f"seed {seed}: {history.train_s:.3f} s, test accuracy {history.test_accuracy:.4f}")
+        tell(f"seed {seed}: {histories[-1].train_s:.3f} s, test accuracy {histories[-1].test['accuracy']:.4f}")
+    seconds, accuracies = zip(*((each.train_s, each.test["accuracy"]) for each in histories), strict=True)
     found = {
         "seeds": list(seeds),
-        "train_s": seconds,
+        "train_s": list(seconds),
         "train": Spread.of(seconds)._asdict(),
-        "compile_s": compile_s[0],
+        "compile_s": histories[0].compile_s,
         "first_seed_from_process_start_s": from_start_s,
-        "test_accuracy": accuracies,
+        "test_accuracy": list(accuracies),
         "mean_test_accuracy": float(np.mean(accuracies)),
         "std_test_accuracy": float(np.std(accuracies, ddof=1)),
         "target": target,
         "p": float(ttest_1samp(accuracies, target, alternative="greater").pvalue),
     }
-    return found | (_reached(epochs, target) if config.data.validation == "test" else {})
+    return found | (_reached(histories, target) if config.data.validation == "test" else {})
 
 
 def line(name: str, found: dict[str, Any]) -> str:
@@ -80,11 +77,11 @@ def line(name: str, found: dict[str, Any]) -> str:
     return figures
 
 
-def _reached(epochs: Sequence[tuple[Any, Sequence[float]]], target: float) -> dict[str, Any]:
+def _reached(histories: Sequence[History], target: float) -> dict[str, Any]:
     """The first epoch whose mean accuracy over the seeds reaches the target, and the median time to its end."""
-    means = np.mean([accuracies for _, accuracies in epochs], axis=0)
-    at = [int(index) for index in np.flatnonzero(means >= target)]
-    if not at:
+    means = np.mean([history["val_accuracy"] for history in histories], axis=0)
+    if not (means >= target).any():
         return {"epoch_reached": None, "reached_s": None}
-    times = [float(ends[at[0]]) for ends, _ in epochs]
-    return {"epoch_reached": at[0] + 1, "reached_s": Spread.of(times).median}
+    epoch = int(np.argmax(means >= target)) + 1
+    times = [sum(history["seconds"][:epoch]) for history in histories]
+    return {"epoch_reached": epoch, "reached_s": Spread.of(times).median}

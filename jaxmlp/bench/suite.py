@@ -96,7 +96,7 @@ def measure_once(
     base.steps(1)
     warm_s = time.perf_counter() - started
     sizes: Any = {"batch_size": suite.batch_sizes[0], "width": suite.widths[0], "once": True}
-    compiles = [TimedProgram(what="compile", run=base.compile, **sizes)]
+    compiling = TimedProgram(what="compile", run=base.compile, **sizes)
     start = TimedProgram(what="warm start", run=lambda _: warm_s, **sizes)
     layers = (int(np.prod(IMAGE_SHAPE)), suite.widths[0], suite.widths[0], NUM_CLASSES)
     device = device_programs(suite.batch_sizes[0], layers, suite.precisions)
@@ -104,12 +104,12 @@ def measure_once(
     for what in plants:
         held = swept if what == "sweep" else steady
         held.append(_slowed(next(program for program in held if program.what == what)))
-    programs = [start, *compiles, *steady, *swept]
+    programs = [start, compiling, *steady, *swept]
     units = calibrate([program for program in programs if program.key not in units]) | dict(units)
     # A slowed program has samples of the same size.
     units |= {key: units[key.removeprefix("planted ")] for key in units}
     with compiling_anew():
-        seconds = measure(compiles, units, repeats=1)
+        seconds = measure([compiling], units, repeats=1)
     seconds |= measure(steady, units, repeats=suite.rounds) | measure([start, *swept], units, repeats=1)
     energy_updates = round(ENERGY_S / seconds[next(one.key for one in steady if one.what == "step")][0])
     energy_j = joules(lambda: base.steps(energy_updates)) if counted else None
@@ -254,8 +254,7 @@ def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
     counts = range(1, jax.device_count() + 1)
     most = max(n for n in counts if n == 1 or not any(size % n or size < 2 * n for size in suite.batch_sizes))
     sharing = [*((1, count) for count in suite.grad_shards), *([(most, most)] if most > 1 else [])]
-    sizes = (sharing, suite.precisions, suite.batch_sizes, suite.widths)
-    for found in itertools.product(*sizes):
+    for found in itertools.product(*(sharing, suite.precisions, suite.batch_sizes, suite.widths)):
         differs = sum(one != other for one, other in zip(found, base, strict=True))
         if differs < 2 or (suite.cross and found[0] == (1, 1)):
             yield (*found[0], *found[1:])

@@ -166,9 +166,9 @@ def _self_check() -> Answer:
 
 
 def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float, chosen: BenchFlags) -> Answer:
-    from jaxmlp.bench.compare import compare
+    from jaxmlp.bench.compare import compare_benchmarks
 
-    differences = compare(base, document, limit=limit, across_devices=chosen.across_devices)
+    differences = compare_benchmarks(base, document, limit=limit, across_devices=chosen.across_devices)
     width = max(len(found.key) for found in differences)
     say(f"\n{'':{width}}     base s     here s  ratio  spread  effect       p")
     for found in differences:

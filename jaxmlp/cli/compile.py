@@ -12,8 +12,9 @@ import tyro
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.compile import targets
-from jaxmlp.errors import DeviceError, DiskError
+from jaxmlp.errors import DeviceError
 from jaxmlp.experiment.fields import ranged
+from jaxmlp.run import files
 from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class CompileFlags(flags.Flags):
 
 def run(argv: Sequence[str]) -> Answer:
     """Compile and report. Exit code 6 if the compiler is missing or the program does not fit the device's memory."""
-    targets.prepare(_devices(argv))
+    # Read before the flags are parsed, because JAX may start then.
+    targets.prepare(next((int(word) for word in flags.words_after("--devices", argv) if word.isdigit()), None))
     chosen, config = parse_experiment(CompileFlags, argv, "compile")
     target = targets.Target.of(chosen.for_target)
     runtime.configure("cpu")
@@ -64,18 +66,9 @@ def run(argv: Sequence[str]) -> Answer:
     found = report(target, config, trace, chosen.lanes)
     say(table(found))
     if chosen.hlo and found.compiled:
-        _write(chosen.hlo, found.compiled.text)
+        files.write(chosen.hlo, found.compiled.text.encode())
     answer = Answer(document(found))
     return answer if found.fits else answer._replace(exit_code=DeviceError.exit_code, message=_too_small(found))
-
-
-def _devices(argv: Sequence[str]) -> int | None:
-    """The value of --devices. It is read before the flags are parsed, because JAX may start then."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
-        value = following if word == "--devices" else word.removeprefix("--devices=")
-        if word.startswith("--devices") and value.isdigit():
-            return int(value)
-    return None
 
 
 def _too_small(found: Report) -> str:
@@ -84,12 +77,3 @@ def _too_small(found: Report) -> str:
     what = "lanes" if found.program.lanes else "batch size"
     fits = f"The largest {what} that fits is {found.largest:,}, by counting" if found.largest else f"No {what} fits"
     return f"device: the program needs {needs}. {fits}" + (f"\nThe compiler: {found.refusal}" if found.refusal else "")
-
-
-def _write(path: Path, text: str) -> None:
-    from jaxmlp.run import files
-
-    try:
-        files.write(path, text.encode())
-    except OSError as error:
-        raise DiskError(f"could not write {path}: {error.strerror}") from None

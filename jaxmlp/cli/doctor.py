@@ -21,7 +21,7 @@ from jaxmlp.system import runtime
 if TYPE_CHECKING:
     from jaxmlp.proof.burn_in import BurnIn
     from jaxmlp.proof.references import SelfTest
-    from jaxmlp.proof.right_bits import Check
+    from jaxmlp.proof.right_bits import BitsCheck
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "numpy", "tensorflow-datasets")
 
@@ -84,7 +84,10 @@ def _examined(chosen: DoctorFlags, seconds: float | None) -> Answer:
         **found,
         "probes": [wrong._asdict() for wrong in wrong_answers],
         "portable": _together(checks),
-        "self_tests": [_plain(test) for test in tests],
+        "self_tests": [
+            asdict(test) | {"first_difference": test.first_difference and test.first_difference._asdict()}
+            for test in tests
+        ],
         "burn_in": burnt and burnt._asdict() | {"deviations": [each._asdict() for each in burnt.deviations]},
     }
     problems = [f"{wrong.probe} in {wrong.arithmetic}" for wrong in wrong_answers]
@@ -111,21 +114,21 @@ def _seconds(duration: str | None) -> float | None:
     return float(found[1]) * {"s": 1, "": 1, "m": 60, "h": 3600}[found[2]]
 
 
-def _check(name: str, chosen: DoctorFlags) -> Check:
+def _check(name: str, chosen: DoctorFlags) -> BitsCheck:
     from jaxmlp import data
     from jaxmlp.proof import right_bits
 
     config = right_bits.GOLDEN[name].data
     if not any(each.name == config.name and each.where for each in data.status(manual_dir=chosen.manual_dir)):
-        return right_bits.Check(experiment=name, same=None, updates=0, reason="not run: no data")
+        return right_bits.BitsCheck(experiment=name, same=None, updates=0, reason="not run: no data")
     try:
         dataset = data.load(config, manual_dir=chosen.manual_dir, report=say)
     except DataError as error:
-        return right_bits.Check(experiment=name, same=None, updates=0, reason=f"not run: {error}")
+        return right_bits.BitsCheck(experiment=name, same=None, updates=0, reason=f"not run: {error}")
     return right_bits.check(name, dataset, by_rule=chosen.full and name == "quickstart")
 
 
-def _check_line(check: Check) -> str:
+def _check_line(check: BitsCheck) -> str:
     said = f"portable: {check.experiment}"
     if check.same:
         return f"{said}, {check.updates} updates: this machine computes the right bits"
@@ -134,7 +137,7 @@ def _check_line(check: Check) -> str:
     return f"{said}: this machine computes WRONG bits, first in {check.first_difference}"
 
 
-def _together(checks: Sequence[Check]) -> dict[str, Any]:
+def _together(checks: Sequence[BitsCheck]) -> dict[str, Any]:
     """The checks together: false if any check is false, else true if any is true, else None."""
     answers = [check.same for check in checks]
     same = False if False in answers else True if True in answers else None
@@ -213,7 +216,3 @@ def _test_lines(test: SelfTest) -> Iterator[str]:
     yield f"  params_sha256 {test.params_sha256}"
     if test.verdict == "no reference":
         yield "  `jaxmlp doctor --record` adds a reference for this platform"
-
-
-def _plain(test: SelfTest) -> dict[str, Any]:
-    return asdict(test) | {"first_difference": test.first_difference and test.first_difference._asdict()}

@@ -12,14 +12,11 @@ from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
+class EvaluateFlags(flags.ModelFlags, flags.DataFlags):
     """Score a run's model on all examples: loss, accuracy with Wilson's 95 % interval, classes, confusion matrix."""
 
     split: str = "test"
     """Split to score: test, validation, train, or another split of the data set."""
-    checkpoint: str = "last"
-    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
-    checkpoint."""
     min_accuracy: float | None = ranged(None, "[0, 1]")
     """Exit with 3 if the accuracy is lower."""
 
@@ -30,12 +27,12 @@ def run(argv: Sequence[str]) -> Answer:
     runtime.configure(chosen.device)
     from jaxmlp.run.find import find_run
     from jaxmlp.run.opening import open_data, open_run
-    from jaxmlp.trained.inference import evaluate, load_model
+    from jaxmlp.trained.inference import evaluate_split, load_model
 
     run = open_run(find_run(name), chosen.experiment)
     model = load_model(run, chosen.checkpoint)
     dataset = open_data(run, manual_dir=chosen.manual_dir, report=say)
-    found = evaluate(model, dataset.wanted(chosen.split), chosen.split)
+    found = evaluate_split(model, dataset.wanted(chosen.split), chosen.split)
     say(str(found))
     document = {
         "split": found.split,

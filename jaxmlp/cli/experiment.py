@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +12,7 @@ import tyro
 from jaxmlp.cli import flags, say
 from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import UsageError
-from jaxmlp.system.runtime import prepare, started_by
+from jaxmlp.system.runtime import is_up, prepare
 
 if TYPE_CHECKING:
     from jaxmlp.experiment.config import ExperimentConfig
@@ -72,23 +71,16 @@ def parse_changes[Chosen: flags.Flags](
 
 def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
     """The file's config. Device and XLA's flags are set first, because the file's imports may start JAX."""
-    prepare(_device(words))
+    # Parsing refuses a wrong device later.
+    devices: list[Any] = [word for word in flags.words_after("--device", words) if word in ("cpu", "gpu", "tpu")]
+    prepare(devices[0] if devices else "auto")
     from jaxmlp.source.file import load_experiment
 
-    was_up = started_by()
+    was_up = is_up()
     config = load_experiment(path).config
-    if started_by() and not was_up:
+    if is_up() and not was_up:
         say(f"{path} starts JAX itself, before jaxmlp can choose the devices. Create arrays inside functions.")
     return config
-
-
-def _device(words: Sequence[str]) -> Any:
-    """The value of --device, before the flags are parsed. Parsing refuses a wrong value later."""
-    for word, following in itertools.pairwise([*words, ""]):
-        value = following if word == "--device" else word.removeprefix("--device=")
-        if word.startswith("--device") and value in ("cpu", "gpu", "tpu"):
-            return value
-    return "auto"
 
 
 def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConfig) -> Chosen:
@@ -99,12 +91,11 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
     PlainObject.__annotations__ |= {"value": tyro.conf.Fixed[object], "source": tyro.conf.Fixed[str]}
     hint: Any = Annotated[type(config), tyro.conf.arg(name="")]
     field: Any = dataclasses.field(default=config)
-    both = dataclasses.make_dataclass(
+    both: type[Chosen] = dataclasses.make_dataclass(
         kind.__name__, [("config", hint, field)], bases=(kind,), frozen=True, kw_only=True,
         namespace={"__doc__": kind.__doc__, "__module__": __name__},
     )  # fmt: skip
-    made: Chosen = both()
-    return made
+    return both()
 
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:

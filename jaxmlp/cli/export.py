@@ -12,7 +12,7 @@ from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportFlags(flags.CodeFlags, flags.DeviceFlags):
+class ExportFlags(flags.ModelFlags):
     """Write a run's model for other programs. Each file is read back and compared on 256 examples before it counts."""
 
     format: Literal["safetensors", "stablehlo", "web", "onnx", "orbax"] = "safetensors"
@@ -20,9 +20,6 @@ class ExportFlags(flags.CodeFlags, flags.DeviceFlags):
     onnx: the same, for an MLP. web: a page that reads digits as they are drawn."""
     out: Path | None = None
     """Path to write. Default: model.FORMAT in RUN."""
-    checkpoint: str = "last"
-    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
-    checkpoint."""
 
 
 def run(argv: Sequence[str]) -> Answer:

@@ -58,6 +58,15 @@ class CodeFlags(Flags):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFlags(CodeFlags, DeviceFlags):
+    """Flags of every command that asks a run's model."""
+
+    checkpoint: str = "last"
+    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
+    checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataFlags(Flags):
     """Flags of every command that reads a data set."""
 
@@ -198,6 +207,15 @@ def parse[Chosen: Flags](
     if len(words) > len(names) and not usage.endswith("..."):
         raise UsageError(f"{command} takes no {words[len(names)]!r}: jaxmlp {usage}.{hint}")
     return chosen, words
+
+
+def words_after(flag: str, words: Sequence[str]) -> Iterator[str]:
+    """The words that follow a flag, after a space or `=`, before the flags are parsed."""
+    for word, following in itertools.pairwise([*words, ""]):
+        if word == flag:
+            yield following
+        elif word.startswith(f"{flag}="):
+            yield word.removeprefix(f"{flag}=")
 
 
 def repeated(chosen: Flags, kind: type[Flags]) -> str:

@@ -43,11 +43,10 @@ def run(argv: Sequence[str]) -> Answer:
     sizes |= {"l1": network.l1, "l2": network.l2}
     if network.activation:
         sizes["activation"] = network.activation
-    model = MLP(**sizes)
     data_config = dataclasses.replace(
         default.data, validation="test", pixel_scale=network.pixel_scale or default.data.pixel_scale
     )
-    default = dataclasses.replace(default, model=model, data=data_config)
+    default = dataclasses.replace(default, model=MLP(**sizes), data=data_config)
     chosen, _ = parse_changes(ImportFlags, argv, "import-keras", "FILE", default)
     config: ExperimentConfig = chosen.config  # type: ignore[attr-defined]
     for note in network.notes:

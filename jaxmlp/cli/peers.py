@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxmlp.bench.peer import PEERS
 from jaxmlp.cli import Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.experiment.fields import ranged
@@ -16,16 +17,7 @@ from jaxmlp.system import runtime
 class PeersFlags(flags.DataFlags, flags.DeviceFlags):
     """Train the experiment with several libraries, one epoch each in turns, and show times and accuracies."""
 
-    peers: tuple[str, ...] = (
-        "jaxmlp",
-        "jaxmlp-bfloat16",
-        "keras",
-        "keras-bfloat16",
-        "torch",
-        "torch-bfloat16",
-        "torch-compiled",
-        "torch-compiled-bfloat16",
-    )
+    peers: tuple[str, ...] = tuple(name for name in PEERS if name != "sklearn")
     """Libraries to compare. The first is the base of the ratios. Libraries that are not installed are left out. sklearn
     is available too: it is slow and has another update rule."""
     python_keras: Path | None = None
@@ -51,5 +43,4 @@ def run(argv: Sequence[str]) -> Answer:
     peers = race(config, dataset, chosen.peers, pythons=pythons, device=chosen.device, whole_runs=chosen.whole_runs)
     print(table(peers))
     runtime.configure(chosen.device)  # Not earlier: JAX would reserve the accelerator's memory for this process.
-    facts = manifest(config, dataset)
-    return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": facts})
+    return Answer({"peers": [peer.document(peers[0]) for peer in peers], "manifest": manifest(config, dataset)})

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxmlp.cli import Answer, flags, say
-from jaxmlp.errors import DataError, DiskError, printable
+from jaxmlp.errors import DataError, printable
 from jaxmlp.experiment.fields import ranged
+from jaxmlp.run import files
 from jaxmlp.system import runtime
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ SHADES = " .:-=+*#%@"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
+class PredictFlags(flags.ModelFlags):
     """The likeliest classes of images: PNG and JPEG, .npy with one image or many, IDX, and folders of these.
 
     Photographs and scans of digits may have any size and colours: they are prepared as MNIST was. Each picture must
@@ -29,9 +30,6 @@ class PredictFlags(flags.CodeFlags, flags.DeviceFlags):
     is 4.
     """
 
-    checkpoint: str = "last"
-    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
-    checkpoint."""
     top: int = ranged(3, "[1, 1000]")
     """Number of classes to show for each image."""
     show: flags.Switch = False
@@ -105,12 +103,12 @@ def _drawn(image: np.ndarray[Any, Any]) -> str:
 
 
 def _write(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "index", "label", "probability", "top"])
-            for each in predictions:
-                top = " ".join(f"{one['label']}:{one['probability']}" for one in each["top"])
-                writer.writerow([each["file"], each["index"], each["label"], each["probability"], top])
-    except OSError as error:
-        raise DiskError(f"could not write {path}: {error.strerror}.") from error
+    with (
+        files.trying_to(f"write {path}"),
+        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["file", "index", "label", "probability", "top"])
+        for each in predictions:
+            top = " ".join(f"{one['label']}:{one['probability']}" for one in each["top"])
+            writer.writerow([each["file"], each["index"], each["label"], each["probability"], top])

@@ -12,7 +12,7 @@ from jaxmlp.system import runtime
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
+class ReportFlags(flags.ModelFlags, flags.DataFlags):
     """Write one self-contained HTML file about runs: results, curves, mistakes, weights.
 
     A folder of runs, such as a sweep, counts as its runs.
@@ -23,9 +23,6 @@ class ReportFlags(flags.CodeFlags, flags.DataFlags, flags.DeviceFlags):
 
     out: Path | None = None
     """File to write. Default: report.html in RUN, or in the current folder for several runs."""
-    checkpoint: str = "last"
-    """Checkpoint: last; best, by the experiment's best_by; ema, the last moving average; or the step of a
-    checkpoint."""
 
 
 def run(argv: Sequence[str]) -> Answer:

@@ -88,8 +88,7 @@ def run(argv: Sequence[str]) -> Answer:
     """Sweep, and return the result."""
     if any(word.partition("=")[0] == "--resume" for word in argv):
         hint = " The stored sweep applies; other values need a new sweep."
-        chosen = flags.parse(SweepResumeFlags(), argv, "sweep --resume DIR", hint=hint)[0]
-        return _resume(chosen, argv)
+        return _resume(flags.parse(SweepResumeFlags(), argv, "sweep --resume DIR", hint=hint)[0], argv)
     return _begin(*parse_experiment(SweepFlags, argv, "sweep"), argv)
 
 

@@ -33,11 +33,12 @@ def main() -> None:
     chosen, config = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
     runtime.configure(cpu_devices=chosen.lanes)
     from jaxmlp import data
-    from jaxmlp.sweep.throughput import compare
+    from jaxmlp.sweep.throughput import time_sweep_and_runs
 
     dataset = data.load(config.data, manual_dir=chosen.manual_dir)
-    seeds = range(chosen.lanes)
-    found = compare(config, dataset, seeds=seeds, rounds=chosen.rounds, batching=chosen.batching)
+    found = time_sweep_and_runs(
+        config, dataset, seeds=range(chosen.lanes), rounds=chosen.rounds, batching=chosen.batching
+    )
     print(json.dumps(found, indent=2))
 
 

@@ -188,8 +188,7 @@ def _continue(config: ExperimentConfig, chosen: ResumeFlags, stored: RunDirector
         dataset = open_data(stored, manual_dir=chosen.manual_dir, report=say)
     else:
         dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=say)
-    facts = _facts(config, dataset, chosen)
-    for difference in differences(stored.manifest, facts) if stored else []:
+    for difference in differences(stored.manifest, _facts(config, dataset, chosen)) if stored else []:
         say(f"The bits may differ from those of an uninterrupted run: {difference}.")
     return _train(config, dataset, chosen, stored)
 

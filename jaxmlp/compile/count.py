@@ -156,8 +156,7 @@ class _Graph:
     def of(cls, jaxpr: Any, platform: Platform) -> _Graph:
         jaxpr, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
         graph = cls(platform)
-        outputs = graph._add(jaxpr, [_Node(0) for _ in jaxpr.invars])
-        for node in outputs:
+        for node in graph._add(jaxpr, [_Node(0) for _ in jaxpr.invars]):
             node.in_place = True
         return graph
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmlp import data, shards, train
 from jaxmlp.data.dataset import cut_validation
@@ -111,17 +111,13 @@ def training(
     order = jax.ShapeDtypeStruct((steps * config.batch_size,), np.int32)
     split, bound = examples.split("train"), jax.ShapeDtypeStruct((), np.int32)
     carried, donated = jax.tree.leaves((state, sums)), len(jax.tree.leaves((state, sums)))
+    mesh, whole, row = _placements(devices, lanes)
     if lanes is None:
-        mesh = shards.make_mesh(devices)
-        whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
         arguments = tuple(map(whole, (on_data, state, sums, split, order, bound, bound)))
         traced = train.train_steps.trace(*arguments, mesh=mesh)
         inside = shards.on_devices(partial(train.shard_opt_state, mesh=mesh), mesh)
         carried = jax.tree.leaves((jax.eval_shape(inside, on_data, state), sums))
     else:
-        mesh = over_lanes.make_mesh(devices)
-        row = partial(_rows, lanes, NamedSharding(mesh, over_lanes.ROWS))
-        whole = partial(_placed, NamedSharding(mesh, over_lanes.WHOLE))
         active = jax.ShapeDtypeStruct((), np.bool_)
         arguments = (*map(row, (on_data, state, sums, active, order)), None, *map(whole, (split, bound, bound)))
         traced = over_lanes.train_lanes.trace(*arguments, mesh=mesh, batching=batching)
@@ -142,15 +138,11 @@ def evaluation(
     """Trace the loop over all examples of a split. Arguments and errors are as for `training`."""
     on_data, state, sums = _of_run(config, examples, devices, lanes)
     carried = jax.tree.leaves(sums)
+    mesh, whole, row = _placements(devices, lanes)
     if lanes is None:
-        mesh = shards.make_mesh(devices)
-        whole = partial(_placed, NamedSharding(mesh, PartitionSpec()))
         arguments = tuple(map(whole, (on_data, state.params, state.variables, examples.split(split), sums)))
         traced = train.evaluate.trace(*arguments, mesh=mesh)
     else:
-        mesh = over_lanes.make_mesh(devices)
-        row = partial(_rows, lanes, NamedSharding(mesh, over_lanes.ROWS))
-        whole = partial(_placed, NamedSharding(mesh, over_lanes.WHOLE))
         arguments = (*map(row, (on_data, state.params, state.variables, sums)), whole(examples.split(split)))
         traced = over_lanes.evaluate_lanes.trace(*arguments, mesh=mesh, batching=batching)
         carried = _on_device(carried, lanes, len(devices), batching)
@@ -176,8 +168,7 @@ def check_devices(config: ExperimentConfig, devices: int, lanes: int | None) -> 
     of, number = ("lanes", lanes) if lanes else ("grad_shards", config.grad_shards)
     if number % devices:
         works = [count for count in range(1, number + 1) if number % count == 0]
-        near = sorted(sorted(works, key=lambda count: abs(count - devices))[:2])
-        nearest = " and ".join(map(str, near))
+        nearest = " and ".join(map(str, sorted(sorted(works, key=lambda count: abs(count - devices))[:2])))
         raise ConfigError("devices", f"must divide {of} {number}, got {devices}. The nearest: {nearest}")
 
 
@@ -207,12 +198,15 @@ def _ends(traced: Any, arguments: Any, lanes: int | None, devices: int) -> tuple
     return tuple(given), tuple(made)
 
 
-def _placed(sharding: NamedSharding, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+def _placements(devices: Sequence[jax.Device], lanes: int | None) -> tuple[Mesh, Any, Any]:
+    """The mesh of a run or of lanes, and functions from a tree to its shapes: whole on each device, a row per lane."""
+    mesh = over_lanes.make_mesh(devices) if lanes else shards.make_mesh(devices)
 
+    def whole(tree: Any, spec: PartitionSpec = over_lanes.WHOLE, rows: tuple[int, ...] = ()) -> Any:
+        placed = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, spec))
+        return jax.tree.map(lambda leaf: placed((*rows, *leaf.shape), leaf.dtype), tree)
 
-def _rows(lanes: int, sharding: NamedSharding, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((lanes, *leaf.shape), leaf.dtype, sharding=sharding), tree)
+    return mesh, whole, partial(whole, spec=over_lanes.ROWS, rows=(lanes or 1,))
 
 
 def _on_device(leaves: Sequence[Any], lanes: int, devices: int, batching: Batching) -> list[Any]:

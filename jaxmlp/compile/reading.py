@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 import re
@@ -86,7 +85,7 @@ def read(module: Module, carried: Iterable[Any], cache_bytes: int = 0) -> Readin
     """
     loop = find_loop(module, carried)
     body = loop.called_as("body") if loop else module.entry
-    kernels: Counter[str] = collections.Counter()
+    kernels: Counter[str] = Counter()
     total = large = 0
     for times, each, computation in _executed(module, body):
         if kind := _kind(each):
@@ -103,16 +102,18 @@ def _turns(module: Module, loop: Instruction | None) -> int | None:
     """Number of iterations of the loop; 1 if the compiler unrolled it."""
     if loop:
         return trip_count(module, loop)
-    is_open = any(trip_count(module, each) is None for _, each in loops_of(module))
-    return None if is_open else 1
+    return None if any(trip_count(module, each) is None for each in loops_of(module)) else 1
 
 
 def find_loop(module: Module, carried: Iterable[Any]) -> Instruction | None:
     """The innermost loop that changes arrays of all these shapes. If there are only scalars, these count."""
     keys = [_key(leaf) for leaf in carried]
-    wanted = collections.Counter([key for key in keys if key[1] > 1] or keys)
-    loops = [each for _, each in loops_of(module)]
-    fitting = [loop for loop in loops if wanted <= collections.Counter(map(_array_key, changed(module, loop)))]
+    wanted = Counter([key for key in keys if key[1] > 1] or keys)
+    fitting = [
+        loop
+        for loop in loops_of(module)
+        if wanted <= Counter((array.dtype, array.size) for array in changed(module, loop))
+    ]
     return fitting[-1] if fitting else None
 
 
@@ -123,18 +124,13 @@ def _key(leaf: Any) -> tuple[str, int]:
     return NAMES.get(name, name), math.prod(leaf.shape)
 
 
-def _array_key(array: Array) -> tuple[str, int]:
-    return array.dtype, array.size
-
-
-def loops_of(module: Module, computation: str | None = None) -> Iterator[tuple[str, Instruction]]:
-    """The loops below a computation, outer loops first, each with the computation that contains it."""
-    waiting, seen = [computation or module.entry], set[str]()
+def loops_of(module: Module) -> Iterator[Instruction]:
+    """The loops that the entry reaches, outer loops first."""
+    waiting, seen = [module.entry], set[str]()
     while waiting:
-        name = waiting.pop(0)
-        for each in module.computations.get(name, {}).values():
+        for each in module.computations.get(waiting.pop(0), {}).values():
             if each.op == "while":
-                yield name, each
+                yield each
             if each.op in LOOPS or each.op == "fusion":
                 waiting += [called for called in each.called if called not in seen]
                 seen |= {*each.called}
@@ -287,11 +283,11 @@ def _flops(module: Module, each: Instruction, computation: str) -> int:
     if each.op == "convolution":
         spread = re.search(r"lhs_dilate=([\dx]+)", each.attributes)
         zeros = math.prod(map(int, spread[1].split("x"))) if spread else 1
-        return 2 * output.size * _per_output(right, _labels(each)[1]) // zeros
+        return 2 * output.size * _per_output(right, each) // zeros
     if each.target.startswith("__cudnn$conv"):
         kernel = {"Filter": output, "Input": right}.get(each.target.removeprefix("__cudnn$convBackward"), right)
         result = left if each.target == "__cudnn$convBackwardInput" else right if "Filter" in each.target else output
-        return 2 * result.size * _per_output(kernel, _labels(each)[1])
+        return 2 * result.size * _per_output(kernel, each)
     if each.op == "dot":
         found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.attributes)
         contracted = [int(axis) for axis in found[1].split(",") if axis] if found else []
@@ -301,15 +297,11 @@ def _flops(module: Module, each: Instruction, computation: str) -> int:
     return 2 * output.size * math.prod(left.shape[axis] for axis in contracted)
 
 
-def _labels(each: Instruction) -> tuple[str, str, str]:
-    found = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.attributes)
-    assert found
-    return found[1], found[2], found[3]
-
-
-def _per_output(kernel: Array, labels: str) -> int:
+def _per_output(kernel: Array, each: Instruction) -> int:
     """Multiplications of a convolution per output element: the product of all kernel axes except the outputs."""
-    return math.prod(size for size, label in zip(kernel.shape, labels, strict=True) if label != "o")
+    labels = re.search(r"dim_labels=\w+_(\w+)->", each.attributes)
+    assert labels
+    return math.prod(size for size, label in zip(kernel.shape, labels[1], strict=True) if label != "o")
 
 
 def collectives(module: Module, computation: str) -> Iterator[Collective]:
@@ -319,8 +311,7 @@ def collectives(module: Module, computation: str) -> Iterator[Collective]:
             item for name in each.called if each.op == "fusion" for item in module.inside(name) if is_collective(item)
         ]  # fmt: skip
         for item in found:
-            message = _collective(module, item)
-            yield from [message] * times
+            yield from [_collective(module, item)] * times
 
 
 def _collective(module: Module, each: Instruction) -> Collective:

@@ -119,7 +119,7 @@ def report(
         lanes: Number of lanes of a sweep.
     """
     program = trace(config, lanes)
-    counted = _counted(target, program)
+    counted = count.memory(program, target.chip.platform)
     compiled, refusal = None, ""
     try:
         compiled = compile_for(target, program)
@@ -132,10 +132,6 @@ def report(
     return Report(target, program, counted, count.products(program), compiled, refusal, config.precision, fits, largest)
 
 
-def _counted(target: Target, program: Program) -> Memory:
-    return count.memory(program, target.chip.platform)
-
-
 def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Program) -> int:
     """The largest number of lanes, or batch size, below the given number that fits by the count, to within 1/64."""
     lanes = program.lanes
@@ -145,7 +141,8 @@ def _largest(target: Target, config: ExperimentConfig, trace: Trace, program: Pr
     def fits(units: int) -> bool:
         try:
             changed = config if lanes else dataclasses.replace(config, batch_size=units * unit)
-            return _counted(target, trace(changed, units * unit if lanes else None)).total <= target.memory()
+            smaller = trace(changed, units * unit if lanes else None)
+            return count.memory(smaller, target.chip.platform).total <= target.memory()
         except ConfigError:  # Shards would have a single row.
             return False
 
@@ -208,8 +205,7 @@ def table(found: Report) -> str:
     theirs = compiled.memory if compiled else None
     for name in (*Memory._fields[:-1], "without_code", "code", "total"):
         ours = None if name == "total" else getattr(found.counted, name)
-        shown = name.replace("_", " ")
-        lines.append(f"  {shown:22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
+        lines.append(f"  {name.replace('_', ' '):22}{_shown(ours):>16}{_shown(theirs and getattr(theirs, name)):>16}")
     fits = "it fits" if found.fits else "it does not fit"
     lines += [f"  {'of the device':22}{'':16}{_shown(target.memory()):>16}   {fits}", ""]
     if compiled:

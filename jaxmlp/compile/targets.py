@@ -124,8 +124,7 @@ class Target:
         """
         name, colon, topology = text.partition(":")
         if name not in CHIPS:
-            known = ", ".join(CHIPS)
-            raise ConfigError("for", f"must be one of {known}, got {text!r}.{did_you_mean(name, CHIPS)}")
+            raise ConfigError("for", f"must be one of {', '.join(CHIPS)}, got {text!r}.{did_you_mean(name, CHIPS)}")
         chip = CHIPS[name]
         if colon and not (chip.topology and re.fullmatch(r"\d+(x\d+)*", topology)):
             such = f"{name}:{chip.topology}" if chip.topology else name
@@ -148,7 +147,7 @@ class Target:
 
         Raises:
             ConfigError: There is no such topology, or it has fewer devices.
-            DeviceError: The compiler is not installed.
+            DeviceError: The compiler is not installed, or JAX has started with fewer CPU devices.
         """
         there = self._described(wanted or 1)
         if wanted is None:
@@ -161,7 +160,11 @@ class Target:
         import jax
 
         if self.chip.platform == "cpu":
-            return _cpus(count)
+            there = jax.devices("cpu")
+            if len(there) < count:
+                started = f"JAX has already started with {len(there)} CPU devices"
+                raise DeviceError(f"device: {started}, but {count} were requested")
+            return there
         from jax.experimental import topologies
 
         if not has_compiler(self.chip.platform):
@@ -188,20 +191,6 @@ def has_compiler(platform: Platform) -> bool:
     with contextlib.suppress(ModuleNotFoundError):  # jax_plugins itself
         return any(importlib.util.find_spec(name) for name in names)
     return False
-
-
-def _cpus(count: int) -> Sequence[Any]:
-    """This machine's CPU as `count` devices, if JAX has not started with fewer.
-
-    Raises:
-        DeviceError: JAX has started with fewer devices.
-    """
-    import jax
-
-    there = jax.devices("cpu")
-    if len(there) < count:
-        raise DeviceError(f"device: JAX has already started with {len(there)} CPU devices, but {count} were requested")
-    return there
 
 
 def prepare(devices: int | None) -> None:

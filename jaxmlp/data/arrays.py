@@ -57,11 +57,7 @@ def _as_pixels(images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     if np.issubdtype(images.dtype, np.floating):
-        with np.errstate(over="ignore"):
-            images = images.astype(np.float32, copy=False)
-        if not np.isfinite(images).all():
-            raise DataError("data: images must be finite, got nan or inf, or a number too large for float32")
-        return images
+        return _as_float32(images, "images")
     if np.issubdtype(images.dtype, np.integer) or images.dtype == np.bool_:
         if images.size and not 0 <= images.min() <= images.max() <= 255:
             raise DataError(f"data: integer pixels must be in [0, 255], got {images.min()} to {images.max()}")
@@ -171,12 +167,16 @@ def _as_numbers(array: Any, name: str) -> np.ndarray:
             raise DataError(f"data: {name} must fit int32, got {numbers.min()} to {numbers.max()}")
         return numbers.astype(np.int32, copy=False)
     if numbers.dtype.kind in "fb":
-        with np.errstate(over="ignore"):
-            numbers = numbers.astype(np.float32, copy=False)
-        if not np.isfinite(numbers).all():
-            raise DataError(f"data: {name} must be finite, got nan or inf, or a number too large for float32")
-        return numbers
+        return _as_float32(numbers, name)
     raise DataError(f"data: {name} must be numbers, got an array of {numbers.dtype}")
+
+
+def _as_float32(numbers: np.ndarray, name: str) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        numbers = numbers.astype(np.float32, copy=False)
+    if not np.isfinite(numbers).all():
+        raise DataError(f"data: {name} must be finite, got nan or inf, or a number too large for float32")
+    return numbers
 
 
 def as_targets(array: Any, num_classes: int | None) -> np.ndarray:

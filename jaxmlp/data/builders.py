@@ -136,8 +136,7 @@ def _check_features(plain: Any) -> None:
 
 def _read_split(builder: Any, split: str) -> Split:
     png = isinstance(builder.info.features["image"], tfds.features.Image)
-    decoders = {"image": tfds.decode.SkipDecoding()} if png else None
-    records = builder.as_data_source(split=split, decoders=decoders)
+    records = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()} if png else None)
     images = np.empty((len(records), 28, 28, 1), np.uint8)
     labels = np.empty(len(records), np.int32)
     for start in range(0, len(records), READ_AT_ONCE):

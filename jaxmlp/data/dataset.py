@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +44,18 @@ class Split(NamedTuple):
 
     def rows(self, index: Any) -> Split:
         """The examples at `index`."""
-        inputs = self.inputs
-        taken = {name: leaf[index] for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else inputs[index]
-        return Split(taken, self.targets[index], None if self.weights is None else self.weights[index])
+        weights = None if self.weights is None else self.weights[index]
+        return Split(_of_each(self.inputs, itemgetter(index)), self.targets[index], weights)
 
 
 def arrays_of(inputs: Any) -> list[np.ndarray]:
     """The arrays of a split's inputs."""
     return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+
+
+def _of_each(inputs: Any, function: Callable[[Any], Any]) -> Any:
+    """The function's result for the inputs, or for each of them in a mapping."""
+    return {name: function(leaf) for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
 class ArrayFacts(NamedTuple):
@@ -77,11 +82,7 @@ class Facts(NamedTuple):
 
     def zeros(self, rows: int) -> Split:
         """A split of zeros."""
-        if isinstance(self.inputs, dict):
-            inputs: Any = {name: facts.zeros(rows) for name, facts in self.inputs.items()}
-        else:
-            inputs = self.inputs.zeros(rows)
-        return Split(inputs, self.targets.zeros(rows))
+        return Split(_of_each(self.inputs, lambda facts: facts.zeros(rows)), self.targets.zeros(rows))
 
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
@@ -91,10 +92,8 @@ class Facts(NamedTuple):
 
     def to_plain(self) -> dict[str, Any]:
         """The facts as JSON types."""
-        of_inputs = self.inputs if isinstance(self.inputs, dict) else {"": self.inputs}
-        plain = {name: [facts.dtype, list(facts.shape)] for name, facts in of_inputs.items()}
         return {
-            "inputs": plain if isinstance(self.inputs, dict) else plain[""],
+            "inputs": _of_each(self.inputs, lambda facts: [facts.dtype, list(facts.shape)]),
             "targets": [self.targets.dtype, list(self.targets.shape)],
             "outputs": self.outputs,
             "classes": self.classes,
@@ -117,13 +116,11 @@ class Facts(NamedTuple):
             return ArrayFacts(np.dtype(dtype).name, tuple(shape))
 
         try:
-            inputs = plain["inputs"]
-            named = {name: of(found) for name, found in inputs.items()} if isinstance(inputs, dict) else of(inputs)
             if type(plain["outputs"]) is not int or not 0 < plain["outputs"] < 1 << 31:
                 raise ValueError(f"invalid outputs {plain['outputs']}")
             if type(plain["classes"]) is not bool:
                 raise ValueError(f"invalid classes {plain['classes']}")
-            return cls(named, of(plain["targets"]), plain["outputs"], plain["classes"])
+            return cls(_of_each(plain["inputs"], of), of(plain["targets"]), plain["outputs"], plain["classes"])
         except (KeyError, TypeError) as error:
             raise ValueError(str(error)) from error
 
@@ -134,11 +131,8 @@ def facts_of(split: Split, outputs: int) -> Facts:
     def of(leaf: np.ndarray) -> ArrayFacts:
         return ArrayFacts(leaf.dtype.name, leaf.shape[1:])
 
-    inputs = split.inputs
-    named = {name: of(leaf) for name, leaf in inputs.items()} if isinstance(inputs, Mapping) else of(inputs)
-    return Facts(
-        named, of(split.targets), outputs, split.targets.dtype.kind in "iu" or _are_distributions(split.targets)
-    )
+    classes = split.targets.dtype.kind in "iu" or _are_distributions(split.targets)
+    return Facts(_of_each(split.inputs, of), of(split.targets), outputs, classes)
 
 
 def _are_distributions(targets: np.ndarray) -> bool:
@@ -199,8 +193,7 @@ def serialized(*splits: Split) -> Iterator[bytes | memoryview]:
     are included if the split has them.
     """
     for inputs, targets, weights in splits:
-        named = sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]
-        for name, leaf in named:
+        for name, leaf in sorted(inputs.items()) if isinstance(inputs, Mapping) else [("", inputs)]:
             yield f"{name}\0".encode() if isinstance(inputs, Mapping) else b""
             yield from idx_parts(leaf[..., 0] if leaf.ndim == 4 and leaf.shape[-1] == 1 else leaf)
         if targets.dtype.kind in "iu":

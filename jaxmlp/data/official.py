@@ -162,16 +162,14 @@ def verify(name: str, paths: tuple[Path, ...]) -> None:
 def _verify_content(name: str, path: Path, wanted: File) -> None:
     largest = max(math.prod(file.shape) for source in SOURCES.values() for file in source.files)
     array = read_idx(path, limit_bytes=largest)
-    sha256 = hashlib.sha256()
-    for part in idx_parts(array):
-        sha256.update(part)
-    if sha256.hexdigest() == wanted.sha256:
+    sha256 = hashlib.sha256(b"".join(idx_parts(array))).hexdigest()
+    if sha256 == wanted.sha256:
         return
     known = {file.sha256: f"{other}'s {file.name}" for other, source in SOURCES.items() for file in source.files}
     problem = f"data: {path} is not {name}'s {wanted.name}"
-    if is_another := known.get(sha256.hexdigest()):
+    if is_another := known.get(sha256):
         raise DataError(f"{problem}: it is {is_another}")
     if array.shape != wanted.shape or array.dtype != "uint8":
         raise DataError(f"{problem}: found {array.dtype} {array.shape}, wanted uint8 {wanted.shape}")
-    sums = f"found {sha256.hexdigest()}, wanted {wanted.sha256}"
+    sums = f"found {sha256}, wanted {wanted.sha256}"
     raise DataError(f"{problem}: its content was altered. SHA-256 of the decompressed bytes: {sums}")

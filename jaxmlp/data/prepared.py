@@ -169,8 +169,7 @@ def _from_folder(name: str, folder: Path, data_dir: Path, report: Report) -> Loa
     """The content of an array_record folder. It is decoded once; the copy's name has the hash of the folder's files."""
     _check_format(name, folder)
     try:
-        files = sorted(path for path in folder.iterdir() if path.is_file())
-        sums = [_sum(path) for path in files]
+        sums = [_sum(path) for path in sorted(path for path in folder.iterdir() if path.is_file())]
     except OSError as error:
         raise DataError(f"data: {folder} cannot be read: {error}") from None
     path = data_dir / f"{name}-{hashlib.sha256(b''.join(sums)).hexdigest()[:16]}.idx"

@@ -16,10 +16,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jaxmlp import data, shards, train
 from jaxmlp.engine.feed import RESIDENT_BYTES
 from jaxmlp.engine.history import History
-from jaxmlp.engine.loop import Hook, RunLoop
 from jaxmlp.engine.network import check_network
 from jaxmlp.engine.programs import Programs
 from jaxmlp.engine.progress import Progress, Verbose, make_progress
+from jaxmlp.engine.run_loop import Hook, RunLoop
 from jaxmlp.errors import ConfigError, DivergedError, RunError, did_you_mean
 from jaxmlp.experiment.config import DataConfig, ExperimentConfig
 from jaxmlp.experiment.controllers import check_monitors
@@ -173,16 +173,13 @@ def _in_order(config: Any, given: Any) -> tuple[ExperimentConfig | None, data.Da
 
 
 def _run(loop: RunLoop) -> History:
-    try:
-        return loop.run_all()
-    except DivergedError:
-        if loop.run:
-            loop.run.finish("diverged", None)
-        raise
-    except Exception as error:
-        if jax.process_count() > 1 and (ours := distributed.explained(error, "run")):
-            raise ours from error
-        raise
+    with distributed.peers():
+        try:
+            return loop.run_all()
+        except DivergedError:
+            if loop.run:
+                loop.run.finish("diverged", None)
+            raise
 
 
 def _longer(

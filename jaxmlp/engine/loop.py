@@ -1,34 +1,26 @@
 """How does the host drive a training? A loop over chunks of updates, without numerics.
 
 `Loop` trains one run, or lanes side by side: it sends chunks to the device and evaluates at the end of each epoch.
-`RunLoop` adds a run directory, progress and hooks; `jaxmlp.sweep.group` adds the lanes of a sweep.
+`jaxmlp.engine.run_loop` adds a run directory, progress and hooks; `jaxmlp.sweep.group` adds the lanes of a sweep.
 """
 
 from __future__ import annotations
 
 import abc
-import json
-import math
 import signal
 import time
-import typing
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxmlp import train
-from jaxmlp.engine.history import EpochRecord, History
+from jaxmlp.engine.history import EpochRecord
 from jaxmlp.engine.position import Position
-from jaxmlp.engine.programs import Programs, figures
-from jaxmlp.engine.progress import Progress
-from jaxmlp.errors import DivergedError, RunError
+from jaxmlp.engine.programs import Programs
 from jaxmlp.experiment.config import ExperimentConfig
-from jaxmlp.experiment.controllers import restores, steps_left, why_stop
-from jaxmlp.run.digest import digest, leaf_digests, leaves
-from jaxmlp.run.directory import RunDirectory
+from jaxmlp.experiment.controllers import steps_left, why_stop
 from jaxmlp.system import distributed
 from jaxmlp.system.signals import Stop
 
@@ -36,17 +28,6 @@ CHUNK_S = 0.25
 """Target time of a chunk, in s. The host checks signals, progress and divergence between chunks. Changes no bit."""
 GROWTH = 8
 """Largest factor by which a chunk may outgrow the previous chunk, so that no signal waits longer than about 2 s."""
-
-
-class Hook(Protocol):
-    """A function called after each epoch."""
-
-    def __call__(self, record: EpochRecord, state: train.TrainState) -> object:
-        """Handle the end of an epoch. The hook must not keep `state`: the next step reuses its memory.
-
-        Returns:
-            True ends the run here. Any other answer is ignored.
-        """
 
 
 class Chunk(NamedTuple):
@@ -179,7 +160,7 @@ class Loop(abc.ABC):
             position.epoch_s, position.sums = 0.0, programs.zero_sums(position)
         of_hooks = self._epoch_ended(records, order)
         found = [before or each for before, each in zip(self.stop_reasons, of_hooks, strict=True)]
-        self.stop_reasons = json.loads(distributed.share(json.dumps(found).encode()))
+        self.stop_reasons = distributed.share_json(found)
         if any(self.stop_reasons):
             programs.freeze(self.going)
 
@@ -202,9 +183,7 @@ class Loop(abc.ABC):
         """
         if not self.position.done or not any(config.controllers for config in self.configs):
             return []
-        spent = [going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)]
-        shared: list[bool] = json.loads(distributed.share(json.dumps(spent).encode()))
-        return shared
+        return distributed.share_json([going and self._steps_left(lane) == 0 for lane, going in enumerate(self.going)])
 
     def _step(self) -> int:
         """Updates made since the start of the training, counted on the host without waiting for the device."""
@@ -221,7 +200,7 @@ class Loop(abc.ABC):
         self._write_pending()
         self._settle()
         self.running = Chunk(start, start + length, health, began)
-        is_due = bool(self.digest_every) and self._step() % typing.cast(int, self.digest_every) == 0
+        is_due = self.digest_every and self._step() % self.digest_every == 0
         if is_due or jax.process_count() > 1:
             self._settle()
         if is_due:
@@ -253,11 +232,11 @@ class Loop(abc.ABC):
         seconds = (position.epoch_s + time.perf_counter() - began) / len(self.records)
         records: list[EpochRecord | None] = []
         for lane, found in enumerate(ended):
-            if not found or not self._is_sound(lane, "validation", found["val_loss"]):
-                records.append(None)
-                continue
-            records.append(EpochRecord(position.epoch, self._step(), found, rates[lane], seconds))
-            self.records[lane].append(typing.cast(EpochRecord, records[-1]))
+            record = None
+            if found and self._is_sound(lane, "validation", found["val_loss"]):
+                record = EpochRecord(position.epoch, self._step(), found, rates[lane], seconds)
+                self.records[lane].append(record)
+            records.append(record)
         return records
 
     @abc.abstractmethod
@@ -287,209 +266,6 @@ class Loop(abc.ABC):
     @abc.abstractmethod
     def _checkpoint(self) -> Callable[[], None]:
         """Copy the position to the host, and return a function that writes its checkpoint."""
-
-
-class RunWriter:
-    """Writes the files of one run: logs, the best state, and the current state.
-
-    Args:
-        run: The run's directory, open for writing.
-        config: The experiment.
-        best_score: The lowest score of the epochs before. None: no epoch has a score yet.
-    """
-
-    def __init__(self, run: RunDirectory, config: ExperimentConfig, best_score: float | None = None) -> None:
-        self.run, self.config, self.best_score = run, config, best_score
-        self.params_sha256: str | None = None
-        """Digest of the parameters after the last logged epoch."""
-        self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
-
-    def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
-        """Log the epoch. If its score is the best so far, keep the state, which must be on the host."""
-        line = state_digests(record.epoch, position.state) | {"order_sha256": digest({"order": order})}
-        self.params_sha256 = line["params_sha256"]
-        self.run.append_epoch(record.line(), line)
-        score = self.config.score(record.figures)
-        if score is not None and (self.best_score is None or score < self.best_score):
-            self.best_score = position.best_score = score
-            self._unsaved = record.steps, position.arrays(), position.meta()
-
-    def save(self, position: Position | None) -> None:
-        """Write the best state, unless it is on disk, and then the position, if any.
-
-        In this order no checkpoint has the score of a best state that is not on disk.
-        """
-        best, self._unsaved = self._unsaved, None
-        is_best = bool(best and position and best[0] == position.step)
-        if best and not is_best:
-            self.run.save_checkpoint(*best, best=True)
-        if position:
-            position.best_score = self.best_score
-            self.run.save_checkpoint(position.step, position.arrays(), position.meta(), best=is_best)
-
-
-class RunLoop(Loop):
-    """The loop of one call of `fit`, with the arguments of `fit`."""
-
-    def __init__(
-        self,
-        config: ExperimentConfig,
-        programs: Programs,
-        run: RunDirectory | None,
-        progress: Progress,
-        hooks: Sequence[Hook],
-        stop: Stop,
-        checkpoint_s: float,
-        digest_every: int | None,
-    ) -> None:
-        super().__init__([config], programs, stop, checkpoint_s, digest_every if run else None)
-        self.run, self.progress, self.hooks = run, progress, hooks
-
-    def run_all(self) -> History:
-        """Train the run from its newest checkpoint or its start to its end, or to a stop signal.
-
-        Raises: As `fit`.
-        """
-        self.began = time.perf_counter()
-        with self.progress.compiling():
-            self.position = self._resume()
-            self._compile()
-        self.writer = self.run and RunWriter(self.run, self.config, self.position.best_score)
-        self.first_update = time.perf_counter()
-        self.train()
-        return self._end("finished" if self.ended else "interrupted")
-
-    def _end(self, status: str) -> History:
-        """Score a finished run on the test split, write the result, and return the history."""
-        ended, is_finished = time.perf_counter(), status == "finished"
-        tested = self.programs.scored(self.position, "test", self.configs)[0] if is_finished else {}
-        self._is_sound(0, "test", tested.get("loss", 0.0))
-        state = jax.device_get(self.position.state)
-        trained_sha256 = (
-            self.writer.params_sha256 if is_finished and self.writer and not restores(self.config) else None
-        )
-        history = History(
-            config=self.config,
-            dataset=self.programs.dataset,
-            records=tuple(self.records[0]),
-            state=state,
-            status=status,
-            stopped=self.stop_reasons[0],
-            test=tested,
-            params_sha256=trained_sha256 or digest(state.params),
-            state_sha256=digest(state),
-            compile_s=self.first_update - self.began,
-            train_s=ended - self.first_update,
-            devices=self.programs.mesh.size,
-            processes=jax.process_count(),
-        )
-        if self.run:
-            self.run.finish(status, dict(history.result()))
-        return history
-
-    def _resume(self) -> Position:
-        position = self._stored()
-        if self.run:
-            # A run that stopped within an epoch has logged it.
-            first_to_cut = position.epoch + 1 if position.done and position.stopped else position.epoch
-            self.run.cut_back(first_to_cut, position.step)
-        # Only the first process has the run directory, but every process reports its epochs.
-        lines = json.loads(distributed.share(json.dumps(self.run.epochs() if self.run else []).encode()))
-        self.records = [[EpochRecord.from_line(line) for line in lines]]
-        self.stop_reasons = [position.stopped]
-        return position
-
-    def _stored(self) -> Position:
-        """The position of the newest intact checkpoint, or the start, on the devices of all processes.
-
-        If a finished run gets more epochs, it continues from its last weights, not from its best epoch's weights.
-        """
-        position = self.programs.first()
-        checkpoint = self.run and self.run.newest_checkpoint(self.progress.note)
-        if checkpoint:
-            position = position.restored(checkpoint.arrays, checkpoint.meta)
-            if position.step != (position.epoch - 1) * self.programs.steps_per_epoch + position.done:
-                raise RunError(f"{checkpoint.path.name} has a step that is not in its epoch.")
-        position = self.programs.placed(position.from_first_process() if jax.process_count() > 1 else position)
-        if position.epoch <= self.config.epochs and not position.stopped:
-            self.programs.swap_best_weights(position, back=True)
-        return position
-
-    def _compile(self) -> None:
-        """Compile every program of an epoch, without an update or an evaluation."""
-        copied = self.programs.copied(self.position)
-        order = self.programs.order(copied.epoch)
-        self.programs.advance(copied, order, copied.done)
-        if self.run and jax.process_count() == 1:
-            self.run.compiled_as(self.programs.compiled_sha256(self.position, order))
-        for name in self.programs.feeds:
-            if name != "train":
-                self.programs.compile_evaluation(self.position, name)
-
-    def _trace(self) -> None:
-        assert self.run
-        self.run.append_trace(state_digests(self.position.epoch, jax.device_get(self.position.state)))
-
-    def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
-        means = figures(self.config, dict(sums))
-        self.progress.steps_done(self.position.epoch, chunk.stop, self.programs.steps_per_epoch, means)
-
-    def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
-        (record,) = records
-        assert record
-        if self.writer:
-            examples = jax.device_get(order)[: self.programs.examples]
-            self.pending_writes.append(partial(self.writer.epoch_ended, record, self._on_host(), examples))
-        self.progress.epoch_ended(record)
-        try:
-            return [asked(self.hooks, record, self.position.state)]
-        except Exception as error:
-            self._keep_position()
-            error.history = self._end("interrupted")  # type: ignore[attr-defined]
-            error.add_note(
-                "The run so far is this error's `history`" + (f"; {self.run.path} can go on" if self.run else "")
-            )
-            raise
-
-    def _diverge(self, lane: int, chunk: Chunk | None) -> None:
-        """Repeat the chunk update by update, and raise an error that names the first bad update and parameter.
-
-        So the message does not depend on the lengths of chunks. The state before the chunk is not kept. It is trained
-        again from the newest checkpoint or the start.
-        """
-        assert chunk
-        epoch, programs, position = self.position.epoch, self.programs, self._stored()
-        programs.advance_to(position, epoch, chunk.start)
-        order = programs.order(epoch)
-        while position.done < chunk.stop:
-            health = jax.device_get(programs.advance(position, order, position.done + 1))
-            if not is_finite(health):
-                break
-        what = "parameters are" if np.isfinite(health.sums["loss"]) else "loss is"
-        bad = [name for name, finite in leaves(health.finite_params).items() if not finite]
-        leaf = f"first non-finite parameter: {bad[0]}" if bad else "its parameters are still finite"
-        raise self._diverged(f"{what} not finite at step {position.step - 1}, epoch {epoch}; {leaf}")
-
-    def _is_sound(self, lane: int, split: str, loss: float | None) -> bool:
-        if loss is None or math.isfinite(loss):
-            return True
-        epoch = min(self.position.epoch, self.config.epochs)
-        raise self._diverged(f"{split} loss is not finite after epoch {epoch}; the parameters are still finite")
-
-    def _diverged(self, what: str) -> DivergedError:
-        newest = self.run.checkpoints() if self.run else []
-        kept = f"the last good checkpoint is {newest[0].name}" if newest else "no checkpoint was written before"
-        return DivergedError(
-            f"diverged: the {what}; {kept}.\n"
-            "Try a smaller --optimizer.learning-rate, or check the data's scale (--data.pixel-scale)."
-        )
-
-    def _on_host(self) -> Position:
-        return self.position.holding(*jax.device_get((self.position.state, self.position.sums)))
-
-    def _checkpoint(self) -> Callable[[], None]:
-        self.position.stopped = self.stop_reasons[0]
-        return partial(self.writer.save, self._on_host()) if self.writer else lambda: None
 
 
 def asked(hooks: Sequence[Callable[..., object]], *arguments: Any) -> str | None:
@@ -529,15 +305,3 @@ def next_chunk(chunk: int, made: int, seconds: float, most: int, chunk_s: float 
 def is_finite(health: train.Health) -> bool:
     """Whether the loss and all parameters are finite."""
     return bool(np.isfinite(health.sums["loss"])) and all(map(bool, jax.tree.leaves(health.finite_params)))
-
-
-def state_digests(epoch: int, state: train.TrainState) -> dict[str, Any]:
-    """The line of `digests.jsonl` for a state in `epoch`, without the digest of the batch order."""
-    parts: Mapping[str, Any] = {"params": state.params, "opt_state": state.opt_state}
-    parts = {**parts, **{name: tree for name in ("variables", "controllers") if (tree := getattr(state, name))}}
-    return {
-        "epoch": epoch,
-        "steps": int(state.step),
-        **{f"{name}_sha256": digest(part) for name, part in parts.items()},
-        "leaves_sha256": leaf_digests(parts),
-    }

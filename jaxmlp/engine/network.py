@@ -259,8 +259,7 @@ def _equation_flops(equation: Any) -> int:
     outputs: int = sum(output.aval.size for output in equation.outvars)
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        left = equation.invars[0].aval.shape
-        return 2 * outputs * math.prod(int(left[axis]) for axis in contracted)
+        return 2 * outputs * math.prod(int(equation.invars[0].aval.shape[axis]) for axis in contracted)
     if name == "conv_general_dilated":
         kernel: tuple[int, ...] = equation.invars[1].aval.shape
         # A transposed convolution inserts zeros between its inputs; products with those zeros do not count.

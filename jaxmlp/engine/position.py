@@ -6,7 +6,6 @@ Config, data and position decide everything that the training will do.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -82,5 +81,4 @@ class Position:
     def from_first_process(self) -> Position:
         """The first process's position, on every process."""
         arrays = distributed.share(safetensors.numpy.save(self.arrays()))
-        meta = distributed.share(json.dumps(self.meta()).encode())
-        return self.restored(safetensors.numpy.load(arrays), json.loads(meta))
+        return self.restored(safetensors.numpy.load(arrays), distributed.share_json(self.meta()))

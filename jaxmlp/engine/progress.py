@@ -53,12 +53,9 @@ class EpochLines(Notes):
     def __init__(self, epochs: int) -> None:
         self.epochs = epochs
 
-    def compiling(self) -> AbstractContextManager[None]:
-        """Announce the compilation if it takes long."""
-        return self._announced()
-
     @contextlib.contextmanager
-    def _announced(self) -> Iterator[None]:
+    def compiling(self) -> Iterator[None]:
+        """Announce the compilation if it takes long."""
         timer = threading.Timer(LONG_S, self.note, ["compiling: the first start with these shapes takes longer"])
         timer.daemon = True
         timer.start()
@@ -90,8 +87,7 @@ def epoch_line(record: EpochRecord, epochs: int) -> str:
     return " - ".join([f"Epoch {record.epoch}/{epochs}", f"{record.seconds:.1f}s", *figures])
 
 
-@contextlib.contextmanager
-def make_progress(verbose: Verbose, epochs: int) -> Iterator[Progress]:
+def make_progress(verbose: Verbose, epochs: int) -> AbstractContextManager[Progress]:
     """Write a run's progress to `sys.stdout` within the block.
 
     Args:
@@ -103,13 +99,9 @@ def make_progress(verbose: Verbose, epochs: int) -> Iterator[Progress]:
         ConfigError: `verbose` has another value.
     """
     how = choose(verbose)
-    if how == "0":
-        yield Notes()
-    elif how == "2":
-        yield EpochLines(epochs)
-    else:
-        with _live_line(epochs) as live:
-            yield live
+    if how == "1":
+        return _live_line(epochs)
+    return contextlib.nullcontext(Notes() if how == "0" else EpochLines(epochs))
 
 
 def choose(verbose: Verbose) -> Literal["0", "1", "2"]:
@@ -144,12 +136,9 @@ def _live_line(epochs: int) -> Iterator[Progress]:
     )
     task = bar.add_task("compiling", total=None, epoch=1, steps="")
 
-    class LiveLine(EpochLines):
+    class LiveLine(Progress):  # It says itself that the programs are compiled.
         def note(self, text: str) -> None:
             console.print(printable(text), soft_wrap=True)
-
-        def compiling(self) -> AbstractContextManager[None]:
-            return contextlib.nullcontext()  # The live line says so already.
 
         def steps_done(self, epoch: int, done: int, total: int, figures: Mapping[str, float]) -> None:
             shown = [f"{name}: {value:.4f}" for name, value in figures.items()][: None if wide else 1]
@@ -162,4 +151,4 @@ def _live_line(epochs: int) -> Iterator[Progress]:
     with bar:
         # rich hides the cursor, but a second Ctrl-C ends the process without a chance to show it again.
         console.show_cursor(True)
-        yield LiveLine(epochs)
+        yield LiveLine()

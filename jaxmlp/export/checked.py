@@ -130,7 +130,7 @@ def _otherwise(model: Model, inputs: Any) -> Float[np.ndarray, "probes outputs"]
     network = model.config.model
     is_plain = isinstance(network, MLP) and isinstance(network.activation, str) and not network.batch_norm
     if is_plain and model.facts.classes:
-        return softmax_of_layers(dense_layers(model), inputs, np.float64)
+        return softmax_of_layers(dense_layers(model), inputs)
     with jax.disable_jit():
         return np.asarray(answers(model)((model.params, model.variables), inputs))
 

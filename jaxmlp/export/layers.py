@@ -81,12 +81,12 @@ def dense_layers(model: Model) -> list[DenseLayer]:
 
 
 def softmax_of_layers(
-    layers: Sequence[DenseLayer], images: Shaped[np.ndarray, "n height width channels"], dtype: Any
+    layers: Sequence[DenseLayer], images: Shaped[np.ndarray, "n height width channels"]
 ) -> Float[np.ndarray, "n classes"]:
-    """The probabilities of unscaled images, with every product and sum in `dtype`."""
-    x = images.reshape(len(images), -1).astype(dtype)
+    """The probabilities of unscaled images, with every product and sum in float64."""
+    x = images.reshape(len(images), -1).astype(np.float64)
     for layer in layers:
-        kernel, bias = layer.kernel.astype(dtype), layer.bias.astype(dtype)
-        x = ACTIVATIONS[layer.activation](x * dtype(layer.scale) @ kernel + bias)
+        kernel, bias = layer.kernel.astype(np.float64), layer.bias.astype(np.float64)
+        x = ACTIVATIONS[layer.activation](x * layer.scale @ kernel + bias)
     e = np.exp(x - x.max(axis=1, keepdims=True))
     return np.asarray(e / e.sum(axis=1, keepdims=True))

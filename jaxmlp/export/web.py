@@ -71,6 +71,6 @@ def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarra
         for layer in json.loads(about)["layers"]:
             kernel, bias, numbers = np.split(numbers, np.cumsum([layer["inputs"] * layer["units"], layer["units"]]))
             layers.append(DenseLayer(kernel.reshape(layer["inputs"], -1), bias, layer["activation"], layer["scale"]))
-        return softmax_of_layers(layers, images, np.float64)
+        return softmax_of_layers(layers, images)
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise RunError(f"{path} is not a page of `jaxmlp export`: {error}.") from error

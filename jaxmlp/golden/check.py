@@ -76,7 +76,10 @@ class GoldenBits:
     def _failure(self, here: Record, arrays: Mapping[str, NDArray[Any]]) -> str | None:
         try:
             path = self._folder / here.file_name
-            known = {path: records.read(path)} if path.is_file() else self._known(here)
+            if path.is_file():
+                known = {path: records.read(path)}
+            else:
+                known = records.find(self._folder, records.prefix(here.test, here.name), portable=here.portable)
         except records.DamagedRecordError as error:
             return f"{error} Restore it, or delete it and record again with --golden-update."
         if not known:
@@ -100,9 +103,6 @@ class GoldenBits:
             return reason
         self.unknown.append(reason)
         return None
-
-    def _known(self, here: Record) -> dict[Path, Record]:
-        return records.find(self._folder, records.prefix(here.test, here.name), portable=here.portable)
 
     def _difference(self, path: Path, record: Record, here: Record, arrays: Mapping[str, NDArray[Any]]) -> str:
         from jaxmlp.proof.bits import SHOWN, differences
@@ -133,9 +133,8 @@ class GoldenBits:
                 if here.portable or found.platform["binding"] == here.platform["binding"]:
                     before = found
         is_same = before is not None and before.digest == here.digest
-        had_values = records.values_path(path).is_file()
         # A record that has values keeps them.
-        keep = self._values or had_values
+        keep = self._values or records.values_path(path).is_file()
         self._note(here, "same" if is_same else "changed" if before else "new")
         if not (before and is_same and (not keep or records.values(path, before) is not None)):
             records.write(self._folder, here._replace(leaves=_about(arrays)), arrays if keep else None)

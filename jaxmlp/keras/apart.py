@@ -5,7 +5,6 @@ One damaged byte can make the library crash, or loop forever where Python receiv
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
@@ -82,8 +81,7 @@ def answer(path: Path, shown: str, out: BinaryIO) -> None:
     try:
         network = parse_keras(path)
         layers = network.layers
-        about = {item.name: getattr(network, item.name) for item in dataclasses.fields(network)}
-        answer = {"layers": [layer.kernel.shape for layer in layers], "about": about | {"layers": ()}}
+        answer = {"layers": [layer.kernel.shape for layer in layers], "about": vars(network) | {"layers": ()}}
     except RunError as error:
         answer = {"refused": str(error).replace(str(path), shown, 1)}
     except UsageError as error:

@@ -80,8 +80,7 @@ def _read_hdf5(root: H5Group) -> KerasNetwork:
     if "layers" in root or "_layer_checkpoint_dependencies" in root:
         return assemble(checked_layers(_keras3_arrays(root)), None)
     config = root.text("model_config")
-    weights = root.group("model_weights") if "model_weights" in root else root
-    layers = checked_layers(_keras2_arrays(weights))
+    layers = checked_layers(_keras2_arrays(root.group("model_weights") if "model_weights" in root else root))
     if config is None:
         return assemble(layers, None)
     compiled = root.text("training_config")

@@ -18,7 +18,7 @@ from jaxmlp.keras.network import KerasNetwork
 from jaxmlp.run.digest import digest, leaves, restore
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.run.manifest import manifest
-from jaxmlp.trained.inference import evaluate, load_model
+from jaxmlp.trained.inference import evaluate_split, load_model
 
 
 def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset, path: Path) -> History:
@@ -52,8 +52,7 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
     record = {**manifest(config, dataset), "imported": {"params_sha256": digest(state.params)}}
     with RunDirectory.create(path, config, record) as run:
         run.save_checkpoint(0, position.arrays(), position.meta())
-        model = load_model(run)
-        scored = evaluate(model, dataset.test)
+        scored = evaluate_split(load_model(run), dataset.test)
         history = History(
             config=config,
             dataset=dataset,
@@ -74,8 +73,7 @@ def import_network(network: KerasNetwork, config: ExperimentConfig, dataset: dat
 
 def _state(network: KerasNetwork, config: ExperimentConfig, dataset: data.Dataset) -> train.TrainState:
     """The state before the first update, with the network's parameters."""
-    steps_per_epoch = -(-len(dataset.train.targets) // config.batch_size)
-    on_data = config.on_data(dataset.num_classes, steps_per_epoch)
+    on_data = config.on_data(dataset.num_classes, -(-len(dataset.train.targets) // config.batch_size))
     state = train.init_state(on_data, dataset.facts.zeros(1).inputs)
     params: dict[str, Any] = {f"Dense_{i}": layer._asdict() for i, layer in enumerate(network.layers)}
     imported: train.TrainState = jax.device_get(state._replace(params=restore(state.params, leaves(params))))

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt64
 from numpy.typing import NDArray
 
-from jaxmlp.run.digest import leaves
+from jaxmlp.run.digest import described, leaves
 
 SHOWN = 10
 """Largest number of leaves that a failure lists."""
@@ -50,9 +50,9 @@ def assert_same_bits(a: Any, b: Any) -> None:
 def differences(a: Mapping[str, NDArray[Any]], b: Mapping[str, NDArray[Any]]) -> Iterator[Difference]:
     """The leaves that differ, sorted by path."""
     for path in sorted(a.keys() | b.keys()):
-        described = [_described(tree.get(path)) for tree in (a, b)]
-        if described[0] != described[1]:
-            yield Difference(path, f"{described[0]} and {described[1]}")
+        first, second = (described(tree.get(path)) for tree in (a, b))
+        if first != second:
+            yield Difference(path, f"{first} and {second}")
         elif found := _difference(path, a[path], b[path]):
             yield found
 
@@ -99,7 +99,3 @@ def _pair(at: int, a: NDArray[Any], b: NDArray[Any]) -> str:
     index = [int(i) for i in np.unravel_index(at, a.shape)]
     shown = [f"{each.flat[at]!s} (0x{int(_bits(each).flat[at]):0{2 * each.itemsize}x})" for each in (a, b)]
     return f"{index}: {shown[0]} and {shown[1]}, {int(ulp_distance(a.flat[at], b.flat[at])):,} ULP apart"
-
-
-def _described(leaf: NDArray[Any] | None) -> str:
-    return "absent" if leaf is None else f"{leaf.dtype.name}{list(leaf.shape)}"

@@ -46,13 +46,10 @@ def program_of(config: ExperimentConfig, state: train.TrainState | None, batch: 
     """The closed jaxpr of an update, or of the first state if `state` is None, and its arguments."""
     arguments = jax.tree.map(np.asarray, (config.without_precision(), state, batch))
 
-    def program(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> train.TrainState:
-        made: train.TrainState
+    def program(config: ExperimentConfig, state: train.TrainState | None, batch: train.Batch) -> Any:
         if state is None:
-            made = train.init_state(config, batch.inputs)
-        else:
-            made, _ = train.train_step(config, state, batch, root_key(config.seed))
-        return made
+            return train.init_state(config, batch.inputs)
+        return train.train_step(config, state, batch, root_key(config.seed))[0]
 
     return jax.make_jaxpr(program)(*arguments), jax.tree.leaves(arguments)
 
@@ -176,5 +173,4 @@ def _named(
 
 def shown(value: np.generic) -> str:
     """A number and its bits."""
-    size = value.dtype.itemsize
-    return f"{value!s} (0x{int.from_bytes(value.tobytes(), 'little'):0{2 * size}x})"
+    return f"{value!s} (0x{int.from_bytes(value.tobytes(), 'little'):0{2 * value.dtype.itemsize}x})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -65,8 +66,7 @@ def burn_in(
         RunError: The golden digests are damaged, or belong to another program.
     """
     golden = right_bits.read(name)
-    here = right_bits.binding(right_bits.GOLDEN[name], dataset)
-    if golden.binding != here:
+    if golden.binding != right_bits.binding(right_bits.GOLDEN[name], dataset):
         raise RunError(
             f"{name} has no golden digests for the program that this JAX or flax traces: there is nothing to compare."
         )
@@ -90,11 +90,10 @@ def burn_in(
                 right = good[0] if good else lanes.again(last, update, golden.states[update])
                 for device, row in zip(lanes.devices, rows, strict=True):
                     if digest(row) != golden.states[update]:
-                        difference = next(bits.differences(leaves(right), leaves(row))) if right else None
-                        leaf = difference and difference.leaf
-                        problem = (
-                            difference.problem if difference else "its digest differs, also when the update is repeated"
-                        )
+                        leaf: str | None = None
+                        problem = "its digest differs, also when the update is repeated"
+                        if right:
+                            leaf, problem, _ = next(bits.differences(leaves(right), leaves(row)))
                         at = f"{device.platform}:{device.id} ({device.device_kind})"
                         found.append(Deviation(at, time.monotonic() - began, rounds, update, leaf, problem))
                         report(f"{at}: round {rounds}, update {update}, {leaf}: {problem}")
@@ -117,8 +116,7 @@ class Lanes:
         self._training = training
         self._split = self._whole(train.DeviceSplit.of(dataset.train))
         self._config = self._whole(training.on_data)
-        orders = range(1, training.config.epochs + 1)
-        self._orders = [self._whole(training.order(epoch)) for epoch in orders]
+        self._orders = [self._whole(training.order(epoch)) for epoch in range(1, training.config.epochs + 1)]
 
     def _whole(self, tree: Any) -> Any:
         return jax.device_put(tree, NamedSharding(self.mesh, WHOLE))
@@ -131,13 +129,12 @@ class Lanes:
     def per_lane(self, states: Any) -> list[train.TrainState]:
         """The states of the devices, on the host."""
         on_host = jax.device_get(states)
-        return [jax.tree.map(lambda leaf, i=i: leaf[i], on_host) for i in range(self.count)]
+        return [jax.tree.map(itemgetter(row), on_host) for row in range(self.count)]
 
     def advance(self, states: Any, update: int) -> Any:
         """The states after one more update."""
         epoch, index = divmod(update - 1, self._training.steps_per_epoch)
-        order = self._orders[epoch]
-        return _advance(self._config, states, self._split, order, jnp.int32(index), mesh=self.mesh)
+        return _advance(self._config, states, self._split, self._orders[epoch], jnp.int32(index), mesh=self.mesh)
 
     def again(self, before: train.TrainState, update: int, golden: str) -> train.TrainState | None:
         """The right state after an update that all devices computed wrongly, if a device gets it right now."""

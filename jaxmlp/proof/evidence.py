@@ -74,7 +74,7 @@ def of_run(run: RunDirectory) -> tuple[list[Evidence], dict[int, str]]:
     lines = run.digests()
     ends = [dataclasses.replace(Evidence.from_line(line), ends_epoch=True) for line in lines]
     found = {piece.step: piece for piece in [*map(Evidence.from_line, run.trace()), *ends]}
-    for path in run.checkpoints():
+    for path in run.checkpoints.paths():
         step = int(path.stem.removeprefix("step-"))
         found.setdefault(step, Evidence(step)).checkpoint = path
     orders = {line["epoch"]: line["order_sha256"] for line in lines if "order_sha256" in line}
@@ -102,8 +102,9 @@ def first_difference(
     for piece in evidence:
         epoch = training.epoch_of(piece.step)
         if epoch != seen and orders.get(epoch, (order := training.order_sha256(epoch))) != order:
-            at = (agreed + 1, agreed + 1)
-            return FirstDifference(epoch, at, "order", ("order",), None, "the batch order differs")
+            return FirstDifference(
+                epoch, (agreed + 1, agreed + 1), "order", ("order",), None, "the batch order differs"
+            )
         training.advance(piece.step, ends=piece.ends_epoch)
         if found := _differences(training, piece):
             return _first(training, agreed, piece, found)

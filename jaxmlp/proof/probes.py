@@ -108,15 +108,13 @@ def run_probes() -> list[WrongAnswer]:
     """The probes whose answers are wrong on this machine."""
     found = []
     every = probes()
-    functions = [probe.function for probe in every.values()]
     arguments = [probe.arguments for probe in every.values()]
 
     def answers(arguments: list[tuple[Any, ...]]) -> list[Any]:
-        return [function(*each) for function, each in zip(functions, arguments, strict=True)]
+        return [probe.function(*each) for probe, each in zip(every.values(), arguments, strict=True)]
 
     for arithmetic, transform in (("jnp", jax.jit), ("portable", portable)):
-        got = transform(answers)(arguments)
-        for (name, probe), answer in zip(every.items(), got, strict=True):
+        for (name, probe), answer in zip(every.items(), transform(answers)(arguments), strict=True):
             value = np.asarray(answer)
             # Zeros of either sign are equal, because integers have only one zero.
             if len(wrong := np.argwhere(value != probe.right)):

@@ -26,6 +26,8 @@ from jaxmlp.run.digest import digest, leaf_digests
 from jaxmlp.run.known import wrong_fields
 from jaxmlp.run.manifest import differences, manifest
 
+EXPERIMENT = ("config_sha256", "data_sha256")
+"""The facts of a binding that say what is trained. The others are the platform's."""
 FOLDER = Path(__file__).parents[1] / "references"
 
 Verdict = Literal["same", "differs", "no reference"]
@@ -58,22 +60,13 @@ class SelfTest:
     """Digest of the parameters after the last update."""
 
 
-class Platform(NamedTuple):
-    """What the bits depend on here besides the experiment, and the hashes of experiment and data."""
-
-    facts: dict[str, Any]
-    config_sha256: str
-    data_sha256: str
-
-
 def self_test(name: str, dataset: data.Dataset, report: Callable[[str], object]) -> SelfTest:
     """Train an experiment of `REFERENCED` and compare it with its nearest reference.
 
     If that reference belongs to another platform, different bits are not a failure: the verdict is then `no reference`.
     """
     training = Training(REFERENCED[name], dataset)
-    here = _platform(training, dataset)
-    reference, changed = _nearest(name, here)
+    reference, changed = _nearest(name, manifest(training.config, dataset)["binding"])
     found = None
     if reference:
         stored = reference.experiments[name]
@@ -102,7 +95,7 @@ def record(name: str, dataset: data.Dataset) -> Path:
         DiskError: The package's folder cannot be written.
     """
     training = Training(REFERENCED[name], dataset)
-    here = _platform(training, dataset)
+    here = manifest(training.config, dataset)["binding"]
     points = []
     for step in (0, 1, training.steps_per_epoch, training.last_step):
         training.advance(step)
@@ -110,14 +103,13 @@ def record(name: str, dataset: data.Dataset) -> Path:
         sha256 = {f"{part}_sha256": digest(tree) for part, tree in trees.items()}
         points.append({"steps": step, **sha256, "leaves_sha256": leaf_digests(trees)})
     entry = {
-        "config_sha256": here.config_sha256,
-        "data_sha256": here.data_sha256,
+        **{name: here[name] for name in EXPERIMENT},
         "order_sha256": training.order_sha256(1),
         "points": points,
     }
-    path = FOLDER / _file_name(here.facts)
+    path = FOLDER / _file_name(_platform(here))
     before = next((each.experiments for each in references() if each.path == path), {})
-    text = json.dumps({"platform": here.facts, "experiments": {**before, name: entry}}, indent=1)
+    text = json.dumps({"platform": _platform(here), "experiments": {**before, name: entry}}, indent=1)
     with files.trying_to(f"make the folder {FOLDER}"):
         FOLDER.mkdir(exist_ok=True)
     files.write(path, text.encode() + b"\n")
@@ -138,7 +130,7 @@ def _read(path: Path) -> Reference:
         found = parse_json(files.read(path))
         platform, experiments = dict(found["platform"]), dict(found["experiments"])
         for each in experiments.values():
-            named = {name: each[name] for name in ("config_sha256", "data_sha256", "order_sha256")}
+            named = {name: each[name] for name in (*EXPERIMENT, "order_sha256")}
             points = [Evidence.from_line(line) for line in each["points"]]
             if wrong_fields(named) or None in named.values() or any(wrong_fields(line) for line in each["points"]):
                 raise ValueError("a field has another type")
@@ -149,21 +141,17 @@ def _read(path: Path) -> Reference:
         raise RunError(f"{path} is damaged: it is not a reference ({error}). Install jaxmlp again.") from error
 
 
-def _platform(training: Training, dataset: data.Dataset) -> Platform:
-    facts = dict(manifest(training.config, dataset)["binding"])
-    return Platform(config_sha256=facts.pop("config_sha256"), data_sha256=facts.pop("data_sha256"), facts=facts)
+def _platform(binding: Mapping[str, Any]) -> dict[str, Any]:
+    """What the bits depend on besides the experiment."""
+    return {name: value for name, value in binding.items() if name not in EXPERIMENT}
 
 
-def _nearest(name: str, here: Platform) -> tuple[Reference | None, tuple[str, ...]]:
+def _nearest(name: str, here: Mapping[str, Any]) -> tuple[Reference | None, tuple[str, ...]]:
     """The reference of this experiment with the fewest differing facts, and these facts."""
-
-    def fits(entry: Mapping[str, Any]) -> bool:
-        return (entry["config_sha256"], entry["data_sha256"]) == (here.config_sha256, here.data_sha256)
-
     found = [
-        (each, tuple(differences({"binding": each.platform}, {"binding": here.facts})))
+        (each, tuple(differences({"binding": each.platform}, {"binding": _platform(here)})))
         for each in references()
-        if name in each.experiments and fits(each.experiments[name])
+        if name in each.experiments and all(each.experiments[name][sha256] == here[sha256] for sha256 in EXPERIMENT)
     ]
     return min(found, key=lambda pair: len(pair[1]), default=(None, ()))
 

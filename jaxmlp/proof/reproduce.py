@@ -181,7 +181,7 @@ def reproduce(
 
 def _checkpoint(run: RunDirectory, step: int) -> Path:
     """File of the checkpoint to begin from."""
-    there = {int(path.stem.removeprefix("step-")): path for path in run.checkpoints()}
+    there = {int(path.stem.removeprefix("step-")): path for path in run.checkpoints.paths()}
     if step not in there:
         raise UsageError(f"--from-step must be 0 or a checkpoint of {run.path}: {_told(there)}, got {step}")
     return there[step]

@@ -68,7 +68,7 @@ class WrongUpdate(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Check:
+class BitsCheck:
     """Result of a comparison with golden digests."""
 
     experiment: str
@@ -82,11 +82,10 @@ class Check:
 
     def to_plain(self) -> dict[str, Any]:
         """The result as JSON values."""
-        found = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
-        return found | {"first_difference": self.first_difference and self.first_difference.to_plain()}
+        return vars(self) | {"first_difference": self.first_difference and self.first_difference.to_plain()}
 
 
-def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
+def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> BitsCheck:
     """Train an experiment of `GOLDEN` on one device and compare its state after every update.
 
     Args:
@@ -104,21 +103,21 @@ def check(name: str, dataset: data.Dataset, *, by_rule: bool = False) -> Check:
         what = (
             "another program: this JAX or flax traces it differently" if other == [PROGRAM] else f"another {other[0]}"
         )
-        return Check(experiment=name, same=None, updates=0, reason=what)
+        return BitsCheck(experiment=name, same=None, updates=0, reason=what)
     training = _training(config, dataset)
     if training.order_sha256(1) != golden.order_sha256:
         wrong = WrongUpdate(0, "order", "the batch order of the first epoch differs")
-        return Check(experiment=name, same=False, updates=0, first_difference=wrong)
+        return BitsCheck(experiment=name, same=False, updates=0, first_difference=wrong)
     before = first = None
     for update, state in enumerate(states(training, len(golden.states) - 1)):
         if digest(state) != golden.states[update]:
             wrong = explained(training, dataset, before, state, update, golden.states[update])
-            return Check(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
+            return BitsCheck(experiment=name, same=False, updates=max(0, update - 1), first_difference=wrong)
         before, first = state, first or state
     if by_rule and first and (masked := wrong_primitive(training.on_data, first, batch_of(training, dataset, 1))):
         wrong = WrongUpdate(1, None, "the state is right nevertheless", masked)
-        return Check(experiment=name, same=False, updates=len(golden.states) - 1, first_difference=wrong)
-    return Check(experiment=name, same=True, updates=len(golden.states) - 1)
+        return BitsCheck(experiment=name, same=False, updates=len(golden.states) - 1, first_difference=wrong)
+    return BitsCheck(experiment=name, same=True, updates=len(golden.states) - 1)
 
 
 def _training(config: ExperimentConfig, dataset: data.Dataset) -> Training:

@@ -66,11 +66,11 @@ def verify(run: str | Path) -> Verification:
         raise RunError(f"{path} is not a run directory, or does not exist. `jaxmlp runs` lists the runs.")
     if is_held(path / LOCK):
         raise RunError(f"{path} is in use: a process is writing it. Verify it after its end.")
-    return _Check(path).all()
+    return _Verifier(path).all()
 
 
 @dataclass
-class _Check:
+class _Verifier:
     path: Path
     damaged: dict[str, str] = field(default_factory=dict)
 

@@ -31,10 +31,9 @@ from jaxmlp.run.record import CONFIG
 from jaxmlp.source.file import Changed, Code, Experiment
 from jaxmlp.sweep.directory import PLAN, load, read_manifest
 from jaxmlp.sweep.result import setting_name
-from jaxmlp.trained.inference import Evaluation, Model, evaluate, load_model, wilson_interval
+from jaxmlp.trained.inference import Evaluation, Model, evaluate_split, likeliest, load_model, wilson_interval
 
 MISTAKES = 25
-TILES = 64
 PREVIEWED, DRAWS = 12, 4
 """Number of training images that show the augmentation, and number of draws for each."""
 
@@ -256,12 +255,12 @@ def _others(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _answers(model: Model, test: data.Split) -> Answers:
-    evaluation = evaluate(model, test)
+    evaluation = evaluate_split(model, test)
     if not model.facts.classes:
         return Answers(evaluation=evaluation, correct=None, calibration=None, mistakes=(), tiles=None)
     probabilities, labels, shape = model.probabilities(test.inputs), test.labels, model.facts.image_shape
     mistakes = (
-        Mistake(index, test.inputs[index], int(labels[index]), _top(probabilities[index]))
+        Mistake(index, test.inputs[index], int(labels[index]), likeliest(probabilities[index], 3))
         for index in worst_mistakes(probabilities, labels, MISTAKES)
     )
     kernel = model.params["Dense_0"]["kernel"] if isinstance(model.config.model, MLP) and shape else None
@@ -270,7 +269,7 @@ def _answers(model: Model, test: data.Split) -> Answers:
         correct=probabilities.argmax(axis=1) == labels,
         calibration=calibration(probabilities, labels),
         mistakes=tuple(mistakes) if shape else (),
-        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape, TILES),
+        tiles=None if kernel is None or not shape else strongest_tiles(jax.device_get(kernel), shape),
     )
 
 
@@ -319,8 +318,3 @@ def _names(paths: Sequence[Path]) -> list[str]:
     """The folders' names if they are unique, else their paths."""
     names = [path.resolve().name for path in paths]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
-
-
-def _top(probabilities: np.ndarray[Any, Any]) -> tuple[tuple[int, float], ...]:
-    order = np.argsort(-probabilities, stable=True)[:3]
-    return tuple((int(label), float(probabilities[label])) for label in order)

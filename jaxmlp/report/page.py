@@ -16,6 +16,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 import jaxmlp
+from jaxmlp.bench.compare import holm
 from jaxmlp.errors import DiskError
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.experiment.mlp import MLP
@@ -23,7 +24,7 @@ from jaxmlp.experiment.plain import place_of, told_fields, where
 from jaxmlp.report import pictures, plots
 from jaxmlp.report.facts import Answers, RunFacts
 from jaxmlp.report.groups import RunGroup, group
-from jaxmlp.report.scores import Comparison, holm, mcnemar
+from jaxmlp.report.scores import Comparison, mcnemar
 from jaxmlp.report.templates import environment
 from jaxmlp.run import files
 from jaxmlp.source.code import code_of
@@ -60,7 +61,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
         DiskError: They cannot be written.
     """
     groups = group(runs)
-    versus = compare(runs)
+    versus = compare_with_first(runs)
     details = _details(runs)
     shown = drawn(groups)
     figures = {name: plots.curves(shown, name) for name in _curves(runs)}
@@ -90,7 +91,7 @@ def write_report(runs: Sequence[RunFacts], out: Path) -> Written:
     return Written(report=out, bytes=len(page), plots=tuple(written), versus=tuple(versus))
 
 
-def compare(runs: Sequence[RunFacts]) -> list[Versus]:
+def compare_with_first(runs: Sequence[RunFacts]) -> list[Versus]:
     """Compare the first run that has a model with each other such run on the same test images."""
     known = [(run, run.answers.correct) for run in runs if run.answers and run.answers.correct is not None]
     if not known:
@@ -118,8 +119,7 @@ def _heat_fields(groups: Sequence[RunGroup]) -> list[str]:
 
 def _curves(runs: Sequence[RunFacts]) -> list[str]:
     """The figures that are drawn by epoch: the loss, and each metric of a run."""
-    named = [metric.name for run in runs for metric in run.config.metrics]
-    return list(dict.fromkeys(["loss", *named]))
+    return list(dict.fromkeys(["loss", *(metric.name for run in runs for metric in run.config.metrics)]))
 
 
 def about(run: RunFacts) -> str:

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+TILES = 64
+
 
 def as_png(pixels: np.ndarray[Any, Any]) -> bytes:
     """PNG of uint8 [height, width, channels]: colour for three channels, else grey from the first channel."""
@@ -32,10 +34,10 @@ def as_pixels(image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def strongest_tiles(
-    kernel: Float[np.ndarray, "pixels units"], image_shape: tuple[int, int, int], count: int
+    kernel: Float[np.ndarray, "pixels units"], image_shape: tuple[int, int, int]
 ) -> Float[np.ndarray, "tiles height width channels"]:
-    """Incoming weights of a first layer's units as images: at most `count`, largest norm first."""
-    strongest = np.argsort(-np.linalg.norm(kernel, axis=0), stable=True)[:count]
+    """Incoming weights of a first layer's units as images: at most `TILES`, largest norm first."""
+    strongest = np.argsort(-np.linalg.norm(kernel, axis=0), stable=True)[:TILES]
     return kernel[:, strongest].T.reshape(-1, *image_shape)
 
 

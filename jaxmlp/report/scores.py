@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,12 +81,3 @@ def mcnemar(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Co
     discordant = only_first + only_second
     p = float(scipy.stats.binomtest(only_first, discordant).pvalue) if discordant else 1.0
     return Comparison(only_first, only_second, p)
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p values adjusted for multiple comparisons. Source: Holm 1979."""
-    adjusted, floor = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        floor = max(floor, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = floor
-    return adjusted

@@ -16,7 +16,6 @@ from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.experiment.fields import dotted
 from jaxmlp.report.pictures import strongest_tiles, weights_sheet
 
-TILES = 64
 TAKEN = (bool, int, float, str)
 """Types of hyperparameters that TensorBoard accepts. Others become text."""
 
@@ -45,7 +44,7 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, record.steps)
         kernel = state.params.get("Dense_0", {}).get("kernel")
         if kernel is not None and self.image_shape and len(kernel) == np.prod(self.image_shape):
-            sheet = weights_sheet(strongest_tiles(jax.device_get(kernel), self.image_shape, TILES))
+            sheet = weights_sheet(strongest_tiles(jax.device_get(kernel), self.image_shape))
             self._writer.add_image("first_layer", sheet, record.steps, dataformats="HWC")
         self._writer.flush()
 

@@ -47,7 +47,8 @@ class CheckpointFolder:
 
     def paths(self) -> list[Path]:
         """The files, newest first, not opened yet."""
-        return sorted(filter(_is_checkpoint, self.path.glob("step-*")), key=_step, reverse=True)
+        found = (path for path in self.path.glob("step-*") if _FILE.fullmatch(path.name))
+        return sorted(found, key=_step, reverse=True)
 
     def save(self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool) -> Path:
         """Write the checkpoint of `step`, then remove all but the last two and the best.
@@ -139,10 +140,6 @@ class CheckpointFolder:
             steps = ", ".join(map(str, sorted(found))) or "none"
             raise RunError(f"{self.path} has no checkpoint of step {step}. It has: {steps}.")
         return _load(found[step])
-
-
-def _is_checkpoint(path: Path) -> bool:
-    return _FILE.fullmatch(path.name) is not None
 
 
 def _step(path: Path) -> int:

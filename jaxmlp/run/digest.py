@@ -72,14 +72,15 @@ def restore[Tree](tree: Tree, arrays: Mapping[str, NDArray[Any]]) -> Tree:
     flat, structure = jax.tree_util.tree_flatten_with_path(tree)
     wanted = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in flat}
     for path in sorted(wanted.keys() | arrays.keys()):
-        described = [_described(values.get(path)) for values in (arrays, wanted)]
-        if described[0] != described[1]:
-            raise RunError(f"the checkpoint does not fit: {path} is {described[0]}, wanted {described[1]}.")
+        found, fitting = (described(values.get(path)) for values in (arrays, wanted))
+        if found != fitting:
+            raise RunError(f"the checkpoint does not fit: {path} is {found}, wanted {fitting}.")
     restored: Tree = jax.tree_util.tree_unflatten(structure, [arrays[path] for path in wanted])
     return restored
 
 
-def _described(leaf: Any) -> str:
+def described(leaf: Any) -> str:
+    """Type and shape of an array, such as `float32[512, 10]`. None is `absent`."""
     return "absent" if leaf is None else f"{leaf.dtype.name}{list(leaf.shape)}"
 
 

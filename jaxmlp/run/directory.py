@@ -30,7 +30,7 @@ from jaxmlp.errors import RunError
 from jaxmlp.run import checkpoint, code, files, jsonl, sums
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.digest import digest
-from jaxmlp.run.lock import Lock, is_held
+from jaxmlp.run.lock import Lock, is_held, lock_folder
 from jaxmlp.run.manifest import COMPILED
 from jaxmlp.run.record import (
     CONFIG,
@@ -63,6 +63,7 @@ class RunDirectory:
         plain_config: The experiment's values as JSON types.
         manifest: `binding`, `not_binding`, `data`, `status` and `result`, as in `manifest.json`.
         code_changed: Files of the user's own code that have changed since the run was made.
+        checkpoints: The checkpoints. `save_checkpoint` writes them, and `newest_checkpoint` reads the newest.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class RunDirectory:
         self.manifest = manifest
         self.code_changed: tuple[Changed, ...] = ()
         self._lock = lock
-        self._checkpoints = CheckpointFolder(path / CHECKPOINTS)
+        self.checkpoints = CheckpointFolder(path / CHECKPOINTS)
 
     @classmethod
     def create(
@@ -105,11 +106,7 @@ class RunDirectory:
             DiskError: The folder cannot be written.
         """
         path = Path(path)
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file. Name another folder with --out.")
-        with files.trying_to(f"make the folder {path}"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = Lock(path / LOCK)
+        lock = lock_folder(path, LOCK)
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(taken(path))
@@ -179,7 +176,7 @@ class RunDirectory:
         """Make the run, which is open for writing, `running` again. Its result and its hashes are removed."""
         with files.trying_to(f"write in {self.path}"):
             files.remove_temporaries(self.path)
-            files.remove_temporaries(self._checkpoints.path)
+            files.remove_temporaries(self.checkpoints.path)
             # Before any file changes that the hashes cover.
             (self.path / SUMS).unlink(missing_ok=True)
         self.cut_back()
@@ -263,8 +260,7 @@ class RunDirectory:
         """Record that the run, which is open for writing, continues with changed code."""
         from jaxmlp.source.code import sums_of
 
-        record = {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}
-        code.accept(self.path, self.manifest, record, sources)
+        code.accept(self.path, self.manifest, {"epochs": len(self.epochs()), code.CODE: sums_of(sources)}, sources)
         self._write_manifest()
 
     @property
@@ -328,29 +324,17 @@ class RunDirectory:
     def _logs(self) -> list[str]:
         return [METRICS, DIGESTS, *([TRACE] if os.path.lexists(self.path / TRACE) else [])]
 
-    def checkpoints(self) -> list[Path]:
-        """The checkpoint files, newest first, not opened yet."""
-        return self._checkpoints.paths()
-
     def save_checkpoint(
         self, step: int, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], *, best: bool = False
     ) -> Path:
         """Write the checkpoint of `step`, and keep the last two and the best. See `CheckpointFolder.save`."""
         # After a power cut, the logs must hold every epoch that a checkpoint covers.
         self.sync_logs()
-        return self._checkpoints.save(step, arrays, meta, best=best)
+        return self.checkpoints.save(step, arrays, meta, best=best)
 
     def newest_checkpoint(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """The newest good checkpoint; None if there are no checkpoint files. See `CheckpointFolder.newest`."""
-        return self._checkpoints.newest(warn, set_aside=self._lock is not None)
-
-    def best_checkpoint(self) -> Checkpoint | None:
-        """The best checkpoint; None if no checkpoint is marked as best. See `CheckpointFolder.best`."""
-        return self._checkpoints.best()
-
-    def checkpoint_at(self, step: int) -> Checkpoint:
-        """The checkpoint of `step`. See `CheckpointFolder.at`."""
-        return self._checkpoints.at(step)
+        return self.checkpoints.newest(warn, set_aside=self._lock is not None)
 
     def finish(self, status: str, result: Mapping[str, Any] | None) -> None:
         """Record how the run ended, and the hashes of its files in the format of `sha256sum -c SHA256SUMS`.
@@ -369,11 +353,11 @@ class RunDirectory:
         self.sync_logs()
         with files.trying_to(f"write in {self.path}"):
             # A power cut must not bring back a removed checkpoint, because no hash covers it.
-            files.sync(self._checkpoints.path)
+            files.sync(self.checkpoints.path)
         copies = sorted(code.copies(self.manifest))
         start = [START] if self.manifest.get("start") else []
         covered = [self.path / name for name in (CONFIG, *self._logs(), HISTORY, *start, *copies)]
-        sums.write(self.path / SUMS, (*covered, *self.checkpoints()), {MANIFEST: self._manifest_text()})
+        sums.write(self.path / SUMS, (*covered, *self.checkpoints.paths()), {MANIFEST: self._manifest_text()})
         # Last, because a run that says it has finished is not opened for writing again.
         self._write_manifest()
 

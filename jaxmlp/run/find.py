@@ -34,8 +34,7 @@ def list_runs() -> list[Path]:
 def last_begun_first(*names: str) -> list[Path]:
     """The folders in `runs_dir()` that hold a file with one of these names, newest file first."""
     found = (file for name in names for file in runs_dir().glob(f"*/{name}"))
-    started = [(file.lstat().st_mtime_ns, file.parent) for file in found]
-    return [path for _, path in sorted(started, reverse=True)]
+    return [path for _, path in sorted(((file.lstat().st_mtime_ns, file.parent) for file in found), reverse=True)]
 
 
 def default_run_dir(config: ExperimentConfig, now: datetime) -> Path:

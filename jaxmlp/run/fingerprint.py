@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +14,9 @@ from jaxmlp import data, train
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.portable.text import text
 from jaxmlp.prng import root_key
+
+_known: dict[Any, str] = {}
+"""SHA-256 of each program text that this process has made."""
 
 
 def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool = False) -> str:
@@ -44,30 +46,13 @@ def program_text(config: ExperimentConfig, facts: data.Facts, *, weighted: bool 
 def program_sha256(configs: Iterable[ExperimentConfig], dataset: data.Dataset) -> str:
     """SHA-256 of an experiment's program text; for several different programs, of their sorted hashes."""
     facts, weighted = dataset.facts, dataset.train.weights is not None
-    sums = sorted({_sha256(_Program(config, facts, weighted)) for config in configs})
+    sums = sorted({_sha256(config, facts, weighted) for config in configs})
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Program:
-    """What a program is traced from. Equal if only rates, seed or name differ."""
-
-    config: ExperimentConfig
-    facts: data.Facts
-    weighted: bool
-
-    @functools.cached_property
-    def key(self) -> tuple[Any, ...]:
-        return jax.tree.structure(self.config.on_data(self.facts.outputs, 1)), str(self.facts), self.weighted
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Program) and self.key == other.key
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(program: _Program) -> str:
-    said = program_text(program.config, program.facts, weighted=program.weighted)
-    return hashlib.sha256(said.encode()).hexdigest()
+def _sha256(config: ExperimentConfig, facts: data.Facts, weighted: bool) -> str:
+    # Programs that differ only in rates, seed or name are traced once.
+    key = jax.tree.structure(config.on_data(facts.outputs, 1)), str(facts), weighted
+    if key not in _known:
+        _known[key] = hashlib.sha256(program_text(config, facts, weighted=weighted).encode()).hexdigest()
+    return _known[key]

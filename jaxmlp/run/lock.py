@@ -64,6 +64,20 @@ class Lock:
                 self._descriptor = None
 
 
+def lock_folder(path: Path, name: str) -> Lock:
+    """Make the folder `path`, unless it exists, and lock it by its file `name`.
+
+    Raises:
+        RunError: It is a file, or another process holds its lock.
+        DiskError: It cannot be made or locked.
+    """
+    if path.exists() and not path.is_dir():
+        raise RunError(f"{path} is a file. Name another folder with --out.")
+    with files.trying_to(f"make the folder {path}"):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return Lock(path / name)
+
+
 def _held(descriptor: int, how: int, tries: int = 1) -> bool | None:
     """Whether another process holds the lock. If not, this process has it. None if the file system has no locks."""
     # Several tries, because `is_held` holds the lock for an instant.

@@ -99,12 +99,6 @@ def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Cod
     return find
 
 
-def warn_of(changed: tuple[Changed, ...], warn: Callable[[str], None]) -> None:
-    """Warn about code that has changed."""
-    for each in changed:
-        warn(f"{each}: the answers may differ from the run's.")
-
-
 def open_data(
     run: RunDirectory,
     dataset: data.Dataset | None = None,

@@ -71,13 +71,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: The file is damaged.
     """
     try:
-        found = parse_json(files.read(path / MANIFEST, MAX_DOCUMENT))
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            version = found.get("format", 1)
-            raise RunError(
-                f"{path} is a run of format {version}, but this jaxmlp reads format {FORMAT}. Train it again."
-            )
-        manifest = checked_manifest(found)
+        manifest = checked_manifest(path, "run", "Train it again")
         if not manifest["result"] or manifest["result"].keys() >= {"test_loss", "test_accuracy"}:
             return manifest
     except ValueError:
@@ -85,12 +79,21 @@ def read_manifest(path: Path) -> dict[str, Any]:
     raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or name another folder with --out.")
 
 
-def checked_manifest(found: Any) -> dict[str, Any]:
-    """The manifest of a run or sweep, after checking that its parts have the expected types.
+def checked_manifest(path: Path, kind: str, again: str) -> dict[str, Any]:
+    """The manifest in the folder `path`, after checking that its parts have the expected types.
+
+    Args:
+        path: The folder.
+        kind: What the folder is: a run or a sweep.
+        again: What to do about a folder of another format.
 
     Raises:
+        RunError: The file cannot be read, or is of another format.
         ValueError: A part has another type.
     """
+    found = parse_json(files.read(path / MANIFEST, MAX_DOCUMENT))
+    if isinstance(found, dict) and (version := found.get("format", 1)) != FORMAT:
+        raise RunError(f"{path} is a {kind} of format {version}, but this jaxmlp reads format {FORMAT}. {again}.")
     if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
         parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "start", "result")]
         accepted = found.get(code.ACCEPTED) or []

@@ -49,8 +49,7 @@ def code_of(*configs: ExperimentConfig) -> Sources:
     Raises:
         ConfigError: Two of the files have the same name.
     """
-    found = dict.fromkeys(file for config in configs for file in _defining(config))
-    return _named(found)
+    return _named(dict.fromkeys(file for config in configs for file in _defining(config)))
 
 
 def data_code_of(config: ExperimentConfig) -> Sources:

@@ -134,8 +134,7 @@ def placed(config: ExperimentConfig) -> ExperimentConfig:
             path = Path(file).resolve()
             if as_run(path) is None:
                 remember(path, path.read_bytes())
-            there = _file_of(path, module, {path: as_run(path) or b""}).config
-            return dataclasses.replace(there, name=config.name)
+            return dataclasses.replace(_file_of(path, module, {path: as_run(path) or b""}).config, name=config.name)
     return config
 
 
@@ -241,8 +240,7 @@ class Code:
             if any(thing is not found[0] for thing in found):
                 raise ConfigError("experiment", f"has several objects called {place}. Give each a name of its own")
             return found[0] if found else None
-        fits = sorted(self.files, key=lambda file: -len(file.sums.items() & wanted.items()))
-        for file in fits:
+        for file in sorted(self.files, key=lambda file: -len(file.sums.items() & wanted.items())):
             thing = file.find(place)
             if callable(thing) and not isinstance(thing, type) and place_of(thing) != place:
                 return Placed(thing, place, str(file.path.resolve()))

@@ -32,7 +32,7 @@ from jaxmlp.run import code as stored
 from jaxmlp.run import files, jsonl
 from jaxmlp.run.checkpoint_folder import Checkpoint, CheckpointFolder
 from jaxmlp.run.find import last_begun_first, runs_dir
-from jaxmlp.run.lock import Lock
+from jaxmlp.run.lock import Lock, lock_folder
 from jaxmlp.run.opening import finder, refusal
 from jaxmlp.run.record import CONFIG, FORMAT, MANIFEST, checked_manifest
 from jaxmlp.source.code import code_of, data_code_of, sums_of
@@ -63,11 +63,7 @@ class SweepDirectory:
             RunError: The folder holds a run or sweep, or another process uses it.
             DiskError: The folder cannot be written.
         """
-        if path.exists() and not path.is_dir():
-            raise RunError(f"{path} is a file. Name another folder with --out.")
-        with files.trying_to(f"make the folder {path}"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = Lock(path / LOCK)
+        lock = lock_folder(path, LOCK)
         try:
             if os.path.lexists(path / CONFIG):
                 raise RunError(f"{path} holds a run. Name another folder with --out.")
@@ -321,16 +317,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RunError: The file cannot be read.
     """
     try:
-        found = parse_json(files.read(path / MANIFEST))
-        if isinstance(found, dict) and found.get("format") != FORMAT:
-            version = found.get("format", 1)
-            raise RunError(
-                f"{path} is a sweep of format {version}, but this jaxmlp reads format {FORMAT}. Sweep again."
-            )
-        return checked_manifest(found)
+        return checked_manifest(path, "sweep", "Sweep again")
     except ValueError:
-        pass
-    raise RunError(f"{path / MANIFEST} is damaged. Restore it from a copy, or sweep again in another folder.")
+        way = "Restore it from a copy, or sweep again in another folder"
+        raise RunError(f"{path / MANIFEST} is damaged. {way}.") from None
 
 
 def list_sweeps() -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +12,9 @@ import jax
 import numpy as np
 
 from jaxmlp.engine.history import EpochRecord, History
-from jaxmlp.engine.loop import Chunk, Loop, asked, state_digests
+from jaxmlp.engine.loop import Chunk, Loop, asked
 from jaxmlp.engine.position import Position
+from jaxmlp.engine.run_loop import state_digests
 from jaxmlp.errors import RunError
 from jaxmlp.experiment.controllers import restores
 from jaxmlp.run.checkpoint_folder import Checkpoint
@@ -71,11 +71,12 @@ class LaneGroup(Loop):
         job = self.job
         self.position = self.programs.first()
         if resume:
-            meta = json.loads(distributed.share(json.dumps(checkpoint.meta if checkpoint else {}).encode()))
+            meta = distributed.share_json(checkpoint.meta if checkpoint else {})
             wanted: dict[str, Any] = {"state": self.position.state, "sums": self.position.sums}
             tree = restore(wanted, self._rows(checkpoint.arrays if checkpoint else {}, meta["lanes"], wanted))
-            stood = Position(tree["state"], tree["sums"], meta["epoch"], meta["done"], meta["epoch_s"])
-            self.position = self.programs.placed(stood)
+            self.position = self.programs.placed(
+                Position(**tree, epoch=meta["epoch"], done=meta["done"], epoch_s=meta["epoch_s"])
+            )
             diverged_in = dict(zip(meta["lanes"], meta["diverged_in"], strict=True))
             self.diverged_in = [diverged_in[lane.index] for lane in self.lanes]
             stopped = dict(zip(meta["lanes"], meta.get("stopped", [None] * len(meta["lanes"])), strict=True))
@@ -110,7 +111,7 @@ class LaneGroup(Loop):
     def _read_records(self) -> None:
         position = self.position
         lines = self.job.directory.epochs(position.epoch, position.done) if self.job.directory else []
-        for line in json.loads(distributed.share(json.dumps(lines).encode())):
+        for line in distributed.share_json(lines):
             try:
                 found = dict(zip(line["lanes"], line["records"], strict=True))
                 ours = [found[lane.index] for lane in self.lanes]
@@ -145,8 +146,7 @@ class LaneGroup(Loop):
                 kept.run.append_trace(state_digests(self.position.epoch, state))
 
     def _chunk_ended(self, chunk: Chunk, sums: Mapping[str, Any]) -> None:
-        made = len(self.lanes) * (chunk.stop - chunk.start)
-        self.job.progress.updates_done(self._where(self.position.epoch), made)
+        self.job.progress.updates_done(self._where(self.position.epoch), len(self.lanes) * (chunk.stop - chunk.start))
 
     def _epoch_ended(self, records: Sequence[EpochRecord | None], order: jax.Array) -> list[str | None]:
         job, done = self.job, self.position.done
@@ -184,7 +184,7 @@ class LaneGroup(Loop):
         for kept, (record, state, sums, own_order) in zip(self.kept, rows, strict=False):
             if record:
                 at = Position.at(record.steps, self.programs.steps_per_epoch, state, sums)
-                self.pending_writes.append(partial(kept.epoch_ended, record, at, own_order[: self.job.examples]))
+                self.pending_writes.append(partial(kept.writer.epoch_ended, record, at, own_order[: self.job.examples]))
 
     def _checkpoint(self) -> Callable[[], None]:
         """Prepare a checkpoint of all lanes. All processes gather it; the first one writes it.
@@ -210,7 +210,7 @@ class LaneGroup(Loop):
 
         def write() -> None:
             for kept in self.kept:
-                kept.save_best()
+                kept.writer.save(None)  # Before a checkpoint that records the best score.
                 kept.run.sync_logs()
             directory.save_group(step, leaves(jax.tree.map(lambda *each: np.stack(each), *rows)), meta)
 
@@ -224,10 +224,8 @@ class LaneGroup(Loop):
         states = self.programs.per_lane(self.position.state)
         zeros = self.programs.per_lane(self.programs.zero_sums(self.position))
         results = []
-        for row, (lane, state) in enumerate(zip(self.lanes, states, strict=True)):
-            diverged_in = self.diverged_in[row]
-            test = tested[row]
-            restored = restores(lane.config)
+        rows = zip(self.lanes, states, tested, self.diverged_in, strict=True)
+        for row, (lane, state, test, diverged_in) in enumerate(rows):
             ended = diverged_in is None and math.isfinite(test["loss"])
             history = History(
                 config=lane.config,
@@ -237,7 +235,9 @@ class LaneGroup(Loop):
                 status="finished" if ended else "diverged",
                 stopped=self.stop_reasons[row],
                 test=test if ended else {},
-                params_sha256=(ended and self.kept and not restored and self.kept[row].params_sha256)
+                params_sha256=(
+                    ended and self.kept and not restores(lane.config) and self.kept[row].writer.params_sha256
+                )
                 or digest(state.params),
                 state_sha256=digest(state),
                 compile_s=job.compile_s,

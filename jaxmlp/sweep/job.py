@@ -91,6 +91,5 @@ class Job:
         leaves, structure = jax.tree.flatten(arguments)
         key = function, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves)
         if key not in self._compiled:
-            lowered = function.lower(*arguments, mesh=self.mesh, batching=self.batching)
-            self._compiled[key] = lowered.compile()
+            self._compiled[key] = function.lower(*arguments, mesh=self.mesh, batching=self.batching).compile()
         return self._compiled[key]

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxmlp.engine.history import EpochRecord, History
-from jaxmlp.engine.loop import RunWriter
 from jaxmlp.engine.position import Position
+from jaxmlp.engine.run_loop import RunWriter
 from jaxmlp.errors import RunError
 from jaxmlp.experiment.config import ExperimentConfig
 from jaxmlp.run import files
@@ -61,24 +61,14 @@ class KeptRun:
             self.run.close()
             raise
         scores = [score for record in before if (score := config.score(record.figures)) is not None]
-        self._keeper = RunWriter(self.run, config, min(scores, default=None))
-        self.epoch_ended = self._keeper.epoch_ended
-
-    @property
-    def params_sha256(self) -> str | None:
-        """Digest of the parameters after the last epoch that this process logged."""
-        return self._keeper.params_sha256
-
-    def save_best(self) -> None:
-        """Write the best state, unless it is written. Called before a checkpoint that records its score."""
-        self._keeper.save(None)
+        self.writer = RunWriter(self.run, config, min(scores, default=None))
 
     def finish(self, history: History, position: Position) -> None:
         """Write the last state and the result. A diverged lane gets neither: its state cannot be continued."""
         if history.status == "diverged":
-            self.save_best()
+            self.writer.save(None)
             self.run.finish("diverged", None)
             return
         position.stopped = history.stopped
-        self._keeper.save(position)
+        self.writer.save(position)
         self.run.finish(history.status, history.result())

@@ -202,7 +202,11 @@ def _drawn(config: ExperimentConfig, vary: Mapping[str, Choices], draws: int, ra
         for name, choices in vary.items():
             part = random.Random(f"{random_seed} {number} {name}").random()
             if isinstance(choices, Range):
-                values[name] = _draw(name, choices, part, whole=isinstance(value_at(config, name), int))
+                draw = choices.draw_whole if isinstance(value_at(config, name), int) else choices.draw
+                try:
+                    values[name] = draw(part)
+                except ValueError as error:
+                    raise ConfigError(name, str(error)) from None
             else:
                 values[name] = choices[int(part * len(choices))]
         setting = _setting(config, values)
@@ -211,13 +215,6 @@ def _drawn(config: ExperimentConfig, vary: Mapping[str, Choices], draws: int, ra
         if len(found) == draws:
             return found
     raise ConfigError("random", f"must be at most the {len(found)} different settings that exist, got {draws}")
-
-
-def _draw(name: str, choices: Range, part: float, *, whole: bool) -> float:
-    try:
-        return choices.draw_whole(part) if whole else choices.draw(part)
-    except ValueError as error:
-        raise ConfigError(name, str(error)) from None
 
 
 def _setting(config: ExperimentConfig, values: Mapping[str, Any]) -> dict[str, Any]:

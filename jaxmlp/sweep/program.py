@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -55,7 +56,8 @@ class LanePrograms(Programs):
         self._job, self._slots, self._lanes = job, slots, len(lanes)
         self.dataset, self.mesh, self.examples = job.dataset, job.mesh, job.examples
         self.steps_per_epoch = job.steps_per_epoch(lanes[0])
-        self.config = self.put_rows(_stacked([job.on_data(lane) for lane in _padded(lanes, slots)]))
+        rows = [*lanes, *[lanes[-1]] * (slots - len(lanes))]
+        self.config = self.put_rows(_stacked([job.on_data(lane) for lane in rows]))
         splits = dict.fromkeys([*job.splits, *lanes[0].config.data.also])
         self.feeds = {name: job.feed(name, lanes[0].config, slots) for name in splits}
         self.freeze([True] * len(lanes))
@@ -75,7 +77,7 @@ class LanePrograms(Programs):
     def per_lane[T](self, tree: T) -> list[T]:
         """The tree on the host, one per lane."""
         on_host = to_host(tree, self.mesh)
-        return [_row(on_host, row) for row in range(self._lanes)]
+        return [jax.tree.map(itemgetter(row), on_host) for row in range(self._lanes)]
 
     def first(self) -> Position:
         """The position before the first update."""
@@ -83,7 +85,9 @@ class LanePrograms(Programs):
         return Position(state, self.put_rows(self._zero(state)))
 
     def _zero(self, state: Any) -> train.Sums:
-        config, state = (jax.tree.map(_without_lanes, tree) for tree in (self.config, state))
+        config, state = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), (self.config, state)
+        )
         sums = train.zero_sums(config, state, train.DeviceSplit.of(self.dataset.facts.zeros(1)))
         zeros: train.Sums = jax.tree.map(lambda leaf: np.zeros((self._slots, *leaf.shape), leaf.dtype), sums)
         return zeros
@@ -105,8 +109,9 @@ class LanePrograms(Programs):
     def steps(self, position: Position, split: Any, order: Any, start: int, stop: int) -> Any:
         """`train_lanes` on these examples. The position's arrays are donated."""
         own, shared = (None, split) if self.feeds["train"].resident else (split, None)
-        arguments = self.config, position.state, position.sums, self._active, order, own, shared
-        return self._training(*arguments, *self.put((np.int32(start), np.int32(stop))))
+        bounds = self.put((np.int32(start), np.int32(stop)))
+        arguments = self.config, position.state, position.sums, self._active, order, own, shared, *bounds
+        return self._job.compiled(train_lanes, *arguments)(*arguments)
 
     def learning_rates(self, position: Position) -> list[float | None]:
         """The learning rate of the last update before the position, for each lane."""
@@ -133,9 +138,6 @@ class LanePrograms(Programs):
         if position.state.controllers:
             position.state = swap_best_weights_of_lanes(position.state, mesh=self.mesh)
 
-    def _training(self, *arguments: Any) -> Any:
-        return self._job.compiled(train_lanes, *arguments)(*arguments)
-
     def _evaluated(self, state: train.TrainState, piece: train.DeviceSplit, sums: train.Sums) -> Any:
         arguments = self.config, state.params, state.variables, sums, piece
         return self._job.compiled(evaluate_lanes, *arguments)(*arguments)
@@ -144,8 +146,7 @@ class LanePrograms(Programs):
         """Compile everything that the lanes will call, before their clock starts."""
         state, sums = position.state, position.sums
         for feed in (feed for name, feed in self.feeds.items() if name != "train"):
-            piece = next(feed.pieces())
-            self._job.compiled(evaluate_lanes, self.config, state.params, state.variables, sums, piece)
+            self._job.compiled(evaluate_lanes, self.config, state.params, state.variables, sums, next(feed.pieces()))
         jax.block_until_ready((self.order(position.epoch), self.learning_rates(position)))
 
 
@@ -214,19 +215,6 @@ def _placed(job: Job, tree: Any, spec: PartitionSpec) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
 
 
-def _padded(lanes: Sequence[Lane], slots: int) -> list[Lane]:
-    return [*lanes, *[lanes[-1]] * (slots - len(lanes))]
-
-
 def _stacked[T](trees: Sequence[T]) -> T:
     stacked: T = jax.tree.map(lambda *leaves: np.stack(leaves), *map(jax.device_get, trees))
     return stacked
-
-
-def _without_lanes(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-
-
-def _row[T](tree: T, row: int) -> T:
-    picked: T = jax.tree.map(lambda leaf: leaf[row], tree)
-    return picked

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from jaxmlp.engine.history import EpochRecord
 from jaxmlp.engine.progress import REDRAWS_PER_S, Verbose, choose
@@ -29,7 +30,7 @@ class SweepProgress:
         """An epoch of a group has ended. `records` has the lanes that continue."""
 
 
-class Notes(SweepProgress):
+class SweepNotes(SweepProgress):
     """Prints only the notes."""
 
     def note(self, text: str) -> None:
@@ -37,7 +38,7 @@ class Notes(SweepProgress):
         print(printable(text), flush=True)
 
 
-class Lines(Notes):
+class SweepLines(SweepNotes):
     """Prints a line per epoch, with an estimate of the remaining time."""
 
     def begin(self, updates: int) -> None:
@@ -65,25 +66,17 @@ class Lines(Notes):
 
 
 def _means(records: Sequence[EpochRecord]) -> list[str]:
-    shown = []
-    for name in records[0].figures if records else ():
-        values = [value for record in records if (value := record.figures[name]) is not None]
-        if values:
-            shown.append(f"{name}: {statistics.fmean(values):.4f}")
-    return shown
+    names = records[0].figures if records else ()
+    known = {name: [each for record in records if (each := record.figures[name]) is not None] for name in names}
+    return [f"{name}: {statistics.fmean(values):.4f}" for name, values in known.items() if values]
 
 
-@contextlib.contextmanager
-def make_progress(verbose: Verbose) -> Iterator[SweepProgress]:
+def make_progress(verbose: Verbose) -> AbstractContextManager[SweepProgress]:
     """Write a sweep's progress to `sys.stdout` within the block. `verbose` is as in `engine.progress`."""
     how = choose(verbose)
-    if how == "0":
-        yield Notes()
-    elif how == "2":
-        yield Lines()
-    else:
-        with _live_line() as live:
-            yield live
+    if how == "1":
+        return _live_line()
+    return contextlib.nullcontext(SweepNotes() if how == "0" else SweepLines())
 
 
 @contextlib.contextmanager
@@ -97,7 +90,7 @@ def _live_line() -> Iterator[SweepProgress]:
     bar = progress.Progress(*columns, *more, console=console, refresh_per_second=REDRAWS_PER_S, transient=True)
     task = bar.add_task("compiling", total=None)
 
-    class LiveLine(Lines):
+    class LiveLine(SweepLines):
         def note(self, text: str) -> None:
             console.print(printable(text), soft_wrap=True)
 

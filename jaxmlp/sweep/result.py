@@ -16,8 +16,7 @@ from jaxmlp.experiment.config import ExperimentConfig
 
 def names_of(config: ExperimentConfig) -> list[str]:
     """The metrics that compare an experiment's lanes: accuracy first, if the experiment has it."""
-    metrics = sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy")
-    return [*metrics, "loss"]
+    return [*sorted((metric.name for metric in config.metrics), key=lambda name: name != "accuracy"), "loss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,13 +205,12 @@ def _sign(config: ExperimentConfig, name: str) -> int:
 
 
 def _run(lane: LaneResult, names: Sequence[str]) -> dict[str, Any]:
-    line = lane.to_line()
     # The settings are keys too, so that the runs form a table.
     return {
         "seed": lane.seed,
         **lane.settings,
         **lane.figures(names),
-        **{n: v for n, v in line.items() if n != "metrics"},
+        **{name: value for name, value in lane.to_line().items() if name != "metrics"},
     }
 
 

@@ -30,9 +30,6 @@ from jaxmlp.sweep.values import MAX_LANES, Batching, Choices
 from jaxmlp.system import distributed, runtime
 from jaxmlp.system.signals import Stop
 
-BEGUN = "begun"
-"""Key of the lanes in a checkpoint, in place of the key of their program."""
-
 
 def sweep(
     config: ExperimentConfig,
@@ -149,8 +146,8 @@ def resume(
         else nullcontext()
     )
     with opened as directory:
-        stored = [directory.plan.to_json(), directory.manifest] if directory else []
-        text, there = json.loads(distributed.share(json.dumps(stored).encode()))
+        stored: list[Any] = [directory.plan.to_json(), directory.manifest] if directory else []
+        text, there = distributed.share_json(stored)
         plan = Plan.from_json(text, finder(Path(path or ""), json.loads(text), there, code))
         dataset = open_data_of(
             Path(path or ""), plan.config.data, there, dataset, manual_dir=manual_dir, report=progress.note
@@ -205,12 +202,8 @@ def _train(
         dataset, make_mesh(devices), plan.batching, plan.keep_runs, directory, progress,
         stop or Stop(), checkpoint_s, total=len(lanes), **options,
     )  # fmt: skip
-    try:
+    with distributed.peers("sweep"):
         results = _run_groups(job, lanes)
-    except Exception as error:
-        if jax.process_count() > 1 and (ours := distributed.explained(error, "sweep")):
-            raise ours from error
-        raise
     result = SweepResult(
         config=plan.config,
         lanes=tuple(sorted(results, key=lambda each: each.lane)),
@@ -228,22 +221,20 @@ def _train(
 
 def _run_groups(job: Job, lanes: Sequence[Lane]) -> list[LaneResult]:
     """The results of all lanes that have ended, including those from an earlier process."""
-    lines = [result.to_line() for result in job.directory.lanes()] if job.directory else []
-    lines = json.loads(distributed.share(json.dumps(lines).encode()))
+    lines = distributed.share_json([result.to_line() for result in job.directory.lanes()] if job.directory else [])
     results = [LaneResult.from_line(line) for line in lines]
     ended = {result.lane for result in results}
     checkpoint = job.directory.newest_group(job.progress.note) if job.directory else None
-    stood = {"lanes": checkpoint.meta["lanes"], "step": checkpoint.step} if checkpoint else {"lanes": [], "step": 0}
-    stood = json.loads(distributed.share(json.dumps(stood).encode()))
+    stood: list[Any] = [checkpoint.meta["lanes"], checkpoint.step] if checkpoint else [[], 0]
+    begun, step = distributed.share_json(stood)
     bunches: dict[Any, list[Lane]] = {}
-    for lane in lanes:
-        if lane.index not in ended:
-            key = BEGUN if lane.index in stood["lanes"] else side_by_side(job, lane)
-            bunches.setdefault(key, []).append(lane)
-    started = bunches.pop(BEGUN, [])
     left = [lane for lane in lanes if lane.index not in ended]
+    started = [lane for lane in left if lane.index in begun]
+    for lane in left:
+        if lane.index not in begun:
+            bunches.setdefault(side_by_side(job, lane), []).append(lane)
     updates = sum(lane.config.epochs * job.steps_per_epoch(lane) for lane in left)
-    job.progress.begin(updates - len(started) * stood["step"])
+    job.progress.begin(updates - len(started) * step)
     for bunch in ([started] if started else []) + list(bunches.values()):
         bunches_of, slots = groups(job, bunch, together=bunch is started)
         for group in bunches_of:

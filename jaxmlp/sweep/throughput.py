@@ -15,7 +15,7 @@ from jaxmlp.sweep.values import Batching
 from jaxmlp.system import runtime
 
 
-def compare(
+def time_sweep_and_runs(
     config: ExperimentConfig,
     dataset: data.Dataset,
     *,

@@ -116,7 +116,7 @@ def gather(values: Sequence[int]) -> np.ndarray[Any, Any]:
     import numpy as np
     from jax.experimental import multihost_utils
 
-    with _peers():
+    with peers():
         return np.asarray(multihost_utils.process_allgather(np.asarray(values, np.int32))).reshape(-1, len(values))
 
 
@@ -137,9 +137,19 @@ def share(data: bytes) -> bytes:
     # As two numbers, because the length of a state of 2 GiB does not fit an int32.
     high, low = gather(divmod(len(data), 1 << 30))[0]
     size = (int(high) << 30) + int(low)
-    with _peers():
+    with peers():
         padded = np.frombuffer(data[:size].ljust(size, b"\0"), np.uint8)
         return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+def share_json[T](value: T) -> T:
+    """The first process's value, of JSON types, on all processes.
+
+    Raises:
+        PeerLostError: Another process is gone.
+    """
+    shared: T = json.loads(share(json.dumps(value).encode()))
+    return shared
 
 
 def agree(facts: Mapping[str, Any]) -> None:
@@ -151,8 +161,7 @@ def agree(facts: Mapping[str, Any]) -> None:
     """
     mine = json.dumps(dotted(facts)).encode()
     size = int(gather([len(mine)]).max())
-    rows = gather(list(mine.ljust(size)))
-    everyone = [json.loads(bytes(row.tolist())) for row in rows]
+    everyone = [json.loads(bytes(row.tolist())) for row in gather(list(mine.ljust(size)))]
     different = []
     for name in sorted(set().union(*everyone)):
         values = collections.defaultdict(list)
@@ -166,12 +175,19 @@ def agree(facts: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _peers() -> Iterator[None]:
-    """Turn JAX's errors about other processes into ours."""
+def peers(what: str = "run") -> Iterator[None]:
+    """Turn JAX's errors about other processes in the block into ours. `what` the processes share: a run or a sweep.
+
+    Raises:
+        DeviceError: The processes cannot exchange arrays.
+        PeerLostError: Another process is gone.
+    """
+    import jax
+
     try:
         yield
     except Exception as error:
-        if ours := explained(error):
+        if jax.process_count() > 1 and (ours := explained(error, what)):
             raise ours from error
         raise
 

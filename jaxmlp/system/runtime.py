@@ -47,7 +47,7 @@ def prepare(device: Device = "auto", *, exact: bool = True) -> None:
     """
     import jax
 
-    if not _is_up():
+    if not is_up():
         users = " ".join(flag for flag in os.environ.get("XLA_FLAGS", "").split() if flag not in _added)
         _added[:] = _missing_flags(users) if exact else []
         os.environ["XLA_FLAGS"] = " ".join([users, *_added]).strip()
@@ -55,12 +55,8 @@ def prepare(device: Device = "auto", *, exact: bool = True) -> None:
             jax.config.update("jax_platforms", "cpu")
 
 
-def started_by() -> bool:
+def is_up() -> bool:
     """Whether JAX has already started. Before `configure` was called, other code must have started it."""
-    return _is_up()
-
-
-def _is_up() -> bool:
     from jax._src import xla_bridge  # JAX has no public function for this.
 
     return bool(xla_bridge.backends_are_initialized())
@@ -87,7 +83,7 @@ def configure(
     """
     import jax
 
-    if _is_up() and jax.config.jax_enable_x64:
+    if is_up() and jax.config.jax_enable_x64:
         raise DeviceError(
             "device: JAX has already started in 64 bits, but jaxmlp's bits need 32-bit mode. "
             "Call it inside `with jax.enable_x64(False):`, or in a process of its own"
@@ -117,7 +113,7 @@ def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exa
     import jax
 
     logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
-    up, missing = _is_up(), _missing_flags(os.environ.get("XLA_FLAGS", ""))
+    up, missing = is_up(), _missing_flags(os.environ.get("XLA_FLAGS", ""))
     prepare(device, exact=exact)
     said = (
         "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ

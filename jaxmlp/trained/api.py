@@ -68,17 +68,17 @@ def evaluate(
     """
     model = load_model(trained, experiment=experiment)
     if isinstance(split, data.Split):
-        return inference.evaluate(model, split, "given")
+        return inference.evaluate_split(model, split, "given")
     if not isinstance(split, str):
         given = list(split)
         given[:1] = [model.given(each) for each in given[:1]]
         classes = model.num_classes if model.facts.classes else None
-        return inference.evaluate(model, data.as_split(given, classes), "given")
+        return inference.evaluate_split(model, data.as_split(given, classes), "given")
     if model.run:
         dataset = open_data(model.run, dataset)
     elif not (dataset := model.dataset or dataset):
         raise ConfigError("dataset", "must be given: this model has no run that names its data")
-    return inference.evaluate(model, dataset.wanted(split), split)
+    return inference.evaluate_split(model, dataset.wanted(split), split)
 
 
 def predict(trained: Trained, images: Any, top: int = 3, *, experiment: Experiment = ()) -> list[Prediction]:

@@ -33,7 +33,7 @@ from jaxmlp.run import code
 from jaxmlp.run.checkpoint_folder import Checkpoint
 from jaxmlp.run.digest import restore
 from jaxmlp.run.directory import RunDirectory
-from jaxmlp.run.opening import open_run, warn_of
+from jaxmlp.run.opening import open_run
 from jaxmlp.run.weights import AVERAGE, WEIGHTS, as_trained
 from jaxmlp.source.file import Experiment
 from jaxmlp.system import runtime
@@ -238,9 +238,8 @@ def load_model(
     checkpoint: str | int = "last",
     *,
     experiment: Experiment = (),
-    warn: Callable[[str], None] = _warn,
 ) -> Model:
-    """Load the model of a run.
+    """Load the model of a run. Stderr says which damaged checkpoints are skipped, and which code has changed.
 
     Args:
         run: The run, or its folder.
@@ -248,7 +247,6 @@ def load_model(
             checkpoint.
         experiment: The user's own code that the run used: the experiment's file, several files, or an
             `ExperimentConfig`.
-        warn: Called with a warning for each damaged checkpoint that is skipped, and for code that has changed.
 
     Raises:
         CodeError: The run used code of the user's own, which was not given.
@@ -256,14 +254,13 @@ def load_model(
         RunError: The run or checkpoint does not exist, is damaged, or has other shapes than the config.
     """
     run = run if isinstance(run, RunDirectory) else open_run(run, experiment)
-    warn_of(run.code_changed, warn)
+    for each in run.code_changed:
+        _warn(f"{each}: the answers may differ from the run's.")
     config, facts = run.config, run.facts
-    found = _checkpoint(run, checkpoint, warn)
+    found = _checkpoint(run, checkpoint)
     arrays = {name: array for name, array in found.arrays.items() if name.startswith(WEIGHTS)}
-    on_data = config.on_data(facts.outputs, 1)
-    wanted = jax.eval_shape(train.init_state, on_data, facts.zeros(1).inputs)
-    weights = {"params": wanted.params, "variables": wanted.variables}
-    restored = restore({"state": weights}, arrays)["state"]
+    wanted = jax.eval_shape(train.init_state, config.on_data(facts.outputs, 1), facts.zeros(1).inputs)
+    restored = restore({"state": {"params": wanted.params, "variables": wanted.variables}}, arrays)["state"]
     return Model(config=config, facts=facts, **jax.device_put(restored), step=found.step, run=run)
 
 
@@ -280,17 +277,17 @@ def model_of(history: History) -> Model:
     )
 
 
-def _checkpoint(run: RunDirectory, which: str | int, warn: Callable[[str], None]) -> Checkpoint:
+def _checkpoint(run: RunDirectory, which: str | int) -> Checkpoint:
     if str(which).isdecimal():
-        return run.checkpoint_at(int(which))
+        return run.checkpoints.at(int(which))
     if which not in ("last", "best", "ema"):
         raise ConfigError("checkpoint", f"must be last, best, ema or the step of a checkpoint, got {which!r}")
-    found = run.newest_checkpoint(warn)
+    found = run.newest_checkpoint(_warn)
     if not found:
         files = code.flags(code.files_to_name(run.plain_config, run.manifest))
         resume = f"jaxmlp train --resume {shlex.quote(str(run.path))}{files}"
         raise RunError(f"{run.path} has no checkpoint yet. Continue with `{resume}`.")
-    if which == "best" and not (found := run.best_checkpoint()):
+    if which == "best" and not (found := run.checkpoints.best()):
         raise RunError(f"{run.path} has no best checkpoint, because it has no validation split. Use the last.")
     if which == "best":  # Also if the run ended at this checkpoint and then restored another epoch's weights.
         found = found._replace(arrays=as_trained(found.arrays))
@@ -364,7 +361,7 @@ def _table(found: Evaluation) -> Iterator[str]:
         yield f"{score.label:5}" + "".join(f"{count:{width}}" for count in row)
 
 
-def evaluate(loaded: Model, split: data.Split, name: str = "test") -> Evaluation:
+def evaluate_split(loaded: Model, split: data.Split, name: str = "test") -> Evaluation:
     """Score a model on all examples of a split.
 
     Args:
@@ -405,8 +402,7 @@ def _figures(loaded: Model, split: data.Split) -> dict[str, float]:
     """Loss and metrics over all examples, computed as in training."""
     loaded.check(split.inputs)
     config = loaded.config.on_data(loaded.facts.outputs, 1)
-    mesh = shards.make_mesh(jax.devices()[:1])
-    feed = Feed(split, config, partial(shards.replicate, mesh=mesh))
+    feed = Feed(split, config, partial(shards.replicate, mesh=shards.make_mesh(jax.devices()[:1])))
     state = train.TrainState(jax.device_put(np.int32(0)), loaded.params, (), loaded.variables)
     sums = jax.device_put(train.zero_sums(config, state, train.DeviceSplit.of(loaded.facts.zeros(1))))
     for piece in feed.pieces():
@@ -422,10 +418,10 @@ def _class_score(label: int, confusion: Int[np.ndarray, "true predicted"]) -> Cl
     return ClassScore(label, examples, correct, recall, correct / answers if answers else None)
 
 
-def wilson_interval(correct: int, examples: int, z: float = Z95) -> tuple[float, float]:
-    """Both p with |correct / examples - p| = z sqrt(p (1 - p) / examples). Source: Wilson 1927."""
-    p, spread = correct / examples, z * z / examples
-    half = z * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
+def wilson_interval(correct: int, examples: int) -> tuple[float, float]:
+    """Both p with |correct / examples - p| = z sqrt(p (1 - p) / examples), where z is `Z95`. Source: Wilson 1927."""
+    p, spread = correct / examples, Z95 * Z95 / examples
+    half = Z95 * math.sqrt(p * (1 - p) / examples + spread / (4 * examples))
     low, high = ((p + spread / 2 + sign * half) / (1 + spread) for sign in (-1, 1))
     # Exact at the ends, 0 and 1, in spite of rounding.
     return low if correct else 0.0, high if correct < examples else 1.0
@@ -450,13 +446,15 @@ def predict(loaded: Model, inputs: Any, top: int = 3) -> list[Prediction]:
     """
     if not loaded.facts.classes:
         return [Prediction(None, None, (), tuple(map(float, row))) for row in loaded.answers(inputs)]
-    answers = []
-    for row in loaded.probabilities(inputs):
-        # Stable, so that the first of equal classes comes first, as in training.
-        order = np.argsort(-row, stable=True)[:top]
-        ranked = tuple((int(label), float(row[label])) for label in order)
-        answers.append(Prediction(*ranked[0], ranked))
-    return answers
+    found = [likeliest(row, top) for row in loaded.probabilities(inputs)]
+    return [Prediction(*ranked[0], ranked) for ranked in found]
+
+
+def likeliest(probabilities: Float[np.ndarray, " classes"], top: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest classes with their probabilities, at most `top` of them, in falling order."""
+    # Stable, so that the first of equal classes comes first, as in training.
+    order = np.argsort(-probabilities, stable=True)[:top]
+    return tuple((int(label), float(probabilities[label])) for label in order)
 
 
 def _times(shape: tuple[int, ...]) -> str:

@@ -14,7 +14,7 @@ PHASES = {
     "load": "jaxmlp.data.embedded:load",
     "prepare": "jaxmlp.data.builders:read_idx",
     "begin": "jaxmlp.run.directory:RunDirectory._begin",
-    "compile": "jaxmlp.engine.loop:RunLoop._compile",
+    "compile": "jaxmlp.engine.run_loop:RunLoop._compile",
     "step": "jaxmlp.engine.programs:Programs.advance",
     "evaluation": "jaxmlp.engine.programs:Programs.evaluate",
     "log": "jaxmlp.run.directory:RunDirectory.append_epoch",

@@ -99,7 +99,7 @@ def logs(path: Path) -> list[Any]:
         result, newest, best = (
             stored.manifest["result"],
             stored.newest_checkpoint(pytest.fail),
-            stored.best_checkpoint(),
+            stored.checkpoints.best(),
         )
         assert newest and newest.step == result["steps"]
         return [metrics, stored.digests(), stored.trace(), result["state_sha256"], best and best.step]
@@ -118,7 +118,7 @@ class Resume(Scenario):
         shutil.rmtree(place / "run")
         with injected(Injector(place, at, "torn")):
             assert run(*super_command).code is None
-        newest = RunDirectory.open(place / "run", write=False).checkpoints()[0]
+        newest = RunDirectory.open(place / "run", write=False).checkpoints.paths()[0]
         newest.write_bytes(newest.read_bytes()[:-1])
 
     def command(self, place: Path) -> list[object]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
+from mnist_stand_in import idx_bytes
 from PIL import Image
 
 from faults.fuzz import altered, answer, as_json, as_lines, damaged, fuzz
@@ -45,10 +46,6 @@ def outcome(parse: Callable[[], object], *errors: type[JaxmlpError]) -> str:
     except errors:
         return "refused"
     return "accepted"
-
-
-def idx_bytes(array: np.ndarray) -> bytes:
-    return b"".join(idx.idx_parts(array))
 
 
 def test_idx(tmp_path: Path) -> None:
@@ -411,7 +408,7 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_benchmark(tmp_path: Path) -> None:
-    from jaxmlp.bench.compare import compare
+    from jaxmlp.bench.compare import compare_benchmarks
     from jaxmlp.cli import bench
 
     binding = {"device_kind": "cpu", "isa": "x86_64", "platform_version": "1"}
@@ -425,7 +422,7 @@ def test_benchmark(tmp_path: Path) -> None:
 
     def feed(hostile: bytes) -> str:
         path.write_bytes(hostile)
-        return outcome(lambda: compare(bench._read(path), here, limit=0.05, across_devices=True), UsageError)
+        return outcome(lambda: compare_benchmarks(bench._read(path), here, limit=0.05, across_devices=True), UsageError)
 
     fuzz("benchmark", as_json([here]), feed, 100)
 
