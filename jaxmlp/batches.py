@@ -68,7 +68,7 @@ class DeviceSplit(NamedTuple):
     weights: Float[Array, " examples"] | None = None
     """Weight of each example's loss. None weighs all examples alike."""
     mask: Bool[Array, " examples"] | None = None
-    """True in rows that hold an example. None if all rows do."""
+    """True in rows that hold an example. None if all rows do. Streamed pieces have rows without one at their end."""
 
     @classmethod
     def of(cls, split: Any, mask: Any = None) -> DeviceSplit:
@@ -97,7 +97,7 @@ def take_batch(
     *,
     mesh: Mesh | None = None,
 ) -> Batch:
-    """Batch `index` of an epoch with this order. With a mesh, only the rows of this device.
+    """Batch `index` of an epoch with this order. With a mesh, only the rows of this device, inside `shards.on_devices`.
 
     Rows of padding have mask 0 and repeat an example, so losses, metrics and modules see valid inputs only.
     """
@@ -118,7 +118,7 @@ def num_examples(
 
 
 def _rows_of_batch(order: Int[Array, " padded"], index: Int[Array, ""], batch_size: int) -> Int[Array, " batch"]:
-    """The rows of batch `index`, over all devices."""
+    """The row numbers of batch `index`, over all devices. `PADDING` where there is no example."""
     return lax.dynamic_slice_in_dim(order, index * batch_size, batch_size)
 
 

@@ -257,16 +257,19 @@ def _gathered(slices: list[Any], like: list[Any]) -> list[Any]:
 
 
 def _padded(words: UInt32[Array, "... own"]) -> UInt32[Array, "... padded"]:
+    """The words with zeros at the end, up to a multiple of `MESSAGE_MULTIPLE`."""
     return jnp.pad(words, [*[(0, 0)] * (words.ndim - 1), (0, -words.shape[-1] % MESSAGE_MULTIPLE)])
 
 
 def _words(x: Shaped[Array, "..."]) -> UInt32[Array, "..."]:
+    """Each number as one word: its bits, or 0 and 1 for booleans. A number has at most 32 bits."""
     if x.dtype.kind == "b":
         return x.astype(jnp.uint32)
     return lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
 
 
 def _of_words(words: UInt32[Array, "..."], dtype: Any) -> Shaped[Array, "..."]:
+    """The inverse of `_words`."""
     if dtype.kind == "b":
         return words.astype(dtype)
     return lax.bitcast_convert_type(words.astype(f"uint{8 * dtype.itemsize}"), dtype)

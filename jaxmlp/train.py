@@ -5,8 +5,8 @@
     train_steps(config, state, sums, split, order, start, stop) -> state, sums, health    an epoch's updates, in a loop
     evaluate(config, params, variables, split, sums) -> sums                      loss and metrics over a split
 
-All are pure functions; `train_steps` takes over the memory of the state and sums that it gets. The public functions
-come first. `_train_step`, `_train_steps` and `_evaluate` are what each device runs.
+All are pure functions; `train_steps` takes over the memory of the state and sums that it gets. What the host calls
+comes first. `_train_step`, `_train_steps` and `_evaluate` are what each device runs.
 
 Metrics are sums and counts, which the host divides once. A module's statistics, such as BatchNorm's, are computed on
 the rows of one gradient shard and averaged over the shards, weighted by their numbers of rows: see `modules`.
@@ -94,6 +94,8 @@ class Health(NamedTuple):
 def in_precision[F: Callable[..., Any]](function: F) -> F:
     """Run a function of a config and arrays in the config's precision: portable, or with TensorFloat-32 products.
 
+    float32 and bfloat16 need nothing here: the module gets bfloat16 when it is made.
+
     Raises:
         ConfigError: On a call, if an operation of the experiment has no portable rule.
     """
@@ -160,7 +162,7 @@ def train_step(
         own = jax.tree.map(partial(shards.own_rows, mesh=mesh), batch)
         before = shard_opt_state(config, state, mesh)
         after, sums = _train_step(config, before, own, jnp.sum(batch.mask), key, mesh)
-        return _whole(after, like=state), sums
+        return _gather_opt_state(after, like=state), sums
 
     return shards.on_devices(on_device, mesh)(config, state, batch, key)
 
@@ -298,7 +300,7 @@ def _shard_gradients(
     """
     params, variables, dropout_key, augmentation_key, num_rows, share_of_row = whole
     module = config.module()
-    if variables:
+    if variables:  # No statistic sees padding, but the mask still leaves it out of the loss.
         shard = modules.fill_padding(shard, shard.mask > 0)._replace(mask=shard.mask)
     shard = shard._replace(inputs=scaled(config, shard.inputs))
     shard = augmented(config, augmentation_key, index, shard)
@@ -385,9 +387,9 @@ def _update_own(config: ExperimentConfig, own: ShardedOptState, grads: Any) -> t
 def shard_opt_state(config: ExperimentConfig, state: TrainState, mesh: Mesh | None) -> TrainState:
     """Replace `opt_state` by `ShardedOptState` if each device can update its own slices.
 
-    Call it inside `shards.on_devices`. The state is sharded if the optimizer is elementwise, every leaf of the
-    parameters has two floats or more, and the experiment has no clipping by norm, no penalty and no accumulation. It
-    is not sharded on CPUs of several processes: see docs/distributed.md.
+    Call it inside `shards.on_devices`. The state is sharded if there are several devices, the experiment is exact, the
+    optimizer is elementwise, every leaf of the parameters has two floats or more, and the experiment has no clipping by
+    norm, no penalty and no accumulation. It is not sharded on CPUs of several processes: see docs/distributed.md.
     """
     if not mesh or mesh.size == 1 or shards.is_joined_by_gloo(mesh) or not config.exact:
         return state
@@ -404,7 +406,7 @@ def shard_opt_state(config: ExperimentConfig, state: TrainState, mesh: Mesh | No
     return state._replace(opt_state=ShardedOptState(jax.tree.map(own_slice, state.params), slices))
 
 
-def _whole(state: TrainState, like: TrainState) -> TrainState:
+def _gather_opt_state(state: TrainState, like: TrainState) -> TrainState:
     """The inverse of `shard_opt_state`: gather the slices of the optimizer state into the shapes of `like`."""
     if not isinstance(state.opt_state, ShardedOptState):
         return state
@@ -456,7 +458,7 @@ def _train_steps(
         # would only compile the update twice.
         carry = lax.platform_dependent(start, carry, cpu=in_one_loop, default=in_blocks)
     state, sums = carry
-    state = _whole(state, like=before)
+    state = _gather_opt_state(state, like=before)
     finite_params = jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), state.params)
     # The two results `sums` have memory of their own: the next call takes over that of the first.
     return state, sums, Health(finite_params, sums)

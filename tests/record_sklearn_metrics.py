@@ -1,8 +1,8 @@
 """What scikit-learn says of the random cases of test_metrics: writes sklearn_metrics.npz beside it.
 
-    pip install scikit-learn; cd tests; python record_sklearn_metrics.py
+    cd tests; ../.venv/bin/python record_sklearn_metrics.py
 
-Tests read the file and need no scikit-learn.
+The environment of `make test` has scikit-learn, because mlxtend needs it. Tests read the file and need none.
 """
 
 from __future__ import annotations

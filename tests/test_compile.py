@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from planted import NBYTES, called_back, compiled, gathered, rules, summed
 from refusals import assert_names
 
 from jaxmlp import MLP, SGD, ExperimentConfig, shards
+from jaxmlp.bench import roof
+from jaxmlp.cli.compile import CompileFlags
 from jaxmlp.compile import count, hlo, promises, reading, targets
 from jaxmlp.compile.program import Examples, evaluation, training
 from jaxmlp.compile.report import compile_for
@@ -151,3 +155,16 @@ def test_a_targets_figures_have_their_source(name: str) -> None:
     assert ("https://" in chip.source) == bool(chip.flops) == (chip.platform != "cpu")
     page = (command_line.ROOT / "docs" / "accelerators.md").read_text()
     assert all(link.rstrip(";") in page for link in chip.source.split() if link.startswith("https://"))
+
+
+def test_every_target_is_in_all_lists_of_targets() -> None:
+    docs = command_line.ROOT / "docs"
+    text, table = (docs / "accelerators.md").read_text().split("## Sources of the figures")
+    (row,) = (line for line in (docs / "reference.md").read_text().splitlines() if line.startswith("| `compile "))
+    help_of_for = inspect.getsource(CompileFlags)
+    for name in targets.CHIPS:
+        assert name == "cpu" or f"| `{name}` |" in table
+        assert name == "cpu" or name in roof.KINDS.values()
+        assert f"`{name}" in text
+        assert f"`{name}" in row
+        assert re.search(rf"\b{name}\b", help_of_for)

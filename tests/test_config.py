@@ -22,7 +22,7 @@ from refusals import refused
 import jaxmlp
 from jaxmlp import MLP, DataConfig, ExperimentConfig, TopK
 from jaxmlp.errors import ConfigError
-from jaxmlp.experiment.parts import Augmentation, Loss, Metric, Model, Optimizer, Part, Schedule
+from jaxmlp.experiment.parts import Augmentation, Controller, Loss, Metric, Model, Optimizer, Part, Schedule
 from jaxmlp.experiment.plain import kinds, stored_fields
 
 PartType: TypeAlias = Any
@@ -276,6 +276,12 @@ def test_a_number_may_be_at_the_edges_of_its_interval_and_not_beyond(cls: PartTy
     for number in beyond:
         with refused(ConfigError, dotted(cls, name), interval):
             made_with(number)
+
+
+def test_every_part_that_ships_is_public_and_has_its_intervals_here() -> None:
+    shipped = {cls.__name__: cls for role in (*ROLES, Augmentation, Controller) for cls in kinds(role).values()}
+    assert shipped == {cls.__name__: cls for cls in INTERVALS if cls not in (ExperimentConfig, DataConfig)}
+    assert shipped == {name: getattr(jaxmlp, name, None) for name in shipped}
 
 
 @pytest.mark.parametrize("cls", PARTS)

@@ -209,6 +209,7 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
             "--optimizer.schedule",
             "--augmentation",
             "--controllers",
+            "--metrics",
         )  # Whose parts have flags of their own.
         experiment += [word for pair in itertools.pairwise(words) if pair[0] in kinds for word in pair]
         capsys.readouterr()

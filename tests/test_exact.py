@@ -45,6 +45,8 @@ from jaxmlp import (
     train,
 )
 from jaxmlp.data import Dataset
+from jaxmlp.experiment.parts import Optimizer
+from jaxmlp.experiment.plain import kinds
 from jaxmlp.layers import Dropout
 from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.proof.promise import promise
@@ -192,6 +194,11 @@ NOT_SHARED: dict[str, dict[str, Any]] = {
     "of_a_subclass": {"optimizer": ClippedSGD(momentum=0.9)},
     "by_layers": {"optimizer": LayerRates(patterns=("*/bias",), factors=(0.5,))},
 }
+
+
+def test_every_elementwise_optimizer_that_ships_is_shared_in_a_case() -> None:
+    shipped = {kind for kind, optimizer in kinds(Optimizer).items() if optimizer.elementwise}  # type: ignore[attr-defined]
+    assert {case["optimizer"].kind for case in SHARED.values()} == shipped
 
 
 @pytest.mark.parametrize("case", [*SHARED, *NOT_SHARED])

@@ -29,6 +29,7 @@ from jaxmlp.experiment.metrics import (
 )
 from jaxmlp.experiment.mlp import MLP
 from jaxmlp.experiment.parts import Metric
+from jaxmlp.experiment.plain import kinds
 
 TIES = np.array([[0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [-3.0, -2.0, -1.0]], np.float32)
 TIE_LABELS = np.array([1, 0, 1, 0], np.int32)
@@ -140,6 +141,10 @@ OF_CASES = (
 )
 
 
+def test_every_metric_that_ships_is_compared_with_scikit_learn() -> None:
+    assert {metric.kind for metric in (*OF_CASES, MeanAbsoluteError())} == {*kinds(Metric)}
+
+
 @pytest.mark.parametrize("classes", CLASSES)
 def test_figures_are_those_of_scikit_learn_on_1000_random_cases(classes: int) -> None:
     """As `record_sklearn_metrics.py` has written them down."""
@@ -159,7 +164,8 @@ def test_a_class_that_is_not_there_is_refused_and_each_figure_has_a_name_of_its_
     with refused(ConfigError, "metrics", 10):
         Recall(label=10).result({name: np.ones(10) for name in ("labels", "answers", "correct")}, 10)
     assert [metric.name for metric in OF_CASES[:6]] == ["precision", "precision_1", "recall", "recall_1", "f1", "f1_0"]
-    assert [metric.larger_is_better for metric in OF_CASES] == [True] * 6 + [False] * 2 + [True] * 2
+    smaller_is_better = {metric.kind for metric in OF_CASES if not metric.larger_is_better}
+    assert smaller_is_better == {"calibration_error", "brier_score"}
     config = ExperimentConfig(metrics=OF_CASES, best_by="calibration_error")
     assert config.score({"val_calibration_error": 0.25}) == 0.25
 

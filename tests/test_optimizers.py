@@ -29,6 +29,7 @@ from jaxmlp import (
     ExperimentConfig,
     Exponential,
     InverseTime,
+    LayerRates,
     Piecewise,
     RMSprop,
     data,
@@ -40,6 +41,7 @@ from jaxmlp.engine.fitting import planned_rates
 from jaxmlp.experiment.config import as_arrays
 from jaxmlp.experiment.optax_schedules import NAMES, REFUSED
 from jaxmlp.experiment.parts import Optimizer, Schedule
+from jaxmlp.experiment.plain import kinds
 
 STEPS = 300
 SHAPES = {"scale": (), "bias": (7,), "kernel": (5, 7), "filters": (3, 3, 2, 4)}
@@ -183,6 +185,13 @@ def test_every_optimizer_follows_its_rule_over_300_updates(config: Any, scale: f
 
 
 RULES = [SGD(momentum=0.9), SGD(momentum=0.9, nesterov=True), RMSprop(), Adam(), AdamW(weight_decay=0.1)]
+
+
+def test_every_optimizer_that_ships_is_in_both_tables() -> None:
+    """`LayerRates` has no rule of its own: see test_optax_parts.py."""
+    shipped = {*kinds(Optimizer)} - {LayerRates.kind}
+    assert {config.kind for config, _ in CASES} == shipped
+    assert {config.kind for config in RULES} == shipped
 
 
 @pytest.mark.parametrize("config", RULES, ids=lambda config: config.kind)

@@ -46,7 +46,7 @@ class Chip:
 
 
 def _gpu(name: str, cores: int, clock_ghz: float, memory: int, bandwidth: int, cache: int, major: int) -> str:
-    """A GPU in the form of XLA's own descriptions: limits that all GPUs share, and its own sizes."""
+    """A GPU in the form of XLA's own descriptions: limits that Hopper and Blackwell share, and its own sizes."""
     common = (
         "threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 fpus_per_core: 128 "
         "shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 "

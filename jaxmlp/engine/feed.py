@@ -65,6 +65,7 @@ class Feed:
         row_bytes = sum(leaf[0].nbytes for leaf in jax.tree.leaves(split.inputs))
         fits = resident_bytes // row_bytes >= examples
         self.resident = (resident or self._put(train.DeviceSplit.of(split))) if fits else None
+        """The whole split on the devices. None if it is too large and is streamed in pieces."""
         rows = min(PIECE_BYTES, resident_bytes // 2) // row_bytes  # Two pieces are on the device at a time.
         self.steps = max(1, rows // (self.batch_size * (lanes or 1)))
         """Number of updates in a piece."""

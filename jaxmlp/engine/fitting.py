@@ -128,7 +128,7 @@ def fit(
         if epochs is not None:
             config = _longer(config, epochs, run, dataset, shown)
         check_data(config, dataset)
-        for note in [*dataset.notes, *_not_heard(config)]:
+        for note in [*dataset.notes, *_precision_notes(config)]:
             shown.note(note)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         if jax.process_count() > 1:
@@ -141,8 +141,8 @@ def fit(
         return _run(RunLoop(config, programs, run, shown, hooks, stop or Stop(), checkpoint_s, digest_every))
 
 
-def _not_heard(config: ExperimentConfig) -> list[str]:
-    """Notes on what the user's own module does not receive."""
+def _precision_notes(config: ExperimentConfig) -> list[str]:
+    """A note if the user's own module does not receive the config's precision."""
     if config.precision != "bfloat16" or not isinstance(config.model, FlaxModel):
         return []
     name = type(config.model.value).__name__
@@ -263,7 +263,10 @@ def _check_run(run: RunDirectory, config: ExperimentConfig, accept_changed_code:
 
 
 def check_data(config: ExperimentConfig, dataset: data.Dataset) -> None:
-    """Check that config and data fit: a full batch, no more updates than int32 counts, a network for the examples.
+    """Check that config and data fit each other.
+
+    There must be a full batch, and no more updates than an int32 counts. The network, loss and metrics must fit the
+    examples, the class weights the classes, and the controllers' monitors the splits that are scored.
 
     Raises:
         ConfigError: They do not fit.

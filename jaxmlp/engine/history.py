@@ -29,7 +29,8 @@ class EpochRecord:
     steps: int
     """Number of updates from the run's start to the end of this epoch."""
     figures: Mapping[str, float | None]
-    """`loss` and the metrics by name, in training mode; validation figures have the prefix `val_`."""
+    """`loss` and the metrics by name, in training mode. Validation figures have the prefix `val_`; they are None
+    without a validation split."""
     learning_rate: float | None
     """Learning rate of the epoch's last update. None if the optimizer's rate is not known."""
     seconds: float
@@ -78,7 +79,8 @@ class History:
     stopped: str | None = None
     """Why the run finished before its last epoch; None if it did not."""
     test: Mapping[str, float]
-    """Loss and metrics of the final parameters on the test split. Empty if the run was interrupted."""
+    """Loss and metrics of the final parameters on the test split. Names for their moving average start with `ema_`.
+    Empty if the run was interrupted."""
     params_sha256: str
     state_sha256: str
     compile_s: float
@@ -164,7 +166,10 @@ class History:
         return pandas.DataFrame([record.line() for record in self.records]).set_index("epoch")
 
     def result(self) -> Mapping[str, Any]:
-        """The run as one flat JSON object, as `train --json` prints it."""
+        """The run as one JSON object: what `train --json` prints, without its folder and `total_s`.
+
+        `stopped` is left out if the run did not stop before its last epoch.
+        """
         last = self.records[-1] if self.records else None
         return {
             "status": self.status,

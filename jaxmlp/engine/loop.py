@@ -38,7 +38,9 @@ class Chunk(NamedTuple):
     stop: int
     """Index one past the last update."""
     health: train.Health
+    """Whether the numbers are finite after these updates; on the device."""
     began: float
+    """When the updates were sent, in seconds of `time.perf_counter`."""
 
 
 class Loop(abc.ABC):
@@ -74,7 +76,11 @@ class Loop(abc.ABC):
         self.pending_writes: list[Callable[[], None]] = []
         """Writes of logs, digests and checkpoints, put off until the device has work again."""
         self._settled_at = 0.0
-        self.saved_at, self._saved = 0.0, (0, 0)
+        """When the host last had waited for a chunk."""
+        self.saved_at = 0.0
+        """When the newest checkpoint was copied."""
+        self._saved = 0, 0
+        """The epoch and its number of updates in the newest checkpoint."""
         self.records: list[list[EpochRecord]] = [[] for _ in configs]
         """Records of each lane, in the order of the epochs."""
         self.diverged_in: list[int | None] = [None] * len(configs)
@@ -149,10 +155,10 @@ class Loop(abc.ABC):
         records = self._evaluated(ending)
         states = programs.control(position, [dict(each.figures) if each else None for each in records])
         why = [why_stop(*each) for each in zip(self.configs, states, self.records, strict=True)]
-        default = None if is_whole else "no more updates are allowed"
+        if_cut_short = None if is_whole else "no more updates are allowed"
         self.stop_reasons = [
-            before or ((each or default) if record else None)
-            for before, each, record in zip(self.stop_reasons, why, records, strict=True)
+            before or ((reason or if_cut_short) if record else None)
+            for before, reason, record in zip(self.stop_reasons, why, records, strict=True)
         ]
         if is_whole:
             position.epoch, position.done = position.epoch + 1, 0

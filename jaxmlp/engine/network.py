@@ -23,7 +23,11 @@ from jaxmlp.experiment.parts import PlainObject
 from jaxmlp.experiment.plain import where
 from jaxmlp.prng import root_key
 
+_Path = tuple[str, ...]
+"""Names of the modules from the outermost to an inner module."""
+
 MNIST = data.Facts(data.ArrayFacts("uint8", (28, 28, 1)), data.ArrayFacts("int32", ()), 10)
+"""The shapes of an example of MNIST."""
 
 
 class Layer(NamedTuple):
@@ -194,9 +198,6 @@ def _tried(path: str, given: str, function: Any, *arguments: Any) -> Any:
         return jax.eval_shape(function, *arguments)
     except Exception as error:
         raise ConfigError(path, f"cannot be called with {given}: {type(error).__name__}: {error}") from error
-
-
-_Path = tuple[str, ...]
 
 
 def _outputs(module: nn.Module, state: train.TrainState, inputs: Any) -> dict[_Path, tuple[str, Any]]:

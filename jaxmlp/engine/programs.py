@@ -26,6 +26,13 @@ class Programs:
 
     A sweep has the same programs over lanes (`jaxmlp.sweep.program`). The host's loop is the same for both, because it
     reads all results through `per_lane`, which returns one tree per lane.
+
+    Args:
+        config: The experiment. `self.config` is the same on the data and on the devices.
+        dataset: The data.
+        mesh: The devices that split each batch.
+        resident_bytes: As in `Feed`.
+        start: Weights to start from, by their paths in a checkpoint. Default: the experiment's initial weights.
     """
 
     def __init__(
@@ -122,26 +129,29 @@ class Programs:
     ) -> list[dict[str, float | None] | None]:
         """Loss and metrics of the epoch that ends here, for each lane. None for a lane whose config is None.
 
-        Training figures are in training mode. Names of validation figures start with `val_`, figures of the moving
-        average with `val_ema_`; without a validation split they are None. Names of figures of a split in `data.also`
-        start with `val_`, the split's name and `_`.
+        Training figures are in training mode. Names of validation figures start with `val_`. Without a validation split
+        these figures are None. With a moving average and a validation split, its figures start with `val_ema_`. Names
+        of figures of a split in `data.also` start with `val_`, the split's name and `_`.
         """
         trained = self.per_lane(position.sums)
         scored = self.scored(position, "validation", configs) if self.dataset.validation else None
-        also = {f"{name}_": self.scored(position, name, configs) for name in self.config.data.also}
+        also = {split: self.scored(position, split, configs) for split in self.config.data.also}
         ended: list[dict[str, float | None] | None] = []
         for lane, config in enumerate(configs):
             found: dict[str, float | None] = dict(figures(config, trained[lane])) if config else {}
             of_validation: dict[str, float | None] = {**scored[lane]} if scored else dict.fromkeys(found)
             for split, rows in also.items():
-                of_validation |= {f"{split}{name}": value for name, value in rows[lane].items()}
+                of_validation |= {f"{split}_{name}": value for name, value in rows[lane].items()}
             ended.append(found | {f"val_{name}": value for name, value in of_validation.items()} if config else None)
         return ended
 
     def scored(
         self, position: Position, name: str, configs: Sequence[ExperimentConfig | None]
     ) -> list[dict[str, float]]:
-        """Loss and metrics on all of a split, for each lane. Names for the moving average start with `ema_`."""
+        """Loss and metrics on all of a split, for each lane. Names for the moving average start with `ema_`.
+
+        Empty for a lane whose config is None.
+        """
         sums = [("", self.evaluate(position, name))]
         if averaged := controllers.averaged(position.state):
             sums.append(("ema_", self.evaluate(position.holding(averaged, position.sums), name)))

@@ -136,7 +136,7 @@ def _live_line(epochs: int) -> Iterator[Progress]:
     )
     task = bar.add_task("compiling", total=None, epoch=1, steps="")
 
-    class LiveLine(Progress):  # It says itself that the programs are compiled.
+    class LiveLine(Progress):  # `compiling` does nothing, because the bar says "compiling" until the first update.
         def note(self, text: str) -> None:
             console.print(printable(text), soft_wrap=True)
 

@@ -51,6 +51,7 @@ class RunWriter:
         self.params_sha256: str | None = None
         """Digest of the parameters after the last logged epoch."""
         self._unsaved: tuple[int, dict[str, np.ndarray[Any, Any]], dict[str, Any]] | None = None
+        """The best state, if it is not on disk: its number of updates, arrays and meta."""
 
     def epoch_ended(self, record: EpochRecord, position: Position, order: np.ndarray[Any, Any]) -> None:
         """Log the epoch. If its score is the best so far, keep the state, which must be on the host."""
@@ -113,6 +114,7 @@ class RunLoop(Loop):
         tested = self.programs.scored(self.position, "test", self.configs)[0] if is_finished else {}
         self._is_sound(0, "test", tested.get("loss", 0.0))
         state = jax.device_get(self.position.state)
+        # The writer has hashed these parameters after the last epoch, unless the best epoch's have replaced them.
         trained_sha256 = (
             self.writer.params_sha256 if is_finished and self.writer and not restores(self.config) else None
         )

@@ -178,7 +178,10 @@ class Arithmetic:
         return product, self.guard(error + self.guard(x1 * y1))
 
     def scale(self, x: Array, n: Array | np.int32) -> Array:
-        """The value x * 2^n: exact, or 0 below 2^-126, or infinite. NaN becomes infinite."""
+        """The value x * 2^n: exact, or 0 below 2^-126, or infinite.
+
+        x must be finite, or a caller replaces the result: with n < 0, an infinity or a NaN becomes some finite number.
+        """
         b = bits(x)
         power = exponent(b)
         moved = power + n
@@ -186,7 +189,7 @@ class Arithmetic:
         return floats(select((power != 0) & (moved >= 255), (bits(x) & SIGN) | INFINITY, b))
 
     def reciprocal_seed(self, x: Array) -> Array:
-        """1 / x for x in [1, 2), with an error of at most 2^-13: Chebyshev's parabola and one step of Newton's."""
+        """1 / x for x in [1, 2), within 2^-13 of it, relatively: Chebyshev's parabola and one step of Newton's."""
         seed = self.guard(self.guard(x * np.float32(32 / 99)) - np.float32(144 / 99))
         seed = self.guard(self.guard(seed * x) + np.float32(210 / 99))
         error = self.guard(np.float32(1) - self.guard(x * seed))

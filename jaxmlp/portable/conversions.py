@@ -95,7 +95,7 @@ def to_float32(x: Array) -> Array:
 
 
 def from_float32(x: Array, dtype: Any) -> Array:
-    """Round to the nearest float of this type, ties to even, using integers."""
+    """Round a float32 to the nearest float of this type, ties to even."""
     dtype = np.dtype(dtype)
     if dtype == np.float32:
         return x
@@ -116,7 +116,7 @@ def from_float32(x: Array, dtype: Any) -> Array:
 
 
 def from_integers(a: Arithmetic, x: Array, dtype: Any) -> Array:
-    """Convert integers or booleans to floats. Products skip the empty slices of booleans."""
+    """Convert integers or booleans to floats of any size. Products skip the empty slices of booleans."""
     if x.dtype.itemsize > 4:
         raise Refused(f"portable has no {x.dtype}")
     result = from_float32(a.from_integers(x), dtype)

@@ -71,7 +71,7 @@ def literal(atom: Any) -> np.ndarray:
 
 
 def entering_literal(atom: Any) -> Array:
-    """The same number in the program. A subnormal number becomes 0 before the program has it."""
+    """The same number in the program. A subnormal float32 becomes 0 before the program has it."""
     x = literal(atom)
     return jnp.asarray(np.where(np.abs(x) < np.float32(2.0**-126), np.float32(0), x) if x.dtype == np.float32 else x)
 

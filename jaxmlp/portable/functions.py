@@ -85,7 +85,7 @@ TWO_OVER_PI = (0x00000000, 0xA2F9836E, 0x4E441529, 0xFC2757D1, 0xF534DDC0, 0xDB6
 """Bits of 2 / pi after the binary point, preceded by 32 zeros."""
 
 
-def _log2_e_reduced(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
+def _reduced_by_ln2(a: Arithmetic, x: Array) -> tuple[Array, Array, Array]:
     """The integer k, r and rest, with x = k ln(2) + r + rest and |r| <= ln(2) / 2, for |x| <= 200."""
     k = round_int(a.guard(x * LOG2_E))
     whole = k.astype(np.float32)
@@ -115,7 +115,7 @@ def _exp_of(a: Arithmetic, r: Array, rest: Value, k: Array) -> Array:
 
 def exp(a: Arithmetic, x: Array, halvings: int = 0) -> Array:
     """The exponential divided by 2^halvings; 0 if the result is below 2^-126."""
-    k, r, rest = _log2_e_reduced(a, _clamped(x, 110))
+    k, r, rest = _reduced_by_ln2(a, _clamped(x, 110))
     return _nan_kept(x, _exp_of(a, r, rest, k - halvings))
 
 
@@ -130,7 +130,7 @@ def exp2(a: Arithmetic, x: Array) -> Array:
 def expm1(a: Arithmetic, x: Array) -> Array:
     """exp(x) - 1."""
     clamped = _clamped(x, 110)
-    k, r, rest = _log2_e_reduced(a, clamped)
+    k, r, rest = _reduced_by_ln2(a, clamped)
     part = a.guard(r + a.guard(a.guard(a.guard(r * r) * a.horner(r, EXP)) + rest))
     few = clip_int(k, -30, 30)
     power = power_of_two(few)

@@ -74,7 +74,10 @@ def shift_of(largest: Array, count: int) -> Array:
 
 
 def cut(x: Array, shift: Array, count: int) -> list[Array]:
-    """Round x * 2^shift to the nearest integer, and cut it into `count` slices."""
+    """Round x * 2^shift to the nearest integer, and cut it into `count` slices.
+
+    Ties go away from 0. The float before a half becomes 1, because its sum with the half rounds.
+    """
     half = floats((bits(x) & SIGN) | bits_of(0.5))
     # The product is exact, so a fused multiply-add gives the same bits.
     whole = (x * power_of_two(shift) + half).astype(np.int32)
@@ -130,6 +133,7 @@ def whole_product(a: Arithmetic, x: Array, y: Array, contracted: int) -> Array:
 
 
 def _by_factors(a: Arithmetic, x: Array, y: Array, axis_x: int, axis_y: int, batch: tuple[int, ...]) -> Array:
+    """The exact int32 product, multiplied in the type `a.factors`. Floats need blocks of `FLOAT_BLOCK` terms."""
     numbers = (((axis_x,), (axis_y,)), (batch, batch))
     if a.factors == "int8":
         return lax.dot_general(x, y, numbers, preferred_element_type=np.int32)

@@ -58,7 +58,7 @@ def walk(
 
 
 def right_of(eqn: Any, values: Values) -> list[np.ndarray]:
-    """The results of one equation."""
+    """The results of one equation, of a call too. Loops have no operation here."""
     name = eqn.primitive.name
     if STRUCTURE.get(name) is call:
         return right(*called(eqn), values)
@@ -212,7 +212,14 @@ def _reduced(function: Any, x: np.ndarray, axes: Sequence[int]) -> np.ndarray:
     return found
 
 
-def _fill() -> dict[str, Callable[..., Any]]:
+def _broadcast_in_dim(params: Any, x: np.ndarray) -> np.ndarray:
+    shape = [1] * len(params["shape"])
+    for size, axis in zip(x.shape, params["broadcast_dimensions"], strict=True):
+        shape[axis] = size
+    return np.broadcast_to(x.reshape(shape), params["shape"])
+
+
+def _operations() -> dict[str, Callable[..., Any]]:
     plain: dict[str, Any] = {
         "add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply, "and": np.bitwise_and,
         "or": np.bitwise_or, "xor": np.bitwise_xor, "not": np.invert, "neg": np.negative, "abs": np.abs,
@@ -269,12 +276,5 @@ def _fill() -> dict[str, Callable[..., Any]]:
     }  # fmt: skip
 
 
-def _broadcast_in_dim(params: Any, x: np.ndarray) -> np.ndarray:
-    shape = [1] * len(params["shape"])
-    for size, axis in zip(x.shape, params["broadcast_dimensions"], strict=True):
-        shape[axis] = size
-    return np.broadcast_to(x.reshape(shape), params["shape"])
-
-
-OPERATIONS = _fill()
+OPERATIONS = _operations()
 """operation(parameters, *values) -> the result, or several results."""

@@ -200,7 +200,7 @@ def sort(a: Arithmetic, eqn: Any, *values: Array) -> list[Array]:
     return [from_order(key) if is_float(value) else key for key, value in zip(out, values, strict=True)]
 
 
-def top(a: Arithmetic, eqn: Any, x: Array) -> list[Array]:
+def top_k(a: Arithmetic, eqn: Any, x: Array) -> list[Array]:
     """The largest elements and their indices."""
     keys, places = unchanged(a, eqn, order(x))
     return [from_order(keys), places]
@@ -340,7 +340,7 @@ OF_ARRAYS: dict[str, Rule] = {
     "argmax": place_of_extreme,
     "argmin": place_of_extreme,
     "sort": sort,
-    "top_k": top,
+    "top_k": top_k,
 }
 """Functions of whole arrays, or with parameters."""
 

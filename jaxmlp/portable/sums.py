@@ -48,7 +48,7 @@ def _windows(x: Array, params: dict[str, Any], fill: Any) -> tuple[Array, list[i
     """The array x, padded with `fill` and dilated, and the number of windows on each axis."""
     spread = [(*pad, dilation - 1) for pad, dilation in zip(params["padding"], params["base_dilation"], strict=True)]
     x = lax.pad(x, np.asarray(fill, x.dtype), spread)
-    wide = [(size - 1) * step + 1 for size, step in _windows_of(params)]
+    wide = [(size - 1) * step + 1 for size, step in _sizes_and_dilations(params)]
     counts = [
         max(0, (size - reach) // stride + 1)
         for size, reach, stride in zip(x.shape, wide, params["window_strides"], strict=True)
@@ -56,8 +56,8 @@ def _windows(x: Array, params: dict[str, Any], fill: Any) -> tuple[Array, list[i
     return x, counts
 
 
-def _windows_of(params: dict[str, Any]) -> list[tuple[int, int]]:
-    """The size and dilation of a window on each axis."""
+def _sizes_and_dilations(params: dict[str, Any]) -> list[tuple[int, int]]:
+    """A window's size and dilation on each axis."""
     dilations = params.get("window_dilation") or (1,) * len(params["window_dimensions"])
     return list(zip(params["window_dimensions"], dilations, strict=True))
 
@@ -66,7 +66,7 @@ def window_sum(a: Arithmetic, x: Array, params: dict[str, Any]) -> Array:
     """The sum of each window, one axis after the other, the last axis first."""
     x, counts = _windows(x, params, 0)
     for axis in reversed(range(x.ndim)):
-        size, dilation = _windows_of(params)[axis]
+        size, dilation = _sizes_and_dilations(params)[axis]
         stride, count = params["window_strides"][axis], counts[axis]
         if size == 1 and stride == 1:
             continue
@@ -125,7 +125,7 @@ def select_and_gather_add(tangents: Array, operand: Array, params: dict[str, Any
     """The tangent at the position of each window's extreme element."""
     keys, counts = _window_keys(operand, params)
     values, _ = _windows(tangents, params, 0)
-    dilations = [step for _, step in _windows_of(params)]
+    dilations = [step for _, step in _sizes_and_dilations(params)]
     best: Array | None = None
     chosen = values
     for place in np.ndindex(*params["window_dimensions"]):

@@ -1,8 +1,8 @@
 """Which program is it? A jaxpr as a canonical text, which is the same wherever the same operations are traced.
 
-Calls are written out in place, and of branches for platforms the default, which portable takes. The text leaves out
-names, source positions, meshes, layouts and everything else that changes no bit of a portable program, and equations
-whose results are unused.
+Calls are written out in place. Of the branches for platforms, only the default is written, because portable takes it.
+The text leaves out equations whose results are unused, and everything that changes no bit of a portable program: names,
+source positions, meshes, layouts.
 """
 
 from __future__ import annotations
@@ -45,18 +45,14 @@ def text(function: Callable[..., Any], *arguments: Any) -> str:
 
 def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
     """The lines of a function: its arguments, the equations that its results need, its results."""
-    env: dict[Any, Any] = {}
     equations: list[tuple[Any, list[Any]]] = []
 
     def read(env: dict[Any, Any], atom: Any) -> Any:
         return _constant(literal(atom)) if isinstance(atom, core.Literal) else env[atom]
 
     def written_out(jaxpr: Any, consts: Sequence[Any], operands: Sequence[Any]) -> list[Any]:
-        inside = dict(zip(jaxpr.invars, operands, strict=True))
-        inside |= {var: _constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
-        return inline(jaxpr, inside)
-
-    def inline(jaxpr: Any, env: dict[Any, Any]) -> list[Any]:
+        env: dict[Any, Any] = dict(zip(jaxpr.invars, operands, strict=True))
+        env |= {var: _constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
         for eqn in jaxpr.eqns:
             operands = [read(env, atom) for atom in eqn.invars]
             if STRUCTURE.get(eqn.primitive.name) is call:
@@ -74,9 +70,8 @@ def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
             env.update(zip(eqn.outvars, results, strict=True))
         return [read(env, atom) for atom in jaxpr.outvars]
 
-    env = {var: (0, i) for i, var in enumerate(jaxpr.invars)}
-    env |= {var: _constant(value) for var, value in zip(jaxpr.constvars, consts, strict=True)}
-    results = inline(jaxpr, env)
+    # A value is its text, or the pair (number of its equation, number of the result). Equation 0 is the arguments.
+    results = written_out(jaxpr, consts, [(0, i) for i in range(len(jaxpr.invars))])
     needed = {result[0] for result in results if isinstance(result, tuple)}
     for number in range(len(equations), 0, -1):
         if number in needed:
@@ -99,6 +94,7 @@ def _lines(jaxpr: Any, consts: Sequence[Any], indent: str) -> Iterator[str]:
 
 
 def _name(eqn: Any) -> str:
+    """The primitive's name, with `_` for the `-` in names such as `scatter-add`."""
     return str(eqn.primitive.name).replace("scatter-", "scatter_")
 
 
