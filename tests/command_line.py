@@ -38,6 +38,14 @@ class Ended(NamedTuple):
 Program = Callable[..., Ended]
 
 
+def sweep_quickstart(out: Path, largest_rate: str) -> Path:
+    """Two seeds of six settings, on one hidden layer of 8 units; no runs are kept."""
+    small = ("--model.hidden-sizes", "8", "--epochs", "2", "--verbose", "0", "--seeds", "0:2")
+    vary = ("--set", f"optimizer.learning-rate=0.001,0.003,{largest_rate}", "--set", "batch-size=100,200")
+    assert main(["sweep", QUICKSTART, *small, *vary, "--out", str(out)]) == 0
+    return out
+
+
 @pytest.fixture
 def program(capsys: pytest.CaptureFixture[str]) -> Program:
     def run(*argv: str) -> Ended:

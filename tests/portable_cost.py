@@ -8,59 +8,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import statistics
 import sys
 import time
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from jaxmlp import MLP, train
-from jaxmlp.batches import DeviceSplit, epoch_order
 from jaxmlp.portable import portable
 from jaxmlp.proof.experiments import RELU_RMSPROP
 from jaxmlp.system import runtime
 
 UPDATES = 31
-WIDTHS = (512, 2048)
 PROGRAMS = {"float32": None, "1 slice": 1, "2 slices": 2, "3 slices": 3}
 
 
-class Seconds(NamedTuple):
-    """Of one update."""
-
-    cpu: float
-    wall: float
-
-
-def update_of(width: int, slices: int | None) -> Any:
-    """A function that makes `UPDATES` updates in one compiled program and returns their `Seconds`."""
-    precision = "portable" if slices else "float32"
-    model = MLP(hidden_sizes=(width, width), activation="relu", dropout_rate=0.2)
+def updates_of(width: int, slices: int | None) -> Any:
+    """A function that makes the updates in one program, and returns milliseconds of an update: of CPU, and in all."""
+    model, precision = MLP(hidden_sizes=(width, width), dropout_rate=0.2), "portable" if slices else "float32"
     config = dataclasses.replace(RELU_RMSPROP, model=model, precision=precision).on_data(10, UPDATES)
-    examples = UPDATES * config.batch_size
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8)
-    split = jax.device_put(DeviceSplit.of(DeviceSplit(images, rng.integers(0, 10, examples, np.int32))))
+    rng, examples = np.random.default_rng(0), UPDATES * config.batch_size
+    images, labels = rng.integers(0, 256, (examples, 28, 28, 1), np.uint8), rng.integers(0, 10, examples, np.int32)
+    split = jax.device_put(train.DeviceSplit.of(train.DeviceSplit(images, labels)))
     jax.clear_caches()
     with mock.patch.object(train, "portable", functools.partial(portable, slices=slices or 2)):
-        state = train.init_state(config, images[:1])
-        sums = train.zero_sums(config, state, split)
-        order = epoch_order(config, jax.numpy.int32(0), examples=examples)
-        bounds = np.int32(0), np.int32(UPDATES)
+        kept = [state := train.init_state(config, images[:1]), train.zero_sums(config, state, split)]
+        rest = split, train.epoch_order(config, np.int32(0), examples=examples), np.int32(0), np.int32(UPDATES)
         steps: Any = train.train_steps
-        program = steps.lower(config, state, sums, split, order, *bounds).compile()
-    kept = [state, sums]
+        program = steps.lower(config, *kept, *rest).compile()
 
-    def run() -> Seconds:
+    def run() -> tuple[float, float]:
         cpu, wall = time.process_time(), time.perf_counter()
-        *kept[:], _ = jax.block_until_ready(program(config, *kept, split, order, *bounds))
-        return Seconds((time.process_time() - cpu) / UPDATES, (time.perf_counter() - wall) / UPDATES)
+        *kept[:], _ = jax.block_until_ready(program(config, *kept, *rest))
+        return (time.process_time() - cpu) / UPDATES * 1e3, (time.perf_counter() - wall) / UPDATES * 1e3
 
     return run
 
@@ -68,21 +50,13 @@ def update_of(width: int, slices: int | None) -> Any:
 def main() -> None:
     runtime.configure("cpu")
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 9
-    for width in WIDTHS:
-        programs = {name: update_of(width, slices) for name, slices in PROGRAMS.items()}
-        found: dict[str, list[Seconds]] = {name: [] for name in programs}
-        for _ in range(rounds + 1):
-            for name, run in programs.items():
-                found[name].append(run())
+    for width in (512, 2048):
+        programs = [updates_of(width, slices) for slices in PROGRAMS.values()]
+        ms = np.asarray([[run() for run in programs] for _ in range(rounds + 1)])[1:]
+        times, ratios = np.median(ms, 0), np.median(ms / ms[:, :1], 0)
         print(f"784-{width}-{width}-10, medians of {rounds} x {UPDATES} updates")
-        float32 = found["float32"][1:]
-        for name, (_, *times) in found.items():
-            cpu, wall = (statistics.median(column) for column in zip(*times, strict=True))
-            of_cpu, of_wall = (
-                statistics.median(ours[i] / theirs[i] for ours, theirs in zip(times, float32, strict=True))
-                for i in (0, 1)
-            )
-            print(f"  {name:9} {cpu * 1e3:7.2f} ms of CPU ({of_cpu:.2f}) {wall * 1e3:7.2f} ms ({of_wall:.2f})")
+        for name, (cpu, wall), (of_cpu, of_wall) in zip(PROGRAMS, times, ratios, strict=True):
+            print(f"  {name:9} {cpu:7.2f} ms of CPU ({of_cpu:.2f} of float32) {wall:7.2f} ms ({of_wall:.2f})")
 
 
 if __name__ == "__main__":

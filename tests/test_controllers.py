@@ -102,9 +102,6 @@ def everything(plan: random.Random, **values: Any) -> ExperimentConfig:
     )
 
 
-# The rules.
-
-
 def recorded() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = json.loads(Path(__file__).with_name("keras_callbacks.json").read_text())["cases"]
     return found
@@ -170,9 +167,6 @@ def test_the_part_of_a_mixture_is_drawn_from_the_beta_distribution() -> None:
             assert abs((drawn < value).mean() - special.betainc(alpha, alpha, value)) < 0.032
 
 
-# Against NumPy.
-
-
 def numpys(config: ExperimentConfig) -> tuple[Any, Any]:
     """Kernel and bias of a softmax regression, and their moving averages, after a run of the experiment; float64."""
     on_data, rows = config.on_data(3, 8), noise().train
@@ -228,9 +222,6 @@ def test_weights_average_clipping_and_accumulation_are_numpys_after_200_updates(
             np.testing.assert_allclose(found["Dense_0"][name], leaf, rtol=2e-4, atol=2e-5)
 
 
-# The same bits.
-
-
 class Interrupt(Progress):
     """Stops a run after so many updates."""
 
@@ -283,9 +274,6 @@ def test_every_plan_of_interruptions_devices_and_lanes_ends_in_the_same_bits(see
     for name in ("digests.jsonl", f"checkpoints/{last}"):
         assert (kept / name).read_bytes() == (alone / name).read_bytes()
     assert verify(kept).damaged == ()
-
-
-# How a run ends.
 
 
 def test_a_run_that_restores_its_best_weights_can_be_verified_reproduced_and_loaded(tmp_path: Path) -> None:
@@ -428,9 +416,6 @@ def test_what_a_hook_raises_loses_nothing(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "run", write=False) as run:
         assert run.status == "interrupted"
     assert fit(run=tmp_path / "run", dataset=noise()).state_sha256 == fit(config, noise()).state_sha256
-
-
-# Going on.
 
 
 def test_a_finished_run_goes_on_to_the_bits_of_a_longer_one(tmp_path: Path) -> None:

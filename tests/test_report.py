@@ -17,6 +17,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from command_line import sweep_quickstart
 from refusals import assert_names
 from run_stand_in import READ_ONLY, refuse
 
@@ -30,7 +31,6 @@ from jaxmlp.run.directory import RunDirectory
 from jaxmlp.sweep.lanes import make_plan
 from jaxmlp.sweep.result import SeedSpread
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = "<script>alert('&')<"
 
 
@@ -194,11 +194,7 @@ def test_a_report_that_cannot_be_is_said_first_on_stderr(
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of six settings, two of which diverge; no runs are kept."""
-    out = tmp_path_factory.mktemp("sweep") / "sweep"
-    small = ("--model.hidden-sizes", "8", "--epochs", "2", "--verbose", "0", "--seeds", "0:2")
-    vary = ("--set", "optimizer.learning-rate=0.001,0.003,1e35", "--set", "batch-size=100,200")
-    assert main(["sweep", str(ROOT / "experiments" / "quickstart.py"), *small, *vary, "--out", str(out)]) == 0
-    return out
+    return sweep_quickstart(tmp_path_factory.mktemp("sweep") / "sweep", "1e35")
 
 
 def test_a_sweep_that_kept_no_runs_shows_what_its_lanes_left_and_says_what_is_missing(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import sweep_quickstart
 
 from jaxmlp.cli import main
 
 pytestmark = pytest.mark.browser
 
-ROOT = Path(__file__).parents[2]
 OpenPage = Callable[..., Any]
 WIDTHS = {"phone": 390, "desk": 1280}
 RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}}
@@ -22,11 +22,7 @@ RULES = {"runOnly": {"type": "tag", "values": ["wcag2a", "wcag2aa", "wcag21a", "
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds of six settings; no runs are kept."""
-    out = tmp_path_factory.mktemp("lanes") / "sweep"
-    small = ("--model.hidden-sizes", "8", "--epochs", "2", "--verbose", "0", "--seeds", "0:2")
-    vary = ("--set", "optimizer.learning-rate=0.001,0.003,0.01", "--set", "batch-size=100,200")
-    assert main(["sweep", str(ROOT / "experiments" / "quickstart.py"), *small, *vary, "--out", str(out)]) == 0
-    return out
+    return sweep_quickstart(tmp_path_factory.mktemp("lanes") / "sweep", "0.01")
 
 
 @pytest.fixture(scope="module", params=["one", "two", "sweep"])
