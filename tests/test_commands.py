@@ -187,6 +187,7 @@ def test_evaluate_agrees_with_what_training_told(program: Program, trained: str)
         ("predict {run} {here}/x.png", 4, "{here}/x.png"),
         ("predict {run} {here}", 4, "{here} .png .jpg"),
         ("train {quick} --metrics top_k --min-accuracy 0.5", 2, "--min-accuracy top_3"),
+        ("train {quick} --metrics top_k brier_score", 2, "'brier_score' --metrics A,B"),
         ("data prepair", 2, "status prepair prepare?"),
         ("data prepare mnits", 2, "--data.name mnist fashion_mnist mnist_5k 'mnits'"),
         ("train {quick} --grad-shards 8 --devices 3", 2, "--devices grad_shards 8 3 2 4"),

@@ -66,7 +66,9 @@ def parse_changes[Chosen: flags.Flags](
         others = sorted(other_kinds(found, flag))
         return f"{flag} needs another kind of part: add {' or '.join(others)}" if others else ""
 
-    return flags.parse(_with_config(kind, found), left, command, name, unknown=unknown)
+    lists = [f"--{field}" for field in _lists_of_parts(config) if f"--{field}" in words]
+    hint = f" Kinds are joined with commas: {lists[0]} A,B" if lists else ""
+    return flags.parse(_with_config(kind, found), left, command, name, hint=hint, unknown=unknown)
 
 
 def _loaded(path: Path, words: Sequence[str]) -> ExperimentConfig:
@@ -100,14 +102,12 @@ def _with_config[Chosen: flags.Flags](kind: type[Chosen], config: ExperimentConf
 
 def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
     """The config with the kinds of parts that flags such as `--optimizer adam` choose, and the remaining words."""
-    from jaxmlp.experiment.parts import role_of_several
     from jaxmlp.experiment.plain import roles_of, with_value
 
     left: list[str] = []
     chosen: dict[str, str] = {}
     waiting = iter([*words, None])
-    several = [item.name for item in dataclasses.fields(config) if role_of_several(config, item.name)]
-    known = {*roles_of(config), *several}
+    known = {*roles_of(config), *_lists_of_parts(config)}
     for word in waiting:
         if word is None:
             break
@@ -124,6 +124,13 @@ def _with_kinds(config: ExperimentConfig, words: Sequence[str]) -> tuple[Experim
     for path in sorted(chosen, key=lambda each: each.count(".")):
         config = with_value(config, path, chosen[path])
     return config, left
+
+
+def _lists_of_parts(config: ExperimentConfig) -> list[str]:
+    """Names of the fields that hold several parts, such as `metrics`."""
+    from jaxmlp.experiment.parts import role_of_several
+
+    return [item.name for item in dataclasses.fields(config) if role_of_several(config, item.name)]
 
 
 def other_kinds(config: ExperimentConfig, flag: str) -> Iterator[str]:

@@ -66,7 +66,10 @@ class GoOnFlags(ResumeFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(ResumeFlags):
-    """Train the CONFIG of an experiment's file; every value of it is a flag. Or continue a run: --resume DIR."""
+    """Train the CONFIG of an experiment's file, or continue a run: --resume DIR.
+
+    Every value of the config is a flag. Flags such as --optimizer adam or --metrics accuracy,top_k choose other parts.
+    """
 
     from_run: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Run whose last weights replace the initial weights: a folder or `last`."""
