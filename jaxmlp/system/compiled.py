@@ -14,11 +14,10 @@ import time
 from pathlib import Path
 
 import jax
-from jax._src import compilation_cache  # JAX has no public way to keep programs otherwise.
-from jax._src.compilation_cache_interface import CacheInterface
 
 from jaxmlp.errors import DiskError
 from jaxmlp.run import files
+from jaxmlp.system.private import CacheInterface, keep_programs
 
 DAY_S = 86_400.0
 """Age in seconds from which no process is still writing a program."""
@@ -30,8 +29,7 @@ def keep_in(folder: Path) -> None:
     """Let JAX keep compiled programs in a folder. Call it before JAX's first use."""
     with contextlib.suppress(OSError):
         files.remove_temporaries(folder, older_than_s=DAY_S)
-    compilation_cache.get_file_cache = lambda path: (CompiledPrograms(Path(path), _limit()), path)
-    compilation_cache.set_cache_dir(str(folder))
+    keep_programs(folder, lambda path: CompiledPrograms(path, _limit()))
 
 
 def _limit() -> float:

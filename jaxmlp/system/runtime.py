@@ -57,9 +57,9 @@ def prepare(device: Device = "auto", *, exact: bool = True) -> None:
 
 def is_up() -> bool:
     """Whether JAX has already started. Before `configure` was called, other code must have started it."""
-    from jax._src import xla_bridge  # JAX has no public function for this.
+    from jaxmlp.system import private
 
-    return bool(xla_bridge.backends_are_initialized())
+    return private.is_started()
 
 
 def _missing_flags(given: str) -> list[str]:
@@ -112,7 +112,9 @@ def _start(device: Device, cluster: Cluster | None, cpu_devices: int | None, exa
     """Start JAX on the device with the flags, if it has not started."""
     import jax
 
-    logging.getLogger("jax._src.xla_bridge").addFilter(_name_the_extra)
+    from jaxmlp.system import private
+
+    private.STARTS.addFilter(_name_the_extra)
     up, missing = is_up(), _missing_flags(os.environ.get("XLA_FLAGS", ""))
     prepare(device, exact=exact)
     said = (
