@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +109,15 @@ def programs_are_let_go() -> Iterator[None]:
 
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def compiled(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[str], int]]:
+    """How often a function of this name was compiled since the test began."""
+    import jax
+
+    with jax.log_compiles():
+        yield lambda name: sum(each.getMessage().startswith(f"Compiling jit({name})") for each in caplog.records)
 
 
 @pytest.fixture(scope="session")

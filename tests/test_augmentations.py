@@ -12,7 +12,7 @@ from refusals import refused
 from scipy import ndimage
 
 from jaxmlp import MLP, ConfigError, CutOut, Elastic, ExperimentConfig, Noise, Rotate, Scale, Shift, data, shards, train
-from jaxmlp.experiment.augmentations import _sampled
+from jaxmlp.experiment.augmentations import sampled
 from jaxmlp.experiment.parts import Batch
 from jaxmlp.prng import Stream, root_key, stream_key
 from jaxmlp.report.facts import DRAWS, PREVIEWED, preview
@@ -41,7 +41,7 @@ def test_an_augmentation_by_nothing_leaves_every_bit(none: Any, images: Any) -> 
 def test_pixels_come_from_their_places_by_bilinear_interpolation_and_are_zero_outside(images: Any) -> None:
     places = np.random.default_rng(1).uniform(-3, SIDE + 3, (2, COUNT, SIDE, SIDE)).astype(np.float32)
     batch = Batch(jnp.asarray(images), jnp.zeros(COUNT, jnp.int32), jnp.ones(COUNT))
-    found = np.asarray(_sampled(batch, jnp.asarray(places[0]), jnp.asarray(places[1])).inputs)
+    found = np.asarray(sampled(batch, jnp.asarray(places[0]), jnp.asarray(places[1])).inputs)
     for image, result, own in zip(images, found, places.swapaxes(0, 1), strict=True):
         for channel in range(2):
             # scipy cuts off at the border itself: a border of zeros gives the border's own pixels their neighbours.

@@ -314,7 +314,7 @@ def test_cost_is_fitted_where_three_sizes_or_more_of_the_base_were_timed() -> No
 def test_a_suite_varies_one_size_or_all(cross: bool) -> None:
     sizes: Any = {"batch_sizes": (128, 32, 512), "widths": (512, 128), "precisions": ("float32", "bfloat16")}
     chosen = dataclasses.replace(TINY, cross=cross, grad_shards=(1, 2), **sizes)
-    found = list(suite._combinations(chosen))
+    found = list(suite.combinations(chosen))
     assert len(found) == len(set(found))
     assert {(1, 1, "float32", 128, 512), (1, 2, "float32", 128, 512)} < set(found)
     assert (1, 2, "float32", 32, 512) not in found
@@ -460,7 +460,7 @@ def test_a_peer_trains_its_epochs_in_turns_and_alone(small_dataset: data.Dataset
 def test_a_peer_that_is_not_installed_is_left_out_with_a_word(
     small_dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race, "_is_installed", lambda *_: False)
+    monkeypatch.setattr(race, "is_installed", lambda *_: False)
     said: list[str] = []
     with pytest.raises(UsageError, match="no peer is installed"):
         race.race(ExperimentConfig(), small_dataset, ["torch"], pythons={}, tell=said.append)

@@ -57,7 +57,7 @@ def altered(rng: random.Random, content: bytes) -> bytes:
 
 def test_the_signed_bytes_are_those_of_the_dsse_specification(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "PAYLOAD", "http://example.com/HelloWorld")
-    assert certificate._signed(b"hello world") == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
+    assert certificate.signed_bytes(b"hello world") == b"DSSEv1 29 http://example.com/HelloWorld 11 hello world"
 
 
 def test_every_alteration_is_refused_and_named(

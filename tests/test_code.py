@@ -22,7 +22,7 @@ from refusals import assert_names, refused
 
 import jaxmlp
 from jaxmlp import MLP, ConfigError, DataConfig, ExperimentConfig, RunError, UsageError, data, fit
-from jaxmlp.engine.run_loop import RunLoop
+from jaxmlp.engine.progress import EpochLines
 from jaxmlp.errors import CodeError
 from jaxmlp.experiment.plain import to_plain
 from jaxmlp.proof.verify import verify
@@ -274,15 +274,11 @@ ACCEPT, HELPED = "--accept-changed-code", "lion_rule.py"
 def test_a_run_stopped_by_a_signal_tells_how_it_goes_on_to_the_same_bits(
     run: Path, files: Path, tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = RunLoop._epoch_ended
-
-    def stop_once(self: Any, *arguments: Any) -> Any:
-        why_ended = real(self, *arguments)
+    def stop_once(*arguments: Any) -> None:
         signal.raise_signal(signal.SIGTERM)
-        return why_ended
 
     with monkeypatch.context() as patch:
-        patch.setattr(RunLoop, "_epoch_ended", stop_once)
+        patch.setattr(EpochLines, "epoch_ended", stop_once)
         ended = program("train", str(files), "--out", str(tmp_path / "killed"))
     assert ended.code == 128 + signal.SIGTERM
     go_on = f"jaxmlp train --resume {tmp_path / 'killed'} --experiment {files} --experiment {files.parent / HELPED}"
@@ -516,7 +512,7 @@ def test_a_data_set_that_a_file_registers_is_found_by_that_file_and_binds_no_bit
     path = tmp_path / "run"
     RunDirectory.create(path, experiment, facts).close()
     assert "code" not in facts["binding"] and facts["not_binding"]["data_code"]["exp.py"] == sha256(file)
-    monkeypatch.setattr(data.catalog, "_registered", {})
+    monkeypatch.setattr(data.catalog, "user_data", {})
     ended = program("train", "--resume", str(path))
     assert ended.code == 5 and ended.stderr.rstrip().endswith(f"jaxmlp train --resume {path} --experiment exp.py")
     assert_names(ended.stderr, path, "noise", "exp.py")

@@ -185,7 +185,7 @@ def test_an_unknown_data_set_is_refused_with_the_known_and_the_nearest() -> None
 
 
 def test_a_new_data_set_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jaxmlp.data.catalog._registered", {})
+    monkeypatch.setattr("jaxmlp.data.catalog.user_data", {})
     data.register("squares", lambda: ((GREY, [0, 1, 2, 3, 4]), (GREY[:2], [0, 1])))
     dataset = load("squares", validation=0.4)
     assert (dataset.name, len(dataset.train.targets), dataset.num_classes) == ("squares", 3, 5)

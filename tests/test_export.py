@@ -247,7 +247,7 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(
 
 
 def test_no_package_leaves_an_identifier_behind(tmp_path: Path) -> None:
-    code = "from jaxmlp.export import onnx; onnx._packages()"
+    code = "from jaxmlp.export import onnx; onnx.packages()"
     # In a CI, onnxruntime leaves no identifier anyway.
     kept = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
     subprocess.run([sys.executable, "-c", code], env=kept | {"HOME": str(tmp_path), "XDG_CACHE_HOME": ""}, check=True)

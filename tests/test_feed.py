@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -50,10 +52,10 @@ def test_streamed_data_gives_the_bits_of_resident_data(rows: int, dataset: data.
 
 
 def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_more_than_fits(
-    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch
+    dataset: data.Dataset, monkeypatch: pytest.MonkeyPatch, compiled: Callable[[str], int]
 ) -> None:
     steps, evaluate, sent = train.train_steps, train.evaluate, set()
-    pieces, piece = [], feed.Feed._piece
+    pieces, piece = [], feed.Feed.piece
 
     def watch(function: Any, place: int) -> Any:
         def watched(*arguments: Any, **static: Any) -> Any:
@@ -63,8 +65,7 @@ def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_mor
         watched.lower = function.lower  # type: ignore[attr-defined]
         return watched
 
-    for function in (steps, evaluate):
-        function.clear_cache()  # type: ignore[attr-defined]
+    jax.clear_caches()
     monkeypatch.setattr(train, "train_steps", watch(steps, 3))
     monkeypatch.setattr(train, "evaluate", watch(evaluate, 3))
 
@@ -72,9 +73,9 @@ def test_streaming_compiles_one_program_more_and_sends_each_piece_once_of_no_mor
         pieces.append(first)
         return piece(self, order, first)
 
-    monkeypatch.setattr(feed.Feed, "_piece", sends)
+    monkeypatch.setattr(feed.Feed, "piece", sends)
     monkeypatch.setattr(loop.Loop, "chunk_s", 1e-9)  # One update a chunk, several chunks a piece.
     fitting.fit(CONFIG, dataset, resident_bytes=4 * BATCH * IMAGE_BYTES)
     assert sent == {2 * BATCH, EVAL_ROWS}
     assert pieces == [0, *[0, 2, 4] * 2]  # The first one for the compilation.
-    assert [function._cache_size() for function in (steps, evaluate)] == [1, 1]  # type: ignore[attr-defined]
+    assert (compiled("train_steps"), compiled("evaluate")) == (1, 1)

@@ -46,7 +46,7 @@ def tiny() -> Iterator[None]:
     splits = [(rng.integers(0, 256, (n, 4, 4), np.uint8), np.arange(n) % 3) for n in (30, 12)]
     data.register("tiny", lambda: (splits[0], splits[1]))
     yield
-    catalog._registered.pop("tiny")
+    catalog.user_data.pop("tiny")
 
 
 def imported(name: str, path: Path, *flags: str) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.extend.random import threefry_2x32
 
 from jaxmlp import layers, prng
@@ -24,7 +25,12 @@ def random_factors(dtype: str, features: int) -> list[np.ndarray]:
 
 @WIDTHS
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(dtype: str, features: int) -> None:
+@pytest.mark.parametrize("as_elsewhere", [False, True])
+def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(
+    as_elsewhere: bool, dtype: str, features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if as_elsewhere:
+        monkeypatch.setattr(lax, "platform_dependent", lambda *values, cpu, default: default(*values))
     x, kernel, grads = random_factors(dtype, features)
     found, pull_back = jax.vjp(lambda x, kernel: layers.product(x, kernel, dtype), *map(jnp.float32, (x, kernel)))
     for given, expected in zip(
@@ -33,15 +39,6 @@ def test_a_product_and_its_gradients_are_float32_sums_of_exact_factors(dtype: st
         assert given.dtype == jnp.float32
         # Up to 33 float32 roundings of sums below 32.
         np.testing.assert_allclose(given, expected, rtol=0, atol=33 * 32 * 2.0**-24)
-
-
-@WIDTHS
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_gradients_of_every_platform_are_the_same_products(dtype: str, features: int) -> None:
-    factors = [jnp.asarray(factor, dtype) for factor in random_factors(dtype, features)]
-    of_cpus = layers._gradients_in_order if dtype == "float32" else layers._gradients_by_rows
-    for on_cpu, plain in zip(of_cpus(*factors), layers._gradients(*factors), strict=True):
-        np.testing.assert_allclose(on_cpu, plain, rtol=0, atol=33 * 32 * 2.0**-24)
 
 
 def test_factors_are_rounded_to_the_precision_and_sums_are_not() -> None:

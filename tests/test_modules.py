@@ -368,8 +368,7 @@ def test_a_resumed_run_has_the_bits_of_an_uninterrupted_run(name: str, tmp_path:
 
 def _with_code(path: Path, config: ExperimentConfig) -> RunDirectory:
     run = RunDirectory.open(path, write=False)
-    run._config = config
-    return run
+    return RunDirectory(path, config, run.plain_config, run.manifest, None)
 
 
 def test_a_summary_shows_the_layers_of_the_module_that_trains() -> None:

@@ -274,7 +274,7 @@ def test_a_rerun_of_a_seed_is_no_other_seed() -> None:
     (two,) = groups.group(runs)
     assert two.name == "experiment, 2 seeds"
     assert two.spread("test_accuracy") == SeedSpread.of([0.9, 0.8])
-    assert page_of._command(two) == "jaxmlp sweep again.py --seeds 0,1 --keep-runs"
+    assert page_of.command_of(two) == "jaxmlp sweep again.py --seeds 0,1 --keep-runs"
     (one,) = groups.group(runs[:2])
     assert one.name == "experiment, 2 runs of seed 0"
     assert one.spread("test_accuracy") == SeedSpread.of([0.9])

@@ -191,7 +191,7 @@ def test_in_portable_precision_numpy_says_whether_the_run_or_this_machine_is_wro
         before = training.step
         advance(training, step, **ends)
         if before < flip.step <= step:
-            training._position.state = flip.of(training._position.state)
+            training.position.state = flip.of(training.position.state)
 
     monkeypatch.setattr(Training, "advance", wrong)
     named = WrongPrimitive("dot_general", ("float32[2,2]",), (0, 0), "1", "2", None)

@@ -96,7 +96,7 @@ def race(
         peers, workers = [], []
         for name in names:
             python = pythons.get(name.split("-")[0], Path(sys.executable))
-            if not _is_installed(name.split("-")[0], python, folder):
+            if not is_installed(name.split("-")[0], python, folder):
                 tell(f"{name}: not installed for {python.name}; left out")
                 continue
             peer = Peer(name=name)
@@ -160,7 +160,8 @@ def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
         raise ConfigError("optimizer", f"{wanted}, got {where(optimizer)} and {where(model)}")
 
 
-def _is_installed(library: str, python: Path, folder: Path) -> bool:
+def is_installed(library: str, python: Path, folder: Path) -> bool:
+    """Whether a Python has the library. `folder` gets what the library writes."""
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
     return not subprocess.run([python, "-c", code], env=_environment(library, "auto", folder), check=False).returncode
 

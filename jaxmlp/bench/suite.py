@@ -216,7 +216,7 @@ class SteppedTraining:
 def _steady(suite: Suite, *, counted: bool) -> Iterator[TimedProgram]:
     """Steps, evaluations, epochs and runs. `counted` also counts their work, which takes longer than to make them."""
     dataset = random_dataset(suite.examples[0], suite.eval_examples)
-    for devices, grad_shards, precision, batch_size, width in _combinations(suite):
+    for devices, grad_shards, precision, batch_size, width in combinations(suite):
         config = _config(suite, batch_size, width, precision, grad_shards)
         trainer = SteppedTraining(config, dataset, devices)
         step = (step_work(config, dataset.facts) if counted else Work(0, 0))._asdict()
@@ -247,7 +247,7 @@ def _sweeps(suite: Suite) -> Iterator[TimedProgram]:
         yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
 
 
-def _combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
+def combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
     """Devices, gradient shards, precision, batch size and width of each timed training."""
     base = ((1, 1), suite.precisions[0], suite.batch_sizes[0], suite.widths[0])
     # A shard must have at least two rows.

@@ -53,7 +53,7 @@ def run(argv: Sequence[str]) -> Answer:
     for folder in (chosen.out, chosen.profile):
         if folder:
             _make(folder)
-    base = _read(chosen.compare) if chosen.compare else None
+    base = read_benchmark(chosen.compare) if chosen.compare else None
     if chosen.self_check:
         runtime.configure(chosen.device)
         return _self_check()
@@ -125,7 +125,12 @@ def _part(text: str) -> float:
     return percent / 100
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_benchmark(path: Path) -> dict[str, Any]:
+    """The JSON document that `bench --json` printed.
+
+    Raises:
+        UsageError: The file cannot be read, or holds something else.
+    """
     try:
         document = parse_json(path.read_bytes())
     except OSError as error:

@@ -23,12 +23,13 @@ EMBEDDED = "mnist_5k"
 
 Splits: TypeAlias = tuple[Pair, Pair] | tuple[Pair, Pair, Mapping[str, Pair]]
 """Pairs for train and test, and optionally further splits by name."""
-_registered: dict[str, Callable[[], Splits]] = {}
+user_data: dict[str, Callable[[], Splits]] = {}
+"""The functions of registered data sets, by name."""
 
 
 def names() -> list[str]:
     """Names of the known data sets."""
-    return [*official.SOURCES, EMBEDDED, *_registered]
+    return [*official.SOURCES, EMBEDDED, *user_data]
 
 
 def register(name: str, function: Callable[[], Splits]) -> None:
@@ -44,12 +45,12 @@ def register(name: str, function: Callable[[], Splits]) -> None:
     """
     if name in official.SOURCES or name == EMBEDDED:
         raise ConfigError("data.name", f"must be a new name, got {name!r}, which jaxmlp uses already")
-    _registered[name] = function
+    user_data[name] = function
 
 
 def registered(name: str) -> Callable[[], Splits] | None:
     """The function registered as the data set `name`, or None."""
-    return _registered.get(name)
+    return user_data.get(name)
 
 
 def _say(line: str) -> None:
@@ -79,8 +80,8 @@ def load(
     """
     name = config.name
     _check_known(name)
-    if name in _registered:
-        train, test, *others = _registered[name]()
+    if name in user_data:
+        train, test, *others = user_data[name]()
         return from_arrays(train, test, validation=config.validation, name=name, others=others[0] if others else None)
     if name == EMBEDDED:
         loaded = prepared.Loaded(*embedded.load(), embedded.SHA256)
@@ -135,7 +136,7 @@ def _folders(manual_dir: StrPath | None, data_dir: StrPath | None) -> tuple[Path
 
 
 def _status(name: str, manual_dir: StrPath | None, data_dir: StrPath | None) -> Status:
-    if name in _registered:
+    if name in user_data:
         return Status(name, "a registered function", True, 0, None)
     try:
         if name == EMBEDDED:

@@ -85,11 +85,11 @@ class Feed:
             return Updates(self.resident, order, start, stop)
         first = start - start % self.steps
         if not self._sent or self._sent[0] is not order or self._sent[1] != first:
-            self._sent = order, first, *self._piece(order, first)
+            self._sent = order, first, *self.piece(order, first)
         _, _, examples, places = self._sent
         return Updates(examples, places, start - first, stop - first)
 
-    def _piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.DeviceSplit, Any]:
+    def piece(self, order: Int[Array, "*lanes padded"], first: int) -> tuple[train.DeviceSplit, Any]:
         """The examples of the updates from `first` on, and their positions there, padded to a whole piece."""
         orders = jax.device_get(order).reshape(self._lanes or 1, -1)
         rows = np.full((len(orders), self.steps * self.batch_size), train.PADDING, np.int32)

@@ -31,7 +31,7 @@ class Shift(Augmentation):
         """The shifted images."""
         rows, columns = _grid(batch)
         by = jax.random.randint(key, (2, rows.shape[0], 1, 1), -self.pixels, self.pixels + 1).astype(jnp.float32)
-        return _sampled(batch, rows - by[0], columns - by[1])
+        return sampled(batch, rows - by[0], columns - by[1])
 
 
 class Rotate(Augmentation):
@@ -49,7 +49,7 @@ class Rotate(Augmentation):
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         down, right = ((side - 1) / 2 for side in rows.shape[1:])
         rows, columns = rows - down, columns - right
-        return _sampled(batch, cos * rows - sin * columns + down, sin * rows + cos * columns + right)
+        return sampled(batch, cos * rows - sin * columns + down, sin * rows + cos * columns + right)
 
 
 class Scale(Augmentation):
@@ -66,7 +66,7 @@ class Scale(Augmentation):
         factor = 1 + self.part * jax.random.uniform(key, (rows.shape[0], 1, 1), minval=-1, maxval=1)
         inverse = 1 / factor
         down, right = ((side - 1) / 2 for side in rows.shape[1:])
-        return _sampled(batch, (rows - down) * inverse + down, (columns - right) * inverse + right)
+        return sampled(batch, (rows - down) * inverse + down, (columns - right) * inverse + right)
 
 
 class Elastic(Augmentation):
@@ -88,7 +88,7 @@ class Elastic(Augmentation):
         noise = jax.random.normal(key, (2, *rows.shape))
         smooth = [jnp.asarray(_gaussian(side, self.smoothness)) for side in rows.shape[1:]]
         moved = self.pixels * jnp.einsum("hi,dbij,wj->dbhw", smooth[0], noise, smooth[1])
-        return _sampled(batch, rows + moved[0], columns + moved[1])
+        return sampled(batch, rows + moved[0], columns + moved[1])
 
 
 class Noise(Augmentation):
@@ -139,7 +139,7 @@ def _grid(batch: Batch) -> tuple[Float[Array, "batch height width"], Float[Array
     return rows, columns
 
 
-def _sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Float[Array, "..."]) -> Batch:
+def sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Float[Array, "..."]) -> Batch:
     """Images that take each pixel from the given position of `batch`, by bilinear interpolation."""
     images = _images(batch)
     count, height, width, channels = images.shape

@@ -31,7 +31,12 @@ OPERATORS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
 """ONNX operator of each activation. silu is built from two operators; linear needs none."""
 
 
-def _packages() -> tuple[ModuleType, ModuleType]:
+def packages() -> tuple[ModuleType, ModuleType]:
+    """Import onnx and onnxruntime, which then send no telemetry.
+
+    Raises:
+        UsageError: One of them is not installed.
+    """
     # On import, its Linux builds write an identifier into the user's cache and send it with telemetry events.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -45,7 +50,7 @@ def _packages() -> tuple[ModuleType, ModuleType]:
 def write(path: Path, model: Model) -> None:
     """Write `images`, float32 [batch, height, width, channels], unscaled, to `probabilities` [batch, classes]."""
     layers = dense_layers(model)
-    onnx, _ = _packages()
+    onnx, _ = packages()
     helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
     nodes, weights = [helper.make_node("Flatten", ["images"], ["flat"], axis=1)], []
     x = "flat"
@@ -83,7 +88,7 @@ def write(path: Path, model: Model) -> None:
 
 def answers(path: Path, model: Model, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The answers of ONNX Runtime from the file, on the CPU."""
-    _, onnxruntime = _packages()
+    _, onnxruntime = packages()
     try:
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no common parent

@@ -52,7 +52,7 @@ def certify(run: str | Path, key: Path) -> bytes:
     if not found.ended:
         raise RunError(f"{run} has not ended, so its files have no hashes yet. Certify it after its end.")
     body = json.dumps(_statement(Path(run))).encode()
-    signature = {"keyid": key_id(secret.public_key()), "sig": _in_base64(secret.sign(_signed(body)))}
+    signature = {"keyid": key_id(secret.public_key()), "sig": _in_base64(secret.sign(signed_bytes(body)))}
     return _text({"payload": _in_base64(body), "payloadType": PAYLOAD, "signatures": [signature]})
 
 
@@ -173,7 +173,7 @@ def _check_signature(certificate: Path, public_key: Path, keyid: str, signature:
     except Exception:  # The library raises various errors for bytes that are not a key.
         raise UsageError(f"{public_key} is not an ed25519 public key in PEM. {MAKE_A_KEY}") from None
     try:
-        key.verify(signature, _signed(body))
+        key.verify(signature, signed_bytes(body))
     except invalid:
         raise CheckFailed(f"{certificate} is not signed by {public_key}, or was altered.") from None
     if keyid != key_id(key):
@@ -209,7 +209,7 @@ def _file(path: Path, limit: int) -> bytes:
         raise UsageError(str(error)) from None
 
 
-def _signed(body: bytes) -> bytes:
+def signed_bytes(body: bytes) -> bytes:
     """The bytes that DSSE signs: type and body, each preceded by its length."""
     return b"DSSEv1 %d %s %d %s" % (len(PAYLOAD), PAYLOAD.encode(), len(body), body)
 

@@ -47,7 +47,8 @@ class Training:
         check_data(config, dataset)
         mesh = shards.make_mesh(shards.pick_devices(config.grad_shards, devices))
         self._programs = Programs(config, dataset, mesh, resident_bytes, start)
-        self._position = self._programs.first()
+        self.position = self._programs.first()
+        """State and place in the epoch."""
         self.config = config
         self.on_data = self._programs.config
         self.devices: int = mesh.size
@@ -58,12 +59,12 @@ class Training:
 
     def compiled_sha256(self) -> str:
         """Hash of the compiled program, as in a run's manifest."""
-        return self._programs.compiled_sha256(self._position, self._programs.order(1))
+        return self._programs.compiled_sha256(self.position, self._programs.order(1))
 
     @property
     def step(self) -> int:
         """Number of updates made."""
-        return self._position.step
+        return self.position.step
 
     def start_at(self, arrays: Mapping[str, np.ndarray[Any, Any]], meta: Mapping[str, Any]) -> None:
         """Move to the position of a checkpoint.
@@ -71,19 +72,19 @@ class Training:
         Raises:
             RunError: The checkpoint has other shapes, or holds no position.
         """
-        self._position = self._programs.placed(self._programs.first().restored(as_trained(arrays), meta))
+        self.position = self._programs.placed(self._programs.first().restored(as_trained(arrays), meta))
 
     def mark(self) -> Position:
         """The current position, to go back to."""
-        return self._programs.copied(self._position)
+        return self._programs.copied(self.position)
 
     def go_back(self, mark: Position) -> None:
         """Go back to where `mark` was taken. `mark` stays valid."""
-        self._position = self._programs.copied(mark)
+        self.position = self._programs.copied(mark)
 
     def state(self) -> train.TrainState:
         """The state, on the host."""
-        state: train.TrainState = jax.device_get(self._position.state)
+        state: train.TrainState = jax.device_get(self.position.state)
         return state
 
     def epoch_of(self, step: int) -> int:
@@ -106,11 +107,11 @@ class Training:
             ends: Whether the run ended there, if `step` lies within an epoch.
         """
         epoch, self.made = self.epoch_of(step), self.made + max(0, step - self.step)
-        self._programs.advance_to(self._position, epoch, step - (epoch - 1) * self.steps_per_epoch)
-        if self._position.done == self.steps_per_epoch or (ends and self._position.done):
-            self._programs.end_epoch(self._position)
+        self._programs.advance_to(self.position, epoch, step - (epoch - 1) * self.steps_per_epoch)
+        if self.position.done == self.steps_per_epoch or (ends and self.position.done):
+            self._programs.end_epoch(self.position)
 
     def test(self) -> dict[str, float]:
         """Loss and metrics on the test examples, with names such as `test_loss`."""
-        found = figures(self.config, self._programs.evaluate(self._position, "test")[0])
+        found = figures(self.config, self._programs.evaluate(self.position, "test")[0])
         return {f"test_{name}": value for name, value in found.items()}

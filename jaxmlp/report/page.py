@@ -156,7 +156,7 @@ def _render(
     found.globals |= {
         "about": about,
         "code_of": code_of,
-        "command": _command,
+        "command": command_of,
         "counted": _counted,
         "experiment_file": experiment_file,
         "median": statistics.median,
@@ -190,7 +190,7 @@ def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + "s" * (count != 1)
 
 
-def _command(group: RunGroup) -> str:
+def command_of(group: RunGroup) -> str:
     """The command that trains a group again from an experiment file."""
     seeds = dict.fromkeys(run.config.seed for run in group.runs)
     if len(seeds) == 1 and not any(run.lane for run in group.runs):

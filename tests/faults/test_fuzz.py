@@ -422,7 +422,9 @@ def test_benchmark(tmp_path: Path) -> None:
 
     def feed(hostile: bytes) -> str:
         path.write_bytes(hostile)
-        return outcome(lambda: compare_benchmarks(bench._read(path), here, limit=0.05, across_devices=True), UsageError)
+        return outcome(
+            lambda: compare_benchmarks(bench.read_benchmark(path), here, limit=0.05, across_devices=True), UsageError
+        )
 
     fuzz("benchmark", as_json([here]), feed, 100)
 
