@@ -55,7 +55,7 @@ chromium:
 
 test-browser: $(READY) chromium site
 	@$(INSTALL) playwright==1.65.2 axe-playwright-python==0.1.8
-	$(BIN)/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -m browser --numprocesses auto --maxprocesses 2 --dist loadfile tests/browser
 
 # With PYTHON=..., that interpreter and its packages are used as they are, and no environment is made.
 ifeq ($(origin PYTHON),command line)
