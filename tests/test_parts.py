@@ -304,6 +304,5 @@ def test_an_experiment_that_is_built_twice_compiles_once(
         )
 
     fit(build(0), dataset)
-    before = compiled("train_steps")
     fit(build(1), dataset)
-    assert compiled("train_steps") == before
+    assert compiled("train_steps") == 1

@@ -252,11 +252,12 @@ def test_zeros_nan_and_subnormal_numbers_have_one_form() -> None:
     for out in portable(bits)(x):
         words = set(np.asarray(out).tolist())
         assert words <= {0x7FC00000, 0, 0x7F800000, -0x800000, 0x3F800000}, words
-    tests = made_portable(lambda x: (jnp.isnan(x), jnp.isinf(x), x != x, x == 0))(x)
+    tests = made_portable(lambda x: (jnp.isnan(x), jnp.isinf(x), x != x, x == 0, lax.eq_to_p.bind(x, jnp.abs(x))))(x)
     assert np.asarray(tests[0]).tolist() == [True] * 3 + [False] * 6
     assert np.asarray(tests[1]).tolist() == [False] * 6 + [True, True, False]
     assert np.asarray(tests[2]).tolist() == [True] * 3 + [False] * 6
     assert np.asarray(tests[3]).tolist() == [False] * 3 + [True] * 3 + [False] * 3
+    assert np.asarray(tests[4]).tolist() == [True] * 7 + [False, True]
 
 
 def test_conversions_out_of_range_and_wide_shifts_are_defined() -> None:

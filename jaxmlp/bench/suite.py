@@ -254,7 +254,7 @@ def combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
     counts = range(1, jax.device_count() + 1)
     most = max(n for n in counts if n == 1 or not any(size % n or size < 2 * n for size in suite.batch_sizes))
     sharing = [*((1, count) for count in suite.grad_shards), *([(most, most)] if most > 1 else [])]
-    for found in itertools.product(*(sharing, suite.precisions, suite.batch_sizes, suite.widths)):
+    for found in itertools.product(sharing, suite.precisions, suite.batch_sizes, suite.widths):
         differs = sum(one != other for one, other in zip(found, base, strict=True))
         if differs < 2 or (suite.cross and found[0] == (1, 1)):
             yield (*found[0], *found[1:])

@@ -38,9 +38,8 @@ def eval_work(config: ExperimentConfig, facts: data.Facts, examples: int) -> Wor
     found = summary(dataclasses.replace(config, batch_size=rows), facts)
     params = found.params_bytes * -(-examples // rows)
     activations = 2 * found.activations_bytes * examples // rows
-    return Work(
-        found.flops_per_evaluation * examples // rows, params + activations + (examples * _example_bytes(facts))
-    )
+    read = examples * _example_bytes(facts)
+    return Work(found.flops_per_evaluation * examples // rows, params + activations + read)
 
 
 def _example_bytes(facts: data.Facts) -> int:

@@ -168,7 +168,8 @@ def check_devices(config: ExperimentConfig, devices: int, lanes: int | None) -> 
     of, number = ("lanes", lanes) if lanes else ("grad_shards", config.grad_shards)
     if number % devices:
         works = [count for count in range(1, number + 1) if number % count == 0]
-        nearest = " and ".join(map(str, sorted(sorted(works, key=lambda count: abs(count - devices))[:2])))
+        near = sorted(sorted(works, key=lambda count: abs(count - devices))[:2])
+        nearest = " and ".join(map(str, near))
         raise ConfigError("devices", f"must divide {of} {number}, got {devices}. The nearest: {nearest}")
 
 
