@@ -1,8 +1,9 @@
 """`make test-instrument`: can `jaxmlp bench --compare` be trusted on this machine?
 
-It times pairs of whole quick suites of the same program. No row may be judged different, and few rows may be unstable.
-Each suite also times the base's step, epoch and sweep with a slow-down of 10 %. In each pair, one of these slowed rows
-of the second suite, in turn, replaces the real row, and must be judged slower.
+It times whole quick suites of the same program, and compares each with the suite before it. No row may be judged
+different, and few rows may be unstable. Each suite also times the base's step, epoch and sweep with a slow-down of
+10 %. In each pair, one of these slowed rows of the second suite, in turn, replaces the real row, and must be judged
+slower.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ FOUND = 0.95
 def main() -> int:
     """Time and judge the pairs. Returns exit code 3 if `--compare` cannot be trusted on this machine, otherwise 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=20, help="of quick suites")
+    parser.add_argument("--pairs", type=int, default=20, help="of suites; there is one suite more than pairs")
     parser.add_argument("--processes", type=int, help="of each suite; by default its own number")
     parser.add_argument("--out", type=Path, default=Path("instrument.json"), help="all that was found")
     chosen = parser.parse_args()
     if chosen.pairs < 1:
         parser.error(f"--pairs must be at least 1, got {chosen.pairs}")
-    began, pairs = time.perf_counter(), []
+    suites, pairs = [measured(chosen.processes)], []
+    units = {row["key"]: row["units"] for row in suites[0]["rows"]}
+    began = time.perf_counter()
     for number in range(chosen.pairs):
-        base = measured(chosen.processes)
-        here = measured(chosen.processes, {row["key"]: row["units"] for row in base["rows"]})
-        pairs.append(judged(base, here, STAGES[number % len(STAGES)]))
-        chosen.out.write_text(json.dumps({"pairs": pairs, "machine": here["machine"], "manifest": here["manifest"]}))
+        suites.append(measured(chosen.processes, units))
+        pairs.append(judged(*suites[-2:], STAGES[number % len(STAGES)]))
+        chosen.out.write_text(json.dumps({"pairs": pairs, "suites": suites}))
         took = time.perf_counter() - began
         left = took / (number + 1) * (chosen.pairs - number - 1)
         print(f"pair {number + 1} of {chosen.pairs}: {told(pairs[-1])}; {left / 60:.0f} minutes more", flush=True)
@@ -62,7 +64,7 @@ def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict
     key = planted["key"].removeprefix("planted ")
     (row,) = (row for row in slowed["rows"] if row["key"] == key)
     row["process_s"] = planted["process_s"]
-    equal, injected = (compare_benchmarks(without_plants(base), one, limit=LIMIT) for one in (real, slowed))
+    equal, injected = (compare_benchmarks(without_plants(base), one, limit=LIMIT).rows for one in (real, slowed))
     (found,) = (one for one in injected if one.key == key)
     return {
         "false": [one._asdict() for one in equal if one.verdict in ("slower", "faster")],
@@ -96,9 +98,9 @@ def verdict(pairs: list[dict[str, Any]]) -> int:
         low, high = binomtest(count, len(pairs)).proportion_ci(method="exact")
         print(f"pairs {what}: {count} of {len(pairs)}, 95 % interval {low:.3f} to {high:.3f}")
     print(f"rows unstable: {unstable:.1%} of {rows}")
-    noisy = sum(one["noisy"] for pair in pairs for one in pair["noise"])
+    noisy = sum(any(one["noisy"] for one in pair["noise"]) for pair in pairs)
     if noisy:
-        print(f"suites on a noisy machine: {noisy} of {2 * len(pairs)}. Measure again when it is quiet.")
+        print(f"pairs on a noisy machine: {noisy} of {len(pairs)}. Measure again when it is quiet.")
     return 0 if not false and unstable <= UNSTABLE and found >= FOUND * len(pairs) else 3
 
 

@@ -1,8 +1,13 @@
 """Which rows of a benchmark are slower than another benchmark's?
 
-The unit of comparison is the process. Samples of one process share memory layout, clock speed and time, so they are not
-independent: a rank test over samples called rows of equal programs different. A row therefore has one value for each
-process, the median of its samples. Two benchmarks are two groups of processes.
+The unit of comparison is the process, not the sample: samples of one process share memory layout, clock speed and time.
+A row therefore has one value for each process, the median of its samples. Two benchmarks are two groups of processes.
+
+A whole process, or a whole benchmark, can be faster or slower, by ten per cent on a virtual machine, because a
+neighbour or the clock changes. The device's own rows, such as product and copy, show by how much: they run in the same
+rounds, and no code of jaxmlp. So all other times are divided by the slowness of the device in their process
+(`slowness`). A device that has really become slower shows in its own rows, whose times are not changed, and in
+`Comparison.device_ratio`.
 
 A row is `slower` if three things hold, and `faster` if they hold in the other direction:
 
@@ -10,14 +15,14 @@ A row is `slower` if three things hold, and `faster` if they hold in the other d
    p < `P_MAX`. If both groups of processes come from one distribution, at most this fraction of tables has any such
    row, however the rows depend on each other. All rows have the same number of processes, and fewer than
    `needed_processes` are refused. Otherwise rows that cannot become significant would raise the p-values of the others.
-2. Large: its ratio of medians exceeds the limit, also after division by the ratio of the device's own rows, such as
-   product and copy. Two benchmarks never come from quite the same distribution: a clock or a neighbour changes by a per
-   cent or two, which a test finds sooner or later. A change of the machine is forgiven up to the limit, not beyond it.
+2. Large: its ratio of medians exceeds the limit. Two benchmarks never come from quite the same distribution, so a test
+   finds a difference of a per cent sooner or later.
 3. Larger than the noise: its ratio exceeds the spread of its own processes (interquartile range over median) in either
    benchmark, and the slow-down that other processes on the machine could cause (`noise.load_factor`).
 
-Any other row is `unstable` if its spread exceeds both `WIDE` and the limit, or if only rule 3 fails: it allows no
-conclusion. All others are `same`. The device's own rows are not judged. Their verdict is `device`.
+Any other row is `same` if a change by `EXCLUDED`, or by twice the limit if that is more, is excluded in both directions
+(two one-sided Mann-Whitney tests, each with p < `P_MAX`), and its spread is not larger than that. Otherwise it is
+`unstable`: it allows no conclusion. The device's own rows are not judged. Their verdict is `device`.
 `tests/test_compare.py` simulates whole tables with noise between runs, between processes and within a process.
 """
 
@@ -29,14 +34,15 @@ from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxmlp.bench.spread import Spread
 from jaxmlp.errors import UsageError
 
 P_MAX = 0.05
 """Largest chance that any row of a table is significant although the programs are equal."""
-WIDE = 0.05
-"""Spread of a row's processes above which the row is unstable, unless the limit is larger."""
+EXCLUDED = 0.1
+"""Change of a row that must be excluded before it is called the same, unless twice the limit is larger."""
 DEVICE_ROWS = ("product", "products", "copy", "dispatch", "to device", "from device", "psum", "all gather",
                "reduce scatter", "all to all")  # fmt: skip
 """Rows that run no code of jaxmlp. They measure the device itself."""
@@ -45,7 +51,10 @@ DEVICE = ("device_kind", "isa", "platform_version")
 
 
 class RowChange(NamedTuple):
-    """A row of this benchmark compared with the same row of the base."""
+    """A row of this benchmark compared with the same row of the base.
+
+    Times of the device's own rows are as measured, all others relative to the device: see this module's docstring.
+    """
 
     key: str
     base_s: float
@@ -64,6 +73,14 @@ class RowChange(NamedTuple):
     """The verdict: slower, faster, same, unstable or device."""
 
 
+class Comparison(NamedTuple):
+    """A benchmark compared with a base."""
+
+    rows: list[RowChange]
+    device_ratio: float
+    """How slow the device was, relative to the base. Above 1, its own rows took longer."""
+
+
 def judge(
     base: Mapping[str, Sequence[float]],
     here: Mapping[str, Sequence[float]],
@@ -71,42 +88,64 @@ def judge(
     limit: float,
     device: Sequence[str] = (),
     load_factor: float = 1.0,
-) -> list[RowChange]:
+) -> Comparison:
     """Judge every row of `here` by the rules in this module's docstring.
 
     Args:
-        base: Seconds of each process, for each row.
-        here: Seconds of each process, for the same rows.
+        base: Seconds of each process, in the order of the processes, for each row.
+        here: The same, for the same rows.
         limit: The smallest difference that matters, as a fraction: 0.05 is 5 %.
         device: Keys of the device's own rows.
         load_factor: Factor by which other processes could slow a row down, in either benchmark.
     """
-    from scipy.stats import mannwhitneyu
-
-    ratios = {key: Spread.of(here[key]).median / Spread.of(base[key]).median for key in here}
-    drift = np.median([ratios[key] for key in device]) if device else 1.0
-    forgiven = float(np.clip(drift, 1 / (1 + limit), 1 + limit))
+    slow = [slowness(times, base, device) for times in (base, here)]
+    base, here = (_relative(times, each, device) for times, each in zip((base, here), slow, strict=True))
     judged = [key for key in here if key not in device]
-    tests = {key: mannwhitneyu(here[key], base[key], method="exact") for key in judged}
-    adjusted = dict(zip(judged, holm([float(tests[key].pvalue) for key in judged]), strict=True))
-    found = []
-    for key, ratio in ratios.items():
-        spreads = [Spread.of(times[key]) for times in (base, here)]
-        spread = max(one.iqr / one.median for one in spreads)
-        p, noise = adjusted.get(key, 1.0), max(1 + spread, load_factor)
-        least, most = sorted((ratio, ratio / forgiven))
-        size = least if ratio > 1 else 1 / most
+    adjusted = dict(zip(judged, holm([_p(here[key], base[key]) for key in judged]), strict=True))
+    rows, excluded = [], max(EXCLUDED, 2 * limit)
+    for key in here:
+        there, now = base[key], here[key]
+        spreads = [Spread.of(times) for times in (there, now)]
+        ratio, spread = spreads[1].median / spreads[0].median, max(one.iqr / one.median for one in spreads)
+        p, size = adjusted.get(key, 1.0), max(ratio, 1 / ratio)
         differs = p < P_MAX and size > 1 + limit
         if key in device:
             verdict = "device"
-        elif differs and size > noise:
+        elif differs and size > max(1 + spread, load_factor):
             verdict = "slower" if ratio > 1 else "faster"
         else:
-            verdict = "unstable" if differs or spread > max(limit, WIDE) else "same"
-        wins = sum(float(one > other) + 0.5 * (one == other) for one in here[key] for other in base[key])
-        effect = 2 * wins / (len(here[key]) * len(base[key])) - 1
-        found.append(RowChange(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
+            is_same = not differs and spread <= excluded and _excludes(excluded, now, there)
+            verdict = "same" if is_same else "unstable"
+        wins = sum(float(one > other) + 0.5 * (one == other) for one in now for other in there)
+        effect = float(2 * wins / (len(now) * len(there)) - 1)
+        rows.append(RowChange(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
+    return Comparison(rows, float(np.median(slow[1]) / np.median(slow[0])))
+
+
+def slowness(
+    times: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], device: Sequence[str]
+) -> Float[np.ndarray, " processes"]:
+    """How slow the device was in each process: the median over its own rows of (time / median time in the base)."""
+    if not device:
+        return np.ones(1)
+    found: Float[np.ndarray, " processes"]
+    found = np.median([np.asarray(times[key]) / np.median(base[key]) for key in device], axis=0)
     return found
+
+
+def _relative(times: Mapping[str, Sequence[float]], slow: Any, device: Sequence[str]) -> dict[str, Any]:
+    return {key: np.asarray(seconds) / (1 if key in device else slow) for key, seconds in times.items()}
+
+
+def _p(here: Any, base: Any, alternative: str = "two-sided") -> float:
+    from scipy.stats import mannwhitneyu
+
+    return float(mannwhitneyu(here, base, alternative=alternative, method="exact").pvalue)
+
+
+def _excludes(change: float, here: Any, base: Any) -> bool:
+    """Whether `here` is neither slower nor faster than the base by `change` or more."""
+    return max(_p(here, base * (1 + change), "less"), _p(here, base / (1 + change), "greater")) < P_MAX
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -132,7 +171,7 @@ def needed_processes(rows: int, others: int | None = None) -> int:
 
 def compare_benchmarks(
     base: Mapping[str, Any], here: Mapping[str, Any], *, limit: float, across_devices: bool = False
-) -> list[RowChange]:
+) -> Comparison:
     """Judge the rows that two documents of `run_suite` share, in the order of `here`.
 
     Raises:

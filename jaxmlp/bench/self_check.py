@@ -38,8 +38,8 @@ def self_check(repeats: int = 30, tell: Callable[[str], None] = print) -> dict[s
     found = alarms = 0
     for number in range(TRIES):
         base, here, slower = _three(repeats)
-        found += judge({"": base}, {"": slower}, limit=LIMIT)[0].verdict == "slower"
-        alarms += judge({"": base}, {"": here}, limit=LIMIT)[0].verdict in ("slower", "faster")
+        found += judge({"": base}, {"": slower}, limit=LIMIT).rows[0].verdict == "slower"
+        alarms += judge({"": base}, {"": here}, limit=LIMIT).rows[0].verdict in ("slower", "faster")
         tell(f"try {number + 1} of {TRIES}: {found} slow-downs found, {alarms} false alarms")
     products, copies = rates[:2], rates[2:]
     # On a quiet machine time.sleep oversleeps by at most one tick of the system.

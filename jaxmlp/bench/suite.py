@@ -53,8 +53,10 @@ class Suite:
     cross: bool
     """Time steps of all combinations of sizes. False: only of combinations that differ from the base in one size."""
     lanes: tuple[int, ...]
-    """Numbers of lanes of the sweeps, which train the base on the fewest examples."""
-    rounds: int = 3
+    """Numbers of lanes of the sweeps."""
+    sweep_examples: int
+    """Examples that each lane of a sweep trains on, with the sizes of the base."""
+    rounds: int = 5
     """Rounds in each process. Compiling and sweeps, which take long, have one round."""
 
 
@@ -62,12 +64,12 @@ SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
         grad_shards=(1, 2, 4, 8), examples=(3_000, 750), eval_examples=2_000, cross=False,
-        lanes=(1, 4),
+        lanes=(1, 4), sweep_examples=3_000,
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),
         precisions=("float32", "bfloat16"), grad_shards=(1, 2, 4, 8), examples=(60_000, 7_500, 15_000, 30_000),
-        eval_examples=10_000, cross=True, lanes=(1, 2, 4, 8, 16),
+        eval_examples=10_000, cross=True, lanes=(1, 2, 4, 8, 16), sweep_examples=7_500,
     ),
 }  # fmt: skip
 
@@ -238,13 +240,13 @@ def _steady(suite: Suite, *, counted: bool) -> Iterator[TimedProgram]:
 
 def _sweeps(suite: Suite) -> Iterator[TimedProgram]:
     config = _config(suite)
-    examples = min(suite.examples)
-    dataset = random_dataset(examples, suite.eval_examples)
+    dataset = random_dataset(suite.sweep_examples, suite.eval_examples)
     sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
     for lanes in suite.lanes:
         # The time of all lanes, without compilation.
         run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
-        yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=lanes * examples, once=True, **sizes)
+        examples = lanes * suite.sweep_examples
+        yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=examples, once=True, **sizes)
 
 
 def combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:

@@ -153,10 +153,11 @@ def _is_of_bench(document: Any) -> bool:
         noise = document["noise"]
         texts += [noise["message"]] if noise["noisy"] else []
         times += [noise["load_factor"]]
+        are_alike = len({len(row["process_s"]) for row in document["rows"]}) <= 1
         are_counts = all(type(row["units"]) is int and 0 < row["units"] <= 1 << 20 for row in document["rows"])
         are_times = all(type(seconds) in (int, float) and 0 < seconds < 1e9 for seconds in times)
         are_named = all(isinstance(text, str) for text in texts) and all(isinstance(fact, dict) for fact in facts)
-        return are_counts and are_times and are_named
+        return are_alike and are_counts and are_times and are_named
     except (AttributeError, KeyError, TypeError):
         return False
 
@@ -173,7 +174,7 @@ def _self_check() -> Answer:
 def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float, chosen: BenchFlags) -> Answer:
     from jaxmlp.bench.compare import compare_benchmarks
 
-    differences = compare_benchmarks(base, document, limit=limit, across_devices=chosen.across_devices)
+    differences, device_ratio = compare_benchmarks(base, document, limit=limit, across_devices=chosen.across_devices)
     width = max(len(found.key) for found in differences)
     say(f"\n{'':{width}}     base s     here s  ratio  spread  effect       p")
     for found in differences:
@@ -181,15 +182,17 @@ def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float,
             f"{found.base_s:10.3g} {found.here_s:10.3g} {found.ratio:6.3f} {found.spread:7.1%} {found.effect:7.2f}"
         )
         say(f"{found.key:{width}} {figures} {found.p:7.2g}  {found.verdict}")
+    say(f"The device's own rows took {device_ratio:.2f} of their time in the base. All others are relative to them.")
     for name, measured in (("The base", base), ("This one", document)):
         if measured["noise"]["noisy"]:
             say(f"{name}: {measured['noise']['message']}")
-    answer = Answer({**document, "comparison": [found._asdict() for found in differences]})
+    compared = {"comparison": [found._asdict() for found in differences], "device_ratio": device_ratio}
+    answer = Answer({**document, **compared})
     judged = [found for found in differences if found.verdict != "device"]
     slower = [f"{found.key} ({found.ratio:.2f})" for found in judged if found.verdict == "slower"]
     unstable = sum(found.verdict == "unstable" for found in judged)
     if unstable:
-        say(f"{unstable} of {len(judged)} rows are unstable: their processes disagree, so they allow no conclusion")
+        say(f"{unstable} of {len(judged)} rows are unstable: their processes disagree too much for a conclusion")
     if not slower:
         return answer
     message = f"{len(slower)} of {len(judged)} rows are slower by more than {chosen.fail_slower}: {', '.join(slower)}"
