@@ -2,8 +2,10 @@
 
 BIN := .venv/bin
 READY := .venv/ready
-# Python compiles what is imported, when it is imported; pip would compile all of it, which takes most of its time.
+# Python compiles what is imported, once, when it is first imported. pip would compile all of it, which takes most of its
+# time. Containers often set the variable, and then every start would compile all of its imports again.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 # Where Python is looked for: the first one that jaxlib's pinned version has wheels for, and that can make environments.
 PYTHON = python3.13 python3.12 python3.14 python3 \
@@ -22,7 +24,7 @@ help:
 	@echo 'make test    ruff, mypy and every test'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and speed on a GPU or TPU, as one page; PYTHON=... uses that one as it is'
-	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs; on an idle machine; PAIRS=3 tries it'
+	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs: an hour of an idle machine; PAIRS=3 tries it'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100, an H200 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
