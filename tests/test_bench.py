@@ -28,6 +28,7 @@ from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.engine.network import MNIST
 from jaxmlp.errors import ConfigError, UsageError
+from jaxmlp.run.directory import RunDirectory
 from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -323,7 +324,7 @@ def test_a_suite_varies_one_size_or_all(cross: bool) -> None:
 
 TINY = suite.Suite(
     batch_sizes=(16, 32), widths=(8,), precisions=("float32",), grad_shards=(1, 4), examples=(64,), eval_examples=64,
-    cross=False, rounds=2, lanes=(2,),
+    cross=False, rounds=2, lanes=(2,), sweep_examples=64,
 )  # fmt: skip
 
 
@@ -387,7 +388,8 @@ def test_bench_compares_draws_and_ends_in_3_where_it_is_slower(
         row["process_s"] *= 5  # As many as a test needs.
     base = copy.deepcopy(here)
     for row in base["rows"]:
-        row["process_s"] = [second * times_of_base for second in row["process_s"]]
+        factor = 1.0 if row["what"] in DEVICE_ROWS else times_of_base
+        row["process_s"] = [second * factor for second in row["process_s"]]
     (tmp_path / "base.json").write_text(json.dumps(base))
     monkeypatch.setattr(processes, "run_suite", lambda *_, **__: here)
     flags = ["--compare", str(tmp_path / "base.json"), "--out", str(tmp_path / "out"), "--mllog", "--json"]
@@ -478,18 +480,25 @@ def test_a_speedrun_times_every_seed_and_says_when_the_mean_reached_the_target(s
     assert "n = 3" in speedrun.line("tiny", found)
 
 
-def test_a_verified_speedrun_draws_seeds_that_nobody_chose_a_recipe_by(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_verified_speedrun_draws_seeds_that_nobody_chose_a_recipe_by_and_its_runs_are_reproduced(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     words = ("--data.validation", "none", "--seeds", "2", "--target", "0.1", "--verify", "--json")
-    assert main(["speedrun", QUICKSTART, *SMALL, *words]) == 0
+    assert main(["speedrun", QUICKSTART, *SMALL, *words, "--out", str(tmp_path / "runs")]) == 0
     found = json.loads(capsys.readouterr().out)["quickstart"]
     assert len(found["test_accuracy"]) == 2
     assert len(set(found["seeds"])) == 2 and min(found["seeds"]) >= 2  # By default they are 0 and 1.
+    for seed, state_sha256 in zip(found["seeds"], found["state_sha256"], strict=True):
+        path = tmp_path / "runs" / f"seed-{seed}"
+        assert RunDirectory.open(path, write=False).manifest["result"]["state_sha256"] == state_sha256
+        assert main(["reproduce", str(path)]) == 0
 
 
 def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.MonkeyPatch) -> None:
     accuracies = (0.979, 0.981, 0.983, 0.980)
-    ran = iter([SimpleNamespace(train_s=1.0, compile_s=1.0, test={"accuracy": accuracy}) for accuracy in accuracies])
-    monkeypatch.setattr(speedrun, "fit", lambda *_: next(ran))
+    alike = {"train_s": 1.0, "compile_s": 1.0, "state_sha256": ""}
+    ran = iter([SimpleNamespace(test={"accuracy": accuracy}, **alike) for accuracy in accuracies])
+    monkeypatch.setattr(speedrun, "fit", lambda *_, **__: next(ran))
     config = ExperimentConfig(data=DataConfig(validation=None))
     found = speedrun.speedrun(config, None, range(4), target=0.9805, tell=lambda _: None)
     # Student's t for mean 0.98075, standard deviation 0.00171, n = 4: t = 0.293, 3 degrees of freedom.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ def speedrun(
     seeds: Sequence[int],
     *,
     target: float,
+    out: Path | None = None,
     started: float | None = None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -33,19 +35,23 @@ def speedrun(
         dataset: The data. The test split scores the last parameters, outside the times.
         seeds: Two or more seeds.
         target: Test accuracy that the mean must reach.
+        out: New folder with a run of each seed, `seed-N`, as `jaxmlp train` writes it. The times include the writing.
+            Default: nothing is written.
         started: `time.perf_counter()` at the start of the process, from which the first seed is also timed.
         tell: Called with the figures of each seed.
 
     Returns:
-        Times, accuracies, their mean and spread, and the one-sided p-value of a mean at or below the target (Student's
-        t). If the recipe validates on the test split, also the first epoch whose mean accuracy reached the target.
+        Times, accuracies, digests of the last states, mean and spread, and the one-sided p-value of a mean at or below
+        the target (Student's t). If the recipe validates on the test split, also the first epoch whose mean accuracy
+        reached the target.
     """
     from scipy.stats import ttest_1samp
 
     histories: list[History] = []
     from_start_s = None
     for seed in seeds:
-        histories.append(fit(dataclasses.replace(config, seed=seed), dataset))
+        run = out / f"seed-{seed}" if out else None
+        histories.append(fit(dataclasses.replace(config, seed=seed), dataset, out=run))
         if started is not None and from_start_s is None:
             from_start_s = time.perf_counter() - started
         tell(f"seed {seed}: {histories[-1].train_s:.3f} s, test accuracy {histories[-1].test['accuracy']:.4f}")
@@ -57,6 +63,7 @@ def speedrun(
         "compile_s": histories[0].compile_s,
         "first_seed_from_process_start_s": from_start_s,
         "test_accuracy": list(accuracies),
+        "state_sha256": [each.state_sha256 for each in histories],
         "mean_test_accuracy": float(np.mean(accuracies)),
         "std_test_accuracy": float(np.std(accuracies, ddof=1)),
         "target": target,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jaxmlp.cli import STARTED, Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
@@ -26,6 +27,9 @@ class SpeedrunFlags(flags.DataFlags, flags.DeviceFlags):
     """Draw the seeds at random instead: nobody has chosen the recipe by them. They are printed."""
     target: float = ranged(0.9805, "(0, 1)")
     """Mean test accuracy to exceed."""
+    out: Path | None = None
+    """New folder for a run of each seed, so that `jaxmlp reproduce DIR/seed-0` repeats it. The times include the
+    writing."""
     beside: str | None = None
     """Another EXPERIMENT.py to time, or the name of an experiment that ships."""
     beside_seeds: int = ranged(5, "[0, 10000]")
@@ -45,7 +49,7 @@ def run(argv: Sequence[str]) -> Answer:
 
     dataset = data.load(config.data, manual_dir=chosen.manual_dir, report=print)
     seeds = random.SystemRandom().sample(range(2**32), chosen.seeds) if chosen.verify else range(chosen.seeds)
-    found = speedrun(config, dataset, seeds, target=chosen.target, started=STARTED)
+    found = speedrun(config, dataset, seeds, target=chosen.target, out=chosen.out, started=STARTED)
     document = {config.name: found, "manifest": manifest(config, dataset)}
     print(line(config.name, found))
     if beside:
