@@ -44,7 +44,7 @@ def main() -> int:
     began = time.perf_counter()
     for number in range(chosen.pairs):
         suites.append(measured(chosen.processes, units))
-        pairs.append(judged(*suites[-2:], STAGES[number % len(STAGES)]))
+        pairs.append(judged(suites[-2], suites[-1], STAGES[number % len(STAGES)]))
         chosen.out.write_text(json.dumps({"pairs": pairs, "suites": suites}))
         took = time.perf_counter() - began
         left = took / (number + 1) * (chosen.pairs - number - 1)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from command_line import QUICKSTART, SMALL
 
-from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data
+from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data, train
 from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
 from jaxmlp.bench.compare import DEVICE_ROWS
 from jaxmlp.bench.mllog import mllog_lines
@@ -28,6 +28,7 @@ from jaxmlp.bench.work import eval_work, step_work
 from jaxmlp.cli import main
 from jaxmlp.engine.network import MNIST
 from jaxmlp.errors import ConfigError, UsageError
+from jaxmlp.prng import root_key
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.source.file import load_experiment
 
@@ -506,8 +507,20 @@ def test_a_mean_at_the_target_by_chance_has_a_large_p(monkeypatch: pytest.Monkey
     assert "epoch_reached" not in found
 
 
-def test_the_speedruns_recipe_trains_on_the_training_images_alone_and_the_peers_run_the_tutorials() -> None:
-    names = ("speedrun", "benchmark_peers", "relu_rmsprop")
-    recipe, peers, tutorial = (load_experiment(ROOT / "experiments" / f"{name}.py").config for name in names)
-    assert recipe.data == DataConfig(name="mnist", validation=None)
+def test_the_speedruns_train_on_the_training_images_alone_and_the_peers_run_the_tutorials_recipe() -> None:
+    names = ("benchmark_peers", "relu_rmsprop", "speedrun", "speedrun_985", "speedrun_990")
+    peers, tutorial, *recipes = (load_experiment(ROOT / "experiments" / f"{name}.py").config for name in names)
+    assert all(recipe.data == DataConfig(name="mnist", validation=None) for recipe in recipes)
     assert dataclasses.replace(peers, name=tutorial.name) == tutorial
+
+
+def test_a_warp_by_nothing_leaves_images_as_they_are_and_the_parts_of_a_batch_move_apart() -> None:
+    warp: Any = load_experiment(ROOT / "experiments" / "speedrun_990.py").config.augmentation[0]
+    images = np.tile(np.random.default_rng(0).integers(0, 2, (28, 28, 1)), (8, 1, 1, 1)).astype(np.float32)
+    batch, key = train.Batch(images, np.zeros(8, np.int32), np.ones(8, np.float32)), root_key(0)
+    still = dataclasses.replace(warp, degrees=0.0, part=0.0, shift=0.0, pixels=0.0)
+    np.testing.assert_array_equal(still(key, batch).inputs, images)
+    for change in ({"degrees": 10.0}, {"part": 0.1}, {"shift": 1.0}, {"pixels": 1.0}):
+        moved = np.asarray(dataclasses.replace(still, **change)(key, batch).inputs)
+        assert len({image.tobytes() for image in moved}) == warp.groups == 4
+        assert 0.5 < moved.sum() / images.sum() < 1.1

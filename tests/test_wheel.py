@@ -18,7 +18,10 @@ from jaxmlp.source.file import load_experiment
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys; from hatchling import build; getattr(build, sys.argv[1])(sys.argv[2])"
-NAMES = ["benchmark_peers", "best_mlp", "quickstart", "relu_rmsprop", "speedrun", "tanh_sgd_nesterov"]
+NAMES = [
+    "benchmark_peers", "best_mlp", "quickstart", "relu_rmsprop", "speedrun", "speedrun_985", "speedrun_990",
+    "tanh_sgd_nesterov",
+]  # fmt: skip
 
 
 class Built(NamedTuple):

@@ -57,7 +57,7 @@ class Suite:
     sweep_examples: int
     """Examples that each lane of a sweep trains on, with the sizes of the base."""
     rounds: int = 5
-    """Rounds in each process. Compiling and sweeps, which take long, have one round."""
+    """Rounds in each process. Compiling has one, and so have sweeps, after a warm-up."""
 
 
 SUITES = {
@@ -246,7 +246,7 @@ def _sweeps(suite: Suite) -> Iterator[TimedProgram]:
         # The time of all lanes, without compilation.
         run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
         examples = lanes * suite.sweep_examples
-        yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=examples, once=True, **sizes)
+        yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=examples, **sizes)
 
 
 def combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:
