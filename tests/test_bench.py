@@ -514,13 +514,26 @@ def test_the_speedruns_train_on_the_training_images_alone_and_the_peers_run_the_
     assert dataclasses.replace(peers, name=tutorial.name) == tutorial
 
 
-def test_a_warp_by_nothing_leaves_images_as_they_are_and_the_parts_of_a_batch_move_apart() -> None:
+def test_a_warp_moves_each_group_of_images_by_a_map_of_its_own() -> None:
     warp: Any = load_experiment(ROOT / "experiments" / "speedrun_990.py").config.augmentation[0]
-    images = np.tile(np.random.default_rng(0).integers(0, 2, (28, 28, 1)), (8, 1, 1, 1)).astype(np.float32)
+    at = np.indices((28, 28)) - 13.5
+    spot = np.exp(-((at[0] + 3) ** 2 + (at[1] - 4) ** 2) / 8)  # Its centre is at row -3 and column 4 from the middle.
+    images = np.tile(spot[..., None], (8, 1, 1, 1)).astype(np.float32)
     batch, key = train.Batch(images, np.zeros(8, np.int32), np.ones(8, np.float32)), root_key(0)
     still = dataclasses.replace(warp, degrees=0.0, part=0.0, shift=0.0, pixels=0.0)
-    np.testing.assert_array_equal(still(key, batch).inputs, images)
-    for change in ({"degrees": 10.0}, {"part": 0.1}, {"shift": 1.0}, {"pixels": 1.0}):
-        moved = np.asarray(dataclasses.replace(still, **change)(key, batch).inputs)
-        assert len({image.tobytes() for image in moved}) == warp.groups == 4
-        assert 0.5 < moved.sum() / images.sum() < 1.1
+    np.testing.assert_allclose(still(key, batch).inputs, images, atol=2**-8)  # Factors are bfloat16.
+    for change in ({"degrees": 180.0}, {"part": 0.1}, {"shift": 2.0}, {"pixels": 1.0}):
+        moved = np.asarray(dataclasses.replace(still, **change)(key, batch).inputs)[..., 0]
+        assert all((moved[first] == moved[first + 1]).all() for first in (0, 2, 4, 6))
+        centres = np.einsum("bij,dij->bd", moved, at)[::2] / moved.sum(axis=(1, 2))[::2, None]
+        assert len({*centres.ravel(), -3.0, 4.0}) == 10 and np.abs(centres - (-3, 4)).min() > 1e-3
+        assert "degrees" not in change or np.linalg.norm(centres, axis=1) == pytest.approx([5] * 4, abs=0.05)
+    for other, inputs in ((dataclasses.replace(warp, groups=3), images), (warp, images[:, :14])):
+        with pytest.raises(ConfigError):
+            other(key, batch._replace(inputs=inputs))
+
+
+def test_several_sweeps_take_the_sum_of_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 2.0, 4.0])
+    monkeypatch.setattr(suite, "sweep", lambda *_, **__: SimpleNamespace(train_s=next(times)))
+    assert suite.sweeps_s(ExperimentConfig(), None, 2, 3) == 7.0

@@ -243,10 +243,14 @@ def _sweeps(suite: Suite) -> Iterator[TimedProgram]:
     dataset = random_dataset(suite.sweep_examples, suite.eval_examples)
     sizes: Any = {"batch_size": config.batch_size, "width": suite.widths[0]}
     for lanes in suite.lanes:
-        # The time of all lanes, without compilation.
-        run = partial(lambda lanes, _: sweep(config, dataset, seeds=range(lanes)).train_s, lanes)
+        run = partial(sweeps_s, config, dataset, lanes)
         examples = lanes * suite.sweep_examples
         yield TimedProgram(what="sweep", run=run, lanes=lanes, examples=examples, **sizes)
+
+
+def sweeps_s(config: ExperimentConfig, dataset: data.Dataset, lanes: int, count: int) -> float:
+    """Seconds of `count` sweeps, without compilation."""
+    return sum(sweep(config, dataset, seeds=range(lanes)).train_s for _ in range(count))
 
 
 def combinations(suite: Suite) -> Iterator[tuple[int, int, str, int, int]]:

@@ -86,7 +86,7 @@ class Elastic(Augmentation):
         """The distorted images."""
         rows, columns = _grid(batch)
         noise = jax.random.normal(key, (2, *rows.shape))
-        smooth = [jnp.asarray(_gaussian(side, self.smoothness)) for side in rows.shape[1:]]
+        smooth = [jnp.asarray(gaussian(side, self.smoothness)) for side in rows.shape[1:]]
         moved = self.pixels * jnp.einsum("hi,dbij,wj->dbhw", smooth[0], noise, smooth[1])
         return sampled(batch, rows + moved[0], columns + moved[1])
 
@@ -158,7 +158,7 @@ def sampled(batch: Batch, rows: Float[Array, "batch height width"], columns: Flo
     return batch._replace(inputs=upper * (1 - down) + lower * down)
 
 
-def _gaussian(side: int, deviation: float) -> Float[np.ndarray, "side side"]:
+def gaussian(side: int, deviation: float) -> Float[np.ndarray, "side side"]:
     """Matrix that smooths normal noise along one axis and keeps its standard deviation at 1."""
     apart = np.subtract.outer(np.arange(side), np.arange(side))
     weights = np.exp(-(apart**2) / (2 * deviation**2))
