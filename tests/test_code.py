@@ -31,6 +31,7 @@ from jaxmlp.run.manifest import manifest
 from jaxmlp.run.opening import open_data, open_run
 from jaxmlp.source.code import code_of
 from jaxmlp.source.file import Code, load_experiment, placed
+from jaxmlp.source.shipped import shipped
 from jaxmlp.sweep import load
 from jaxmlp.sweep.directory import SweepDirectory
 from jaxmlp.sweep.lanes import make_plan
@@ -182,6 +183,19 @@ def test_without_its_code_a_run_is_refused_with_the_command_to_type(
     ended = program(*argv)
     assert ended.code == 5
     assert ended.stderr.rstrip().endswith(f"jaxmlp {' '.join(argv)} --experiment exp.py --experiment lion_rule.py")
+
+
+def test_a_shipped_experiment_with_a_part_of_its_own_is_found_unless_it_has_changed(
+    small_dataset: data.Dataset, tmp_path: Path
+) -> None:
+    file, path = shipped()["speedrun_990"], tmp_path / "run"
+    config = load_experiment(file).config
+    RunDirectory.create(path, config, manifest(config, small_dataset)).close()
+    assert open_run(path).config.to_dict() == config.to_dict()
+    kept = path / "manifest.json"
+    kept.write_text(kept.read_text().replace(sha256(file), "0" * 64))
+    with refused(CodeError, "speedrun_990.py:Warp"):
+        _ = open_run(path).config
 
 
 def test_runs_and_verify_need_no_code(run: Path, program: Program) -> None:

@@ -23,12 +23,14 @@ import pytest
 import jaxmlp
 from jaxmlp import DataConfig, data, errors, portable, sweep
 from jaxmlp.cli import COMMANDS, main
-from jaxmlp.cli.shipped import shipped
 from jaxmlp.source.file import load_experiment
+from jaxmlp.source.shipped import shipped
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- not run: (?P<why>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+KIND = re.compile(r"--(optimizer(\.(optimizer|schedule))?|augmentation|controllers|metrics)")
+"""Flags of parts that have flags of their own."""
 SEPARATORS = {";", "&&", "||", "|", "do", "done"}
 
 PUBLIC = {f"{module.__name__}.{name}" for module in (jaxmlp, data, sweep, portable) for name in module.__all__}
@@ -203,15 +205,7 @@ def test_every_command_in_a_document_exists_with_its_flags(block: Block, capsys:
         experiment = [str(ROOT / word) for word in words if (ROOT / word).is_file() and word.endswith(".py")]
         experiment += [word for word in words if word in shipped()]
         experiment += ["quickstart"] if not experiment and any(word.endswith(".py") for word in words) else []
-        kinds = (
-            "--optimizer",
-            "--optimizer.optimizer",
-            "--optimizer.schedule",
-            "--augmentation",
-            "--controllers",
-            "--metrics",
-        )  # Whose parts have flags of their own.
-        experiment += [word for pair in itertools.pairwise(words) if pair[0] in kinds for word in pair]
+        experiment += [word for pair in itertools.pairwise(words) if KIND.fullmatch(pair[0]) for word in pair]
         capsys.readouterr()
         # A resumed run has its flags in a help of its own.
         assert main([words[0], *experiment, *(["--resume", "x"] if "--resume" in words else []), "--help"]) == 0

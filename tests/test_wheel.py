@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import pytest
 
-from jaxmlp.cli.shipped import experiment_path, shipped
 from jaxmlp.source.file import load_experiment
+from jaxmlp.source.shipped import experiment_path, shipped
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "import sys; from hatchling import build; getattr(build, sys.argv[1])(sys.argv[2])"
@@ -97,7 +97,7 @@ def test_a_wheel_alone_finds_its_experiments_by_name(built: Built, tmp_path: Pat
         archive.extractall(tmp_path / "site")
     (tmp_path / "quickstart.py").write_text("raise SystemExit('another file was read')")
     code = (
-        "import sys; from jaxmlp.source.file import load_experiment; from jaxmlp.cli.shipped import shipped\n"
+        "import sys; from jaxmlp.source.file import load_experiment; from jaxmlp.source.shipped import shipped\n"
         "for path in shipped().values(): print(path, load_experiment(path).config.name)"
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "site"), "PYTHONSAFEPATH": "1"}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jaxmlp.cli import flags, say
-from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import UsageError
+from jaxmlp.source.shipped import experiment_path
 from jaxmlp.system.runtime import is_up, prepare
 
 if TYPE_CHECKING:

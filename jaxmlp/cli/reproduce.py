@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxmlp.cli import Answer, flags, say, writing_to
-from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import CheckFailed, UsageError
 from jaxmlp.experiment.fields import ranged
 from jaxmlp.run.manifest import PROGRAM
+from jaxmlp.source.shipped import experiment_path
 from jaxmlp.system import runtime
 
 if TYPE_CHECKING:

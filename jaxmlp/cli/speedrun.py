@@ -9,9 +9,9 @@ from pathlib import Path
 
 from jaxmlp.cli import STARTED, Answer, flags
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.cli.shipped import experiment_path
 from jaxmlp.errors import CheckFailed
 from jaxmlp.experiment.fields import ranged
+from jaxmlp.source.shipped import experiment_path
 from jaxmlp.system import runtime
 
 P_MAX = 0.05

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jaxmlp.cli import Answer, flags, say
 from jaxmlp.cli.experiment import parse_experiment
-from jaxmlp.cli.shipped import shipped
+from jaxmlp.source.shipped import shipped
 from jaxmlp.system import runtime
 
 if TYPE_CHECKING:

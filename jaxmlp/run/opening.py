@@ -1,10 +1,12 @@
 """How are a run's experiment and data opened? With the user's own code and data, both of which are checked.
 
-Code in a run directory is never run. Later commands run the files that the user names.
+Code in a run directory is never run. Later commands run the files that the user names, and shipped experiments that
+have not changed.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from jaxmlp.run import code as stored
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.source.code import NONE, code_of
 from jaxmlp.source.file import Changed, Code, Experiment
+from jaxmlp.source.shipped import unchanged
 
 IN_PYTHON = "Pass the data set in Python: jaxmlp.evaluate, reproduce and fit take it as `dataset`"
 
@@ -69,15 +72,19 @@ def refusal(path: Path, changed: tuple[Changed, ...]) -> CodeError:
 
 
 def finder(path: Path, plain_config: Any, manifest: Mapping[str, Any], code: Code) -> Find:
-    """A function that finds the user's own parts of the run or sweep in the folder `path`, in the given code.
+    """A function that finds the user's own parts of the run or sweep in the folder `path`.
 
-    The function raises CodeError for a part that was not given.
+    It looks in the given code, then in the shipped experiments that the run used and that have not changed. It raises
+    CodeError for a part that it does not find.
     """
     wanted = stored.wanted(manifest)
     names = stored.files_to_name(plain_config, manifest)
+    shipped = functools.cache(lambda: Code(unchanged(wanted)))
 
     def find(place: str) -> Any:
         found = code.find(place, wanted)
+        if found is None:
+            found = shipped().find(place, wanted)
         if found is not None:
             return found
         file = place.partition(":")[0]

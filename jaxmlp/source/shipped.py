@@ -1,14 +1,15 @@
-"""Which experiments ship with the package, and which file does a word of a command line mean?"""
+"""Which experiments ship with the package, and which of them does a word of a command line, or a run, mean?"""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
-import jaxmlp
 from jaxmlp.errors import UsageError
 
-PACKAGE = Path(jaxmlp.__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 FOLDERS = (PACKAGE / "experiments", PACKAGE.parent / "experiments")
 """Folders of the experiments: inside the package in a wheel, beside it in a checkout or editable install."""
 
@@ -39,3 +40,8 @@ def experiment_path(word: str) -> Path:
         f"{word} is not an experiment that ships with jaxmlp.{meant} "
         f"These ship: {', '.join(files)}. To name your own file, write a path that has a / or ends in .py"
     )
+
+
+def unchanged(sums: Mapping[str, str | None]) -> list[Path]:
+    """The shipped files whose name and SHA-256 are among `sums`. A run made with them need not be given its code."""
+    return [path for path in shipped().values() if hashlib.sha256(path.read_bytes()).hexdigest() == sums.get(path.name)]
