@@ -178,6 +178,12 @@ def test_compiled_programs_are_kept_privately_for_this_kind_of_processor(tmp_pat
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == first
 
 
+def test_a_process_that_is_not_the_first_of_a_cluster_keeps_its_programs_too(tmp_path: Path) -> None:
+    second = "from jax._src import distributed\ndistributed.global_state.process_id = 1"
+    folder = Path(python(second + COMPILED, XDG_CACHE_HOME=str(tmp_path)).strip())
+    assert list(folder.glob("*.program"))
+
+
 def test_what_a_killed_process_was_writing_into_the_compile_cache_goes_after_a_day(tmp_path: Path) -> None:
     old, new = tmp_path / ".jaxmlp-old.tmp", tmp_path / ".jaxmlp-new.tmp"
     old.touch()
