@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from refusals import assert_names
 
 from jaxmlp.cli import main
 
@@ -36,6 +37,13 @@ class Ended(NamedTuple):
 
 
 Program = Callable[..., Ended]
+
+
+def assert_refused(ended: Ended, code: int, *values: object) -> None:
+    """The program ended with this exit code, and the first line on stderr names each value."""
+    assert ended.code == code, ended
+    assert "Traceback" not in ended.stderr
+    assert_names(ended.first_line, *values)
 
 
 def sweep_quickstart(out: Path, largest_rate: str) -> Path:

@@ -46,21 +46,27 @@ def pytest_configure(config: pytest.Config) -> None:
     assert "jax" not in sys.modules, "JAX was imported before its devices were set"
     folder = tempfile.TemporaryDirectory(prefix="jaxmlp-tests-")
     config.add_cleanup(folder.cleanup)
-    _set_environment(Path(folder.name))
+    cache = config.cache
+    assert cache, "tests keep compiled programs in pytest's cache: leave out -p no:cacheprovider"
+    _set_environment(Path(folder.name), cache.mkdir("programs"))
     _promote_strictly()
     # A shell's background job ignores Ctrl-C, nohup a hang-up; the tests' children would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-def _set_environment(folder: Path) -> None:
-    """For this process and its children. Workers share data and compiled programs in the folder of who began them."""
+def _set_environment(folder: Path, programs: Path) -> None:
+    """For this process and its children. Workers share the data in the folder of the process that began them.
+
+    Compiled programs are kept for the next call too, which then compiles only what has changed. `pytest --cache-clear`
+    removes them.
+    """
     shared = Path(os.environ.setdefault("TESTS_OF_JAXMLP", str(folder)))
     for name in [name for name in os.environ if name.startswith(("JAX_", "JAXMLP_")) and name not in KEPT]:
         del os.environ[name]
     os.environ["JAXMLP_RUNS_DIR"] = str(folder / "runs")
     os.environ["JAXMLP_DATA_DIR"] = str(shared / "data")
-    os.environ["XDG_CACHE_HOME"] = str(shared / "cache")
+    os.environ["XDG_CACHE_HOME"] = str(programs)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         os.environ.pop(name.upper(), None)
         os.environ[name] = "http://localhost:9"  # The port that discards; nobody listens.
@@ -85,6 +91,12 @@ def _promote_strictly() -> None:
             return bias_correction(*arguments)
 
     optax.tree.bias_correction = standard_bias_correction
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In each file, optimised tests come last, because each change discards all programs."""
+    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
+    items.sort(key=lambda item: (files[item.path], bool(item.get_closest_marker("optimized"))))
 
 
 @pytest.hookimpl(tryfirst=True)

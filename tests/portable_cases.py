@@ -114,17 +114,17 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def optimized(name: str) -> Case:
-    """The optimizer's state, and two updates."""
+def optimized(name: str, updates: int = 1) -> Case:
+    """The optimizer's state, and some updates."""
     optimizer = optax.with_extra_args_support(OPTIMIZERS[name]())
 
     def function(params: Any, grads: Any) -> Any:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             state = optimizer.init(params)
-            for _ in range(2):
+            for _ in range(updates):
                 more = {"value": jnp.float32(1)} if "polyak" in name else {}
-                updates, state = optimizer.update(grads, state, params, **more)
-                params = optax.apply_updates(params, updates)
+                changes, state = optimizer.update(grads, state, params, **more)
+                params = optax.apply_updates(params, changes)
         return params, state
 
     params = {"w": array(4, 3), "b": array(3, seed=1)}

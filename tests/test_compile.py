@@ -12,7 +12,7 @@ import command_line
 import jax
 import jax.numpy as jnp
 import pytest
-from command_line import QUICKSTART, SMALL, Program
+from command_line import QUICKSTART, SMALL, Program, assert_refused
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from planted import NBYTES, called_back, compiled, gathered, rules, summed
@@ -129,8 +129,7 @@ def test_without_the_compiler_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(targets, "has_compiler", lambda platform: False)
     ended = program("compile", QUICKSTART, "--for", target)
-    assert ended.code == 6
-    assert_names(ended.first_line, extra)
+    assert_refused(ended, 6, extra)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +144,7 @@ def test_without_the_compiler_the_extra_is_named(
 )
 def test_a_wrong_target_or_number_is_a_wrong_command_line(words: str, named: str, program: Program) -> None:
     ended = program("compile", QUICKSTART, *words.split())
-    assert ended.code == 2
-    assert_names(ended.first_line, *named.split())
+    assert_refused(ended, 2, *named.split())
 
 
 @pytest.mark.parametrize("name", targets.CHIPS)

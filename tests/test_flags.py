@@ -11,7 +11,7 @@ from typing import Any
 import command_line
 import optax
 import pytest
-from command_line import Program
+from command_line import Program, assert_refused
 from refusals import assert_names
 
 import jaxmlp
@@ -100,8 +100,7 @@ def test_a_mistake_in_a_command_line_is_said_first_on_stderr_and_exits_2(
 
 def test_a_name_that_is_no_folders_name_is_refused(program: Program, experiments: Path) -> None:
     ended = program("train", "bad name.py")
-    assert ended.code == 2
-    assert_names(ended.first_line, "bad name.py", "name")
+    assert_refused(ended, 2, "bad name.py", "name")
 
 
 def test_an_experiment_is_named_after_its_file_unless_it_has_a_name_and_finds_its_neighbours(experiments: Path) -> None:

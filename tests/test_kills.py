@@ -1,6 +1,6 @@
 """SIGKILL at random moments of real runs: no directory is left unreadable, and every resume ends in the same bits.
 
-Two kills of the quickstart by default, whose network is the relu experiment's, and its checkpoints as large. On all of
+One kill of the quickstart by default, whose network is the relu experiment's, and its checkpoints as large. On all of
 MNIST, as docs/exactness.md reports: `JAXMLP_KILLS=100 python -m pytest tests/test_kills.py`
 """
 
@@ -20,7 +20,7 @@ import pytest
 
 from jaxmlp.run.directory import RunDirectory
 
-KILLS = int(os.environ.get("JAXMLP_KILLS") or 2)
+KILLS = int(os.environ.get("JAXMLP_KILLS") or 1)
 MIN_EPOCHS, MAX_EPOCHS, EXPERIMENT = (3, 5, "quickstart") if KILLS <= 10 else (2, 4, "relu_rmsprop")
 
 

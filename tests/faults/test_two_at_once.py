@@ -130,7 +130,7 @@ def test_processes_that_prepare_the_same_data_wait_for_the_first(number: int, tm
 def test_what_reads_runs_beside_a_sweep_that_writes_them_answers_or_says_what_is_missing(
     tmp_path: Path, tried: Tried
 ) -> None:
-    sweep = ["sweep", TINY, "--seeds", "0:2", "--keep-runs", "--epochs", "100", "--checkpoint-s", "0"]
+    sweep = ["sweep", TINY, "--seeds", "0:2", "--keep-runs", "--epochs", "40", "--checkpoint-s", "0"]
     writer = start("tests/faults/start.py", *sweep, "--out", tmp_path / "sweep")
     counts: Counter[str] = Counter()
     lane = tmp_path / "sweep" / "runs" / "0000-s0"
