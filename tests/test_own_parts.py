@@ -18,8 +18,6 @@ from jaxmlp.cli import main
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "howto.md").read_text(), re.M | re.S)
-pytestmark = pytest.mark.optimized
-
 ONE_EPOCH = ("--model.features", "2", "--batch-size", "200", "--epochs", "1")
 SMALL = (*ONE_EPOCH[:-1], "2", "--verbose", "0")
 
@@ -50,6 +48,7 @@ def digests(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "digests.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.optimized
 def test_a_run_killed_on_one_device_goes_on_on_four_to_the_same_bits(own: Path, run: Path, tmp_path: Path) -> None:
     path = tmp_path / "killed"
     words = [sys.executable, "-m", "jaxmlp", "train", str(own), *SMALL, "--devices", "1", "--checkpoint-s", "0"]
@@ -65,6 +64,7 @@ def test_a_run_killed_on_one_device_goes_on_on_four_to_the_same_bits(own: Path, 
     assert {"params_sha256", "opt_state_sha256", "variables_sha256"} <= digests(run)[0].keys()
 
 
+@pytest.mark.optimized
 def test_every_command_knows_the_parts(
     own: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
