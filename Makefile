@@ -2,6 +2,7 @@
 
 BIN := .venv/bin
 READY := .venv/ready
+TARGETS := .targets
 # Python compiles what is imported, once, when it is first imported. pip would compile all of it, which takes most of its
 # time. Containers often set the variable, and then every start would compile all of its imports again.
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
@@ -55,9 +56,8 @@ chromium:
 	@command -v chromium google-chrome >/dev/null || { apt-get update -q && apt-get install -y -q chromium; } || \
 		{ echo 'make test-browser needs Chromium: install it as root, apt-get install chromium.' >&2; exit 2; }
 
-test-browser: $(READY) chromium site
-	@$(INSTALL) playwright==1.65.2 axe-playwright-python==0.1.8
-	$(BIN)/python -m pytest -m browser --numprocesses auto --maxprocesses 2 --dist loadfile tests/browser
+test-browser: $(TARGETS)/browser/ready chromium site
+	PYTHONPATH=$(TARGETS)/browser $(BIN)/python -m pytest -m browser --numprocesses auto --maxprocesses 2 --dist loadfile tests/browser
 
 # With PYTHON=..., that interpreter and its packages are used as they are, and no environment is made.
 ifeq ($(origin PYTHON),command line)
@@ -85,7 +85,6 @@ test-planted: $(READY)
 	$(BIN)/python tests/planted_faults.py 1000
 
 # The compilers for accelerators lie beside the environment, so that nothing else finds them. No device is needed.
-TARGETS := .targets
 ON_TARGETS = JAX_PLATFORMS=cpu PYTHONPATH=$(TARGETS)/$(1) JAXMLP_TEST_TARGETS=$(1) $(BIN)/python -m pytest -q -m targets \
 	tests/targets
 
@@ -120,6 +119,11 @@ site: $(TARGETS)/site/ready
 	@NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(TARGETS)/site $(BIN)/python -m mkdocs build --strict \
 		--config-file docs/site/mkdocs.yml
 	@echo 'The site: .site/html/index.html'
+
+$(TARGETS)/browser/ready: | $(READY)
+	@rm -rf $(TARGETS)/browser
+	@$(INSTALL) --target $(TARGETS)/browser playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
 
 $(TARGETS)/site/ready: pyproject.toml | $(READY)
 	@rm -rf $(TARGETS)/site
