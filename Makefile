@@ -120,7 +120,7 @@ site: $(TARGETS)/site/ready
 		--config-file docs/site/mkdocs.yml
 	@echo 'The site: .site/html/index.html'
 
-$(TARGETS)/browser/ready: | $(READY)
+$(TARGETS)/browser/ready: Makefile | $(READY)
 	@rm -rf $(TARGETS)/browser
 	@$(INSTALL) --target $(TARGETS)/browser playwright==1.65.2 axe-playwright-python==0.1.8
 	@touch $@

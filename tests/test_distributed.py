@@ -24,8 +24,6 @@ from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.system.distributed import Cluster, explained, is_lost_peer, share, supervise
 
-pytestmark = pytest.mark.optimized
-
 EXPERIMENT = """
 from jaxmlp import DataConfig, ExperimentConfig, MLP
 
@@ -241,17 +239,16 @@ def left_with_a_stopped_process(
         yield pool.submit(stop_one, started)
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_with_a_stopped_process")
-def test_a_stop_signal_to_any_process_saves_and_ends_all_and_one_device_of_each_goes_on_to_the_same_bits(
+def test_a_run_killed_on_two_processes_goes_on_with_one_device_of_each_to_the_same_bits(
     experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
 ) -> None:
     out = tmp_path / "run"
     with processes(2, 2, experiment, "--out", out, "--checkpoint-s", "0") as started:
         wait_for_a_checkpoint(out)
-        started.all[1].send_signal(signal.SIGTERM)
-        ended = started.ends(60)
-    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert started.all[0].returncode == -signal.SIGKILL
     with processes(2, 2, "--resume", out, "--devices", "2") as started:
         ended = started.ends(120)
     assert [code for code, _, _ in ended] == [0, 0], ended
@@ -326,6 +323,7 @@ def test_a_process_that_fails_alone_keeps_its_code_and_message_and_the_others_en
         assert "distributed: " in ended[1 - failing][2] and "is gone" in ended[1 - failing][2]
 
 
+@pytest.mark.optimized
 @pytest.mark.slow
 def test_a_finished_run_resumed_on_two_processes_shows_its_result_on_both(
     uninterrupted: dict[str, Any],
@@ -334,6 +332,20 @@ def test_a_finished_run_resumed_on_two_processes_shows_its_result_on_both(
         ended = started.ends(100)
     assert [code for code, _, _ in ended] == [0, 0], ended
     assert {json.loads(out)["state_sha256"] for _, out, _ in ended} == {uninterrupted["state_sha256"]}
+
+
+@pytest.mark.optimized
+@pytest.mark.slow
+def test_a_stop_signal_to_any_process_saves_and_ends_all(
+    experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
+) -> None:
+    out = tmp_path / "run"
+    with processes(2, 1, experiment, "--out", out, "--checkpoint-s", "0") as started:
+        wait_for_a_checkpoint(out)
+        started.all[1].send_signal(signal.SIGTERM)
+        ended = started.ends(60)
+    assert [code for code, _, _ in ended] == [143, 143], ended
+    assert alone(1, "--resume", out)["state_sha256"] == uninterrupted["state_sha256"]
 
 
 @pytest.mark.slow
