@@ -115,7 +115,7 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 
 
 def optimized(name: str, updates: int = 1) -> Case:
-    """The optimizer's state, and some updates."""
+    """The optimizer's state, and this number of updates."""
     optimizer = optax.with_extra_args_support(OPTIMIZERS[name]())
 
     def function(params: Any, grads: Any) -> Any:

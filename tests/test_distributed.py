@@ -24,6 +24,8 @@ from jaxmlp.errors import ConfigError, DeviceError, PeerLostError
 from jaxmlp.run.directory import RunDirectory
 from jaxmlp.system.distributed import Cluster, explained, is_lost_peer, share, supervise
 
+pytestmark = pytest.mark.optimized
+
 EXPERIMENT = """
 from jaxmlp import DataConfig, ExperimentConfig, MLP
 
@@ -239,7 +241,6 @@ def left_with_a_stopped_process(
         yield pool.submit(stop_one, started)
 
 
-@pytest.mark.optimized
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_with_a_stopped_process")
 def test_a_run_killed_on_two_processes_goes_on_with_one_device_of_each_to_the_same_bits(
@@ -323,7 +324,6 @@ def test_a_process_that_fails_alone_keeps_its_code_and_message_and_the_others_en
         assert "distributed: " in ended[1 - failing][2] and "is gone" in ended[1 - failing][2]
 
 
-@pytest.mark.optimized
 @pytest.mark.slow
 def test_a_finished_run_resumed_on_two_processes_shows_its_result_on_both(
     uninterrupted: dict[str, Any],
@@ -334,7 +334,6 @@ def test_a_finished_run_resumed_on_two_processes_shows_its_result_on_both(
     assert {json.loads(out)["state_sha256"] for _, out, _ in ended} == {uninterrupted["state_sha256"]}
 
 
-@pytest.mark.optimized
 @pytest.mark.slow
 def test_a_stop_signal_to_any_process_saves_and_ends_all(
     experiment: Path, tmp_path: Path, uninterrupted: dict[str, Any]
