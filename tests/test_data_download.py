@@ -48,6 +48,17 @@ def test_without_a_network_the_answer_comes_within_the_limit_with_the_ways_on(
     assert_names(ways, "JAXMLP_MANUAL_DIR", "--data.name mnist_5k", "JAXMLP_DATA_DIR", *NAMES)
 
 
+@pytest.mark.parametrize("proxy", ["http://two..dots:80", "http://host:99999", "http://host:port", "http://:80"])
+def test_a_proxy_without_a_valid_address_is_named_at_once(
+    proxy: str, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"http_proxy": proxy, "https_proxy": proxy, "no_proxy": ""}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError) as error:
+        load()
+    assert_names(str(error.value).splitlines()[0], "mnist", "proxy")
+
+
 @pytest.fixture
 def serve(files: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Callable[[Any], None]], None]]:
     """A function that serves mnist's files by a handler of GET requests."""

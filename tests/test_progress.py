@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import threading
 import time
@@ -60,6 +61,20 @@ def test_off_a_terminal_a_long_compile_says_so_in_a_line(
     with make_progress("2", 20) as progress, progress.compiling():
         threading.Event().wait(0.2)
     assert capsys.readouterr().out.count("compiling") == lines
+
+
+def test_a_reader_that_leaves_while_a_run_compiles_is_met_by_the_next_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error in the announcement's thread would print a traceback, which pytest counts as a failure."""
+    monkeypatch.setattr(progress_of, "LONG_S", 0)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as left:
+        with contextlib.redirect_stdout(left), make_progress("2", 20) as progress:
+            with progress.compiling():
+                threading.Event().wait(0.2)
+            with pytest.raises(BrokenPipeError):
+                progress.epoch_ended(RECORD)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # What is left is written when the file is closed.
 
 
 @pytest.mark.parametrize("verbose", ["auto", "1"])

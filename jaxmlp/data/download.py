@@ -49,7 +49,11 @@ def download(name: str, into: Path, report: Callable[[str], None]) -> tuple[Path
         OSError: A file cannot be written.
     """
     source = SOURCES[name]
-    if not _reachable(source.url):
+    try:
+        first_hop = _first_hop(source.url)
+    except ValueError as error:
+        raise unavailable(name, f"the proxy that the environment names has no valid address: {error}") from None
+    if not _reachable(first_hop):
         raise unavailable(name, f"no route to its server; gave up after {CONNECT_LIMIT_S:g} s")
     megabytes = sum(file.gz_bytes for file in source.files) / 1e6
     report(f"data: downloading {name}, {megabytes:.0f} MB from {source.url}")
@@ -76,16 +80,15 @@ def _fetch(name: str, url: str, file: File, into: Path) -> Path:
     return path
 
 
-def _reachable(url: str) -> bool:
-    """Whether a connection to the server, or to the proxy before it, opens in time."""
-    first_hop = _first_hop(url)
+def _reachable(address: tuple[str, int]) -> bool:
+    """Whether a connection opens in time."""
     opened = threading.Event()
     deadline = time.monotonic() + CONNECT_LIMIT_S
 
     def connect() -> None:
         while not opened.is_set() and (left := deadline - time.monotonic()) > 0:
             try:
-                socket.create_connection(first_hop, timeout=left).close()
+                socket.create_connection(address, timeout=left).close()
                 opened.set()
             except OSError:
                 time.sleep(0.1)
@@ -96,8 +99,17 @@ def _reachable(url: str) -> bool:
 
 
 def _first_hop(url: str) -> tuple[str, int]:
+    """Host and port of the server, or of the proxy before it.
+
+    Raises:
+        ValueError: The proxy's host or port is not valid.
+    """
     target = urlsplit(url)
     proxy = urllib.request.getproxies().get(target.scheme)
     if proxy and not urllib.request.proxy_bypass(target.netloc):
         target = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    return target.hostname or "", target.port or (443 if target.scheme == "https" else 80)
+    host, port = target.hostname, target.port
+    if not host:
+        raise ValueError("it has no host")
+    host.encode("idna")  # As a connection does: it raises UnicodeError, a ValueError.
+    return host, port or (443 if target.scheme == "https" else 80)

@@ -56,13 +56,17 @@ class EpochLines(Notes):
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
         """Announce the compilation if it takes long."""
-        timer = threading.Timer(LONG_S, self.note, ["compiling: the first start with these shapes takes longer"])
+        timer = threading.Timer(LONG_S, self._announce)
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
+
+    def _announce(self) -> None:
+        with contextlib.suppress(OSError):  # The next line raises it in the main thread, where it ends the run.
+            self.note("compiling: the first start with these shapes takes longer")
 
     def epoch_ended(self, record: EpochRecord) -> None:
         """Print the epoch's line."""
