@@ -146,7 +146,8 @@ def test_fit_tells_as_much_as_it_is_asked_to(
 ) -> None:
     fit(CONFIG, small_dataset, verbose=verbose)
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == lines and all(line.startswith("Epoch 1/1 - ") for line in said)
+    epochs = [line for line in said if not line.startswith("compiling")]  # On a slow machine, this comes first.
+    assert len(epochs) == lines and all(line.startswith("Epoch 1/1 - ") for line in epochs)
 
 
 @pytest.mark.parametrize("verbose", [3, "yes", True])
