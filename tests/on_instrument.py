@@ -1,9 +1,8 @@
 """`make test-instrument`: can `jaxmlp bench --compare` be trusted on this machine?
 
 It times whole quick suites of the same program, and compares each with the suite before it. No row may be judged
-different, and few rows may be unstable. Each suite also times the base's step, epoch and sweep with a slow-down of
-10 %. In each pair, one of these slowed rows of the second suite, in turn, replaces the real row, and must be judged
-slower.
+different, and few rows may be unstable. The second suite of a pair also times the base's step, epoch or sweep, in turn,
+with a slow-down of 10 %. In each pair, this slowed row then replaces the real row, and must be judged slower.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import copy
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +42,9 @@ def main() -> int:
     units = {row["key"]: row["units"] for row in suites[0]["rows"]}
     began = time.perf_counter()
     for number in range(chosen.pairs):
-        suites.append(measured(chosen.processes, units))
-        pairs.append(judged(suites[-2], suites[-1], STAGES[number % len(STAGES)]))
+        stage = STAGES[number % len(STAGES)]
+        suites.append(measured(chosen.processes, units, [stage]))
+        pairs.append(judged(suites[-2], suites[-1], stage))
         chosen.out.write_text(json.dumps({"pairs": pairs, "suites": suites}))
         took = time.perf_counter() - began
         left = took / (number + 1) * (chosen.pairs - number - 1)
@@ -52,9 +52,11 @@ def main() -> int:
     return verdict(pairs)
 
 
-def measured(processes: int | None, units: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """Time a quick suite, with slowed rows."""
-    return run_suite("quick", processes=processes, units=units, plants=STAGES, tell=lambda _: None)
+def measured(
+    processes: int | None, units: Mapping[str, int] | None = None, plants: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Time a quick suite, and the slowed rows of `plants`."""
+    return run_suite("quick", processes=processes, units=units, plants=plants, tell=lambda _: None)
 
 
 def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict[str, Any]:

@@ -56,20 +56,21 @@ class Suite:
     """Numbers of lanes of the sweeps."""
     sweep_examples: int
     """Examples that each lane of a sweep trains on, with the sizes of the base."""
-    rounds: int = 5
-    """Rounds in each process. Compiling has one, and so have sweeps, after a warm-up."""
+    rounds: int
+    """Rounds in each process. On a server that others share, a row is slow for some tenths of a second at a time, so
+    the median of many rounds varies least (docs/benchmarking.md)."""
 
 
 SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
-        grad_shards=(1, 2, 4, 8), examples=(3_000, 750), eval_examples=2_000, cross=False,
-        lanes=(1, 4), sweep_examples=3_000,
+        grad_shards=(1, 2, 4, 8), examples=(1_500, 375), eval_examples=1_000, cross=False,
+        lanes=(1, 4), sweep_examples=750, rounds=15,
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),
         precisions=("float32", "bfloat16"), grad_shards=(1, 2, 4, 8), examples=(60_000, 7_500, 15_000, 30_000),
-        eval_examples=10_000, cross=True, lanes=(1, 2, 4, 8, 16), sweep_examples=7_500,
+        eval_examples=10_000, cross=True, lanes=(1, 2, 4, 8, 16), sweep_examples=7_500, rounds=5,
     ),
 }  # fmt: skip
 
@@ -88,7 +89,8 @@ def measure_once(
     Args:
         name: A name in `SUITES`.
         units: Units of a sample, by the programs' keys. Missing keys are calibrated.
-        counted: Whether to count the work of each program, and to measure the energy of updates.
+        counted: Whether to count the work of each program and to measure the energy of updates, in the process whose
+            times are discarded. It makes one round.
         profiled: Folder for a profile of an epoch of the base. None: no profile.
         plants: Stages whose base is timed a second time, slowed down by `PLANTED`.
         started: `time.perf_counter()` at the start of the process.
@@ -112,7 +114,8 @@ def measure_once(
     units |= {key: units[key.removeprefix("planted ")] for key in units}
     with compiling_anew():
         seconds = measure([compiling], units, repeats=1)
-    seconds |= measure(steady, units, repeats=suite.rounds) | measure([start, *swept], units, repeats=1)
+    rounds = 1 if counted else suite.rounds
+    seconds |= measure([*steady, *swept], units, repeats=rounds) | measure([start], units, repeats=1)
     energy_updates = round(ENERGY_S / seconds[next(one.key for one in steady if one.what == "step")][0])
     energy_j = joules(lambda: base.steps(energy_updates)) if counted else None
     return {

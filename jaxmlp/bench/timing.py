@@ -10,6 +10,9 @@ from typing import Any
 
 from jaxmlp.bench.spread import Spread
 
+SAMPLE_S = 0.01
+"""Seconds that a sample takes at least, if a unit is shorter: long compared with the clock's steps and a call's cost."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimedProgram:
@@ -83,7 +86,7 @@ def document(facts: Mapping[str, Any], by_process: Sequence[Sequence[float]]) ->
 
 
 def calibrate(
-    programs: Sequence[TimedProgram], *, sample_s: float = 0.02, clock: Callable[[], float] = time.perf_counter
+    programs: Sequence[TimedProgram], *, sample_s: float = SAMPLE_S, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, int]:
     """Number of units of each program that take about `sample_s` seconds, by the programs' keys."""
     return {program.key: 1 if program.once else _units(program, sample_s, clock) for program in programs}
