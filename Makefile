@@ -22,14 +22,14 @@ PROBE := import sys, importlib.util as util; \
 
 help:
 	@echo 'make train   train a first network'
-	@echo 'make test    ruff, mypy and every test'
+	@echo 'make test    ruff, mypy and the tests'
 	@echo 'make test-browser  the tests of pages, in a real Chromium, installed by apt-get where there is none'
 	@echo 'make test-accelerator  exactness and speed on a GPU or TPU, as one page; PYTHON=... uses that one as it is'
-	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs: an hour of an idle machine; PAIRS=3 tries it'
+	@echo 'make test-instrument  20 pairs of equal benchmarks, and planted slow-downs: more than an hour of an idle machine; PAIRS=3 tries it'
 	@echo 'make test-tpu-programs  what TPUs would run, compiled without one by libtpu: 586 MB, under Google Cloud terms'
 	@echo 'make test-targets  what an H100, an H200 and a B200 would run, compiled without one: 400 MB of packages'
 	@echo 'make test-portable  portable bits under every vector width, flag and number of threads, and op by op'
-	@echo 'make test-planted  1,000 wrong primitives, each to be found and named: some 10 minutes'
+	@echo 'make test-planted  1,000 wrong primitives, each to be found and named: some minutes'
 	@echo 'make test-evidence  100 runs with a wrong update, to be found by halving; 1,000 altered certificates'
 	@echo 'make site    the documents and the reference of all public names, as pages that need no network'
 	@echo 'make lint    ruff and mypy'

@@ -13,9 +13,11 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy.stats import binomtest
 
 from jaxmlp.bench.compare import compare_benchmarks
@@ -35,9 +37,14 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=20, help="of suites; there is one suite more than pairs")
     parser.add_argument("--processes", type=int, help="of each suite; by default its own number")
     parser.add_argument("--out", type=Path, default=Path("instrument.json"), help="all that was found")
+    parser.add_argument("--read", type=Path, metavar="OUT", help="time nothing; judge what is in this file again")
+    parser.add_argument("--rounds", type=int, help="with --read: judge by the first rounds of each process")
     chosen = parser.parse_args()
     if chosen.pairs < 1:
         parser.error(f"--pairs must be at least 1, got {chosen.pairs}")
+    if chosen.read:
+        suites = [first_rounds(suite, chosen.rounds) for suite in json.loads(chosen.read.read_text())["suites"]]
+        return verdict([judged(*pair, stage) for pair, stage in zip(pairwise(suites), cycle(STAGES), strict=False)])
     suites, pairs = [measured(chosen.processes)], []
     units = {row["key"]: row["units"] for row in suites[0]["rows"]}
     began = time.perf_counter()
@@ -57,6 +64,13 @@ def measured(
 ) -> dict[str, Any]:
     """Time a quick suite, and the slowed rows of `plants`."""
     return run_suite("quick", processes=processes, units=units, plants=plants, tell=lambda _: None)
+
+
+def first_rounds(document: Mapping[str, Any], rounds: int | None) -> dict[str, Any]:
+    """The document as processes of fewer rounds would have given it."""
+    samples = {row["key"]: np.reshape(row["seconds"], (document["processes"], -1)) for row in document["rows"]}
+    medians = {key: np.median(seconds[:, :rounds], axis=1).tolist() for key, seconds in samples.items()}
+    return {**document, "rows": [{**row, "process_s": medians[row["key"]]} for row in document["rows"]]}
 
 
 def judged(base: Mapping[str, Any], here: Mapping[str, Any], stage: str) -> dict[str, Any]:

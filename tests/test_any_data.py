@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from refusals import refused
 
 from jaxmlp import data
+from jaxmlp.cli import main
 from jaxmlp.data.idx import idx_parts
 from jaxmlp.engine import network
 from jaxmlp.engine.fitting import check_data, fit
@@ -201,3 +204,20 @@ def test_labels_as_distributions_and_even_weights_train_alike() -> None:
     # The same targets, made in float64 and in float32.
     assert states["smooth"]["loss"] == pytest.approx(smoothed["loss"], rel=1e-5)
     assert api.evaluate(states["smooth"]).accuracy == states["smooth"].test_accuracy
+
+
+def test_predict_prints_the_numbers_of_a_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    pictures, targets = rng.random((40, 4, 4, 1), np.float32), rng.random((40, 2), np.float32)
+    dataset = data.from_arrays((pictures, targets), (pictures, targets), validation="test")
+    settings: dict[str, Any] = NUMBERS | {"data": DataConfig(pixel_scale=1.0, validation="test")}
+    trained = fit(experiment(**settings), dataset, out=tmp_path / "run")
+    np.save(tmp_path / "pictures.npy", pictures[:2])
+    words = ["predict", str(tmp_path / "run"), str(tmp_path / "pictures.npy")]
+    assert main([*words, "--json", "--csv", str(tmp_path / "found.csv")]) == 0
+    found = [each["numbers"] for each in json.loads(capsys.readouterr().out)["predictions"]]
+    assert found == [list(each.numbers) for each in api.predict(trained, pictures[:2])]
+    rows = list(csv.DictReader((tmp_path / "found.csv").read_text().splitlines()))
+    assert [[float(word) for word in row["numbers"].split()] for row in rows] == found
+    assert main([*words, "--show"]) == 0
+    assert f"[0]: {found[0][0]:g} {found[0][1]:g}" in capsys.readouterr().out

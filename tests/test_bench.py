@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import sys
 import types
 from pathlib import Path
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from command_line import QUICKSTART, SMALL
+from refusals import refused
 
 from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data, train
 from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
@@ -424,6 +426,46 @@ def test_a_wrong_flag_of_bench_is_told_before_anything_is_timed(
     monkeypatch.chdir(ROOT)
     assert main(["bench", *words.split()]) == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+def test_a_base_of_another_device_is_refused_after_the_first_process(
+    benchmark: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = copy.deepcopy(benchmark)
+    for row in base["rows"]:
+        row["process_s"] *= 5
+    (tmp_path / "base.json").write_text(json.dumps(base))
+    measured: list[str] = []
+
+    def first(name: str, *_: Any, **__: Any) -> dict[str, Any]:
+        measured.append(name)
+        elsewhere = {**base["manifest"], "binding": base["manifest"]["binding"] | {"device_kind": "another"}}
+        return {"manifest": elsewhere, "programs": base["rows"]}
+
+    monkeypatch.setattr(processes, "measure_in_a_process", first)
+    assert main(["bench", "--compare", str(tmp_path / "base.json")]) == 2
+    assert "device_kind" in capsys.readouterr().err
+    assert measured == ["quick"]
+
+
+def test_a_processs_modules_are_the_programs_whatever_the_current_folder_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty word in PYTHONPATH would stand for the current folder, before Python's own modules."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    folders: list[str] = []
+
+    def start(command: Any, *, env: dict[str, str], **_: Any) -> None:
+        folders.extend(env["PYTHONPATH"].split(os.pathsep))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("subprocess.Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        processes.measure_in_a_process("quick", "cpu", {}, ())
+    assert folders == [str(ROOT)]
+
+
+def test_an_interpreter_of_a_peer_that_does_not_start_is_named(tmp_path: Path) -> None:
+    with refused(UsageError, "--python-torch", tmp_path / "python"):
+        race.is_installed("torch", tmp_path / "python", tmp_path)
 
 
 @pytest.mark.parametrize("flag", ["--out", "--profile"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -99,6 +100,73 @@ def test_ctrl_c_outside_of_training_ends_in_130(program: Program, monkeypatch: p
     monkeypatch.setattr("jaxmlp.cli.data.run", interrupted)
     ended = program("data", "status", "--json")
     assert (ended.code, ended.document["status"], ended.stderr) == (130, "interrupted", "interrupted\n")
+
+
+LONG = "a" * 300
+"""No file system has such a name."""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "named"),
+    [
+        (["runs", LONG], 5, LONG),
+        (["evaluate", LONG], 5, LONG),
+        (["train", f"{LONG}.py"], 2, f"{LONG}.py"),
+        (["train", QUICKSTART, *SMALL, "--out", LONG], 8, LONG),
+        (["train", QUICKSTART, "--out", "~nobody-has-this-name/run"], 2, "--out"),
+        (["new", "."], 2, "'.'"),
+        (["data", "status", "mnits"], 2, "mnits"),
+        (["sweep", QUICKSTART, "--set", "controllers.0.patience=1,2"], 2, "controllers.0.patience"),
+        (["sweep", QUICKSTART, "--seeds", "9" * 5_000], 2, "seeds"),
+        (["compile", QUICKSTART, "--for", "cpu", "--devices", "\N{SUPERSCRIPT TWO}"], 2, "--devices"),
+        (["speedrun", QUICKSTART, "--metrics", "top_k", "--seeds", "2"], 2, "accuracy"),
+        (["throughput", "no-such-experiment"], 2, "no-such-experiment"),
+    ],
+    ids=lambda each: each[0] if isinstance(each, list) else "",
+)
+def test_words_that_can_mean_nothing_are_refused(
+    words: list[str], code: int, named: str, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = program(*words)
+    assert (ended.code, "Traceback" in ended.stderr) == (code, False), ended
+    assert named in ended.stderr
+
+
+def test_a_path_that_is_closed_to_the_user_is_no_bug(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(argv: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "/closed/runs")
+
+    monkeypatch.setattr("jaxmlp.cli.data.run", closed)
+    ended = program("data", "status")
+    assert ended.code == 8
+    assert_names(ended.first_line, "/closed/runs", "Permission denied")
+
+
+def test_a_variable_that_jax_refuses_is_named_and_an_empty_one_counts_as_unset() -> None:
+    code = f"from jaxmlp.cli import main; raise SystemExit(main(['evaluate', {LONG[:9]!r}]))"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    refused, unset = (
+        subprocess.run([sys.executable, "-c", code], env=env | more, capture_output=True, text=True, check=False)
+        for more in ({"JAX_ENABLE_X64": "maybe"}, {"JAX_COMPILATION_CACHE_MAX_SIZE": ""})
+    )
+    assert (refused.returncode, unset.returncode) == (2, 5), (refused, unset)
+    assert_names(refused.stderr.splitlines()[-1], "maybe")
+
+
+def test_ctrl_c_while_the_answer_is_printed_ends_in_130(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxmlp.cli.json.dumps", interrupted)
+    assert program("data", "status", "--json").code == 130
+
+
+def test_a_message_with_which_code_of_the_users_own_exits_is_shown(
+    program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxmlp.cli.data.run", lambda argv: sys.exit("no files"))
+    assert program("data", "status") == (1, "", "no files\n")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

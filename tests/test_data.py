@@ -194,6 +194,19 @@ def test_a_new_data_set_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None
         data.register("mnist", lambda: ((GREY, [0]), (GREY, [0])))
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError("digits.csv"), SystemExit("no digits")])
+def test_a_registered_function_that_fails_is_told_from_a_fault_of_jaxmlp(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> Any:
+        raise error
+
+    monkeypatch.setattr("jaxmlp.data.catalog.user_data", {})
+    data.register("broken", fail)
+    with refused(DataError, "broken", error, __file__):
+        load("broken")
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("JAXMLP_DATA_DIR", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -121,7 +121,7 @@ def test_prepare_downloads_the_official_order_beside_a_stock_folder(
         (answer(b"<html>Welcome to our hotel</html>"), f"{NAMES[0]}.gz"),
         (answer(b"half", length=8), f"{NAMES[0]}.gz"),
         (answer(bytes(200_000)), f"{NAMES[0]}.gz"),
-        (lambda handler: time.sleep(1), "0.3 s"),
+        (lambda handler: time.sleep(3), "1 s"),
         (lambda handler: handler.wfile.write(b"no HTTP at all\n"), "mnist"),
     ],
 )
@@ -132,7 +132,7 @@ def test_a_download_that_fails_is_a_data_error_with_its_reason_and_leaves_nothin
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(download, "STALL_LIMIT_S", 0.3)
+    monkeypatch.setattr(download, "STALL_LIMIT_S", 1)
     serve(respond)
     with pytest.raises(DataError) as error:
         load(report=lambda line: None)

@@ -171,6 +171,19 @@ def test_an_export_that_cannot_be_read_back_is_not_left_behind(tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_that_cannot_be_compared_leaves_the_file_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "program").write_text("the one before")
+    monkeypatch.setattr(checked, "_otherwise", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export(made(), "stablehlo", tmp_path / "program")
+    assert (tmp_path / "program").read_text() == "the one before"
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_network_larger_than_a_format_holds_is_refused_before_it_is_written(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -92,6 +92,11 @@ def test_what_the_file_says_is_in_the_config_and_what_it_cannot_is_asked_for(
     assert_names(capsys.readouterr().out, "--model.activation", "relu")
 
 
+def test_a_run_may_be_scored_without_an_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert imported("keras3.keras", tmp_path / "run", "--metrics", "top_k", "--metrics.0.k", "2") == 0
+    assert "test_top_2" in capsys.readouterr().out
+
+
 def test_the_run_is_scored_evaluated_asked_and_trained_further(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from refusals import refused
 from run_stand_in import CONFIG, MANIFEST
 
 from jaxmlp import MLP, ExperimentConfig, fit
 from jaxmlp.data import Dataset, Facts
+from jaxmlp.errors import RunError
 from jaxmlp.proof.promise import promise
 from jaxmlp.proof.reproduce import reproduce
 from jaxmlp.run.manifest import binding_flags, differences, instruction_set, manifest
-from jaxmlp.run.record import read_manifest
+from jaxmlp.run.record import FORMAT, read_manifest
 
 
 def test_the_manifest_tells_what_the_bits_depend_on(monkeypatch: pytest.MonkeyPatch, small_dataset: Dataset) -> None:
@@ -52,6 +54,29 @@ def test_a_runs_manifest_tells_which_program_xla_made_and_is_not_bound_by_it(
     said: list[str] = []
     assert reproduce(tmp_path / "a", small_dataset, devices=1, report=said.append).same
     assert any("compiled" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"accepted_code": {"x": 1}}, {"accepted_code": [1]}, {"lengthened": 5}, {"lengthened": [1]}, {"data": [1]},
+        {"binding": "jax"}, {"not_binding": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_whose_parts_are_of_other_types_is_refused(part: dict[str, Any], tmp_path: Path) -> None:
+    whole = {"format": FORMAT, "status": "running", **MANIFEST}
+    (tmp_path / "manifest.json").write_text(json.dumps(whole))
+    assert read_manifest(tmp_path)["binding"] == MANIFEST["binding"]
+    (tmp_path / "manifest.json").write_text(json.dumps(whole | part))
+    with refused(RunError, tmp_path):
+        read_manifest(tmp_path)
+
+
+def test_an_empty_part_of_a_manifest_counts_as_missing(tmp_path: Path) -> None:
+    empty = dict.fromkeys(("binding", "not_binding", "accepted_code", "lengthened", "data"))
+    (tmp_path / "manifest.json").write_text(json.dumps({"format": FORMAT, "status": "running", **empty}))
+    assert read_manifest(tmp_path) == {"format": FORMAT, "status": "running", "result": None}
 
 
 def test_differences_name_the_binding_facts_with_both_values() -> None:

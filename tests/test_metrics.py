@@ -13,6 +13,7 @@ import pytest
 from refusals import refused
 
 from jaxmlp import shards, train
+from jaxmlp.engine.network import MNIST, check_network
 from jaxmlp.engine.programs import figures
 from jaxmlp.errors import ConfigError
 from jaxmlp.experiment.config import ExperimentConfig
@@ -161,8 +162,8 @@ def test_figures_are_those_of_scikit_learn_on_1000_random_cases(classes: int) ->
 
 
 def test_a_class_that_is_not_there_is_refused_and_each_figure_has_a_name_of_its_own() -> None:
-    with refused(ConfigError, "metrics", 10):
-        Recall(label=10).result({name: np.ones(10) for name in ("labels", "answers", "correct")}, 10)
+    with refused(ConfigError, "metrics", 10):  # Before a run begins.
+        check_network(ExperimentConfig(metrics=Recall(label=10)), MNIST)
     assert [metric.name for metric in OF_CASES[:6]] == ["precision", "precision_1", "recall", "recall_1", "f1", "f1_0"]
     smaller_is_better = {metric.kind for metric in OF_CASES if not metric.larger_is_better}
     assert smaller_is_better == {"calibration_error", "brier_score"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from refusals import refused
 
 from jaxmlp import MLP, SGD, Adam, ConfigError, Cosine, CrossEntropy, ExperimentConfig, data, fit, ranged, train
 from jaxmlp.engine.history import History
+from jaxmlp.experiment.fields import MAX_NESTING, parse_json
 from jaxmlp.experiment.parts import Augmentation, Batch, Loss, Metric, Model, Optimizer, Part, Schedule
 from jaxmlp.experiment.plain import where, with_value
 from jaxmlp.source.code import code_of
@@ -306,3 +308,27 @@ def test_an_experiment_that_is_built_twice_compiles_once(
     fit(build(0), dataset)
     fit(build(1), dataset)
     assert compiled("train_steps") == 1
+
+
+class Scaled(Loss):
+    """A loss with a number of any size."""
+
+    scale: float = 1.0
+
+    def __call__(self, logits: Any, targets: Any) -> Any:
+        return self.scale * jnp.mean(logits, axis=-1)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400])
+def test_a_number_without_an_interval_must_be_finite(value: float) -> None:
+    """JSON holds no other number, so a run with it could not be read again."""
+    with refused(ConfigError, "loss.scale", "finite"):
+        Scaled(scale=value)
+
+
+def test_json_nested_beyond_the_limit_and_numbers_beyond_floats_are_refused() -> None:
+    assert parse_json("[" * MAX_NESTING + "]" * MAX_NESTING)
+    assert parse_json(json.dumps([{"a": [1.5]}] * 1000)) == [{"a": [1.5]}] * 1000
+    for text in ("[" * (MAX_NESTING + 1) + "1" + "]" * (MAX_NESTING + 1), "1e999", '{"a": -1e400}'):
+        with pytest.raises(ValueError, match=r"nested|too large"):
+            parse_json(text)

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -307,7 +308,9 @@ def test_a_run_of_other_data_or_with_nothing_to_compare_is_refused(
 
 
 @pytest.mark.slow
-def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_answers_0_or_3_and_names_what_differs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = str(tmp_path / "run")
     quickstart = str(Path(__file__).parents[1] / "experiments" / "quickstart.py")
     assert main(["train", quickstart, "--epochs", "1", "--model.hidden-sizes", "16", "--out", path]) == 0
@@ -322,3 +325,9 @@ def test_the_command_answers_0_or_3_and_names_what_differs(tmp_path: Path, capsy
     assert main(["reproduce", path, "--html", str(tmp_path / "page.html")]) == 3
     assert_names((tmp_path / "page.html").read_text(), "params")
     assert_names(capsys.readouterr().err, "L1", 1, 32, "params")
+    # The answer is not lost with its page.
+    assert main(["reproduce", path, "--html", str(digests / "page.html")]) == 8
+    assert_names(capsys.readouterr().out, "L1", 1, 32, "params")
+    monkeypatch.setitem(sys.modules, "jaxmlp.report.replay", None)
+    monkeypatch.setattr("jaxmlp.proof.reproduce.reproduce", None)  # What is missing is told before the training.
+    assert main(["reproduce", path, "--html", str(tmp_path / "page.html")]) == 2

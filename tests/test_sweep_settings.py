@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from small_sweep import CONFIG
 from jaxmlp.cli import main
 from jaxmlp.cli.sweep import parse_seeds, parse_vary
 from jaxmlp.errors import ConfigError
-from jaxmlp.sweep import Range
+from jaxmlp.sweep import LaneResult, Range, SweepResult
 from jaxmlp.sweep.lanes import make_plan, make_settings
 from jaxmlp.sweep.start import pick_devices
 from jaxmlp.sweep.values import MAX_LANES
@@ -158,3 +159,33 @@ def test_values_are_read_as_their_fields_types() -> None:
 def test_lanes_need_a_device(devices: int) -> None:
     with refused(ConfigError, "devices", devices):
         pick_devices(8, devices)
+
+
+def test_a_figure_that_is_no_number_neither_wins_nor_ends_a_summary() -> None:
+    """A metric of the user's own may be NaN in memory, and is null in `lanes.jsonl`."""
+    figures = [
+        {"loss": 1.0, "accuracy": math.nan},
+        {"loss": 2.0},
+        {"loss": 3.0, "accuracy": 0.5},
+    ]
+    lanes = [
+        LaneResult(
+            lane=lane, seed=lane, settings={}, status="finished", epoch=1, test=test, params_sha256="", state_sha256="",
+            train_s=1.0, metrics=(),
+        )
+        for lane, test in enumerate(figures)
+    ]  # fmt: skip
+    whole = {"config": CONFIG, "total": 3, "status": "finished", "batching": "map"}
+    result = SweepResult(lanes=tuple(lanes), compile_s=0.0, devices=1, processes=1, **whole)  # type: ignore[arg-type]
+    (summary,) = result.summary()
+    assert (summary["mean"], summary["best"]["lane"], summary["figures"]["test_loss"]["mean"]) == (0.5, 2, 2.0)
+    assert result.best() == {"settings": {}, "by": "test_accuracy", "mean": 0.5}
+
+
+def test_a_damaged_sweep_in_the_folder_is_left_alone_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sweep.json").write_bytes(b"")
+    assert main(["sweep", "quickstart", "--seeds", "0:2", "--out", str(tmp_path)]) == 5
+    assert_names(capsys.readouterr().err.splitlines()[0], tmp_path)
+    assert (tmp_path / "sweep.json").read_bytes() == b""

@@ -178,18 +178,27 @@ def compare_benchmarks(
         UsageError: The devices differ and `across_devices` is False, the documents share no row, or they have too few
             processes.
     """
-    if not across_devices and (differing := _devices(base, here)):
-        hint = "Add --across-devices to compare them anyway"
-        raise UsageError(f"compare: the devices differ: {'; '.join(differing)}. {hint}")
+    check_comparable(base, here, across_devices=across_devices)
     before = {row["key"]: row["process_s"] for row in base["rows"]}
     shared = [row for row in here["rows"] if row["key"] in before]
-    if not shared:
-        raise UsageError(f"compare: no row of suite {here['suite']} is in the base, which has suite {base['suite']}")
     device = [row["key"] for row in shared if row["what"] in DEVICE_ROWS]
     check_processes(base, min(len(row["process_s"]) for row in shared))
     load_factor = max(document["noise"]["load_factor"] for document in (base, here))
     times = {row["key"]: row["process_s"] for row in shared}
     return judge(before, times, limit=limit, device=device, load_factor=load_factor)
+
+
+def check_comparable(base: Mapping[str, Any], here: Mapping[str, Any], *, across_devices: bool) -> None:
+    """Refuse a base of another device, or without a common row. The rows of `here` need not be timed yet.
+
+    Raises:
+        UsageError: The devices differ and `across_devices` is False, or the documents share no row.
+    """
+    if not across_devices and (differing := _devices(base, here)):
+        hint = "Add --across-devices to compare them anyway"
+        raise UsageError(f"compare: the devices differ: {'; '.join(differing)}. {hint}")
+    if not {row["key"] for row in base["rows"]} & {row["key"] for row in here["rows"]}:
+        raise UsageError(f"compare: the base, which has suite {base['suite']}, has none of these rows")
 
 
 def check_processes(base: Mapping[str, Any], processes: int) -> None:

@@ -41,6 +41,7 @@ def run_suite(
     units: Mapping[str, int] | None = None,
     plants: Sequence[str] = (),
     profiled: str | None = None,
+    check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Time a suite in fresh processes, and return its document as JSON values.
@@ -53,6 +54,8 @@ def run_suite(
             caches. Default, also for rows that are missing: the number that takes about 10 ms.
         plants: Stages that are timed a second time with a slow-down of known size, to test the instrument.
         profiled: Folder for a profile of an epoch, which the first process records.
+        check: Called after the first process with `manifest` and `rows` of the document, whose rows have no times yet.
+            It may raise, to end the measurement.
         tell: Called with progress messages and the time left.
 
     Raises:
@@ -63,7 +66,7 @@ def run_suite(
 
     began, wanted = time.time(), processes or SUITES[name]
     first, counted = timed_processes(
-        name, device=device, wanted=wanted, units=units, plants=plants, profiled=profiled, tell=tell
+        name, device=device, wanted=wanted, units=units, plants=plants, profiled=profiled, check=check, tell=tell
     )
     rows = sorted(rows_of(first, counted), key=_place)
     found_peaks = peaks(rows)
@@ -93,11 +96,13 @@ def timed_processes(
     units: Mapping[str, int] | None = None,
     plants: Sequence[str] = (),
     profiled: str | None = None,
+    check: Callable[[Mapping[str, Any]], None] = lambda _: None,
     tell: Callable[[str], None],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The results of the first process, and of the timed processes. For arguments see `run_suite`."""
     tell(f"{name}: one process compiles, then {wanted} fresh processes are timed; minutes on two cores")
     first = measure_in_a_process(name, device, units or {}, plants, counted=True, profiled=profiled)
+    check({"manifest": first.get("manifest"), "rows": first["programs"]})
     tell("compiled")
     quiet: list[dict[str, Any]] = []
     busy: list[dict[str, Any]] = []
@@ -137,7 +142,7 @@ def measure_in_a_process(
     command = [sys.executable, "-P", "-m", "jaxmlp", "bench-worker", "--suite", name, "--device", device, "--json"]
     asked = {"units": dict(units), "plants": list(plants), "counted": False, **first}
     here = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
     with subprocess.Popen(command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as worker:
         try:
             answer: dict[str, Any] = json.loads(worker.communicate(json.dumps(asked))[0] or "{}")

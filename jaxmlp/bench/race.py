@@ -6,6 +6,7 @@ with a cache of compiled programs that is empty at first. Then all processes sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -119,8 +120,9 @@ def race(
             # A new order in each round, so that no peer always runs on a processor that the same peer has heated.
             for peer, worker in random.Random(turn).sample(pairs, len(pairs)):
                 assert worker.stdin
-                worker.stdin.write("\n")
-                worker.stdin.flush()
+                with contextlib.suppress(BrokenPipeError):  # Then it gives no answer either, which `_answer` reports.
+                    worker.stdin.write("\n")
+                    worker.stdin.flush()
                 answer = _answer(peer.name, worker)
                 peer.epoch_s.append(answer["epoch_s"])
                 peer.test_accuracy = answer["test_accuracy"]
@@ -163,7 +165,11 @@ def _check(config: ExperimentConfig, names: Sequence[str]) -> None:
 def is_installed(library: str, python: Path, folder: Path) -> bool:
     """Whether a Python has the library. `folder` gets what the library writes."""
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({library!r}) is None)"
-    return not subprocess.run([python, "-c", code], env=_environment(library, "auto", folder), check=False).returncode
+    try:
+        environment = _environment(library, "auto", folder)
+        return not subprocess.run([python, "-c", code], env=environment, check=False).returncode
+    except OSError as error:
+        raise UsageError(f"--python-{library} {python} does not start: {error.strerror}") from None
 
 
 def _command(name: str, python: Path, folder: Path) -> list[str]:

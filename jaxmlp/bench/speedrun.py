@@ -14,6 +14,7 @@ from jaxmlp import data
 from jaxmlp.bench.spread import Spread
 from jaxmlp.engine.fitting import fit
 from jaxmlp.engine.history import History
+from jaxmlp.errors import ConfigError
 from jaxmlp.experiment.config import ExperimentConfig
 
 
@@ -47,6 +48,8 @@ def speedrun(
     """
     from scipy.stats import ttest_1samp
 
+    if "accuracy" not in (metric.name for metric in config.metrics):
+        raise ConfigError("metrics", "must contain accuracy, which the target is of")
     histories: list[History] = []
     from_start_s = None
     for seed in seeds:

@@ -11,7 +11,7 @@ from typing import Any
 from jaxmlp.bench.spread import Spread
 
 SAMPLE_S = 0.01
-"""Seconds that a sample takes at least, if a unit is shorter: long compared with the clock's steps and a call's cost."""
+"""Seconds that a sample of several units takes: long compared with the clock's steps and the cost of a call."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ COMMANDS = {
     "completion": "bash|zsh        print a script with which the shell completes words",
 }
 """One line of help for each command. Its module has the command's name, with `_` for `-`."""
-SCRIPTS = ("peers", "speedrun", "bench-worker")
+SCRIPTS = ("peers", "speedrun", "throughput", "bench-worker")
 """Modules like commands' modules, run by files in `experiments` or by other commands."""
 
 HELP = """\
@@ -84,6 +84,8 @@ CLOSED_PIPE = 128 + 13
 INTERRUPTED = 128 + 2
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 """Error codes of a disk that accepts no more data, for a file or for the output."""
+CLOSED_PATHS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP)
+"""Error codes of a path that this user cannot read or write, or that no file system could have."""
 
 
 class Answer(NamedTuple):
@@ -147,14 +149,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     _escape_what_the_streams_cannot_say()
     if "--no-color" in argv or os.environ.get("NO_COLOR"):
         os.environ |= {"NO_COLOR": "1", "PYTHON_TYRO_ANSI_CODES": "False"}
+    for name in [name for name, value in os.environ.items() if name.startswith("JAX_") and not value]:
+        del os.environ[name]  # An empty variable counts as unset, but JAX refuses some.
     stdout, code = sys.stdout, 0
     try:
         try:
             code = _run(argv)
-        except SystemExit as end:  # tyro raises it after it has printed the help
-            code = int(end.code or 0)
+        except SystemExit as end:  # tyro raises it after it has printed the help; code of the user's own may, too.
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            if isinstance(end.code, str):
+                _tell(printable(end.code))
         # Flush here, where a closed pipe is caught.
         stdout.flush()
+    except KeyboardInterrupt:  # While the answer is printed.
+        code = INTERRUPTED
     except BrokenPipeError:
         code = CLOSED_PIPE
     except OSError as error:
@@ -218,6 +226,8 @@ def _is_full(stream: TextIO) -> bool:
 
 
 def _refusal(error: OSError) -> str:
+    if error.errno in CLOSED_PATHS:
+        return f"could not use {error.filename or 'a path'}: {error.strerror}."
     return f"could not write {error.filename or 'the output'}: {error.strerror}."
 
 
@@ -240,9 +250,12 @@ def _answer(command: str, argv: list[str]) -> Answer:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in REFUSALS:
+        if isinstance(error, OSError) and error.errno in (*REFUSALS, *CLOSED_PATHS):
             message = _refusal(error)
             return Answer({"status": "failed", "error": message}, DiskError.exit_code, message)
+        if isinstance(error, ValueError) and "jax._src" in sys.modules and "jax" not in sys.modules:
+            message = f"JAX refuses an environment variable: {error}"
+            return Answer({"status": "failed", "error": message}, UsageError.exit_code, message)
         with contextlib.suppress(OSError):
             traceback.print_exc()
         message = f"This is a bug in jaxmlp {jaxmlp.__version__}: please report it with the lines above."

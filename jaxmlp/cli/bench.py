@@ -24,7 +24,8 @@ class BenchFlags(flags.DeviceFlags):
     """Sizes to time. quick takes minutes and shows the time left. full times every combination of sizes and takes much
     longer."""
     processes: int | None = ranged(None, "[1, 1000]")
-    """Number of fresh processes that are timed, one after the other. Default: 10; with --exactness 5 for each suite."""
+    """Number of fresh processes that are timed, one after the other. Default: 7 (quick), 10 (full), 5 (each suite of
+    --exactness)."""
     compare: Path | None = None
     """File from an earlier `bench --json`. Exit with 3 if a row is slower now: by more than --fail-slower and than the
     spread of its own processes, with p < 0.05 for the table as a whole."""
@@ -61,15 +62,26 @@ def run(argv: Sequence[str]) -> Answer:
     if chosen.exactness:
         return _exactness(chosen, tell)
     from jaxmlp.bench import processes
-    from jaxmlp.bench.compare import check_processes
+    from jaxmlp.bench.compare import check_comparable, check_processes
 
     wanted = chosen.processes or processes.SUITES[chosen.suite]
     units = {row["key"]: row["units"] for row in base["rows"]} if base else None
     if base:
         check_processes(base, wanted)
+
+    def check(first: Mapping[str, Any]) -> None:
+        if base:
+            check_comparable(base, first, across_devices=chosen.across_devices)
+
     profiled = str(chosen.profile.absolute()) if chosen.profile else None
     document = processes.run_suite(
-        chosen.suite, device=chosen.device, processes=wanted, units=units, profiled=profiled, tell=tell
+        chosen.suite,
+        device=chosen.device,
+        processes=wanted,
+        units=units,
+        profiled=profiled,
+        check=check,
+        tell=tell,
     )
     say("\n".join(_table(document)))
     if chosen.mllog:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,8 @@ class CompileFlags(flags.Flags):
 def run(argv: Sequence[str]) -> Answer:
     """Compile and report. Exit code 6 if the compiler is missing or the program does not fit the device's memory."""
     # Read before the flags are parsed, because JAX may start then.
-    targets.prepare(next((int(word) for word in flags.words_after("--devices", argv) if word.isdigit()), None))
+    counts = (int(word) for word in flags.words_after("--devices", argv) if re.fullmatch("[0-9]{1,6}", word))
+    targets.prepare(next(counts, None))
     chosen, config = parse_experiment(CompileFlags, argv, "compile")
     target = targets.Target.of(chosen.for_target)
     runtime.configure("cpu")

@@ -35,7 +35,11 @@ def run(argv: Sequence[str]) -> Answer:
     if action == "prepare":
         found = [data.prepare(name, **folders, report=say) for name in names or ["mnist"]]
     else:
-        found = [each for each in data.status(**folders) if not names or each.name in names]
+        known = {each.name: each for each in data.status(**folders)}
+        for name in names:
+            if name not in known:
+                raise UsageError(f"{name} is not a known data set: {', '.join(known)}.{did_you_mean(name, known)}")
+        found = [known[name] for name in names or known]
     for each in found:
         say("\n".join(_lines(each)))
     return Answer({"data": [each._asdict() for each in found]})

@@ -183,7 +183,7 @@ def facts(manual_dir: Path | None) -> dict[str, Any]:
 
 def _free(path: Path) -> int:
     """Free bytes on the disk where the folder is or would be created."""
-    return shutil.disk_usage(next(each for each in (path, *path.parents) if each.exists())).free
+    return shutil.disk_usage(next(each for each in (path, *path.parents) if os.path.exists(each))).free
 
 
 def _fact_lines(found: dict[str, Any]) -> Iterator[str]:

@@ -135,7 +135,12 @@ def _value(word: str, kinds: Sequence[Any]) -> Any:
         if kind in kinds:
             with contextlib.suppress(ValueError):
                 return kind(word)
-    return Path(word).expanduser() if Path in kinds else word  # The shell does not expand the ~ in `--out=~/runs`.
+    if Path not in kinds:
+        return word
+    try:
+        return Path(word).expanduser()  # The shell does not expand the ~ in `--out=~/runs`.
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _shown(value: Any) -> str:

@@ -64,6 +64,6 @@ def run(argv: Sequence[str]) -> Answer:
     layers = "-".join(map(str, (len(network.layers[0].kernel), *(len(layer.bias) for layer in network.layers))))
     say(
         f"{path}: {layers} {network.activation or MLP().activation}, pixels times {config.data.pixel_scale:.6g}; "
-        f"test_loss: {history.test_loss:.4f} - test_accuracy: {history.test_accuracy:.4f}"
+        + " - ".join(f"test_{name}: {value:.4f}" for name, value in history.test.items())
     )
-    return Answer({"run_dir": str(path), **history.result(), "total_s": time.perf_counter() - STARTED})
+    return Answer({"run_dir": str(path), "stopped": None, **history.result(), "total_s": time.perf_counter() - STARTED})

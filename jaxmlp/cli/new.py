@@ -22,6 +22,8 @@ def run(argv: Sequence[str]) -> Answer:
     """Write FILE.py, which must not exist."""
     _, (name,) = flags.parse(NewFlags(), argv, "new", "FILE.py")
     path = Path(name)
+    if not path.name:
+        raise UsageError(f"{name!r} is not the name of a file: jaxmlp new experiment.py")
     if path.suffix != ".py":
         raise UsageError(f"{name} must end in .py: jaxmlp new {path.with_suffix('.py')}")
     try:

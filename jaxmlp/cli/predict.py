@@ -67,10 +67,11 @@ def run(argv: Sequence[str]) -> Answer:
     predictions: list[dict[str, Any]] = []
     for (file, index), image, answer in zip(places, images, predict(model, images, chosen.top), strict=True):
         top = [{"label": label, "probability": probability} for label, probability in answer.top]
-        likeliest = {"label": answer.label, "probability": answer.probability}
+        likeliest = {"label": answer.label, "probability": answer.probability, "numbers": list(answer.numbers)}
         predictions.append({"file": file, "index": index, **likeliest, "top": top})
         ranked = ", ".join(f"{label}: {probability:.4f}" for label, probability in answer.top)
-        say(f"{printable(file, lines=False)}[{index}]: {answer.label} ({ranked})")
+        said = f"{answer.label} ({ranked})" if answer.top else " ".join(f"{number:g}" for number in answer.numbers)
+        say(f"{printable(file, lines=False)}[{index}]: {said}")
         if chosen.show:
             say(_drawn(image))
     warned = [{"file": str(each.file), "warning": each.warning} for each in found if each.warning]
@@ -97,7 +98,7 @@ def run(argv: Sequence[str]) -> Answer:
 
 def _drawn(image: np.ndarray[Any, Any]) -> str:
     """The image as text, one line per row. Each pixel is two characters, which are about twice as high as wide."""
-    brightness = image.mean(axis=-1)
+    brightness = image.mean(axis=-1).clip(min=0)
     shades = brightness / max(float(brightness.max()), 1.0) * (len(SHADES) - 1)
     return "\n".join("".join(2 * SHADES[shade] for shade in row).rstrip() for row in shades.round().astype(int))
 
@@ -108,7 +109,8 @@ def _write(path: Path, predictions: Sequence[Mapping[str, Any]]) -> None:
         path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["file", "index", "label", "probability", "top"])
+        writer.writerow(["file", "index", "label", "probability", "top", "numbers"])
         for each in predictions:
             top = " ".join(f"{one['label']}:{one['probability']}" for one in each["top"])
-            writer.writerow([each["file"], each["index"], each["label"], each["probability"], top])
+            numbers = " ".join(map(str, each["numbers"]))
+            writer.writerow([each["file"], each["index"], each["label"], each["probability"], top, numbers])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +57,7 @@ def run(argv: Sequence[str]) -> Answer:
     from jaxmlp.proof.reproduce import reproduce
     from jaxmlp.run.find import find_run
 
+    write_page = _page_writer() if chosen.html else None
     with contextlib.ExitStack() as stack:
         experiment = chosen.experiment
         if chosen.certificate:
@@ -79,8 +80,15 @@ def run(argv: Sequence[str]) -> Answer:
             bisect=chosen.bisect,
             report=say,
         )
-    if chosen.html:
-        _write_page(found, str(chosen.certificate or path), chosen.html)
+    lines = "\n".join(_lines(found))
+    if write_page and chosen.html:
+        try:
+            with writing_to(chosen.html):
+                write_page(found, str(chosen.certificate or path), chosen.html)
+        except BaseException:
+            say(lines)  # The answer must not be lost with the page.
+            raise
+        say(f"{chosen.html}: the run and its training here, side by side")
     difference = found.first_difference
     document = {
         "level": found.level,
@@ -92,21 +100,18 @@ def run(argv: Sequence[str]) -> Answer:
         "operation": found.operation,
         "judgements": [judgement._asdict() for judgement in found.judgements],
     }
-    lines = "\n".join(_lines(found))
     if found.same:
         say(lines)
         return Answer(document)
     return Answer(document, CheckFailed.exit_code, lines)
 
 
-def _write_page(found: Reproduction, name: str, out: Path) -> None:
+def _page_writer() -> Callable[[Reproduction, str, Path], None]:
     try:
         from jaxmlp.report.replay import write_replay
     except ModuleNotFoundError as error:
         raise UsageError(f"--html needs {error.name}: pip install 'jaxmlp[report]'") from None
-    with writing_to(out):
-        write_replay(found, name, out)
-    say(f"{out}: the run and its training here, side by side")
+    return write_replay
 
 
 def _lines(found: Reproduction) -> Iterator[str]:

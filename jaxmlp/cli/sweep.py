@@ -192,7 +192,7 @@ def parse_seeds(text: str) -> list[int]:
     """
     seeds: list[int] = []
     for word in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?::(\d+))?\s*", word)
+        match = re.fullmatch(r"\s*(\d{1,19})(?::(\d{1,19}))?\s*", word)
         if not match:
             raise ConfigError("seeds", f"must look like 0:16, 3 or 1,5,7, got {text!r}")
         first, end = int(match[1]), int(match[2] or int(match[1]) + 1)
@@ -236,7 +236,8 @@ def _value(name: str, words: Sequence[str], config: ExperimentConfig) -> Any:
     *parts, last = name.split(".")
     part: Any = config
     for each in parts:
-        part = part[int(each)] if isinstance(part, tuple) and each.isdecimal() else getattr(part, each, None)
+        named = dict(enumerate(part)) if isinstance(part, tuple) else {}
+        part = named.get(int(each)) if re.fullmatch(r"[0-9]{1,9}", each) else getattr(part, each, None)
     if not isinstance(part, Part):
         return flags.value_of(words, int | float | str)
     value, hint = getattr(part, last, None), typing.get_type_hints(type(part)).get(last)

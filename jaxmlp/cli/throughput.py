@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxmlp.cli import flags
+from jaxmlp.cli import Answer, flags, main, say
 from jaxmlp.cli.experiment import parse_experiment
 from jaxmlp.experiment.fields import ranged
 from jaxmlp.system import runtime
@@ -28,9 +29,9 @@ class ThroughputFlags(flags.DataFlags):
     """How the sweep trains its lanes: one after another (map) or together (vmap)."""
 
 
-def main() -> None:
+def run(argv: Sequence[str]) -> Answer:
     """Compare and print."""
-    chosen, config = parse_experiment(ThroughputFlags, sys.argv[1:], "throughput")
+    chosen, config = parse_experiment(ThroughputFlags, argv, "throughput")
     runtime.configure(cpu_devices=chosen.lanes)
     from jaxmlp import data
     from jaxmlp.sweep.throughput import time_sweep_and_runs
@@ -39,8 +40,9 @@ def main() -> None:
     found = time_sweep_and_runs(
         config, dataset, seeds=range(chosen.lanes), rounds=chosen.rounds, batching=chosen.batching
     )
-    print(json.dumps(found, indent=2))
+    say(json.dumps(found, indent=2))
+    return Answer(found)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["throughput", *sys.argv[1:]]))

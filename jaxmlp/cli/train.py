@@ -271,7 +271,8 @@ def _answer(path: Path, chosen: ResumeFlags, result: Any) -> Answer:
     loss, accuracy = result["test_loss"], result["test_accuracy"]
     if loss is not None:
         tested = {"loss": loss, **{name: figures["test"] for name, figures in result["metrics"].items()}}
-        say(" - ".join([*(f"test_{name}: {value:.4f}" for name, value in tested.items()), str(path)]))
+        shown = {name: "nan" if value is None else f"{value:.4f}" for name, value in tested.items()}
+        say(" - ".join([*(f"test_{name}: {value}" for name, value in shown.items()), str(path)]))
     if result.get("stopped"):
         say(f"stopped in epoch {result['epochs']}, at update {result['steps']:,}: {result['stopped']}")
     document = {"run_dir": str(path), "stopped": None, **result, "total_s": time.perf_counter() - STARTED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -12,7 +13,7 @@ from jaxmlp.data import cache, embedded, official, prepared
 from jaxmlp.data.arrays import Pair, from_arrays
 from jaxmlp.data.dataset import Dataset, make_dataset
 from jaxmlp.data.prepared import Report, Status
-from jaxmlp.errors import ConfigError, DataError, did_you_mean, printable
+from jaxmlp.errors import ConfigError, DataError, JaxmlpError, did_you_mean, printable
 from jaxmlp.folders import chosen_folder
 
 if TYPE_CHECKING:
@@ -81,7 +82,15 @@ def load(
     name = config.name
     _check_known(name)
     if name in user_data:
-        train, test, *others = user_data[name]()
+        try:
+            train, test, *others = user_data[name]()
+        except JaxmlpError:
+            raise
+        except (Exception, SystemExit) as error:
+            frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
+            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+            said = f"the function that registers it raised {type(error).__name__}: {error}{where}"
+            raise DataError(f"data: {name} cannot be loaded: {said}") from error
         return from_arrays(train, test, validation=config.validation, name=name, others=others[0] if others else None)
     if name == EMBEDDED:
         loaded = prepared.Loaded(*embedded.load(), embedded.SHA256)

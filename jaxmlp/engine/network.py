@@ -196,6 +196,8 @@ def _tried(path: str, given: str, function: Any, *arguments: Any) -> Any:
     """The shapes of a function's result."""
     try:
         return jax.eval_shape(function, *arguments)
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(path, f"cannot be called with {given}: {type(error).__name__}: {error}") from error
 

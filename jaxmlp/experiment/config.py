@@ -186,7 +186,7 @@ class ExperimentConfig(Part):
         return value if value is None or not self.validated[self.best_by] else -value
 
     def to_dict(self) -> dict[str, Any]:
-        """Every value, defaults included, as JSON types. A part stores its kind under `kind`."""
+        """Every value as JSON types. A part's `kind` is stored too; optional fields at their defaults are left out."""
         return typing.cast(dict[str, Any], to_plain(self))
 
     @classmethod

@@ -19,6 +19,9 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from jaxmlp.errors import ConfigError, did_you_mean
 
+MAX_NESTING = 100
+"""Deepest nesting of a JSON text that is read. Python's own limit depends on its version."""
+
 
 def dotted(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The values of nested mappings, by dotted path."""
@@ -183,6 +186,8 @@ def _as_float32(value: float) -> float:
 def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
     interval = metadata.get("interval")
     if not interval:
+        if not math.isfinite(_as_float(value)):
+            raise ConfigError(path, f"must be finite, got {_as_float(value):g}")
         return value
     low, high = (float(bound) for bound in interval[1:-1].split(","))
 
@@ -202,18 +207,36 @@ def _in_interval(path: str, value: float, metadata: Mapping[str, Any]) -> float:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Refuses what only Python accepts: NaN, Infinity, and lone surrogates.
+    """The value of a JSON text. Refuses what only Python accepts: NaN, Infinity, numbers as large, lone surrogates.
 
     Raises:
-        ValueError: The text is not valid JSON, or is nested too deeply.
+        ValueError: The text is not valid JSON, or is nested more than `MAX_NESTING` deep.
     """
     try:
         text = text if isinstance(text, str) else text.decode()
-        value = json.loads(text, parse_constant=_refuse)
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if text.count("[") + text.count("{") > MAX_NESTING and _is_deeper(value, MAX_NESTING):
+            raise RecursionError
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a JSON value is nested more than `levels` deep."""
+    level = [value]
+    for _ in range(levels):
+        inner = (one for each in level for one in (each.values() if isinstance(each, dict) else each))
+        level = [one for one in inner if isinstance(one, dict | list)]
+    return bool(level)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
     return value
 
 

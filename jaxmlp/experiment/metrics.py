@@ -68,7 +68,10 @@ class OfClasses(Metric):
 
     def of_examples(self, logits: Logits, targets: Targets) -> dict[str, Bool[Array, "batch classes"]]:
         """For each class: whether it is the label, whether it is the prediction, and whether it is both."""
-        classes = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None]
+        count = logits.shape[-1]
+        if self.label is not None and self.label >= count:
+            raise ConfigError("metrics", f"has label {self.label}, but there are only {count} classes, counted from 0")
+        classes = jnp.arange(count, dtype=jnp.int32)[None]
         is_label = labels(targets)[:, None] == classes
         is_answer = jnp.argmax(logits, axis=-1)[:, None] == classes
         return {"labels": is_label, "answers": is_answer, "correct": is_label & is_answer}
@@ -80,10 +83,6 @@ class OfClasses(Metric):
         of_class = correct / np.maximum(self.out_of(*counts), 1)
         if self.label is None:
             return float(of_class[counts[0] + counts[1] > 0].mean())
-        if self.label >= len(correct):
-            raise ConfigError(
-                "metrics", f"has label {self.label}, but there are only {len(correct)} classes, counted from 0"
-            )
         return float(of_class[self.label])
 
     @staticmethod

@@ -101,16 +101,16 @@ def export(model: Model, name: str, path: Path) -> Exported:
     if not chosen.exact:  # Other programs have no portable arithmetic.
         precision = chosen.precision or model.config.factors
         model = dataclasses.replace(model, config=with_value(model.config, "precision", precision))
-    exporter.write(path, model)
     inputs = probes(model.facts)
     wanted = model.answers(inputs)
+    rounding = _largest(_otherwise(model, inputs) - wanted)
+    exporter.write(path, model)
     try:
         difference = _largest(exporter.answers(path, model, inputs) - wanted)
     except BaseException:
         # An export that was not compared must not remain.
         _remove(path)
         raise
-    rounding = _largest(_otherwise(model, inputs) - wanted)
     # Two programs may round the exact value in opposite directions, and both be right.
     limit = 0.0 if chosen.exact else max(TOLERANCE * max(1.0, _largest(wanted)), 4 * rounding)
     if not difference <= limit:

@@ -15,6 +15,8 @@ import hashlib
 import io
 import json
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +113,7 @@ def read(path: Path) -> Record:
             raise TypeError("a field has another type")
         _ = {**record.platform["binding"]}, {**record.platform["not_binding"]}
         return record
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError) as error:
         raise DamagedRecordError(f"{path} is not a golden record ({error}).") from error
 
 
@@ -149,7 +151,7 @@ def values(path: Path, record: Record) -> dict[str, NDArray[Any]] | None:
                 for leaf, about in record.leaves.items()
             }
         return found if digest(found) == record.digest else None
-    except (AttributeError, KeyError, OSError, TypeError, ValueError):
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
 
 

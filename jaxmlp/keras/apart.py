@@ -33,7 +33,7 @@ def read_keras(path: Path) -> KerasNetwork:
             layers.
         UsageError: h5py is not installed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise RunError(f"{path} does not exist, or is not a file.")
     command = [sys.executable, "-P", "-m", "jaxmlp.keras.apart", str(path.absolute()), str(path)]
     # The child finds the same modules as this process, whatever its current folder holds.

@@ -6,6 +6,7 @@ A lane of a sweep without kept runs has only its record. So does a diverged run,
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class RunFacts:
     @property
     def data_sha256(self) -> str:
         """SHA-256 of the examples of all splits. If it is equal, so are the test images."""
-        return str(self.manifest["binding"]["data_sha256"])
+        return str((self.manifest.get("binding") or {}).get("data_sha256"))
 
     @property
     def correct(self) -> int | None:
@@ -147,7 +148,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 def _runs_in(path: Path) -> Iterable[Path]:
     # RunDirectory reports a folder that does not exist.
-    if (path / CONFIG).exists() or not path.is_dir():
+    if os.path.exists(path / CONFIG) or not os.path.isdir(path):
         return [path]
     for pattern in ("runs", "."):
         if runs := sorted(config.parent for config in (path / pattern).glob(f"*/{CONFIG}")):

@@ -157,8 +157,8 @@ class RunDirectory:
             DiskError: The folder cannot be written.
         """
         path = Path(path)
-        if not path.is_dir():
-            raise RunError(f"{path} does not exist. `jaxmlp runs` lists the runs.")
+        if not os.path.isdir(path):
+            raise RunError(f"{path} does not exist, or cannot be read. `jaxmlp runs` lists the runs.")
         if not os.path.lexists(path / CONFIG):
             raise RunError(f"{path} is not a run directory: it has no {CONFIG}. `jaxmlp runs` lists the runs.")
         lock = Lock(path / LOCK) if write else None

@@ -71,7 +71,7 @@ def lock_folder(path: Path, name: str) -> Lock:
         RunError: It is a file, or another process holds its lock.
         DiskError: It cannot be made or locked.
     """
-    if path.exists() and not path.is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         raise RunError(f"{path} is a file. Name another folder with --out.")
     with files.trying_to(f"make the folder {path}"):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -95,9 +95,10 @@ def checked_manifest(path: Path, kind: str, again: str) -> dict[str, Any]:
     if isinstance(found, dict) and (version := found.get("format", 1)) != FORMAT:
         raise RunError(f"{path} is a {kind} of format {version}, but this jaxmlp reads format {FORMAT}. {again}.")
     if isinstance(found, dict) and found.get("status") in ("running", *ENDS):
-        parts = [found.get(name) or {} for name in ("binding", "not_binding", "imported", "start", "result")]
-        accepted = found.get(code.ACCEPTED) or []
-        parts += accepted if isinstance(accepted, list) else [accepted]
+        objects = ("binding", "not_binding", "imported", "start", "result", "data")
+        lists = [found.get(name) or [] for name in (code.ACCEPTED, "lengthened")]
+        parts = [found.get(name) or {} for name in objects]
+        parts += [part for each in lists for part in (each if isinstance(each, list) else [None])]
         names = (code.CODE, code.DATA_CODE)
         if all(
             isinstance(part, dict)
@@ -105,7 +106,10 @@ def checked_manifest(path: Path, kind: str, again: str) -> dict[str, Any]:
             and all(is_code(part[name]) for name in names if name in part)
             for part in parts
         ):
-            return {"result": None, **found}
+            kinds = dict.fromkeys(objects, dict) | {code.ACCEPTED: list, "lengthened": list}
+            return {"result": None} | {
+                name: value for name, value in found.items() if isinstance(value, kinds.get(name, object))
+            }
     raise ValueError("not a manifest")
 
 

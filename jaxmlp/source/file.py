@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import importlib.machinery
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -91,7 +92,7 @@ def load_experiment(path: Path, *, needs_config: bool = True) -> ExperimentFile:
     Raises:
             UsageError: The file does not exist, it raises, or it has no CONFIG although one is needed.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UsageError(f"{path} does not exist.{_nearest(path)}")
     whole = path.parent.resolve() / path.name
     content = whole.read_bytes()

@@ -68,7 +68,10 @@ class SweepDirectory:
             if os.path.lexists(path / CONFIG):
                 raise RunError(f"{path} holds a run. Name another folder with --out.")
             if os.path.lexists(path / PLAN):
-                names = stored.files_to_name(parse_json(files.read(path / PLAN)), read_manifest(path))
+                try:
+                    names = stored.files_to_name(parse_json(files.read(path / PLAN)), read_manifest(path))
+                except ValueError as error:
+                    raise RunError(f"{path} holds a damaged sweep ({error}). Name another folder with --out.") from None
                 resume = f"jaxmlp sweep --resume {shlex.quote(str(path))}{stored.flags(names)}"
                 raise RunError(f"{path} holds a sweep. Continue with `{resume}`, or name another folder with --out.")
             sweep = cls(path, plan, {"format": FORMAT, **manifest, "status": "running"}, lock)

@@ -220,11 +220,12 @@ def _summary(lanes: Sequence[LaneResult], config: ExperimentConfig) -> dict[str,
     found = [lane.figures(names) for lane in ended]
     figures = {}
     for name in lanes[0].figures(names):
-        spread = SeedSpread.of([value for each in found if (value := each[name]) is not None])
+        spread = SeedSpread.of([value for each in found if (value := each[name]) is not None and math.isfinite(value)])
         figures[name] = spread and spread._asdict()
     first = names[0]
     of_first = figures[f"test_{first}"] or dict.fromkeys(SeedSpread._fields)
-    best = max(ended, key=lambda lane: _sign(config, first) * lane.test[first], default=None)
+    scored = [lane for lane in ended if math.isfinite(lane.test.get(first, math.nan))]
+    best = max(scored, key=lambda lane: _sign(config, first) * lane.test[first], default=None)
     return {
         "settings": lanes[0].settings,
         "n": len(ended),

@@ -91,7 +91,7 @@ def join(cluster: Cluster) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_S,
             shutdown_timeout_seconds=SHUTDOWN_S,
         )
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         where = cluster.address or "the detected cluster"
         first = str(error).partition("\n")[0]
         raise DeviceError(
@@ -225,8 +225,11 @@ def supervise(argv: Sequence[str]) -> int:
     # The answer bypasses the pipe, into which Gloo prints from C++ and would corrupt it.
     answering = os.dup(1)
     child = subprocess.Popen(
-        [sys.executable, "-m", "jaxmlp.cli.supervised", *argv],
-        env=os.environ | {CHILD: f"{telling},{answering}", "PYTHONIOENCODING": "utf-8"},
+        [sys.executable, "-P", "-m", "jaxmlp.cli.supervised", *argv],
+        env=os.environ
+        | {CHILD: f"{telling},{answering}", "PYTHONIOENCODING": "utf-8"}
+        # The child finds the same modules as this process, whatever its current folder holds.
+        | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=(telling, answering),

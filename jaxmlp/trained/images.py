@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -87,7 +88,7 @@ def read_images(
         DataError: The path does not exist, or a file is damaged or holds images of another shape.
     """
     found: list[FileImages] = []
-    for file in _files(path) if path.is_dir() else [path]:
+    for file in _files(path) if os.path.isdir(path) else [path]:
         try:
             found.append(_read(file, image_shape, digits))
         except DataError as error:
@@ -109,9 +110,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, image_shape: tuple[int, int, int], digits: bool) -> FileImages:
-    if not path.is_file():
+    if not os.path.isfile(path):
         # Reading a pipe would block.
-        raise DataError(f"data: {path} {'is not a file' if path.exists() else 'does not exist'}")
+        raise DataError(f"data: {path} {'is not a file' if os.path.exists(path) else 'does not exist'}")
     kind = _kind(path)
     if kind == "picture":
         # Pillow's warnings are useless to people who cannot change the file.

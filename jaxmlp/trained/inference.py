@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import html
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -278,7 +279,7 @@ def model_of(history: History) -> Model:
 
 
 def _checkpoint(run: RunDirectory, which: str | int) -> Checkpoint:
-    if str(which).isdecimal():
+    if re.fullmatch(r"[0-9]{1,19}", str(which)):
         return run.checkpoints.at(int(which))
     if which not in ("last", "best", "ema"):
         raise ConfigError("checkpoint", f"must be last, best, ema or the step of a checkpoint, got {which!r}")

@@ -183,7 +183,14 @@ def _at(plain: Any, path: tuple[Any, ...]) -> Any:
 def as_json(documents: list[Any]) -> st.SearchStrategy[bytes]:
     """The documents' text, their values altered, or their bytes."""
     texts = [json.dumps(each).encode() for each in documents]
-    deep = [b"[" * 200_000, b'{"a":' * 50_000 + b"1" + b"}" * 50_000, b"[" * 900 + b"]" * 900, b"9" * 6000, b"\xff\xfe"]
+    deep = [
+        b"[" * 200_000,
+        b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+        b"[" * 900 + b"]" * 900,
+        b'{"a":' * 2_000 + b"1" + b"}" * 2_000,
+        b"9" * 6000,
+        b"\xff\xfe",
+    ]
     plain = altered(documents).map(lambda each: json.dumps(each).encode())
     return st.one_of(plain, plain, damaged(texts), st.sampled_from(deep))
 

@@ -416,7 +416,7 @@ def test_benchmark(tmp_path: Path) -> None:
         "suite": "quick",
         "rows": [{"key": f"row {i}", "what": "step", "units": 1, "process_s": [1.0, 2.0] * 4} for i in range(3)],
         "manifest": {"binding": binding, "not_binding": {"devices": 1, "threads": 2}},
-        "noise": {"noisy": False, "message": None, "neighbours": 1.0},
+        "noise": {"noisy": False, "message": None, "load_factor": 1.0},
     }
     path = tmp_path / "bench.json"
 
