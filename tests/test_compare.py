@@ -12,7 +12,7 @@ from refusals import refused
 from jaxmlp.bench.compare import P_MAX, check_processes, compare_benchmarks, holm, judge, needed_processes
 from jaxmlp.errors import UsageError
 
-ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 7, 15
+ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 10, 10
 TABLES = 40
 
 

@@ -23,8 +23,9 @@ from jaxmlp.bench.noise import BUSY_CORES, noise
 from jaxmlp.bench.timing import document
 from jaxmlp.errors import JaxmlpError
 
-SUITES = {"quick": 7, "full": 10}
-"""Default number of timed processes for each suite."""
+SUITES = {"quick": 10, "full": 10}
+"""Default number of timed processes for each suite. With fewer, one disturbed process can hide a slower row: in a table
+of 20 rows, the test over processes would not be significant any more."""
 ORDER = ("warm start", "compile", "step", "epoch", "evaluation", "run", "sweep")
 """Order of the rows by what they time. The device's own rows follow."""
 SIZES = ("devices", "grad_shards", "lanes", "width", "batch_size", "examples")

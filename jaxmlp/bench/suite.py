@@ -65,7 +65,7 @@ SUITES = {
     "quick": Suite(
         batch_sizes=(128, 32, 512), widths=(512, 128, 256), precisions=("float32", "bfloat16"),
         grad_shards=(1, 2, 4, 8), examples=(1_500, 375), eval_examples=1_000, cross=False,
-        lanes=(1, 4), sweep_examples=750, rounds=15,
+        lanes=(1, 4), sweep_examples=750, rounds=10,
     ),
     "full": Suite(
         batch_sizes=(128, 32, 256, 512, 1024, 4096), widths=(512, 128, 256, 1024, 2048),

@@ -24,8 +24,7 @@ class BenchFlags(flags.DeviceFlags):
     """Sizes to time. quick takes minutes and shows the time left. full times every combination of sizes and takes much
     longer."""
     processes: int | None = ranged(None, "[1, 1000]")
-    """Number of fresh processes that are timed, one after the other. Default: 7 (quick), 10 (full), 5 (each suite of
-    --exactness)."""
+    """Number of fresh processes that are timed, one after the other. Default: 10; with --exactness 5 for each suite."""
     compare: Path | None = None
     """File from an earlier `bench --json`. Exit with 3 if a row is slower now: by more than --fail-slower and than the
     spread of its own processes, with p < 0.05 for the table as a whole."""
