@@ -207,7 +207,7 @@ def test_predict_tells_and_writes_the_likeliest_classes_of_every_image(
         assert first == {"label": each["label"], "probability": each["probability"]}
         assert first["probability"] >= second["probability"]
     rows = (tmp_path / "out.csv").read_text().splitlines()
-    assert rows[0] == "file,index,label,probability,top"
+    assert rows[0] == "file,index,label,probability,top,numbers"
     assert rows[1].startswith(f"{names[0]},0,{found[0]['label']},{found[0]['probability']},")
     assert len(rows) == 5
     drawn = [line for line in ended.stderr.splitlines() if set(line) <= set(" .:-=+*#%@")]

@@ -33,6 +33,13 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     return Terminal()
 
 
+def timers(limit_s: float) -> None:
+    """Wait for the timers' threads to end."""
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.join(limit_s)
+
+
 def tell(progress: Progress) -> None:
     progress.note("a note")
     progress.steps_done(1, 234, 469, {"loss": 0.5, "accuracy": 0.8125})
@@ -59,7 +66,7 @@ def test_off_a_terminal_a_long_compile_says_so_in_a_line(
 ) -> None:
     monkeypatch.setattr(progress_of, "LONG_S", long_s)
     with make_progress("2", 20) as progress, progress.compiling():
-        threading.Event().wait(0.2)
+        timers(0.0 if long_s else 10.0)
     assert capsys.readouterr().out.count("compiling") == lines
 
 
@@ -71,7 +78,7 @@ def test_a_reader_that_leaves_while_a_run_compiles_is_met_by_the_next_line(monke
     with open(writer, "w") as left:
         with contextlib.redirect_stdout(left), make_progress("2", 20) as progress:
             with progress.compiling():
-                threading.Event().wait(0.2)
+                timers(10.0)
             with pytest.raises(BrokenPipeError):
                 progress.epoch_ended(RECORD)
         os.dup2(os.open(os.devnull, os.O_WRONLY), writer)  # What is left is written when the file is closed.
