@@ -46,9 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     assert "jax" not in sys.modules, "JAX was imported before its devices were set"
     folder = tempfile.TemporaryDirectory(prefix="jaxmlp-tests-")
     config.add_cleanup(folder.cleanup)
-    cache = config.cache
-    assert cache, "tests keep compiled programs in pytest's cache: leave out -p no:cacheprovider"
-    _set_environment(Path(folder.name), cache.mkdir("programs"))
+    # Without pytest's cache (`-p no:cacheprovider`), nothing is kept.
+    cache = getattr(config, "cache", None)
+    programs = cache.mkdir("programs") if cache else Path(folder.name, "programs")
+    _set_environment(Path(folder.name), programs)
     _promote_strictly()
     # A shell's background job ignores Ctrl-C, nohup a hang-up; the tests' children would too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
