@@ -19,8 +19,8 @@ from command_line import QUICKSTART
 from refusals import refused
 
 from jaxmlp import MLP, AdamW, DataConfig, ExperimentConfig, data, train
-from jaxmlp.bench import device, exactness, machine, processes, race, roof, speedrun, suite, timing
-from jaxmlp.bench.compare import DEVICE_ROWS
+from jaxmlp.bench import device, exactness, machine, plain, processes, race, roof, speedrun, suite, timing
+from jaxmlp.bench.compare import DEVICE_ROWS, PLAIN
 from jaxmlp.bench.mllog import mllog_lines
 from jaxmlp.bench.noise import load_factor, noise
 from jaxmlp.bench.profile import profile
@@ -109,6 +109,22 @@ def test_devices_exchange_what_their_names_say(monkeypatch: pytest.MonkeyPatch) 
     for program in [*programs, *device.transfers(1), device.dispatch()]:
         program.run(1)
         assert program.what in DEVICE_ROWS
+
+
+def test_a_plain_step_trains_and_runs_no_code_of_jaxmlp() -> None:
+    program = plain.plain_step(8, (784, 16, 10), 32)
+    program.run(2)
+    assert program.what == PLAIN
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (32, 784), np.uint8), rng.integers(0, 10, 32, np.int32)
+    kernels = [rng.normal(0, 0.03, shape).astype(np.float32) for shape in ((784, 64), (64, 10))]
+    params = [(kernel, np.zeros(kernel.shape[1], np.float32)) for kernel in kernels]
+    trained = plain.train(32, (params, plain.OPTIMIZER.init(params)), (images, labels), 500)
+    (first, first_bias), (last, last_bias) = jax.device_get(trained[0])
+    hits = (np.maximum(images / 255 @ first + first_bias, 0) @ last + last_bias).argmax(1) == labels
+    assert hits.sum() > 30
+    imports = [line for line in Path(plain.__file__).read_text().splitlines() if "jaxmlp" in line and "import" in line]
+    assert imports == ["from jaxmlp.bench.timing import TimedProgram"]
 
 
 def test_a_steps_flops_and_bytes_are_those_counted_by_hand() -> None:
@@ -354,7 +370,7 @@ def benchmark() -> dict[str, Any]:
 def test_a_benchmark_times_every_stage_of_a_training(benchmark: dict[str, Any]) -> None:
     stages = {row["what"] for row in benchmark["rows"]}
     assert stages - set(DEVICE_ROWS) == {*processes.ORDER, "planted step"}
-    assert {"product", "products", "copy", "dispatch"} < stages
+    assert {PLAIN, "product", "products", "copy", "dispatch"} < stages
     sizes = ("batch_size", "width", "precision", "devices", "grad_shards")
     steps = {tuple(row[size] for size in sizes) for row in benchmark["rows"] if row["what"] == "step"}
     base = (16, 8, "float32")

@@ -12,7 +12,7 @@ from refusals import refused
 from jaxmlp.bench.compare import P_MAX, check_processes, compare_benchmarks, holm, judge, needed_processes
 from jaxmlp.errors import UsageError
 
-ROWS, DEVICE, PROCESSES, ROUNDS = 20, 10, 10, 10
+ROWS, PROCESSES, ROUNDS = 20, 10, 10
 TABLES = 40
 
 
@@ -23,7 +23,7 @@ def table(rng: np.random.Generator) -> dict[str, list[float]]:
     spread by 2 % and hang together (0.5 from one to the next); one process and one sample in fifty is disturbed, by
     30 % on average.
     """
-    shape = (ROUNDS, PROCESSES, ROWS + DEVICE)
+    shape = (ROUNDS, PROCESSES, ROWS + 1)
     run = rng.normal(0, 0.01) + rng.normal(0, 0.005, shape[2])
     process = rng.normal(0, 0.05, (PROCESSES, 1)) + rng.normal(0, 0.01, shape[1:]) + strays(rng, shape[1:])
     samples = rng.normal(0, 0.02, shape)
@@ -39,8 +39,8 @@ def strays(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
 
 
 def judged(base: dict[str, list[float]], here: dict[str, list[float]]) -> dict[str, str]:
-    device = [str(ROWS + number) for number in range(DEVICE)]
-    return {found.key: found.verdict for found in judge(base, here, limit=0.05, device=device).rows}
+    plain = str(ROWS)
+    return {found.key: found.verdict for found in judge(base, here, limit=0.05, device=[plain], plain=plain).rows}
 
 
 def test_hardly_a_table_of_equal_programs_has_a_row_called_different_and_a_slow_down_of_a_tenth_is_found() -> None:
@@ -83,31 +83,32 @@ def test_a_row_differs_beyond_the_limit_and_the_spread_of_its_own_processes(
     assert found.ratio == pytest.approx(factor, rel=1e-4)
 
 
-def test_rows_are_relative_to_the_device_whose_own_rows_show_its_change() -> None:
-    base = {"step": QUIET, "product": QUIET}
-    for step, product, verdict in (
+def test_rows_are_relative_to_a_plain_step_which_shows_how_slow_the_device_is() -> None:
+    base = {"step": QUIET, "plain": QUIET, "product": QUIET}
+    for step, plain, verdict in (
         (1.2, 1.2, "same"),
         (1.2, 1.0, "slower"),
         (1.0, 0.8, "slower"),
         (1.2, 1.4, "faster"),
     ):
-        here = {"step": [step * second for second in QUIET], "product": [product * second for second in QUIET]}
-        (found, device), device_ratio = judge(base, here, limit=0.05, device=["product"])
-        assert (found.verdict, device.verdict) == (verdict, "device")
-        assert found.ratio == pytest.approx(step / product)
-        assert [device.ratio, device_ratio] == pytest.approx([product, product])
+        here = {"step": [step * second for second in QUIET], "plain": [plain * second for second in QUIET]}
+        here |= {"product": [3 * second for second in QUIET]}  # Other rows of the device change nothing.
+        (found, *device), device_ratio = judge(base, here, limit=0.05, device=["plain", "product"], plain="plain")
+        assert [found.verdict, *(row.verdict for row in device)] == [verdict, "device", "device"]
+        assert found.ratio == pytest.approx(step / plain)
+        assert [*(row.ratio for row in device), device_ratio] == pytest.approx([plain, 3, plain])
 
 
 def test_a_processor_that_is_slow_in_some_processes_changes_no_verdict() -> None:
     slow = np.array([1.0, 1.0, 1.3, 1.0, 1.2, 1.0, 1.4, 1.1, 1.0, 1.0])
-    base = {name: list(np.asarray(QUIET) * slow) for name in ("step", "product", "copy")}
-    here = {name: list(np.asarray(QUIET) * slow[::-1]) for name in ("step", "product", "copy")}
+    base = {name: list(np.asarray(QUIET) * slow) for name in ("step", "plain")}
+    here = {name: list(np.asarray(QUIET) * slow[::-1]) for name in ("step", "plain")}
     slowed = here | {"step": [1.1 * second for second in here["step"]]}
-    found = [judge(base, each, limit=0.05, device=["product", "copy"]).rows[0] for each in (here, slowed)]
+    found = [judge(base, each, limit=0.05, device=["plain"], plain="plain").rows[0] for each in (here, slowed)]
     assert [each.verdict for each in found] == ["same", "slower"]
     assert found[1].ratio == pytest.approx(1.1, rel=0.01)
     assert found[0].spread < 0.02
-    assert judge(base, slowed, limit=0.05).rows[0].verdict == "unstable"  # Without the device's own rows.
+    assert judge(base, slowed, limit=0.05).rows[0].verdict == "unstable"  # Without a plain step.
 
 
 def test_a_difference_within_the_spread_of_a_rows_own_processes_is_unstable_though_no_process_overlaps() -> None:
@@ -141,8 +142,8 @@ def test_the_fewest_processes_show_one_row_of_so_many_and_one_fewer_do_not(rows:
 
 def document(process_s: list[float], **binding: str) -> dict[str, Any]:
     facts = {"binding": {"device_kind": "cpu", "isa": "avx2", **binding}, "not_binding": {"devices": 1, "threads": 2}}
-    row = {"key": "step", "what": "step", "process_s": process_s}
-    return {"suite": "quick", "manifest": facts, "rows": [row], "noise": {"load_factor": 1.0}}
+    rows = [{"key": what, "what": what, "process_s": process_s} for what in ("step", "plain step")]
+    return {"suite": "quick", "manifest": facts, "rows": rows, "noise": {"load_factor": 1.0}}
 
 
 def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
@@ -154,9 +155,17 @@ def test_benchmarks_of_other_devices_are_compared_only_when_asked_to() -> None:
 
 def test_benchmarks_without_a_row_in_common_are_refused() -> None:
     other = document(QUIET)
+    del other["rows"][0]
     other["rows"][0]["key"] = "epoch"
     with refused(UsageError, "quick"):
         compare_benchmarks(document(QUIET), other, limit=0.05)
+
+
+def test_a_base_without_the_plain_step_by_which_times_are_divided_is_refused() -> None:
+    base = document(QUIET)
+    del base["rows"][1]
+    with refused(UsageError, "plain step", "jaxmlp bench --json"):
+        compare_benchmarks(base, document(QUIET), limit=0.05)
 
 
 def test_processes_that_can_show_nothing_are_refused_with_the_number_that_can() -> None:

@@ -4,10 +4,10 @@ The unit of comparison is the process, not the sample: samples of one process sh
 A row therefore has one value for each process, the median of its samples. Two benchmarks are two groups of processes.
 
 A whole process, or a whole benchmark, can be faster or slower, by ten per cent on a virtual machine, because a
-neighbour or the clock changes. The device's own rows, such as product and copy, show by how much: they run in the same
-rounds, and no code of jaxmlp. So all other times are divided by the slowness of the device in their process
-(`slowness`). A device that has really become slower shows in its own rows, whose times are not changed, and in
-`Comparison.device_ratio`.
+neighbour or the clock changes. The same update in plain JAX (`bench.plain`) shows by how much: it runs in the same
+rounds, and no code of jaxmlp. So the times of jaxmlp are divided by the slowness of the device in their process: the
+time of a plain step there, over its median time in the base. A device that has really become slower shows in its own
+rows, such as plain step, product and copy, whose times are not changed, and in `Comparison.device_ratio`.
 
 A row is `slower` if three things hold, and `faster` if they hold in the other direction:
 
@@ -34,7 +34,6 @@ from math import comb
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxmlp.bench.spread import Spread
 from jaxmlp.errors import UsageError
@@ -43,8 +42,10 @@ P_MAX = 0.05
 """Largest chance that any row of a table is significant although the programs are equal."""
 EXCLUDED = 0.1
 """Change of a row that must be excluded before it is called the same, unless twice the limit is larger."""
-DEVICE_ROWS = ("product", "products", "copy", "dispatch", "to device", "from device", "psum", "all gather",
-               "reduce scatter", "all to all")  # fmt: skip
+PLAIN = "plain step"
+"""Row by which the times of jaxmlp are divided."""
+DEVICE_ROWS = (PLAIN, "product", "products", "copy", "dispatch", "to device", "from device", "psum",
+               "all gather", "reduce scatter", "all to all")  # fmt: skip
 """Rows that run no code of jaxmlp. They measure the device itself."""
 DEVICE = ("device_kind", "isa", "platform_version")
 """Names of the facts in the manifest that identify a device."""
@@ -78,7 +79,7 @@ class Comparison(NamedTuple):
 
     rows: list[RowChange]
     device_ratio: float
-    """How slow the device was, relative to the base. Above 1, its own rows took longer."""
+    """How slow the device was, relative to the base. Above 1, a plain step took longer."""
 
 
 def judge(
@@ -87,6 +88,7 @@ def judge(
     *,
     limit: float,
     device: Sequence[str] = (),
+    plain: str | None = None,
     load_factor: float = 1.0,
 ) -> Comparison:
     """Judge every row of `here` by the rules in this module's docstring.
@@ -95,10 +97,11 @@ def judge(
         base: Seconds of each process, in the order of the processes, for each row.
         here: The same, for the same rows.
         limit: The smallest difference that matters, as a fraction: 0.05 is 5 %.
-        device: Keys of the device's own rows.
+        device: Keys of the device's own rows, which are not judged.
+        plain: Key of the one among them by which all other times are divided. None: no time is divided.
         load_factor: Factor by which other processes could slow a row down, in either benchmark.
     """
-    slow = [slowness(times, base, device) for times in (base, here)]
+    slow = [np.asarray(times[plain]) / np.median(base[plain]) if plain else np.ones(1) for times in (base, here)]
     base, here = (_relative(times, each, device) for times, each in zip((base, here), slow, strict=True))
     judged = [key for key in here if key not in device]
     adjusted = dict(zip(judged, holm([_p(here[key], base[key]) for key in judged]), strict=True))
@@ -120,17 +123,6 @@ def judge(
         effect = float(2 * wins / (len(now) * len(there)) - 1)
         rows.append(RowChange(key, spreads[0].median, spreads[1].median, ratio, effect, p, spread, verdict))
     return Comparison(rows, float(np.median(slow[1]) / np.median(slow[0])))
-
-
-def slowness(
-    times: Mapping[str, Sequence[float]], base: Mapping[str, Sequence[float]], device: Sequence[str]
-) -> Float[np.ndarray, " processes"]:
-    """How slow the device was in each process: the median over its own rows of (time / median time in the base)."""
-    if not device:
-        return np.ones(1)
-    found: Float[np.ndarray, " processes"]
-    found = np.median([np.asarray(times[key]) / np.median(base[key]) for key in device], axis=0)
-    return found
 
 
 def _relative(times: Mapping[str, Sequence[float]], slow: Any, device: Sequence[str]) -> dict[str, Any]:
@@ -175,30 +167,35 @@ def compare_benchmarks(
     """Judge the rows that two documents of `run_suite` share, in the order of `here`.
 
     Raises:
-        UsageError: The devices differ and `across_devices` is False, the documents share no row, or they have too few
-            processes.
+        UsageError: The devices differ and `across_devices` is False, the documents share no row or no plain step, or
+            they have too few processes.
     """
     check_comparable(base, here, across_devices=across_devices)
     before = {row["key"]: row["process_s"] for row in base["rows"]}
     shared = [row for row in here["rows"] if row["key"] in before]
     device = [row["key"] for row in shared if row["what"] in DEVICE_ROWS]
+    plain = next(row["key"] for row in shared if row["what"] == PLAIN)
     check_processes(base, min(len(row["process_s"]) for row in shared))
     load_factor = max(document["noise"]["load_factor"] for document in (base, here))
     times = {row["key"]: row["process_s"] for row in shared}
-    return judge(before, times, limit=limit, device=device, load_factor=load_factor)
+    return judge(before, times, limit=limit, device=device, plain=plain, load_factor=load_factor)
 
 
 def check_comparable(base: Mapping[str, Any], here: Mapping[str, Any], *, across_devices: bool) -> None:
     """Refuse a base of another device, or without a common row. The rows of `here` need not be timed yet.
 
     Raises:
-        UsageError: The devices differ and `across_devices` is False, or the documents share no row.
+        UsageError: The devices differ and `across_devices` is False, or the documents share no row, or no plain step.
     """
     if not across_devices and (differing := _devices(base, here)):
         hint = "Add --across-devices to compare them anyway"
         raise UsageError(f"compare: the devices differ: {'; '.join(differing)}. {hint}")
-    if not {row["key"] for row in base["rows"]} & {row["key"] for row in here["rows"]}:
+    before = {row["key"] for row in base["rows"]}
+    if not before & {row["key"] for row in here["rows"]}:
         raise UsageError(f"compare: the base, which has suite {base['suite']}, has none of these rows")
+    if not before & {row["key"] for row in here["rows"] if row["what"] == PLAIN}:
+        said = f"has no row `{PLAIN}`, by which the times of jaxmlp are divided"
+        raise UsageError(f"compare: the base {said}. Make it again with `jaxmlp bench --json`")
 
 
 def check_processes(base: Mapping[str, Any], processes: int) -> None:

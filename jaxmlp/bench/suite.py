@@ -21,6 +21,7 @@ from jaxmlp import data, shards, train
 from jaxmlp.bench.device import device_programs
 from jaxmlp.bench.machine import joules, machine, peak_bytes
 from jaxmlp.bench.noise import Watch
+from jaxmlp.bench.plain import plain_step
 from jaxmlp.bench.profile import profile
 from jaxmlp.bench.timing import TimedProgram, calibrate, measure
 from jaxmlp.bench.work import Work, eval_work, step_work
@@ -104,7 +105,8 @@ def measure_once(
     start = TimedProgram(what="warm start", run=lambda _: warm_s, **sizes)
     layers = (int(np.prod(IMAGE_SHAPE)), suite.widths[0], suite.widths[0], NUM_CLASSES)
     device = device_programs(suite.batch_sizes[0], layers, suite.precisions)
-    steady, swept = [*device, *_steady(suite, counted=counted)], list(_sweeps(suite))
+    plain = plain_step(suite.batch_sizes[0], layers, suite.examples[0])
+    steady, swept = [plain, *device, *_steady(suite, counted=counted)], list(_sweeps(suite))
     for what in plants:
         held = swept if what == "sweep" else steady
         held.append(_slowed(next(program for program in held if program.what == what)))

@@ -193,7 +193,7 @@ def _compare(base: Mapping[str, Any], document: Mapping[str, Any], limit: float,
             f"{found.base_s:10.3g} {found.here_s:10.3g} {found.ratio:6.3f} {found.spread:7.1%} {found.effect:7.2f}"
         )
         say(f"{found.key:{width}} {figures} {found.p:7.2g}  {found.verdict}")
-    say(f"The device's own rows took {device_ratio:.2f} of their time in the base. All others are relative to them.")
+    say(f"A plain step took {device_ratio:.2f} of its time in the base. The times of jaxmlp are relative to it.")
     for name, measured in (("The base", base), ("This one", document)):
         if measured["noise"]["noisy"]:
             say(f"{name}: {measured['noise']['message']}")
