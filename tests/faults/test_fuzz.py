@@ -408,13 +408,15 @@ def test_sweep(tmp_path: Path) -> None:
 
 
 def test_benchmark(tmp_path: Path) -> None:
-    from jaxmlp.bench.compare import compare_benchmarks
+    from jaxmlp.bench.compare import PLAIN, compare_benchmarks
     from jaxmlp.cli import bench
 
     binding = {"device_kind": "cpu", "isa": "x86_64", "platform_version": "1"}
     here = {
         "suite": "quick",
-        "rows": [{"key": f"row {i}", "what": "step", "units": 1, "process_s": [1.0, 2.0] * 4} for i in range(3)],
+        "rows": [
+            {"key": what, "what": what, "units": 1, "process_s": [1.0, 2.0] * 4} for what in ("step", PLAIN, "copy")
+        ],
         "manifest": {"binding": binding, "not_binding": {"devices": 1, "threads": 2}},
         "noise": {"noisy": False, "message": None, "load_factor": 1.0},
     }
@@ -426,6 +428,7 @@ def test_benchmark(tmp_path: Path) -> None:
             lambda: compare_benchmarks(bench.read_benchmark(path), here, limit=0.05, across_devices=True), UsageError
         )
 
+    assert feed(json.dumps(here).encode()) == "accepted"
     fuzz("benchmark", as_json([here]), feed, 100)
 
 
