@@ -237,7 +237,7 @@ def left_with_a_stopped_process(
         return started.all[0].returncode, err
 
     words = (experiment, "--epochs", "100000", "--out", out, "--checkpoint-s", "0")
-    with ThreadPoolExecutor(1) as pool, processes(2, 1, *words) as started:
+    with processes(2, 1, *words) as started, ThreadPoolExecutor(1) as pool:
         yield pool.submit(stop_one, started)
 
 
